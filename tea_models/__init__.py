@@ -1,0 +1,48 @@
+"""Download, verify, inspect and plan local GGUF models. The public functions; each is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tea_models.inspect import Inspection, inspect_model
+    from tea_models.plan import RunPlan, resolve_plan
+    from tea_models.profile import ModelProfile, resolve_profile
+    from tea_models.pull import PullResult, pull
+    from tea_models.registry import Registry
+    from tea_models.settings import Settings
+
+_HOME = {
+    "Inspection": "tea_models.inspect",
+    "ModelProfile": "tea_models.profile",
+    "PullResult": "tea_models.pull",
+    "Registry": "tea_models.registry",
+    "RunPlan": "tea_models.plan",
+    "Settings": "tea_models.settings",
+    "inspect_model": "tea_models.inspect",
+    "pull": "tea_models.pull",
+    "resolve_plan": "tea_models.plan",
+    "resolve_profile": "tea_models.profile",
+}
+
+__all__ = [
+    "Inspection",
+    "ModelProfile",
+    "PullResult",
+    "Registry",
+    "RunPlan",
+    "Settings",
+    "inspect_model",
+    "pull",
+    "resolve_plan",
+    "resolve_profile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,48 @@
+"""`tea-models`: a thin command each. Commands parse, call the library and print; `main` alone catches and exits."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tea_models.cli.frame import LazyGroup, run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "list": "Models of the registry, and which are installed.",
+    "pull": "Download models and check every byte.",
+    "inspect": "What a GGUF file says about itself, local or remote.",
+    "profile": "Facts about a model, portable, with where each came from.",
+    "plan": "Settings for this machine, with reasons; before the download.",
+    "verify": "Hash installed models again and check that they load.",
+    "path": "Where a model's file lies.",
+    "lock": "Pin sources and hashes in models.lock.",
+    "sync": "Make the store hold exactly what models.lock says.",
+    "bundle": "Pack locked models into one file for machines without network.",
+    "add": "Write a pinned entry into the project's registry.yaml.",
+    "registry": "Check a registry file.",
+    "adopt": "Link in GGUF files that other tools have already.",
+    "rm": "Remove models from the store.",
+    "gc": "Remove leftovers from the store.",
+    "export": "A plan as settings for other servers.",
+    "render": "The exact prompt a chat becomes.",
+    "doctor": "This machine, the engine and the store at a glance.",
+}
+
+
+def group() -> LazyGroup:
+    """Build the `tea-models` command group; a command's module is imported when it is used."""
+    return LazyGroup(
+        name="tea-models",
+        package="tea_models.cli",
+        commands=COMMANDS,
+        help="Download, verify, inspect and plan local GGUF models.",
+        epilog="Start with: tea-models pull smollm2-135m",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `tea-models` command."""
+    sys.exit(run(group(), sys.argv[1:] if argv is None else list(argv)))

@@ -1,0 +1,146 @@
+"""What all commands of `tea-models` and `tea-runtime` share: lazy loading, common options, and the one place that catches."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tea_models.cli.output import Output
+from tea_models.errors import DiskFullError, StoreError, TeaModelsError, UsageError
+from tea_models.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """What a command gets: the resolved settings and where its output goes."""
+
+    settings: Settings
+    out: Output
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of `package` (`-` becomes `_`, `command` is the attribute)."""
+
+    def __init__(self, *, package: str, commands: Mapping[str, str], **options: Any) -> None:
+        super().__init__(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, **options)
+        self.package = package
+        self.lazy = commands
+        self.params.append(
+            click.Option(
+                ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+            )
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in self.lazy:
+            return None
+        module = importlib.import_module(f"{self.package}.{_module_name(cmd_name)}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.lazy:
+            import difflib
+
+            near = difflib.get_close_matches(name, self.lazy, n=1)
+            raise click.UsageError(f"no command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.lazy.items()))
+
+
+def _module_name(command: str) -> str:
+    name = command.replace("-", "_")
+    return f"{name}_" if name in ("list", "import") else name
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        click.echo(f"{ctx.find_root().info_name} {version('tea-models')}")
+        ctx.exit()
+
+
+def answering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`, `--quiet` and `--offline`, and an `App` as its first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
+    @click.option("--offline", is_flag=True, help="Fetch nothing.")
+    @functools.wraps(function)
+    def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
+        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
+        return function(App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet)), *args, **options)
+
+    return command
+
+
+def run(command: click.Command, argv: Sequence[str]) -> int:
+    """Run a command and turn whatever happens into an exit code and one message.
+
+    Args:
+        command: The click command or group.
+        argv: Arguments without the program's name.
+
+    Returns:
+        The exit code (see DESIGN: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted).
+    """
+    as_json = "--json" in argv
+    out = Output.from_environment(os.environ, as_json=as_json, quiet=False)
+    # A `kill` should leave by the same door as Ctrl-C, so that locks and children are cleaned up.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = command.main(args=list(argv), prog_name=command.name, standalone_mode=False)
+        sys.stdout.flush()
+    except TeaModelsError as error:
+        return out.error(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 2
+    except click.UsageError as error:
+        where = f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else ""
+        return out.error(UsageError(error.format_message(), hint=where))
+    except click.ClickException as error:
+        return out.error(UsageError(error.format_message()))
+    except (KeyboardInterrupt, click.Abort, EOFError):
+        out.interrupted()
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`); Python must not complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return out.error(TeaModelsError("out of memory"))
+    except OSError as error:
+        return out.error(_from_os_error(error))
+    return result if isinstance(result, int) else 0
+
+
+def _from_os_error(error: OSError) -> TeaModelsError:
+    name = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{name}no space left on the device")
+    return StoreError(f"{name}{error.strerror or error}")
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt

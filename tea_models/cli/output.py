@@ -1,0 +1,132 @@
+"""The one sink for what a command says: human text, JSON, or nothing but the answer."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tea_models.errors import TeaModelsError
+
+# C0 and C1 controls, DEL, bidirectional overrides and separators: what a file's text could do to a terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where answers, notes and errors go.
+
+    Attributes:
+        as_json: stdout carries exactly one JSON document.
+        quiet: No notes and no progress.
+        color: stdout may be coloured.
+        live: stderr is a terminal that can show progress.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    color: bool = False
+    live: bool = False
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], *, as_json: bool, quiet: bool) -> Output:
+        """Decide from the terminal, `NO_COLOR` and `TERM`."""
+        dumb = environ.get("TERM", "") == "dumb"
+        color = sys.stdout.isatty() and not environ.get("NO_COLOR") and not dumb and not as_json
+        return cls(as_json=as_json, quiet=quiet, color=color, live=sys.stderr.isatty() and not quiet and not dumb)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal (80 where there is none)."""
+        return max(20, shutil.get_terminal_size((80, 24)).columns)
+
+    def answer(self, data: Any, human: Callable[[], str]) -> None:
+        """Print the answer: `data` as JSON, or the text that `human` makes."""
+        if self.as_json:
+            # Lone surrogates can't be encoded as UTF-8; as \\u escapes they are legal JSON.
+            sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=not _encodable(data), allow_nan=False) + "\n")
+            return
+        text = human()
+        if text:
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that is not the answer."""
+        if not self.quiet:
+            sys.stderr.write(printable(text) + "\n")
+            sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        """Say something on stderr that the user should act on; shown with `--quiet` too."""
+        sys.stderr.write(f"warning: {printable(text)}\n")
+
+    def error(self, error: TeaModelsError) -> int:
+        """Report an error and return its exit code."""
+        if self.as_json:
+            document = {"error": {"type": error.type, "message": printable(error.message), "hint": printable(error.hint)}}
+            sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        else:
+            sys.stderr.write(f"error: {printable(error.message)}\n")
+            if error.hint:
+                sys.stderr.write(f"  {printable(error.hint)}\n")
+        return error.exit_code
+
+    def interrupted(self) -> None:
+        """Report that the user stopped the command."""
+        if self.as_json:
+            document = {"error": {"type": "Interrupted", "message": "interrupted", "hint": "run the command again to go on"}}
+            sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        else:
+            sys.stderr.write("\ninterrupted; run the command again to go on\n")
+
+    def style(self, text: str, *styles: str) -> str:
+        """Colour a text for stdout where that is wanted; `styles` are names such as `bold` and `red`."""
+        if not self.color or not styles:
+            return text
+        return "".join(f"\x1b[{_STYLES[style]}m" for style in styles) + text + "\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Replace what could control a terminal (escape sequences, bidi overrides, lone surrogates) by visible escapes."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def human_size(size: float) -> str:
+    """A number of bytes in the unit a person would choose, with three significant digits."""
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1000:
+            return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f} {unit}"
+    return f"{size / 1024:.2f} TiB"
+
+
+def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:
+    """Align rows of cells in columns, two spaces apart; columns in `right` are flushed right."""
+    every = ([header] if header else []) + rows
+    if not every:
+        return ""
+    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    lines = []
+    for row in every:
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _encodable(data: Any) -> bool:
+    if isinstance(data, str):
+        return data.isascii() or not any("\ud800" <= character <= "\udfff" for character in data)
+    if isinstance(data, dict):
+        return all(_encodable(key) and _encodable(value) for key, value in data.items())
+    if isinstance(data, list | tuple):
+        return all(map(_encodable, data))
+    return True

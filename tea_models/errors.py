@@ -1,0 +1,156 @@
+"""The errors of `tea_models`, each with the exit code that the command line gives it.
+
+    TeaModelsError                1  failed
+    ├── UsageError                2  an argument or reference that can't be understood
+    │   └── ConfigError           2  registry.yaml, models.lock, a workflow: file, line, key
+    ├── IntegrityError            3  bytes are not what they should be
+    │   ├── ChecksumMismatchError    the SHA-256 differs from the pin
+    │   ├── SizeMismatchError        the size differs from the pin
+    │   └── MalformedGGUFError       not a GGUF file, or a broken one: byte offset and what was expected
+    ├── NotAvailableError         4  not found, or not reachable from here
+    │   ├── UnknownModelError        no such name in the registry
+    │   ├── MissingFileError         no such file
+    │   ├── OfflineError             absent, and `--offline` forbids to fetch it
+    │   ├── SourceUnavailableError   every source failed
+    │   └── AccessDeniedError        a token or an accepted licence is needed
+    ├── DoesNotFitError           5  not enough memory, or not enough disk
+    │   ├── MemoryDoesNotFitError
+    │   └── DiskFullError
+    ├── StoreError                1  the store can't be written or is in an impossible state
+    ├── TemplateError             1  a chat template that does not parse, raises, or breaks a limit
+    └── EngineError               1  llama.cpp is missing, too old, or failed
+"""
+
+from __future__ import annotations
+
+
+class TeaModelsError(Exception):
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: What went wrong, where, what was expected and what was there.
+        hint: What to do next; empty where there is nothing useful to say.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def type(self) -> str:
+        """The name under which the error is reported with `--json`."""
+        return type(self).__name__.removesuffix("Error") or "Error"
+
+
+class UsageError(TeaModelsError):
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A file that a person wrote is wrong.
+
+    Args:
+        message: What is wrong with the value and what was expected.
+        file: Path of the file, as given.
+        line: One-based line, if known.
+        key: Dotted path of the key, if known.
+        hint: What to do next.
+    """
+
+    def __init__(
+        self, message: str, *, file: str = "", line: int | None = None, key: str = "", hint: str = ""
+    ) -> None:
+        place = file + (f":{line}" if line is not None else "")
+        super().__init__(": ".join(part for part in (place, key, message) if part), hint=hint)
+        self.file = file
+        self.line = line
+        self.key = key
+
+
+class IntegrityError(TeaModelsError):
+    exit_code = 3
+
+
+class ChecksumMismatchError(IntegrityError):
+    """The SHA-256 of the bytes differs from the pinned one."""
+
+    def __init__(self, what: str, *, expected: str, actual: str, hint: str = "") -> None:
+        super().__init__(f"{what}: sha256 is {actual}, expected {expected}", hint=hint)
+        self.expected = expected
+        self.actual = actual
+
+
+class SizeMismatchError(IntegrityError):
+    """The size in bytes differs from the pinned one."""
+
+    def __init__(self, what: str, *, expected: int, actual: int, hint: str = "") -> None:
+        super().__init__(f"{what}: size is {actual:,} bytes, expected {expected:,}", hint=hint)
+        self.expected = expected
+        self.actual = actual
+
+
+class MalformedGGUFError(IntegrityError):
+    """A file that is not GGUF, or breaks the specification.
+
+    Args:
+        what: Path or name of the file.
+        offset: Byte offset at which the problem lies.
+        problem: What was expected there and what was found.
+        hint: What to do next.
+    """
+
+    def __init__(self, what: str, *, offset: int, problem: str, hint: str = "") -> None:
+        super().__init__(f"{what}: byte {offset:,}: {problem}", hint=hint)
+        self.offset = offset
+        self.problem = problem
+
+
+class NotAvailableError(TeaModelsError):
+    exit_code = 4
+
+
+class UnknownModelError(NotAvailableError):
+    pass
+
+
+class MissingFileError(NotAvailableError):
+    pass
+
+
+class OfflineError(NotAvailableError):
+    pass
+
+
+class SourceUnavailableError(NotAvailableError):
+    pass
+
+
+class AccessDeniedError(NotAvailableError):
+    pass
+
+
+class DoesNotFitError(TeaModelsError):
+    exit_code = 5
+
+
+class MemoryDoesNotFitError(DoesNotFitError):
+    pass
+
+
+class DiskFullError(DoesNotFitError):
+    pass
+
+
+class StoreError(TeaModelsError):
+    pass
+
+
+class TemplateError(TeaModelsError):
+    pass
+
+
+class EngineError(TeaModelsError):
+    pass

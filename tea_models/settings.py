@@ -1,0 +1,147 @@
+"""Where things are and what is allowed, resolved once: flag, environment, default.
+
+Only the edges (the command line and the public functions in `tea_models`) call `Settings.resolve` with the process's
+environment; everything below takes the frozen result.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tea_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+DEFAULT_HF_ENDPOINT = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Resolved settings of one invocation.
+
+    Attributes:
+        store_dir: Folder of the store; may not exist yet.
+        registry_files: Registry layers after the built-in one; later wins. All exist.
+        offline: Nothing may be fetched.
+        hf_endpoint: Base address of the Hub, without a trailing slash.
+        hf_token: Token for the Hub, or None to let `huggingface_hub` look in its own store. Never printed.
+        mirror: Prefix put before every `https:` source, or "".
+        connections: Parallel connections for one file, at most.
+        environ: The environment the settings were made from, for the tools that are started (pip, the probe).
+    """
+
+    store_dir: Path
+    registry_files: tuple[Path, ...] = ()
+    offline: bool = False
+    hf_endpoint: str = DEFAULT_HF_ENDPOINT
+    hf_token: str | None = field(default=None, repr=False)
+    mirror: str = ""
+    connections: int = 4
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def resolve(
+        cls,
+        environ: Mapping[str, str],
+        *,
+        cwd: Path,
+        store_dir: Path | None = None,
+        registry_files: tuple[Path, ...] = (),
+        offline: bool | None = None,
+        workflow_dir: Path | None = None,
+    ) -> Settings:
+        """Resolve settings from flags (the keyword arguments) and the environment.
+
+        Args:
+            environ: `TEA_MODELS_DIR`, `TEA_REGISTRY`, `TEA_OFFLINE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`,
+                `TEA_MODELS_MIRROR`, `TEA_MODELS_CONNECTIONS` are read.
+            cwd: Folder whose `registry.yaml`, if any, is the project's layer.
+            store_dir: Overrides `TEA_MODELS_DIR`.
+            registry_files: Further layers, after `TEA_REGISTRY`.
+            offline: Overrides the environment.
+            workflow_dir: Folder of a workflow; its `registry.yaml` comes after that of `cwd`.
+
+        Raises:
+            UsageError: A variable has a value that can't be used.
+        """
+        home = Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+        store = store_dir or _expand(environ.get("TEA_MODELS_DIR", ""), home) or _default_store(home)
+        if offline is None:
+            offline = _flag(environ, "TEA_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE")
+        return cls(
+            store_dir=store if store.is_absolute() else cwd / store,
+            registry_files=_layers(environ, cwd, home, registry_files, workflow_dir),
+            offline=offline,
+            hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
+            hf_token=environ.get("HF_TOKEN") or None,
+            mirror=environ.get("TEA_MODELS_MIRROR", "").rstrip("/"),
+            connections=_count(environ, "TEA_MODELS_CONNECTIONS", default=4, most=32),
+            environ=dict(environ),
+        )
+
+
+def _default_store(home: Path) -> Path:
+    # On Linux the path is part of the contract with the TEA host, which looks for models there by name.
+    if sys.platform.startswith("linux"):
+        return home / ".cache" / "tea" / "models"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("tea", appauthor=False)) / "models"
+
+
+def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
+    if sys.platform.startswith("linux"):
+        base = environ.get("XDG_CONFIG_HOME")
+        return (Path(base) if base else home / ".config") / "tea" / "registry.yaml"
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("tea", appauthor=False)) / "registry.yaml"
+
+
+def _layers(
+    environ: Mapping[str, str], cwd: Path, home: Path, extra: tuple[Path, ...], workflow_dir: Path | None
+) -> tuple[Path, ...]:
+    candidates = [_user_registry(environ, home), cwd / "registry.yaml"]
+    if workflow_dir is not None:
+        candidates.append(workflow_dir / "registry.yaml")
+    found = [path for path in candidates if path.is_file()]
+    named = _expand(environ.get("TEA_REGISTRY", ""), home)
+    asked = ([named] if named else []) + list(extra)
+    for path in asked:
+        if not path.is_file():
+            raise UsageError(f"registry {path}: no such file", hint="check TEA_REGISTRY and --registry")
+    unique: dict[Path, Path] = {}
+    for path in found + asked:
+        unique.pop(path.resolve(), None)
+        unique[path.resolve()] = path
+    return tuple(unique.values())
+
+
+def _expand(text: str, home: Path) -> Path | None:
+    if not text:
+        return None
+    return home / text[2:] if text.startswith("~/") else Path(text)
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise UsageError(f"{name}={value!r}: expected 1 or 0")
+
+
+def _count(environ: Mapping[str, str], name: str, *, default: int, most: int) -> int:
+    value = environ.get(name, "")
+    if not value:
+        return default
+    if not value.isdecimal() or not 1 <= int(value) <= most:
+        raise UsageError(f"{name}={value!r}: expected a whole number from 1 to {most}")
+    return int(value)

@@ -1,0 +1,48 @@
+"""Fixtures every test may use: its own home and store, and the real models, pulled once by our own `pull`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a home of its own, and none of the user's settings or tokens."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(("TEA_", "HF_", "OPENAI_")) and name != "TEA_TEST_MODEL":
+            monkeypatch.delenv(name)
+    for name in ("APPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TEA_MODELS_DIR", str(home / "models"))
+    return home
+
+
+# The real models are downloaded once per machine, not once per test: the store of the user who runs the tests.
+_SHARED_STORE = Path(os.environ.get("TEA_MODELS_DIR") or Path.home() / ".cache" / "tea" / "models")
+
+
+def _provision(name: str) -> Path:
+    from tea_models import Settings, pull
+
+    environ = dict(os.environ) | {"HOME": str(_SHARED_STORE.parent), "TEA_MODELS_DIR": str(_SHARED_STORE)}
+    settings = Settings.resolve(environ, cwd=Path(__file__).parent)
+    (result,) = pull([name], settings=settings)
+    return Path(result.path)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The model that `TEA_TEST_MODEL` names (a path or a reference), SmolLM2-135M by default."""
+    named = os.environ.get("TEA_TEST_MODEL", "smollm2-135m")
+    return Path(named) if Path(named).is_file() else _provision(named)
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """Gemma 3 270M, a base model with a vocabulary of 262,144 tokens and a sliding window."""
+    return _provision("gemma3-270m-base")
