@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from tea_models.inspect import Inspection, inspect_model
     from tea_models.plan import RunPlan, resolve_plan
     from tea_models.profile import ModelProfile, resolve_profile
-    from tea_models.pull import PullResult, pull
+    from tea_models.pulling import PullResult, pull
     from tea_models.registry import Registry
     from tea_models.settings import Settings
 
 _HOME = {
     "Inspection": "tea_models.inspect",
     "ModelProfile": "tea_models.profile",
-    "PullResult": "tea_models.pull",
+    "PullResult": "tea_models.pulling",
     "Registry": "tea_models.registry",
     "RunPlan": "tea_models.plan",
     "Settings": "tea_models.settings",
     "inspect_model": "tea_models.inspect",
-    "pull": "tea_models.pull",
+    "pull": "tea_models.pulling",
     "resolve_plan": "tea_models.plan",
     "resolve_profile": "tea_models.profile",
 }
