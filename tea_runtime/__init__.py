@@ -1,0 +1,52 @@
+"""Run local GGUF models from Python and YAML workflows. The public names; each is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tea_runtime.actions import register_actions
+    from tea_runtime.api import ApiLlmBackend
+    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
+    from tea_runtime.factory import create_llm_backend
+    from tea_runtime.local import LocalLlmBackend
+    from tea_runtime.model_info import get_model_info
+    from tea_runtime.resolve import resolve_model_path
+    from tea_runtime.workflow import run_workflow
+
+_HOME = {
+    "ApiLlmBackend": "tea_runtime.api",
+    "LlmBackend": "tea_runtime.backend",
+    "LlmCallParams": "tea_runtime.backend",
+    "LlmCallResult": "tea_runtime.backend",
+    "LocalLlmBackend": "tea_runtime.local",
+    "create_llm_backend": "tea_runtime.factory",
+    "get_model_info": "tea_runtime.model_info",
+    "register_actions": "tea_runtime.actions",
+    "resolve_model_path": "tea_runtime.resolve",
+    "run_workflow": "tea_runtime.workflow",
+    # What the TEA host reads about a package of actions.
+    "__tea_actions__": "tea_runtime.actions",
+}
+
+__all__ = [
+    "ApiLlmBackend",
+    "LlmBackend",
+    "LlmCallParams",
+    "LlmCallResult",
+    "LocalLlmBackend",
+    "create_llm_backend",
+    "get_model_info",
+    "register_actions",
+    "resolve_model_path",
+    "run_workflow",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,95 @@
+"""The errors of `tea_runtime`, on the base of `tea_models` and with its exit codes.
+
+TeaModelsError                     (see tea_models.errors, also for UsageError, EngineError, …)
+├── LlmError                    1  a model could not do what was asked
+│   ├── UnsupportedError        1  this model, template or backend is not able to
+│   ├── GenerationError         1  the engine failed while it was running
+│   ├── ApiError                1  an API answered with an error or with nonsense
+│   │   └── ApiUnavailableError 4  an API can't be reached
+│   ├── BackendUnavailableError 4  neither a local model nor an API can be used
+│   └── MissingExtraError       4  a package of an extra is not installed; also an ImportError
+└── DoesNotFitError             5  (of tea_models)
+    └── ContextOverflowError    5  prompt and answer are longer than the context
+"""
+
+from __future__ import annotations
+
+from tea_models.errors import DoesNotFitError, TeaModelsError
+
+
+class LlmError(TeaModelsError):
+    pass
+
+
+class UnsupportedError(LlmError):
+    pass
+
+
+class GenerationError(LlmError):
+    pass
+
+
+class ApiError(LlmError):
+    """An API refused, failed or answered with something that can't be understood.
+
+    Args:
+        message: What was asked of whom, and what came back.
+        status: HTTP status, where there was an answer.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ApiUnavailableError(ApiError):
+    exit_code = 4
+
+
+class BackendUnavailableError(LlmError):
+    exit_code = 4
+
+
+class MissingExtraError(LlmError, ImportError):
+    """A package is needed that comes with an extra.
+
+    Args:
+        what: What was asked for.
+        package: The package that is missing.
+        extra: The extra that brings it.
+    """
+
+    exit_code = 4
+
+    def __init__(self, what: str, *, package: str, extra: str) -> None:
+        command = f"pip install 'tea-models[{extra}]'"
+        super().__init__(
+            f"{what} needs {package}, which is not installed: {command}", hint=f"install it with: {command}"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class ContextOverflowError(DoesNotFitError):
+    """A prompt is longer than the context, in tokens.
+
+    Args:
+        prompt_tokens: Length of the prompt.
+        n_ctx: Length of the context.
+        reserved: Tokens that must stay free for the answer.
+        hint: What to do next.
+    """
+
+    def __init__(self, *, prompt_tokens: int, n_ctx: int, reserved: int = 1, hint: str = "") -> None:
+        over = prompt_tokens + reserved - n_ctx
+        super().__init__(
+            f"the prompt has {prompt_tokens:,} tokens and the context holds {n_ctx:,}"
+            + (f", of which {reserved:,} must stay free for the answer" if reserved else "")
+            + f": {over:,} too many",
+            hint=hint or "shorten the prompt, or give the model a larger n_ctx",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.n_ctx = n_ctx
+        self.reserved = reserved
+        self.over = over
