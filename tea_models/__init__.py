@@ -1,4 +1,4 @@
-"""Download, verify, inspect and plan local GGUF models. The public functions; each is imported when it is first used."""
+"""Download, verify, inspect and plan local GGUF models. Public names are imported when first used."""
 
 from __future__ import annotations
 

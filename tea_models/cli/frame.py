@@ -1,4 +1,4 @@
-"""What all commands of `tea-models` and `tea-runtime` share: lazy loading, common options, and the one place that catches."""
+"""What all commands share: lazy loading, common options, and the one place that catches and exits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ class LazyGroup(click.Group):
         self.lazy = commands
         self.params.append(
             click.Option(
-                ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+                ["--version"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_version,
+                help="Show the version.",
             )
         )
 
@@ -53,7 +58,9 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in self.lazy:
             import difflib
@@ -89,7 +96,9 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
-        return function(App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet)), *args, **options)
+        return function(
+            App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet)), *args, **options
+        )
 
     return command
 
@@ -102,7 +111,7 @@ def run(command: click.Command, argv: Sequence[str]) -> int:
         argv: Arguments without the program's name.
 
     Returns:
-        The exit code (see DESIGN: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted).
+        The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
     """
     as_json = "--json" in argv
     out = Output.from_environment(os.environ, as_json=as_json, quiet=False)

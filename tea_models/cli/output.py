@@ -70,7 +70,9 @@ class Output:
     def error(self, error: TeaModelsError) -> int:
         """Report an error and return its exit code."""
         if self.as_json:
-            document = {"error": {"type": error.type, "message": printable(error.message), "hint": printable(error.hint)}}
+            document = {
+                "error": {"type": error.type, "message": printable(error.message), "hint": printable(error.hint)}
+            }
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
         else:
             sys.stderr.write(f"error: {printable(error.message)}\n")
@@ -81,10 +83,12 @@ class Output:
     def interrupted(self) -> None:
         """Report that the user stopped the command."""
         if self.as_json:
-            document = {"error": {"type": "Interrupted", "message": "interrupted", "hint": "run the command again to go on"}}
+            document = {
+                "error": {"type": "Interrupted", "message": "interrupted", "hint": "run the command again to go on"}
+            }
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
         else:
-            sys.stderr.write("\ninterrupted; run the command again to go on\n")
+            sys.stderr.write("interrupted; run the command again to go on\n")
 
     def style(self, text: str, *styles: str) -> str:
         """Colour a text for stdout where that is wanted; `styles` are names such as `bold` and `red`."""

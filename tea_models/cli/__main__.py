@@ -1,0 +1,3 @@
+from tea_models.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""The frame of the commands: exit codes, one JSON document, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from tea_models import errors
+from tea_models.cli import COMMANDS, group
+from tea_models.cli.frame import App, answering, run
+from tea_models.cli.output import Output, human_size, printable, table
+
+
+def tea_models(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tea_models.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, check=False, timeout=60)
+
+
+def failing(error: BaseException) -> click.Command:
+    @click.command("failing")
+    @answering
+    def command(_app: App) -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.TeaModelsError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.ChecksumMismatchError("x", expected="a", actual="b"), 3),
+        (errors.MalformedGGUFError("x", offset=4, problem="p"), 3),
+        (errors.UnknownModelError("x"), 4),
+        (errors.MemoryDoesNotFitError("x"), 5),
+        (OSError(28, "No space left on device", "f"), 5),
+        (PermissionError(13, "Permission denied", "f"), 1),
+        (KeyboardInterrupt(), 130),
+        (MemoryError(), 1),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_each_error_has_its_exit_code_and_one_message(
+    error: BaseException, code: int, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(failing(error), ["--json"] if as_json else []) == code
+    captured = capsys.readouterr()
+    if as_json:
+        assert set(json.loads(captured.out)["error"]) == {"type", "message", "hint"}
+        assert captured.err.strip() == ""
+    else:
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+
+
+def test_a_wrong_option_with_json_is_one_json_document() -> None:
+    done = tea_models("list", "--jsno", "--json")
+    assert done.returncode == 2
+    assert "--jsno" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_an_unknown_command_is_told_the_nearest_one() -> None:
+    done = tea_models("pul", "x")
+    assert done.returncode == 2
+    assert "Did you mean 'pull'?" in done.stderr
+
+
+def test_a_closed_pipe_is_not_an_error() -> None:
+    command = f"{sys.executable} -m tea_models.cli list | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+
+
+def test_every_command_of_the_help_can_be_loaded_and_says_what_it_is_for() -> None:
+    made = group()
+    context = click.Context(made)
+    for name in COMMANDS:
+        command = made.get_command(context, name)
+        assert command is not None
+        assert command.help or command.short_help, name
+
+
+def test_the_version_costs_no_heavy_import() -> None:
+    code = (
+        "import sys; from tea_models.cli import main\n"
+        "try: main(['--version'])\nexcept SystemExit: pass\n"
+        "print(sorted(set(sys.modules) & {'pydantic', 'yaml', 'huggingface_hub', 'jinja2', 'llama_cpp', 'httpx2'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    assert printable("a\x1b[31mb\x9bc\u202ed\ud800") == "a\\x1b[31mb\\x9bc\\x202ed\\xd800"
+    assert printable("über\tΩ\n") == "über\tΩ\n"
+
+
+def test_lone_surrogates_are_legal_json(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True).answer({"a": "\ud800"}, str)
+    assert json.loads(capsys.readouterr().out) == {"a": "\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (98_362_432, "93.8 MiB"), (1 << 40, "1.00 TiB")],
+)
+def test_sizes_are_said_with_three_digits(size: int, text: str) -> None:
+    assert human_size(size) == text
+
+
+def test_tables_are_aligned() -> None:
+    assert table([["a", "1"], ["bb", "22"]], header=["N", "S"], right=frozenset({1})) == "N    S\na    1\nbb  22"
