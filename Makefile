@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format check-python clean help
+.PHONY: demo test lint format docs check-python clean help
 
 help:
 	@echo "make demo    set everything up and run the main job on a real model"
 	@echo "make test    set everything up, check the code, run all tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  format the code"
+	@echo "make docs    make the command reference anew"
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -46,6 +47,9 @@ test: lint
 format: $(STAMP)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
