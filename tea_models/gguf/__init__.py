@@ -1,0 +1,19 @@
+"""GGUF headers: read from any source of bytes, bounded and lazily, and judged before the native loader sees them."""
+
+from __future__ import annotations
+
+from tea_models.gguf.bytes_source import ByteSource, BytesSource, FileSource
+from tea_models.gguf.header import ArrayValue, Header, TensorInfo, Value, read_header
+from tea_models.gguf.loadable import check_loadable
+
+__all__ = [
+    "ArrayValue",
+    "ByteSource",
+    "BytesSource",
+    "FileSource",
+    "Header",
+    "TensorInfo",
+    "Value",
+    "check_loadable",
+    "read_header",
+]

@@ -1,0 +1,210 @@
+"""Arrays of the metadata, read from the source only when their items are asked for."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from tea_models.gguf.types import SCALARS, ValueType
+from tea_models.gguf.window import MAX_HEADER, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tea_models.gguf.bytes_source import ByteSource
+
+MAX_DEPTH = 64
+_CHUNK = 1 << 16
+
+
+class ArrayValue:
+    """An array in the metadata: its type and length are known, its items stay in the file.
+
+    Attributes:
+        item_type: Type of the items.
+        count: Number of items.
+        start: Byte offset of the first item.
+        end: Byte offset after the last item.
+    """
+
+    __slots__ = ("_byte_order", "_marks", "_source", "count", "end", "item_type", "start")
+
+    def __init__(
+        self,
+        source: ByteSource,
+        byte_order: str,
+        item_type: ValueType,
+        count: int,
+        span: tuple[int, int],
+        marks: list[tuple[int, int]],
+    ) -> None:
+        self._source = source
+        self._byte_order = byte_order
+        self._marks = marks
+        self.item_type = item_type
+        self.count = count
+        self.start, self.end = span
+
+    def __repr__(self) -> str:
+        return f"ArrayValue({self.item_type.label}, count={self.count})"
+
+    def __len__(self) -> int:
+        return self.count
+
+    @classmethod
+    def read(cls, window: Window, what: str) -> ArrayValue:
+        """Read an array's type and length at the window's position and step over its items.
+
+        Raises:
+            MalformedGGUFError: An item type is unknown, a boolean is neither 0 nor 1, or the items do not fit.
+        """
+        item_type, count, at = _read_head(window, what)
+        start = window.position
+        marks: list[tuple[int, int]] = []
+        if item_type is ValueType.ARRAY:
+            _step_over_arrays(window, count, what, at=at)
+        else:
+            marks = _step_over_items(window, item_type, count, what, at=at)
+        return cls(window.source, window.byte_order, item_type, count, (start, window.position), marks)
+
+    def items(self) -> tuple[Any, ...]:
+        """All items; strings that are not UTF-8 show their bad bytes as `\\xNN`, inner arrays are `ArrayValue`s."""
+        return tuple(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.item_type is ValueType.STRING:
+            return (raw.decode("utf-8", "backslashreplace") for raw in self._strings(0))
+        if self.item_type is ValueType.ARRAY:
+            return self._arrays()
+        return self._scalars()
+
+    def raw(self) -> bytes:
+        """The bytes of all items as they are in the file."""
+        return self._source.read(self.start, self.end - self.start)
+
+    def text(self, index: int) -> str | None:
+        """One string of an array of strings, or None where there is none of that index."""
+        if self.item_type is not ValueType.STRING or not 0 <= index < self.count:
+            return None
+        mark, offset = self._mark_before(lambda mark: mark[0] <= index)
+        for raw in self._strings(mark, offset):
+            if mark == index:
+                return raw.decode("utf-8", "backslashreplace")
+            mark += 1
+        return None
+
+    def find(self, texts: Iterable[str]) -> dict[str, int]:
+        """Indices of the first string equal to each text, for those that are there."""
+        if self.item_type is not ValueType.STRING:
+            return {}
+        data = self.raw()
+        length = "little" if self._byte_order == "little" else "big"
+        found: dict[str, int] = {}
+        for text in texts:
+            encoded = text.encode()
+            needle = len(encoded).to_bytes(8, length) + encoded
+            at = data.find(needle)
+            while at >= 0:
+                index = self._index_at(data, self.start + at)
+                if index is not None:
+                    found[text] = index
+                    break
+                at = data.find(needle, at + 1)
+        return found
+
+    def _index_at(self, data: bytes, offset: int) -> int | None:
+        """Index of the string that starts at a byte offset, or None if none does."""
+        index, at = self._mark_before(lambda mark: mark[1] <= offset)
+        unpack = struct.Struct(("<" if self._byte_order == "little" else ">") + "Q").unpack_from
+        while at < offset:
+            at += 8 + unpack(data, at - self.start)[0]
+            index += 1
+        return index if at == offset and index < self.count else None
+
+    def _mark_before(self, fits: Any) -> tuple[int, int]:
+        best = (0, self.start)
+        for mark in self._marks:
+            if not fits(mark):
+                break
+            best = mark
+        return best
+
+    def _strings(self, index: int, offset: int | None = None) -> Iterator[bytes]:
+        window = Window(self._source, byte_order=self._byte_order, start=self.start if offset is None else offset)
+        for _ in range(index, self.count):
+            at = window.position
+            length = window.unsigned(8, "a string's length")
+            window.check_length(length, "a string", at=at, most=MAX_HEADER)
+            yield window.take(length, "a string", at=at)
+
+    def _arrays(self) -> Iterator[ArrayValue]:
+        window = Window(self._source, byte_order=self._byte_order, start=self.start)
+        for _ in range(self.count):
+            yield ArrayValue.read(window, "an inner array")
+
+    def _scalars(self) -> Iterator[int | float | bool]:
+        code, size = SCALARS[self.item_type]
+        window = Window(self._source, byte_order=self._byte_order, start=self.start)
+        done = 0
+        while done < self.count:
+            part = min(_CHUNK, self.count - done)
+            values = struct.unpack(f"{window.prefix}{part}{code}", window.take(part * size, "the items of an array"))
+            yield from map(bool, values) if self.item_type is ValueType.BOOL else values
+            done += part
+
+
+def _read_head(window: Window, what: str) -> tuple[ValueType, int, int]:
+    at = window.position
+    number = window.unsigned(4, f"the item type of {what}")
+    if number > ValueType.FLOAT64:
+        raise window.malformed(f"expected an item type from 0 to 12 for {what}, found {number}", at=at)
+    count = window.unsigned(8, f"the length of {what}")
+    return ValueType(number), count, at + 4
+
+
+def _step_over_items(window: Window, item_type: ValueType, count: int, what: str, *, at: int) -> list[tuple[int, int]]:
+    if item_type is ValueType.STRING:
+        window.check_count(count, 8, f"strings of {what}", at=at, most=MAX_HEADER)
+        window.spend(count, what, at=at)
+        return window.step_over_strings(count, what)
+    size = SCALARS[item_type][1]
+    window.check_count(count, size, f"items of {what}", at=at, most=MAX_HEADER)
+    if item_type is ValueType.BOOL:
+        _check_booleans(window, count, what)
+    else:
+        window.skip(count * size, what, at=at)
+    return []
+
+
+def _check_booleans(window: Window, count: int, what: str) -> None:
+    left = count
+    while left:
+        at = window.position
+        part = window.take(min(left, _CHUNK), what)
+        bad = part.translate(None, b"\0\1")
+        if bad:
+            raise window.malformed(
+                f"expected 0 or 1 in the booleans of {what}, found {bad[0]}", at=at + part.index(bad[:1])
+            )
+        left -= len(part)
+
+
+def _step_over_arrays(window: Window, count: int, what: str, *, at: int) -> None:
+    """Step over arrays in arrays with a list of counts in place of recursion."""
+    window.check_count(count, 12, f"arrays of {what}", at=at, most=MAX_HEADER)
+    window.spend(count, what, at=at)
+    open_counts = [count]
+    while open_counts:
+        if not open_counts[-1]:
+            open_counts.pop()
+            continue
+        open_counts[-1] -= 1
+        item_type, inner, inner_at = _read_head(window, what)
+        if item_type is not ValueType.ARRAY:
+            _step_over_items(window, item_type, inner, what, at=inner_at)
+            continue
+        if len(open_counts) >= MAX_DEPTH:
+            raise window.malformed(f"{what}: arrays lie in arrays more than {MAX_DEPTH} deep", at=inner_at)
+        window.check_count(inner, 12, f"arrays of {what}", at=inner_at, most=MAX_HEADER)
+        window.spend(inner, what, at=inner_at)
+        open_counts.append(inner)
