@@ -1,0 +1,41 @@
+"""`tea-models pull`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size, table
+
+if TYPE_CHECKING:
+    from tea_models.cli.frame import App
+    from tea_models.pulling import PullResult
+
+
+@click.command("pull", short_help="Download models and check every byte.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--no-adopt", is_flag=True, help="Do not look for the bytes in other tools' folders.")
+@answering
+def command(app: App, names: tuple[str, ...], no_adopt: bool) -> None:
+    """Bring models into the store: downloaded, checked against their pins, and only then given their name.
+
+    NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
+    A download that was interrupted goes on where it stopped.
+    """
+    from tea_models.pulling import pull
+
+    results = pull(names, settings=app.settings, note=app.out.note, adopt=not no_adopt)
+    app.out.answer([result.to_json() for result in results], lambda: _human(app, results))
+
+
+def _human(app: App, results: list[PullResult]) -> str:
+    rows = []
+    for result in results:
+        resumed = f", resumed at {human_size(result.resumed_from)}" if result.resumed_from else ""
+        rows.append([result.name, human_size(result.size), result.status + resumed, str(result.path)])
+    lines = [table(rows, right=frozenset({1}))]
+    if any(result.status != "present" for result in results) and not app.out.quiet:
+        lines.append(f"\nnext: tea-models inspect {results[0].name}, or tea-models plan {results[0].name}")
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""One process at a time, where the file system can tell; and an honest answer where it can't.
+
+`flock` silently does nothing on some network file systems. `hold` tries out whether the lock it took would keep
+another process away, and says so; its caller then works in a way that needs no lock (see `Store.partial`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # no such thing on this system
+    fcntl = None  # type: ignore[assignment]
+
+_CONTENDED = (errno.EAGAIN, errno.EACCES)
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold an exclusive lock.
+
+    Args:
+        path: The lock file; made if it is absent, and left in place (removing it would split those who wait).
+        waiting: Called once if another process holds the lock.
+
+    Yields:
+        True if the lock keeps others out, False if locks do nothing here.
+
+    Raises:
+        OSError: The lock file can't be opened.
+    """
+    if fcntl is None:
+        yield False
+        return
+    while True:
+        descriptor = os.open(path, _FLAGS, 0o666)
+        try:
+            locked = _lock(descriptor, waiting)
+            # Whoever cleans up may have removed the file between open and lock: then this lock guards no name.
+            if locked and os.fstat(descriptor).st_nlink == 0:
+                continue
+            yield locked and _excludes(path)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def try_hold(path: Path) -> bool:
+    """Whether nobody holds the lock at `path` now. True also where locks do nothing, or there is no such file."""
+    if fcntl is None:
+        return True
+    try:
+        descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _CONTENDED
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _CONTENDED:
+            return False
+        if waiting is not None:
+            waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return True
+
+
+def _excludes(path: Path) -> bool:
+    """Try to take the held lock again through another open file: a lock that works refuses."""
+    return not try_hold(path)

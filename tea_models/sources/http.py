@@ -1,0 +1,87 @@
+"""`https:` (and `http:`): any address, optionally pinned, optionally through a mirror."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
+from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
+from tea_models.sources import Fetched
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import httpx2
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.reference import UrlRef
+    from tea_models.settings import Settings
+    from tea_models.transfer import Progress
+
+
+def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+    """The file behind the address, with the pin that the address carries.
+
+    Raises:
+        UsageError: The address ends in no file name.
+    """
+    name = base_name(unquote(urlsplit(reference.url).path))
+    if not name:
+        raise UsageError(f"{reference.url}: the address ends in no file name")
+    file = ArtifactFile(name, None, reference.sha256, (Source((reference,)),))
+    return Artifact(str(reference), str(reference), None, (file,))
+
+
+def fetch(
+    reference: UrlRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+) -> Fetched:
+    """Download, from the mirror first if one is configured."""
+    from tea_models.transfer import download
+
+    addresses = candidates(reference.url, settings)
+    with make_client() as client:
+        for address in addresses:
+            try:
+                result = download(
+                    address,
+                    destination,
+                    client=client,
+                    size=file.size,
+                    sha256=file.sha256 or reference.sha256,
+                    connections=settings.connections,
+                    progress=progress,
+                )
+            except AccessDeniedError:
+                raise
+            except NotAvailableError:
+                if address == addresses[-1]:
+                    raise
+            else:
+                return Fetched(result.sha256, result.size, result.resumed_from)
+    raise AssertionError
+
+
+def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
+    """Read parts of the file over HTTP ranges."""
+    from tea_models.gguf.http_source import HttpSource
+
+    return HttpSource(candidates(reference.url, settings)[0], client=make_client(), headers={})
+
+
+def candidates(url: str, settings: Settings) -> list[str]:
+    """The addresses to try: `MIRROR/https://host/path` before `https://host/path`."""
+    return [f"{settings.mirror}/{url}", url] if settings.mirror else [url]
+
+
+def make_client() -> httpx2.Client:
+    """An HTTP client that follows no redirects by itself and carries no credentials."""
+    import httpx2
+
+    from tea_models.transfer import USER_AGENT
+
+    return httpx2.Client(
+        follow_redirects=False,
+        timeout=httpx2.Timeout(connect=15, read=60, write=60, pool=60),
+        headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
+    )

