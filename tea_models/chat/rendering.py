@@ -1,0 +1,151 @@
+"""`render_chat`: messages → the exact text that goes to the tokenizer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits
+from tea_models.errors import TemplateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+    now: datetime | None = None,
+    timeout: float = SECONDS,
+    output_limit: int = OUTPUT,
+    **variables: Any,
+) -> str:
+    """Render a chat template, with the same result as `transformers`' `apply_chat_template(tokenize=False)`.
+
+    The template runs in a separate process with limits of time, memory and output, so a hostile one can end only in an
+    error. As in `transformers`, keys of a message whose value is None are left out, and a message's reasoning is found
+    under `reasoning_content` as well as `thinking`.
+
+    Args:
+        template: The Jinja source, as a GGUF file's `tokenizer.chat_template` holds it.
+        messages: OpenAI-style messages.
+        tools: OpenAI-style tool definitions, or None.
+        bos_token: Text of the BOS token.
+        eos_token: Text of the EOS token.
+        add_generation_prompt: End with the opening of the assistant's turn.
+        now: What `strftime_now` takes for the current local time; None for the real one.
+        timeout: Wall time in seconds.
+        output_limit: The longest text, in characters.
+        **variables: More for the template (`enable_thinking`, `date_string`, `documents`, …); JSON values only.
+
+    Raises:
+        TemplateError: The template does not parse, raises, breaks a limit or tries to leave the sandbox; or something
+            given to it is not JSON.
+    """
+    request = {
+        "template": template,
+        "jobs": [
+            job(
+                messages,
+                tools=tools,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                add_generation_prompt=add_generation_prompt,
+                now=clock(now),
+                variables=variables,
+            )
+        ],
+    }
+    (result,) = SANDBOX.request(request, Limits(timeout, output_limit))["results"]
+    if "error" in result:
+        raise template_error(result, Limits(timeout, output_limit))
+    text: str = result["text"]
+    return text
+
+
+def job(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    bos_token: str,
+    eos_token: str,
+    add_generation_prompt: bool,
+    now: list[int] | str,
+    variables: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One render for the worker; `now` as `clock` makes it, or `format`.
+
+    Raises:
+        TemplateError: The messages are not a list of objects.
+    """
+    if isinstance(messages, str | bytes) or not hasattr(messages, "__iter__"):
+        raise TemplateError(f"messages: expected a list of messages, found a {type(messages).__name__}")
+    return {
+        "now": now,
+        "variables": {
+            "messages": [_message(index, message) for index, message in enumerate(messages)],
+            "tools": None if tools is None else list(tools),
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            **variables,
+        },
+    }
+
+
+def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
+    """A result of the worker that is no text, as an error for people."""
+    kind, message = result["kind"], result["error"]
+    place = "chat template" + (f", line {result['line']}" if result["line"] else "")
+    match kind:
+        case "syntax":
+            return TemplateError(f"{place}: does not parse: {message}")
+        case "raised":
+            return TemplateError(f"{place}: refuses these messages: {message}")
+        case "undefined":
+            return TemplateError(f"{place}: {message}")
+        case "security":
+            return TemplateError(f"{place}: tries to leave the sandbox: {message}", hint="don't use this template")
+        case "time":
+            return TemplateError(f"{place}: not done after {limits.seconds:g} s")
+        case "memory":
+            return TemplateError(f"{place}: needs more memory than a template may use")
+        case "output":
+            return TemplateError(f"{place}: renders more than {limits.output:,} characters")
+        case "recursion":
+            return TemplateError(f"{place}: nested too deeply")
+        case "crash":
+            return TemplateError(f"{place}: crashed the process it runs in")
+    return TemplateError(f"{place}: {kind}: {message}")
+
+
+def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    dump = getattr(message, "model_dump", None)
+    if callable(dump):
+        message = dump()
+    try:
+        plain = {key: value for key, value in dict(message).items() if value is not None}
+    except (TypeError, ValueError):
+        raise TemplateError(f"messages[{index}]: expected an object, found a {type(message).__name__}") from None
+    reasoning = next((plain[key] for key in _REASONING if key in plain), None)
+    if reasoning is not None:
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    return plain
+
+
+def clock(now: datetime | None) -> list[int]:
+    """A time (None for now) as the worker reads it: local, year to microsecond."""
+    if now is not None:
+        return [now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond]
+    seconds = time.time()
+    local = time.localtime(seconds)
+    return [*local[:5], min(local[5], 59), int(seconds % 1 * 1_000_000)]
