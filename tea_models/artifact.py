@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tea_models.reference import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tea_models.registry import Entry
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|sig|key|auth|pass|credential|x-amz-|x-goog-|policy", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Source:
     revision: str | None = None
 
     def __str__(self) -> str:
-        return " + ".join(map(str, self.parts))
+        return " + ".join(public(part) for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,19 @@ class Artifact:
     files: tuple[ArtifactFile, ...]
     license: str | None = None
     entry: Entry | None = None
+
+
+def public(reference: Reference | str) -> str:
+    """A reference as it may be shown and recorded: without user, password and what looks like a secret in the query."""
+    text = str(reference)
+    if "://" not in text:
+        return text
+    try:
+        parts = urlsplit(text)
+        query = "&".join(item for item in parts.query.split("&") if item and not _SECRET.search(item.partition("=")[0]))
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+    except ValueError:
+        return text.partition("?")[0].rpartition("@")[2]
 
 
 def upstream_folder(source: Source) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.artifact import Artifact, ArtifactFile, upstream_folder
+from tea_models.artifact import Artifact, ArtifactFile, public, upstream_folder
 from tea_models.errors import IntegrityError, OfflineError, StoreError, TeaModelsError
 from tea_models.reference import FileRef
 from tea_models.settings import Settings
@@ -269,7 +269,7 @@ class _Job:
             sha256=arrived.sha256,
             mtime_ns=0,
             inode=0,
-            model=self.artifact.name,
+            model=public(self.artifact.name),
             source=arrived.source,
             revision=arrived.revision,
             license=self.artifact.license,
@@ -278,7 +278,7 @@ class _Job:
 
     def _result(self, record: Record, path: Path, status: Status, resumed_from: int | None = None) -> PullResult:
         return PullResult(
-            name=self.artifact.reference,
+            name=public(self.artifact.reference),
             path=path,
             size=record.size,
             sha256=record.sha256,

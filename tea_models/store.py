@@ -23,12 +23,14 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import unicodedata
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.errors import DiskFullError, IntegrityError, StoreError
+from tea_models.hashing import hash_range
 from tea_models.locking import hold
 
 if TYPE_CHECKING:
@@ -172,8 +174,8 @@ class Store:
         for path in sorted(self.partials_dir.iterdir()) if self.partials_dir.is_dir() else ():
             with contextlib.suppress(OSError):
                 every = [item.lstat() for item in (path, *path.rglob("*"))] if path.is_dir() else [path.lstat()]
-                latest = max(stat.st_mtime_ns for stat in every)
-                found.append(Partial(path, path.name.partition(".")[0], sum(stat.st_size for stat in every), latest))
+                latest = max(one.st_mtime_ns for one in every)
+                found.append(Partial(path, path.name.partition(".")[0], sum(one.st_size for one in every), latest))
         return found
 
     def lock_path(self, key: str) -> Path:
@@ -341,11 +343,11 @@ class Store:
             Bytes freed (0 if other links to them stay).
         """
         with writing(self.root):
-            stat = path.lstat() if path.exists() or path.is_symlink() else None
+            found = path.lstat() if os.path.lexists(path) else None
             path.unlink(missing_ok=True)
             self.forget(path)
             self._prune(path.parent)
-        return stat.st_size if stat is not None and stat.st_nlink == 1 else 0
+        return found.st_size if found is not None and found.st_nlink == 1 else 0
 
     def forget(self, path: Path) -> None:
         """Remove the record and the profile of a file."""
@@ -360,10 +362,10 @@ class Store:
 
     def _state(self, record: Record) -> Literal["ok", "changed", "missing"]:
         try:
-            stat = (self.root / record.file).stat()
+            found = (self.root / record.file).stat()
         except OSError:
             return "missing"
-        same = (stat.st_size, stat.st_mtime_ns, stat.st_ino) == (record.size, record.mtime_ns, record.inode)
+        same = (found.st_size, found.st_mtime_ns, found.st_ino) == (record.size, record.mtime_ns, record.inode)
         return "ok" if same else "changed"
 
     def _taken(self, directory: Path, filename: str, sha256: str | None) -> bool:
@@ -466,9 +468,9 @@ def read_record(path: Path) -> Record | None:
     return record if ok and data.get("schema") == RECORD_SCHEMA else None
 
 
-def restamped(record: Record, stat: os.stat_result, *, file: str | None = None) -> Record:
+def restamped(record: Record, found: os.stat_result, *, file: str | None = None) -> Record:
     """The record with the time stamp and inode of the file as it is now."""
-    values = asdict(record) | {"mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino, "file": file or record.file}
+    values = asdict(record) | {"mtime_ns": found.st_mtime_ns, "inode": found.st_ino, "file": file or record.file}
     return Record(**values)
 
 
@@ -479,13 +481,15 @@ def hash_file(path: Path) -> tuple[str, int]:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
         return "", -1
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        import stat
-
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             return "", -1
-        digest = hashlib.file_digest(file, "sha256")
-        return digest.hexdigest(), file.tell()
+        digest = hashlib.sha256()
+        done = hash_range(descriptor, 0, found.st_size, digest)
+        return digest.hexdigest(), done
+    finally:
+        os.close(descriptor)
 
 
 def link_new(source: Path, target: Path) -> None:

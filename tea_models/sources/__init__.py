@@ -265,7 +265,7 @@ def _fetch_parts(
             progress.start(file.filename, file.size, resumed)
         piece = destination.with_name(f"{destination.name}.piece")
         for part in source.parts[len(sizes) :]:
-            blank = ArtifactFile(file.filename, None, None, (Source((part,)),))
+            blank = ArtifactFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
             joined = _Joined(progress) if progress is not None else None
             kind_of(part).fetch(part, piece, file=blank, settings=settings, progress=joined)
             with piece.open("rb") as reader:

@@ -12,8 +12,6 @@ from tea_models.sources import Fetched
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import httpx2
-
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.reference import UrlRef
     from tea_models.settings import Settings
@@ -37,10 +35,11 @@ def fetch(
     reference: UrlRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download, from the mirror first if one is configured."""
-    from tea_models.transfer import download
+    from tea_models.transfer import download, make_client
 
+    sha256 = file.sha256 or reference.sha256
     addresses = candidates(reference.url, settings)
-    with make_client() as client:
+    with make_client(connections=settings.connections) as client:
         for address in addresses:
             try:
                 result = download(
@@ -48,9 +47,11 @@ def fetch(
                     destination,
                     client=client,
                     size=file.size,
-                    sha256=file.sha256 or reference.sha256,
+                    sha256=sha256,
                     connections=settings.connections,
                     progress=progress,
+                    name=file.filename,
+                    expect_gguf=sha256 is None and file.filename.lower().endswith(".gguf"),
                 )
             except AccessDeniedError:
                 raise
@@ -58,13 +59,14 @@ def fetch(
                 if address == addresses[-1]:
                     raise
             else:
-                return Fetched(result.sha256, result.size, result.resumed_from)
+                return Fetched(result.sha256, result.size, result.resumed_from or None)
     raise AssertionError
 
 
 def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
     """Read parts of the file over HTTP ranges."""
     from tea_models.gguf.http_source import HttpSource
+    from tea_models.transfer import make_client
 
     return HttpSource(candidates(reference.url, settings)[0], client=make_client(), headers={})
 
@@ -72,16 +74,3 @@ def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
 def candidates(url: str, settings: Settings) -> list[str]:
     """The addresses to try: `MIRROR/https://host/path` before `https://host/path`."""
     return [f"{settings.mirror}/{url}", url] if settings.mirror else [url]
-
-
-def make_client() -> httpx2.Client:
-    """An HTTP client that follows no redirects by itself and carries no credentials."""
-    import httpx2
-
-    from tea_models.transfer import USER_AGENT
-
-    return httpx2.Client(
-        follow_redirects=False,
-        timeout=httpx2.Timeout(connect=15, read=60, write=60, pool=60),
-        headers={"user-agent": USER_AGENT, "accept-encoding": "identity"},
-    )
