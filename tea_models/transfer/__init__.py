@@ -1,0 +1,19 @@
+"""Downloads that resume, use several connections, hash while bytes arrive, and give up with a reason."""
+
+from __future__ import annotations
+
+from tea_models.transfer.client import display_url, make_client, open_stream
+from tea_models.transfer.download import TransferResult, discard, download, state_path
+from tea_models.transfer.progress import Progress, Silent
+
+__all__ = [
+    "Progress",
+    "Silent",
+    "TransferResult",
+    "discard",
+    "display_url",
+    "download",
+    "make_client",
+    "open_stream",
+    "state_path",
+]
