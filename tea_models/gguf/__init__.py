@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.bytes_source import ByteSource, BytesSource, FileSource
-from tea_models.gguf.header import ArrayValue, Header, TensorInfo, Value, read_header
+from tea_models.gguf.header import Header, TensorInfo, Value, read_header
 from tea_models.gguf.loadable import check_loadable
 
 __all__ = [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
+from tea_models.errors import MalformedGGUFError
 from tea_models.gguf.types import SCALARS, ValueType
 from tea_models.gguf.window import MAX_HEADER, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from tea_models.gguf.bytes_source import ByteSource
-
+LENGTHS = {"little": struct.Struct("<Q"), "big": struct.Struct(">Q")}
 MAX_DEPTH = 64
 _CHUNK = 1 << 16
 
@@ -31,15 +32,15 @@ class ArrayValue:
 
     def __init__(
         self,
-        source: ByteSource,
-        byte_order: str,
+        window: Window,
         item_type: ValueType,
         count: int,
+        *,
         span: tuple[int, int],
         marks: list[tuple[int, int]],
     ) -> None:
-        self._source = source
-        self._byte_order = byte_order
+        self._source = window.source
+        self._byte_order = window.byte_order
         self._marks = marks
         self.item_type = item_type
         self.count = count
@@ -65,44 +66,57 @@ class ArrayValue:
             _step_over_arrays(window, count, what, at=at)
         else:
             marks = _step_over_items(window, item_type, count, what, at=at)
-        return cls(window.source, window.byte_order, item_type, count, (start, window.position), marks)
+        return cls(window, item_type, count, span=(start, window.position), marks=marks)
 
     def items(self) -> tuple[Any, ...]:
-        """All items; strings that are not UTF-8 show their bad bytes as `\\xNN`, inner arrays are `ArrayValue`s."""
+        """All items; bad bytes in strings are shown as escapes, inner arrays are `ArrayValue`s."""
         return tuple(self)
 
     def __iter__(self) -> Iterator[Any]:
         if self.item_type is ValueType.STRING:
-            return (raw.decode("utf-8", "backslashreplace") for raw in self._strings(0))
+            return (raw.decode("utf-8", "backslashreplace") for raw in self._strings())
         if self.item_type is ValueType.ARRAY:
             return self._arrays()
         return self._scalars()
 
     def raw(self) -> bytes:
         """The bytes of all items as they are in the file."""
-        return self._source.read(self.start, self.end - self.start)
+        return self._read(self.start, self.end)
 
     def text(self, index: int) -> str | None:
         """One string of an array of strings, or None where there is none of that index."""
         if self.item_type is not ValueType.STRING or not 0 <= index < self.count:
             return None
-        mark, offset = self._mark_before(lambda mark: mark[0] <= index)
-        for raw in self._strings(mark, offset):
-            if mark == index:
-                return raw.decode("utf-8", "backslashreplace")
-            mark += 1
-        return None
+        return self.texts([index])[0]
+
+    def texts(self, indices: Sequence[int]) -> list[str]:
+        """The strings of some indices (each below `count`), read from the nearest marks."""
+        offsets = [mark[1] for mark in self._marks] + [self.end]
+        starts = [mark[0] for mark in self._marks]
+        found: dict[int, str] = {}
+        part, data = -1, b""
+        for index in sorted(set(indices)):
+            mark = bisect_right(starts, index) - 1
+            if mark != part:
+                part, data, at, here = mark, self._read(offsets[mark], offsets[mark + 1]), 0, starts[mark]
+            while here < index:
+                at += 8 + self._length.unpack_from(data, at)[0]
+                here += 1
+            begin = at + 8
+            found[index] = data[begin : begin + self._length.unpack_from(data, at)[0]].decode(
+                "utf-8", "backslashreplace"
+            )
+        return [found[index] for index in indices]
 
     def find(self, texts: Iterable[str]) -> dict[str, int]:
         """Indices of the first string equal to each text, for those that are there."""
         if self.item_type is not ValueType.STRING:
             return {}
         data = self.raw()
-        length = "little" if self._byte_order == "little" else "big"
         found: dict[str, int] = {}
         for text in texts:
             encoded = text.encode()
-            needle = len(encoded).to_bytes(8, length) + encoded
+            needle = self._length.pack(len(encoded)) + encoded
             at = data.find(needle)
             while at >= 0:
                 index = self._index_at(data, self.start + at)
@@ -112,26 +126,46 @@ class ArrayValue:
                 at = data.find(needle, at + 1)
         return found
 
+    def positions(self, value: int, *, most: int) -> list[int]:
+        """Indices of the items of an `int32` array that equal a value, at most `most` of them."""
+        needle = struct.pack(("<" if self._byte_order == "little" else ">") + "i", value)
+        found: list[int] = []
+        data = self.raw()
+        at = data.find(needle)
+        while at >= 0 and len(found) < most:
+            if at % 4 == 0:
+                found.append(at // 4)
+                at += 3
+            at = data.find(needle, at + 1)
+        return found
+
     def _index_at(self, data: bytes, offset: int) -> int | None:
         """Index of the string that starts at a byte offset, or None if none does."""
-        index, at = self._mark_before(lambda mark: mark[1] <= offset)
-        unpack = struct.Struct(("<" if self._byte_order == "little" else ">") + "Q").unpack_from
+        mark = bisect_right(self._marks, offset, key=lambda mark: mark[1]) - 1
+        index, at = self._marks[mark]
         while at < offset:
-            at += 8 + unpack(data, at - self.start)[0]
+            at += 8 + self._length.unpack_from(data, at - self.start)[0]
             index += 1
         return index if at == offset and index < self.count else None
 
-    def _mark_before(self, fits: Any) -> tuple[int, int]:
-        best = (0, self.start)
-        for mark in self._marks:
-            if not fits(mark):
-                break
-            best = mark
-        return best
+    def _read(self, start: int, end: int) -> bytes:
+        data = self._source.read(start, end - start)
+        if len(data) < end - start:
+            raise MalformedGGUFError(
+                self._source.name,
+                offset=start + len(data),
+                problem="the file became shorter while it was read",
+                hint="run the command again when nothing writes to the file",
+            )
+        return data
 
-    def _strings(self, index: int, offset: int | None = None) -> Iterator[bytes]:
-        window = Window(self._source, byte_order=self._byte_order, start=self.start if offset is None else offset)
-        for _ in range(index, self.count):
+    @property
+    def _length(self) -> struct.Struct:
+        return LENGTHS[self._byte_order]
+
+    def _strings(self) -> Iterator[bytes]:
+        window = Window(self._source, byte_order=self._byte_order, start=self.start)
+        for _ in range(self.count):
             at = window.position
             length = window.unsigned(8, "a string's length")
             window.check_length(length, "a string", at=at, most=MAX_HEADER)

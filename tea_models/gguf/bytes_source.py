@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from tea_models.errors import AccessDeniedError, MissingFileError, NotAvailableError, SourceUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
 
 # O_NONBLOCK: opening a FIFO must not wait for a writer if one took the file's place after it was looked at.
@@ -80,7 +80,7 @@ class FileSource:
         self._descriptor = -1
         try:
             # Looked at before it is opened: opening some devices has effects, and a FIFO would block.
-            self._refuse_irregular(os.stat(path).st_mode)
+            self._refuse_irregular(Path(path).stat().st_mode)
             self._descriptor = os.open(path, _OPEN_FLAGS)
             status = os.fstat(self._descriptor)
         except (OSError, ValueError) as error:
@@ -133,7 +133,7 @@ class FileSource:
         if error.errno == errno.ELOOP:
             return MissingFileError(f"{self.name}: the links lead in a circle")
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            dangling = os.path.islink(self.name)
+            dangling = Path(self.name).is_symlink()
             return MissingFileError(f"{self.name}: " + ("the link leads nowhere" if dangling else "no such file"))
         if error.errno in (errno.EACCES, errno.EPERM):
             return AccessDeniedError(

@@ -1,10 +1,11 @@
 """Read a GGUF header: version, metadata and tensor infos; never the weights.
 
-The reader goes forward over a sliding window of its source, without recursion. Arrays are stepped over and read when they
-are asked for. No number from the file sizes an allocation or a loop before it was checked against what is left of the file.
+The reader goes forward over a sliding window of its source, without recursion. Arrays are stepped over and read when
+they are asked for. No number from the file sizes an allocation or a loop before it was checked against what is left of
+the file.
 
-Rules are those of the GGUF specification (ggml/docs/gguf.md). Where llama.cpp is stricter (ggml/src/gguf.cpp), the file is
-read and the reason is kept in `Header.problems`.
+Rules are those of the GGUF specification (ggml/docs/gguf.md). Where llama.cpp is stricter (ggml/src/gguf.cpp), the file
+is read and the reason is kept in `Header.problems`.
 """
 
 from __future__ import annotations

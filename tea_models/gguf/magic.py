@@ -43,6 +43,15 @@ def explain_foreign(head: bytes) -> tuple[str, str]:
             f"found a {_LEGACY[head[:4]]} file, the format before GGUF (2023)",
             "get the model as GGUF; llama.cpp no longer reads this one",
         )
+    for signature, what, hint in _SIGNATURES:
+        if head.startswith(signature):
+            return f"found {what}", hint
+    if len(head) >= 10 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "found a safetensors file", "convert it with llama.cpp's convert_hf_to_gguf.py, or get the model as GGUF"
+    return _explain_text(head)
+
+
+def _explain_text(head: bytes) -> tuple[str, str]:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(b"version https://git-lfs"):
         return "found a Git LFS pointer, not the file it points to", "run `git lfs pull`, or download the file itself"
@@ -51,11 +60,6 @@ def explain_foreign(head: bytes) -> tuple[str, str]:
             "found a web page",
             "the address answers a page (a login, perhaps), not the file; check the link and the token",
         )
-    if len(head) >= 10 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "found a safetensors file", "convert it with llama.cpp's convert_hf_to_gguf.py, or get the model as GGUF"
     if text[:1] in (b"{", b"["):
         return "found JSON", "the server may have answered an error instead of the file"
-    for signature, what, hint in _SIGNATURES:
-        if head.startswith(signature):
-            return f"found {what}", hint
     return f"found {head[:4]!r}", ""

@@ -29,7 +29,7 @@ class ValueType(IntEnum):
         return self.name.lower()
 
 
-#: `struct` format and size in bytes of each scalar type; booleans are read as bytes, because any but 0 and 1 are malformed.
+#: `struct` format and size in bytes of each scalar type; booleans are bytes, because any but 0 and 1 are malformed.
 SCALARS: dict[int, tuple[str, int]] = {
     0: ("B", 1),
     1: ("b", 1),

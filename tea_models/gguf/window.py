@@ -109,7 +109,7 @@ class Window:
         """Step over `count` strings.
 
         Returns:
-            Marks (index of a string, byte offset where it starts) about a window's length apart, the first string's first.
+            Marks (index of a string, byte offset where it starts) about a window apart, the first string's first.
         """
         marks: list[tuple[int, int]] = []
         unpack = self._order[8].unpack_from
@@ -122,8 +122,9 @@ class Window:
             buffer, start = self._buffer, self._start
             marks.append((done, self.position))
             try:
-                # The hot loop: half a million turns for a large vocabulary. Running off the window ends it.
-                for done in range(done, count):  # noqa: B020 - goes on where the last window ended
+                # The hot loop: half a million turns for a large vocabulary. Running off the window ends it, and
+                # leaves `done` at the string that is to be read next.
+                for done in range(done, count):  # noqa: B007, B020
                     begin += 8 + unpack(buffer, begin)[0]
                 done = count
             except (struct.error, OverflowError, IndexError):

@@ -1,0 +1,124 @@
+"""Open a model's files for reading their headers, whatever the reference means: a path, a name, something remote."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tea_models.facts import ProfileFile
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import Header, read_header
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.locate import Located
+    from tea_models.registry import Entry
+    from tea_models.settings import Settings
+
+
+@dataclass(slots=True)
+class ModelFiles:
+    """The open files of one model and their headers; a context manager.
+
+    Attributes:
+        where: The path of the first file, or the reference of a remote one.
+        sources: All files (shards) in order.
+        headers: Their headers.
+        files: Their names, sizes and hashes as far as these are known.
+        located: How the reference was resolved; None for a plain path.
+    """
+
+    where: str
+    sources: tuple[ByteSource, ...]
+    headers: tuple[Header, ...]
+    files: tuple[ProfileFile, ...]
+    located: Located | None
+
+    @property
+    def entry(self) -> Entry | None:
+        """The registry entry that the model was named by."""
+        return self.located.artifact.entry if self.located else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for source in self.sources:
+            source.close()
+
+
+def open_model(path_or_ref: Path | str, *, settings: Settings | None = None) -> ModelFiles:
+    """Find a model and read the headers of all its files.
+
+    Args:
+        path_or_ref: A path, or a reference as a user types it.
+        settings: Where the store and the hosts are; by default from the environment.
+
+    Raises:
+        MalformedGGUFError: A file is not GGUF or breaks the specification.
+        NotAvailableError: The model, or one of its shards, can't be had from here.
+        UsageError: The text is no reference.
+    """
+    plain = _plain_path(path_or_ref)
+    if plain is not None:
+        return _read((FileSource(plain),), str(plain), None)
+    from tea_models.locate import locate
+    from tea_models.settings import Settings as SettingsType
+
+    if settings is None:
+        settings = SettingsType.resolve(os.environ, cwd=Path.cwd())
+    # A `Path` is never a name in the registry, even without a separator.
+    text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
+    located = locate(text, settings)
+    with ExitStack() as opened:
+        sources = []
+        for index in range(len(located.artifact.files)):
+            sources.append(located.open_source(index))
+            opened.callback(sources[-1].close)
+        files = _read(tuple(sources), str(located.paths[0]) if located.paths else text, located)
+        opened.pop_all()
+    return files
+
+
+def _plain_path(path_or_ref: Path | str) -> str | None:
+    """The path, when it is one of a single file: the most frequent case needs neither the registry nor the store."""
+    text = str(path_or_ref)
+    looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
+    scheme = ":" in text.split(os.sep, 1)[0]
+    if not looks_so or scheme or "-of-" in text or not os.path.lexists(text):
+        return None
+    return text
+
+
+def _read(sources: tuple[ByteSource, ...], where: str, located: Located | None) -> ModelFiles:
+    try:
+        headers = tuple(read_header(source) for source in sources)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    known = located.artifact.files if located else (None,) * len(sources)
+    files = tuple(
+        ProfileFile(
+            name=file.filename if file else Path(source.name).name,
+            size=_size(source, file.size if file else None, header),
+            sha256=file.sha256 if file else None,
+        )
+        for source, file, header in zip(sources, known, headers, strict=True)
+    )
+    return ModelFiles(where, sources, headers, files, located)
+
+
+def _size(source: ByteSource, known: int | None, header: Header) -> int:
+    if source.size is not None:
+        return source.size
+    if known is not None:
+        return known
+    return max((header.data_offset + info.offset + info.size for info in header.tensors), default=header.header_size)
