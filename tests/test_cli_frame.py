@@ -43,6 +43,7 @@ def failing(error: BaseException) -> click.Command:
         (PermissionError(13, "Permission denied", "f"), 1),
         (KeyboardInterrupt(), 130),
         (MemoryError(), 1),
+        (ZeroDivisionError("a bug"), 1),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])

@@ -141,6 +141,12 @@ def run(command: click.Command, argv: Sequence[str]) -> int:
         return out.error(TeaModelsError("out of memory"))
     except OSError as error:
         return out.error(_from_os_error(error))
+    except Exception as error:
+        if os.environ.get("TEA_DEBUG"):
+            raise
+        # A bug of ours: still one message and, with --json, one document.
+        what = f"internal error: {type(error).__name__}: {error}"
+        return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
     return result if isinstance(result, int) else 0
 
 
