@@ -1,6 +1,7 @@
 """The errors of `tea_runtime`, on the base of `tea_models` and with its exit codes.
 
 TeaModelsError                     (see tea_models.errors, also for UsageError, EngineError, …)
+├── WorkflowError               1  a node of a workflow failed: file, line, node
 ├── LlmError                    1  a model could not do what was asked
 │   ├── UnsupportedError        1  this model, template or backend is not able to
 │   ├── GenerationError         1  the engine failed while it was running
@@ -15,6 +16,10 @@ TeaModelsError                     (see tea_models.errors, also for UsageError, 
 from __future__ import annotations
 
 from tea_models.errors import DoesNotFitError, TeaModelsError
+
+
+class WorkflowError(TeaModelsError):
+    pass
 
 
 class LlmError(TeaModelsError):

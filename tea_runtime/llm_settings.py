@@ -92,13 +92,19 @@ class LlmSettings(BaseModel):
 
     @classmethod
     def parse(
-        cls, data: Mapping[str, Any] | LlmSettings | None, *, document: Document | None = None, lenient: bool = False
+        cls,
+        data: Mapping[str, Any] | LlmSettings | None,
+        *,
+        document: Document | None = None,
+        prefix: tuple[str, ...] = ("settings", "llm"),
+        lenient: bool = False,
     ) -> Self:
         """Validate a `settings.llm` block, or a whole `settings` block that holds one under `llm`.
 
         Args:
             data: The block; None and an empty one give the defaults.
             document: The workflow it was read from, for file and line of an error.
+            prefix: Keys that lead to the block, for an error.
             lenient: Leave out keys that are meant for somebody else (a host passes its own along).
 
         Raises:
@@ -107,13 +113,12 @@ class LlmSettings(BaseModel):
         if isinstance(data, cls):
             return data
         block: Any = data if data is not None else {}
-        prefix: tuple[str, ...] = ("settings", "llm")
         if not hasattr(block, "items"):
             raise _error(document, f"expected keys and values, got {type(block).__name__}", prefix)
         block = dict(block)
         if "llm" in block:
             # A whole `settings` block, as `create_llm_backend(settings)` of the TEA host takes it.
-            return cls.parse(block["llm"], document=document, lenient=lenient)
+            return cls.parse(block["llm"], document=document, prefix=prefix, lenient=lenient)
         if lenient:
             block = {key: value for key, value in block.items() if key not in _FOREIGN}
         try:
@@ -137,7 +142,7 @@ class LlmSettings(BaseModel):
             ConfigError: An override is unknown or has a wrong value.
         """
         changes = {key: value for key, value in overrides.items() if value is not None}
-        return self.parse(self.model_dump(exclude_unset=True) | changes) if changes else self
+        return self.parse(self.model_dump(exclude_unset=True) | changes, prefix=()) if changes else self
 
 
 KNOWN = tuple(LlmSettings.model_fields)
