@@ -308,6 +308,8 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
 
 def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> tuple[bool | str, bool]:
     if edge.condition is None:
+        if edge.when is True:
+            return "true", True  # said aloud it may stand beside an edge without a condition, and is tried first
         return (True if edge.when is None else edge.when), True
     condition = edge.condition
     if isinstance(condition, ConditionSpec):

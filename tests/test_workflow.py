@@ -1,0 +1,351 @@
+"""The workflow runner, without a model: nodes, edges, templates, `run:` blocks, imports, and what errors say."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from tea_models.errors import ConfigError, MissingFileError, UsageError
+from tea_runtime.errors import WorkflowError
+from tea_runtime.workflow import run_workflow
+
+ECHO = """
+def register_actions(registry, engine):
+    def echo(state, **params):
+        return {"content": params.get("text"), "params": params}
+    def plain(state, value=None, **_):
+        return value
+    def broken(state, **_):
+        return {"error": "it broke", "success": False}
+    def raising(state, **_):
+        raise RuntimeError("boom")
+    registry.update({"echo": echo, "plain": plain, "broken": broken, "raising": raising})
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "my_actions.py").write_text(ECHO)
+
+    def run(text, state=None, **options):
+        path = tmp_path / "flow.yaml"
+        path.write_text("imports: [{path: my_actions.py}]\n" + textwrap.dedent(text).lstrip("\n"))
+        return run_workflow(path, state, **options)
+
+    return run
+
+
+def test_without_edges_nodes_run_in_their_order(run):
+    state = run("""
+        nodes:
+          - {name: a, run: "return {'log': ['a']}"}
+          - {name: b, run: "state['log'].append('b')"}
+          - {name: c, run: "return {'log': state['log'] + ['c']}"}
+    """)
+    assert state == {"log": ["a", "b", "c"]}
+
+
+def test_edges_decide_where_to_go(run):
+    flow = """
+        nodes:
+          - {name: left, run: "return {'way': 'left'}"}
+          - {name: check, run: "return {'big': state['n'] > 5}"}
+          - {name: right, run: "return {'way': 'right'}"}
+        edges:
+          - {from: __start__, to: check}
+          - {from: check, to: left, when: "state.big"}
+          - {from: check, to: right}
+          - {from: left, to: __end__}
+          - {from: right, to: __end__}
+    """
+    assert run(flow, {"n": 9})["way"] == "left"
+    assert run(flow, {"n": 1})["way"] == "right"
+
+
+@pytest.mark.parametrize(
+    ("condition", "taken"),
+    [
+        ("when: big", True),
+        ("when: '!big'", False),
+        ("when: '{{ state.n > 5 }}'", True),
+        ("when: \"state['n'] < 5\"", False),
+        ("when: true", True),
+        ("when: false", False),
+        ("condition: state.n == 9", True),
+        ("condition: {type: expression, value: state.n == 9}", True),
+        ("{condition: state.n == 9, when: false}", False),
+        ("when: not_there", False),
+    ],
+)
+def test_conditions_may_be_written_in_every_documented_way(run, condition, taken):
+    condition = condition.strip("{}") if condition.startswith("{c") else condition
+    state = run(
+        f"""
+        nodes:
+          - {{name: a, run: "return {{'seen': ['a']}}"}}
+          - {{name: b, run: "state['seen'].append('b')"}}
+        edges:
+          - {{from: a, to: b, {condition}}}
+          - {{from: a, to: __end__}}
+    """,
+        {"n": 9, "big": True},
+    )
+    assert (state["seen"] == ["a", "b"]) is taken
+
+
+def test_goto_jumps_and_branches(run):
+    state = run("""
+        nodes:
+          - name: count
+            run: |
+              return {"n": state.get("n", 0) + 1}
+            goto:
+              - {if: state.n < 3, to: count}
+              - {to: done}
+          - {name: never, run: "return {'never': True}"}
+          - {name: done, run: "return {'done': True}", goto: __end__}
+          - {name: after, run: "return {'after': True}"}
+    """)
+    assert state == {"n": 3, "done": True}
+
+
+def test_a_loop_without_end_is_stopped(run):
+    with pytest.raises(WorkflowError, match=r"flow\.yaml:3: node a: stopped after 20 steps"):
+        run("nodes:\n  - {name: a, run: pass, goto: a}\n", max_steps=20)
+
+
+def test_no_edge_that_applies_is_an_error(run):
+    with pytest.raises(WorkflowError, match="no edge applies after 'a'"):
+        run("nodes:\n  - {name: a, run: pass}\n  - {name: b, run: pass}\nedges:\n  - {from: a, to: b, when: 'false'}\n")
+
+
+def test_a_single_expression_keeps_its_type_and_mixed_text_becomes_text(run):
+    state = run(
+        """
+        nodes:
+          - {name: a, action: plain, params: {value: "{{ state.messages }}"}}
+          - {name: b, action: plain, params: {value: "n={{ state.n }}"}}
+          - {name: c, action: plain, params: {value: {deep: ["{{ state.n }}", "{{ state.n + 1 }}"]}}}
+          - {name: d, action: plain, params: {value: "{{ state.messages | tojson }}"}}
+    """,
+        {"messages": [{"role": "user", "content": "<ä>"}], "n": 2},
+    )
+    assert state["a"] == [{"role": "user", "content": "<ä>"}]
+    assert state["b"] == "n=2"
+    assert state["c"] == {"deep": [2, 3]}
+    assert state["d"] == '[{"role": "user", "content": "<ä>"}]'
+
+
+def test_keys_of_the_state_come_before_methods(run):
+    assert run("nodes:\n  - {name: a, action: plain, params: {value: '{{ state.items }}'}}\n", {"items": [1]})["a"] == [
+        1
+    ]
+
+
+def test_what_a_node_leaves_in_the_state(run):
+    state = run("""
+        variables: {greeting: hi}
+        nodes:
+          - {name: main, uses: echo, with: {text: "{{ variables.greeting }}"}}
+          - {name: whole, action: echo, params: {text: b}, output: result}
+          - name: parts
+            action: echo
+            params: {text: c}
+            outputs: {answer: "{{ action_result.content }}", both: "{{ result.content }}-{{ state.main }}"}
+          - {name: mapped, action: echo, params: {text: d}, output: {title: "{{ result.content }}"}}
+    """)
+    assert state == {
+        "main": "hi",
+        "result": {"content": "b", "params": {"text": "b"}},
+        "answer": "c",
+        "both": "c-hi",
+        "title": "d",
+    }
+
+
+def test_a_run_block_may_return_a_value_a_mapping_or_the_state_itself(run):
+    state = run("""
+        nodes:
+          - {name: number, run: "return 41 + 1"}
+          - {name: keys, run: "return {'k': 1}"}
+          - {name: same, run: "state['m'] = 2; return state"}
+          - {name: nothing, run: "x = 5"}
+          - name: long
+            run: |
+              import math
+              text = \"\"\"two
+              lines\"\"\"
+              return {"lines": text.count("\\n"), "pi": int(math.pi)}
+    """)
+    assert state == {"number": 42, "k": 1, "m": 2, "lines": 1, "pi": 3}
+
+
+def test_run_blocks_see_variables_and_actions(run):
+    flow = """
+        variables: {n: 3}
+        nodes:
+          - {name: a, run: "return actions['plain'](state, value=variables['n'] * 2)"}
+    """
+    assert run(flow)["a"] == 6
+
+
+def test_the_callers_input_is_not_changed(run):
+    given = {"messages": []}
+    run("nodes:\n  - {name: a, run: \"state['messages'].append(1)\"}\n", given)
+    assert given == {"messages": []}
+
+
+def test_initial_state_and_schema_fill_what_was_not_given(run):
+    flow = """
+        state_schema: {messages: list, memo: dict, question: str, n: int}
+        initial_state: {question: why?, n: 1}
+        nodes: [{name: a, run: pass}]
+    """
+    assert run(flow, {"n": 2}) == {"messages": [], "memo": {}, "question": "why?", "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("messages", "text"), ("n", "3"), ("n", True), ("question", ["x"]), ("ok", 1)]
+)
+def test_input_of_another_type_than_declared_is_refused(run, key, value):
+    flow = "state_schema: {messages: list, question: str, n: int, ok: bool}\nnodes: [{name: a, run: pass}]\n"
+    with pytest.raises(UsageError, match=f"input '{key}'"):
+        run(flow, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("flow", "message"),
+    [
+        ("nodes:\n  - {name: a, action: plain, params: {value: '{{ state.qestion }}'}}\n", "flow.yaml:3: node a: value: {{ state.qestion }}: there is no key 'qestion' (there are: question)"),
+        ("nodes:\n  - name: a\n    action: plain\n    params:\n      value: 'x {{ nope }}'\n", "flow.yaml:6: node a: value: x {{ nope }}: 'nope' is not defined"),
+        ("nodes:\n  - name: a\n    run: |\n      x = 1\n      y = state['nope']\n", "flow.yaml:6: node a: KeyError: 'nope'"),
+        ("nodes:\n  - {name: a, run: '1/0'}\n", "flow.yaml:3: node a: ZeroDivisionError: division by zero"),
+        ("nodes:\n  - {name: a, action: raising}\n", "flow.yaml:3: node a: raising: RuntimeError: boom"),
+        ("nodes:\n  - {name: a, action: broken}\n", "flow.yaml:3: node a: broken: it broke"),
+        ("nodes:\n  - {name: a, action: plain, outputs: {x: '{{ action_result.y }}'}}\n", "node a: x: {{ action_result.y }}"),
+        ("nodes:\n  - {name: a, run: pass}\n  - {name: b, run: pass}\nedges:\n  - {from: a, to: b, when: state.x > 1}\n", "flow.yaml:6: node a: {{ state.x > 1 }}"),
+    ],
+)  # fmt: skip
+def test_a_node_that_fails_says_file_line_and_node(run, flow, message):
+    with pytest.raises((WorkflowError, UsageError)) as caught:
+        run(flow, {"question": "?"})
+    assert message in caught.value.message
+    assert "Traceback" not in caught.value.message
+
+
+def test_a_failed_result_that_is_kept_whole_does_not_end_the_run(run):
+    state = run("""
+        nodes:
+          - {name: a, action: broken, output: r}
+          - {name: b, run: "return {'handled': state['r']['error']}"}
+    """)
+    assert state["handled"] == "it broke"
+
+
+@pytest.mark.parametrize(
+    ("flow", "message", "hint"),
+    [
+        ("nodes: [{name: a, run: pass}]\nstate_shema: {}\n", "flow.yaml:3: state_shema: unknown key", "state_schema"),
+        ("nodes:\n  - {name: a, runn: x}\n", "flow.yaml:3: nodes[0].runn: unknown key", "run"),
+        ("settings: {llm: {n_cxt: 1}}\nnodes: [{name: a, run: pass}]\n", "flow.yaml:2: settings.llm.n_cxt: unknown key", "n_ctx"),
+        ("nodes:\n  - {name: a, action: plian}\n", "flow.yaml:3: nodes[0].action: there is no action 'plian'", "plain"),
+        ("nodes:\n  - {name: a, uses: llm.chatt}\n", "flow.yaml:3: nodes[0].uses: there is no action", "llm.chat"),
+        ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: bb}\n", "flow.yaml:5: edges[0].to: there is no node 'bb'", "a"),
+        ("nodes:\n  - {name: a, run: pass, goto: aa}\n", "flow.yaml:3: nodes[0].goto: there is no node 'aa'", "a"),
+        ("nodes:\n  - {name: a, run: pass}\n  - {name: a, run: pass}\n", "flow.yaml:4: nodes[1].name: there are two nodes", ""),
+        ("nodes:\n  - {name: a}\n", "expected one of action, uses and run; found none", ""),
+        ("nodes:\n  - {name: a, run: x, action: y}\n", "found action and run", ""),
+        ("nodes:\n  - {run: x}\n", "required key 'name' is missing", ""),
+        ("nodes: []\n", "nodes", ""),
+        ("name: x\n", "required key 'nodes' is missing", ""),
+        ("nodes:\n  - {name: a, action: plain, params: {value: '{{ state. }}'}}\n", "flow.yaml:3: nodes[0].params.value", ""),
+        ("nodes:\n  - {name: a, run: pass}\n  - {name: b, run: pass}\nedges:\n  - {from: a, to: b, when: 'state.x >'}\n", "flow.yaml:6: edges[0]", ""),
+        ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: a}\n  - {from: a, to: __end__}\n", "a second edge without a condition", "when"),
+        ("nodes:\n  - {name: a, steps: []}\n", "flow.yaml:3: nodes[0].steps: several steps in a node are not part", "Edge Agent"),
+        ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: __end__, type: parallel}\n", "parallel branches", "Edge Agent"),
+        ("nodes:\n  - {name: a, run: pass, language: lua}\n", "expected python, found 'lua'", ""),
+        ("nodes:\n  - {name: __start__, run: pass}\n", "reserved", ""),
+    ],
+)  # fmt: skip
+def test_a_wrong_workflow_is_refused_before_it_runs(run, flow, message, hint):
+    with pytest.raises(ConfigError) as caught:
+        run(flow)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("code", ["def (", "return = 1", "  x = 1\n y = 2"])
+def test_a_block_that_is_not_python_is_named(run, code):
+    flow = "nodes:\n  - name: a\n    run: |\n" + textwrap.indent(code, "      ") + "\n"
+    with pytest.raises((WorkflowError, ConfigError)) as caught:
+        run(flow)
+    assert "flow.yaml:" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{path: nope.py}", "no such file of actions"),
+        ("{package: not_a_package_at_all}", "ModuleNotFoundError"),
+        ("{path: empty.py}", "has no register_actions"),
+        ("{path: bad.py}", "SyntaxError"),
+        ("{}", "expected package or path"),
+        ("{path: a.py, package: b}", "expected package or path"),
+    ],
+)
+def test_an_import_that_fails_says_where(tmp_path, item, message):
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "bad.py").write_text("def (")
+    path = tmp_path / "flow.yaml"
+    path.write_text(f"nodes: [{{name: a, run: pass}}]\nimports:\n  - {item}\n")
+    with pytest.raises((ConfigError, MissingFileError)) as caught:
+        run_workflow(path)
+    assert message in caught.value.message
+    assert "flow.yaml:3" in caught.value.message
+
+
+def test_a_namespace_goes_before_the_names(tmp_path):
+    (tmp_path / "my_actions.py").write_text(ECHO)
+    path = tmp_path / "flow.yaml"
+    path.write_text(
+        "imports: [{path: ./my_actions.py, namespace: my}]\nnodes: [{name: a, uses: my.plain, with: {value: 1}}]\n"
+    )
+    assert run_workflow(path) == {"a": 1}
+
+
+def test_our_own_package_can_be_imported_as_hosts_do(tmp_path):
+    path = tmp_path / "flow.yaml"
+    path.write_text(
+        "imports: [{package: tea_runtime, namespace: x}, {package: tea_runtime, namespace: ''}]\n"
+        "nodes: [{name: a, run: \"return {'names': sorted(n for n in actions if 'chat' in n)}\"}]\n"
+    )
+    assert run_workflow(path)["names"] == ["llm.chat", "x.llm.chat"]
+
+
+def test_a_workflow_may_be_plain_data():
+    assert run_workflow({"nodes": [{"name": "a", "run": "return {'x': state['y']}"}]}, {"y": 1}) == {"y": 1, "x": 1}
+
+
+def test_a_missing_file_and_a_folder_are_not_found(tmp_path):
+    for path in (tmp_path / "nope.yaml", tmp_path):
+        with pytest.raises(MissingFileError) as caught:
+            run_workflow(path)
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "just text\n", "a: !!python/object:os.system x\n", "a: [\n", "a: 1\na: 2\n"]
+)
+def test_a_file_that_is_no_workflow_is_refused(tmp_path, text):
+    path = tmp_path / "flow.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"flow\.yaml"):
+        run_workflow(path)
+
+
+def test_templates_can_not_leave_the_sandbox(run):
+    for expression in ("{{ state.__class__ }}", "{{ ''.__class__.__mro__ }}", "x{{ state.update({'a': 1}) }}"):
+        with pytest.raises(UsageError):
+            run(f'nodes:\n  - {{name: a, action: plain, params: {{value: "{expression}"}}}}\n')
