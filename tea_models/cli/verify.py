@@ -1,0 +1,67 @@
+"""`tea-models verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import printable, table
+
+if TYPE_CHECKING:
+    from tea_models.cli.frame import App
+    from tea_models.verifying import VerifyResult
+
+_STYLE = {"ok": "green", "corrupt": "red", "missing": "red", "unpinned": "yellow"}
+
+
+@click.command("verify", short_help="Hash installed models again and check that they load.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--repair", is_flag=True, help="Fetch again what is corrupt or missing.")
+@answering
+def command(app: App, names: tuple[str, ...], repair: bool) -> int:
+    """Read every byte of installed models (all, or those named; a path of a GGUF file will do) and compare hashes.
+
+    Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
+    """
+    from tea_models.cli.progress import progress_for
+    from tea_models.verifying import verify
+
+    progress = progress_for(app.out)
+    results = verify(names or None, app.settings, repair=repair, progress=progress, note=app.out.note)
+    app.out.answer([result.to_json() for result in results], lambda: _human(app, results, repair))
+    if any(result.broken for result in results):
+        return 3
+    return 4 if any(result.status == "missing" for result in results) else 0
+
+
+def _human(app: App, results: list[VerifyResult], repair: bool) -> str:
+    if not results:
+        return "nothing is installed yet; start with: tea-models pull smollm2-135m"
+    width = max(len(_word(result)) for result in results)
+    rows = [[_word(result).ljust(width), printable(result.name), printable(str(result.path))] for result in results]
+    lines = table(rows).split("\n")
+    out = []
+    for line, result in zip(lines, results, strict=True):
+        word = _word(result)
+        out.append(app.out.style(word, "red" if result.broken else _STYLE[result.status]) + line[len(word) :])
+        if result.status == "corrupt" and result.expected_sha256 and result.actual_sha256:
+            out += [f"    expected {result.expected_sha256}", f"    found    {result.actual_sha256}"]
+        out += [f"    {printable(problem)}" for problem in result.problems]
+    advice = _advice(results, repair)
+    return "\n".join([*out, "", advice] if advice else out)
+
+
+def _word(result: VerifyResult) -> str:
+    if result.repaired:
+        return "repaired"
+    return "not loadable" if result.status != "corrupt" and result.loadable is False else result.status
+
+
+def _advice(results: list[VerifyResult], repair: bool) -> str:
+    if any(result.status in ("corrupt", "missing") for result in results):
+        return "" if repair else "next: tea-models verify --repair fetches only what is broken"
+    if any(result.status == "unpinned" for result in results):
+        return "unpinned: nobody said beforehand what the hash should be; tea-models lock pins it"
+    return ""
