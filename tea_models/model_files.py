@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self
 from tea_models.facts import ProfileFile
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
+from tea_models.known_models import entry_of, recorded_sha256
+from tea_models.settings import Settings
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.locate import Located
     from tea_models.registry import Entry
-    from tea_models.settings import Settings
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class ModelFiles:
         headers: Their headers.
         files: Their names, sizes and hashes as far as these are known.
         located: How the reference was resolved; None for a plain path.
+        entry: The registry entry whose corrections apply.
     """
 
     where: str
@@ -38,11 +40,7 @@ class ModelFiles:
     headers: tuple[Header, ...]
     files: tuple[ProfileFile, ...]
     located: Located | None
-
-    @property
-    def entry(self) -> Entry | None:
-        """The registry entry that the model was named by."""
-        return self.located.artifact.entry if self.located else None
+    entry: Entry | None
 
     def __enter__(self) -> Self:
         return self
@@ -54,26 +52,26 @@ class ModelFiles:
             source.close()
 
 
-def open_model(path_or_ref: Path | str, *, settings: Settings | None = None) -> ModelFiles:
+def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True) -> ModelFiles:
     """Find a model and read the headers of all its files.
 
     Args:
         path_or_ref: A path, or a reference as a user types it.
         settings: Where the store and the hosts are; by default from the environment.
+        hashes: Ask the store for the files' hashes.
 
     Raises:
         MalformedGGUFError: A file is not GGUF or breaks the specification.
         NotAvailableError: The model, or one of its shards, can't be had from here.
         UsageError: The text is no reference.
     """
+    if settings is None:
+        settings = Settings.resolve(os.environ, cwd=Path.cwd())
     plain = _plain_path(path_or_ref)
     if plain is not None:
-        return _read((FileSource(plain),), str(plain), None)
+        return _read((FileSource(plain),), plain, None, settings, hashes=hashes)
     from tea_models.locate import locate
-    from tea_models.settings import Settings as SettingsType
 
-    if settings is None:
-        settings = SettingsType.resolve(os.environ, cwd=Path.cwd())
     # A `Path` is never a name in the registry, even without a separator.
     text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
     located = locate(text, settings)
@@ -82,7 +80,9 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None) -> 
         for index in range(len(located.artifact.files)):
             sources.append(located.open_source(index))
             opened.callback(sources[-1].close)
-        files = _read(tuple(sources), str(located.paths[0]) if located.paths else text, located)
+        files = _read(
+            tuple(sources), str(located.paths[0]) if located.paths else text, located, settings, hashes=hashes
+        )
         opened.pop_all()
     return files
 
@@ -97,23 +97,28 @@ def _plain_path(path_or_ref: Path | str) -> str | None:
     return text
 
 
-def _read(sources: tuple[ByteSource, ...], where: str, located: Located | None) -> ModelFiles:
+def _read(
+    sources: tuple[ByteSource, ...], where: str, located: Located | None, settings: Settings, *, hashes: bool
+) -> ModelFiles:
     try:
         headers = tuple(read_header(source) for source in sources)
+        known = located.artifact.files if located else (None,) * len(sources)
+        files = []
+        for source, file, header in zip(sources, known, headers, strict=True):
+            sha256 = file.sha256 if file else None
+            if hashes and sha256 is None and isinstance(source, FileSource):
+                sha256 = recorded_sha256(source.name, settings)
+            name = file.filename if file else Path(source.name).name
+            files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
+        local = isinstance(sources[0], FileSource)
+        entry = located.artifact.entry if located else None
+        if entry is None:
+            entry = entry_of(headers[0], settings, path=where if local else None, sha256=files[0].sha256)
     except BaseException:
         for source in sources:
             source.close()
         raise
-    known = located.artifact.files if located else (None,) * len(sources)
-    files = tuple(
-        ProfileFile(
-            name=file.filename if file else Path(source.name).name,
-            size=_size(source, file.size if file else None, header),
-            sha256=file.sha256 if file else None,
-        )
-        for source, file, header in zip(sources, known, headers, strict=True)
-    )
-    return ModelFiles(where, sources, headers, files, located)
+    return ModelFiles(where, sources, headers, tuple(files), located, entry)
 
 
 def _size(source: ByteSource, known: int | None, header: Header) -> int:

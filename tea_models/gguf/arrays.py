@@ -74,7 +74,7 @@ class ArrayValue:
 
     def __iter__(self) -> Iterator[Any]:
         if self.item_type is ValueType.STRING:
-            return (raw.decode("utf-8", "backslashreplace") for raw in self._strings())
+            return (raw.decode("utf-8", "backslashreplace") for raw in self.raw_strings())
         if self.item_type is ValueType.ARRAY:
             return self._arrays()
         return self._scalars()
@@ -163,13 +163,17 @@ class ArrayValue:
     def _length(self) -> struct.Struct:
         return LENGTHS[self._byte_order]
 
-    def _strings(self) -> Iterator[bytes]:
-        window = Window(self._source, byte_order=self._byte_order, start=self.start)
-        for _ in range(self.count):
-            at = window.position
-            length = window.unsigned(8, "a string's length")
-            window.check_length(length, "a string", at=at, most=MAX_HEADER)
-            yield window.take(length, "a string", at=at)
+    def raw_strings(self) -> Iterator[bytes]:
+        """The strings of an array of strings as bytes, a part of the file at a time."""
+        unpack = self._length.unpack_from
+        ends = [*self._marks[1:], (self.count, self.end)]
+        for (index, offset), (next_index, next_offset) in zip(self._marks, ends, strict=True):
+            data = self._read(offset, next_offset)
+            at = 0
+            for _ in range(index, next_index):
+                begin = at + 8
+                at = begin + unpack(data, at)[0]
+                yield data[begin:at]
 
     def _arrays(self) -> Iterator[ArrayValue]:
         window = Window(self._source, byte_order=self._byte_order, start=self.start)

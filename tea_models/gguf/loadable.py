@@ -1,17 +1,187 @@
-"""Whether llama.cpp can load a file that reads well: what would make its loader fail, or kill the process."""
+"""Whether llama.cpp can load a file that reads well: what would make its loader fail, or kill the process.
+
+Each rule names where it comes from in llama.cpp. Files that are not loaded as models (adapters, projectors, importance
+matrices) are judged by their layout alone.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
+from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.types import ValueType
+
 if TYPE_CHECKING:
-    from tea_models.gguf.header import Header
+    from collections.abc import Mapping
+
+    from tea_models.gguf.header import Header, Value
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_ROPE_SCALING = ("none", "linear", "yarn", "longrope")
+_WITHOUT_VOCABULARY = ("none", "no_vocab")
+_WITH_MERGES = ("gpt2", "gemma4", "hybriddna", "whitespace")
+_NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
 
-def check_loadable(header: Header) -> tuple[str, ...]:
+def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     """Reasons why the native loader must not be given this file; empty when there are none.
 
     Args:
-        header: The header of the file (of the first shard).
+        header: The header of the file, its source open; for a model in several files, of the first.
+        thorough: Also look for a token that is there twice, which takes 0.1 s for a large vocabulary.
     """
-    return header.problems
+    found = list(header.problems)
+    if header.byte_order != sys.byteorder:
+        found.append(f"the file is {header.byte_order}-endian, this machine is not")
+    metadata = header.metadata
+    if metadata.get("general.type") in _NOT_MODELS or metadata.get("general.architecture") == "clip":
+        return tuple(found)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        return (*found, "general.architecture is missing")
+    vocabulary = _Vocabulary(metadata).check(thorough=thorough)
+    has_weights = bool(header.tensors) or "split.count" in metadata
+    layers = _Hyperparameters(metadata, header.value_types, architecture).check() if has_weights else []
+    return (*found, *layers, *vocabulary)
+
+
+class _Hyperparameters:
+    """`llama_model_base::load_hparams`."""
+
+    def __init__(self, metadata: Mapping[str, Value], value_types: Mapping[str, ValueType], architecture: str) -> None:
+        self.metadata = metadata
+        self.types = value_types
+        self.architecture = architecture
+        self.problems: list[str] = []
+
+    def check(self) -> list[str]:
+        self._required("context_length", least=1)
+        self._required("embedding_length", least=1)
+        layers = self._required("block_count", least=1, most=_MAX_LAYERS)
+        if layers is None:
+            return self.problems
+        nextn = self._optional("nextn_predict_layers")
+        if nextn > layers:
+            self.problems.append(f"{self._key('nextn_predict_layers')} is {nextn:,}, beyond {layers} blocks")
+        for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
+            self._per_layer(name, layers)
+        self._experts()
+        self._heads()
+        scaling = self.metadata.get(self._key("rope.scaling.type"), "none")
+        if scaling not in _ROPE_SCALING:
+            self.problems.append(f"{self._key('rope.scaling.type')} is {str(scaling)[:40]!r}, which llama.cpp lacks")
+        return self.problems
+
+    def _key(self, name: str) -> str:
+        return f"{self.architecture}.{name}"
+
+    def _required(self, name: str, *, least: int, most: int = (1 << 31) - 1) -> int | None:
+        key = self._key(name)
+        if key not in self.metadata:
+            self.problems.append(f"{key} is missing")
+            return None
+        value = self.metadata[key]
+        if self.types.get(key) is not ValueType.UINT32 or not isinstance(value, int):
+            self.problems.append(f"{key} is {self.types[key].label}, llama.cpp reads uint32")
+            return None
+        if not least <= value <= most:
+            self.problems.append(f"{key} is {value:,}, llama.cpp takes {least} to {most:,}")
+            return None
+        return value
+
+    def _optional(self, name: str) -> int:
+        value = self.metadata.get(self._key(name), 0)
+        if isinstance(value, ArrayValue):
+            numbers = [item for item in value.items() if isinstance(item, int)] if value.count <= _MAX_LAYERS else []
+            return max(numbers, default=0)
+        return value if isinstance(value, int) else 0
+
+    def _per_layer(self, name: str, layers: int) -> None:
+        value = self.metadata.get(self._key(name))
+        if isinstance(value, ArrayValue) and value.count != layers:
+            self.problems.append(f"{self._key(name)} has {value.count:,} items for {layers} blocks")
+
+    def _experts(self) -> None:
+        count, used = self._optional("expert_count"), self._optional("expert_used_count")
+        if count > _MAX_EXPERTS:
+            self.problems.append(f"{self._key('expert_count')} is {count:,}, llama.cpp takes up to {_MAX_EXPERTS:,}")
+        elif used > count or (count and not used):
+            self.problems.append(f"{self._key('expert_used_count')} is {used:,} of {count:,} experts")
+
+    def _heads(self) -> None:
+        heads, kv_heads = (
+            self.metadata.get(self._key("attention.head_count")),
+            self._optional("attention.head_count_kv"),
+        )
+        width = self._optional("embedding_length")
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads <= 0:
+            return
+        if isinstance(self.metadata.get(self._key("attention.head_count_kv")), int) and kv_heads and heads % kv_heads:
+            self.problems.append(
+                f"{self._key('attention.head_count')} {heads:,} is no multiple of {kv_heads:,} KV heads"
+            )
+        key_length = self._optional("attention.key_length") or width // heads
+        rotated = self._optional("rope.dimension_count") or key_length
+        if not key_length:
+            self.problems.append(f"{self._key('attention.head_count')} is {heads:,} for a width of {width:,}")
+        elif rotated > key_length:
+            self.problems.append(f"{self._key('rope.dimension_count')} is {rotated:,}, a head has {key_length:,}")
+
+
+class _Vocabulary:
+    """`llama_vocab::impl::load`."""
+
+    def __init__(self, metadata: Mapping[str, Value]) -> None:
+        self.metadata = metadata
+        self.problems: list[str] = []
+
+    def check(self, *, thorough: bool) -> list[str]:
+        model = self.metadata.get("tokenizer.ggml.model")
+        if model in _WITHOUT_VOCABULARY:
+            return []
+        if not isinstance(model, str):
+            return ["tokenizer.ggml.model is missing"]
+        tokens = self._array("tokens", (ValueType.STRING,))
+        if tokens is None:
+            if not self.problems:
+                self.problems.append("tokenizer.ggml.tokens is missing")
+            return self.problems
+        if not tokens.count:
+            self.problems.append("tokenizer.ggml.tokens is empty")
+        self._same_length("scores", (ValueType.FLOAT32, ValueType.INT32), tokens.count)
+        self._same_length("token_type", (ValueType.INT32,), tokens.count)
+        pre = self.metadata.get("tokenizer.ggml.pre")
+        if self._array("merges", (ValueType.STRING,)) is None and model in _WITH_MERGES and pre != "kimi-k2":
+            self.problems.append("tokenizer.ggml.merges is missing")
+        if thorough and not self.problems:
+            self._unique(tokens)
+        return self.problems
+
+    def _array(self, name: str, item_types: tuple[ValueType, ...]) -> ArrayValue | None:
+        key = f"tokenizer.ggml.{name}"
+        value = self.metadata.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, ArrayValue) or value.item_type not in item_types:
+            wanted = " or ".join(item.label for item in item_types)
+            self.problems.append(f"{key} is not an array of {wanted}")
+            return None
+        return value
+
+    def _same_length(self, name: str, item_types: tuple[ValueType, ...], count: int) -> None:
+        array = self._array(name, item_types)
+        if array is not None and array.count != count:
+            self.problems.append(f"tokenizer.ggml.{name} has {array.count:,} items for {count:,} tokens")
+
+    def _unique(self, tokens: ArrayValue) -> None:
+        # The loader asserts as many texts as tokens, and renames empty ones by their index.
+        seen: set[bytes] = set()
+        for index, raw in enumerate(tokens.raw_strings()):
+            text = raw or b"[EMPTY_%d]" % index
+            if text in seen:
+                shown = text[:40].decode("utf-8", "backslashreplace")
+                self.problems.append(f"the token {shown!r} is in tokenizer.ggml.tokens twice (again at {index:,})")
+                return
+            seen.add(text)

@@ -1,0 +1,233 @@
+"""How `tea-models inspect` shows a model to people: one screen, the most wanted first, warnings last."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from tea_models.cli.output import human_size, printable, table
+
+if TYPE_CHECKING:
+    from tea_models.cli.output import Output
+    from tea_models.inspect import Inspection
+
+_LABEL = 14
+_MOST_ITEMS = 8
+
+
+def view(found: Inspection, reference: str, out: Output) -> str:
+    """The human view of an inspection.
+
+    Args:
+        found: The inspection.
+        reference: What the user typed, for the next step.
+        out: For width and colour.
+    """
+    lines = [_title(found, out), ""]
+    lines += [_row(label, text, out) for label, text in _facts(found) if text]
+    if found.full:
+        lines += ["", *_metadata(found, out)]
+    if found.with_tensors:
+        lines += ["", _tensors(found)]
+    if found.warnings:
+        lines += ["", out.style("warnings", "yellow")]
+        lines += [line for warning in found.warnings for line in _wrapped(one_line(warning), out.width)]
+    lines += ["", out.style(f"next: {_next_step(found, reference)}", "dim")]
+    return "\n".join(lines)
+
+
+def one_line(text: str, most: int = 0) -> str:
+    """A text from a file on one line, with nothing in it that could control a terminal."""
+    flat = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return flat if not most or len(flat) <= most else flat[: most - 1] + "…"
+
+
+def human_count(number: int) -> str:
+    """A number of weights as people say it: 135 M, 3.84 B."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            value = number / size
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return str(number)
+
+
+def _title(found: Inspection, out: Output) -> str:
+    name = one_line(found.profile.name.value or PurePath(found.path).name, out.width)
+    return out.style(name, "bold")
+
+
+def _facts(found: Inspection) -> list[tuple[str, str]]:
+    profile, header = found.profile, found.header
+    quantization = profile.quantization.value or "unknown"
+    shards = f" in {len(profile.files)} files" if len(profile.files) > 1 else ""
+    blocks = profile.hyperparameters.get("block_count")
+    shape = f" · {blocks.value:,} blocks" if blocks is not None and isinstance(blocks.value, int) else ""
+    parameters = profile.parameters.value
+    context = profile.context_length.value
+    facts = [
+        ("architecture", f"{one_line(profile.architecture.value, 40) or 'missing'} · {_kind(found)}{shape}"),
+        ("size", f"{human_size(found.size)}{shards} · {human_count(parameters)} parameters"),
+        ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
+        ("context", f"{context:,} tokens" if context is not None else ""),
+        ("embedding", _embedding(found)),
+        ("chat", _chat(found)),
+        ("turn end", " ".join(one_line(text, 40) for text in profile.chat.stop.value[:6])),
+        ("system prompt", _default_prompt(found)),
+        ("template", _template(found)),
+        ("tokenizer", _tokenizer(found)),
+        ("license", one_line(profile.license.value or "not stated", 60)),
+        ("needs", _needs(found)),
+        ("file", _file(found)),
+        (
+            "gguf",
+            f"version {header.version}{_order(found)} · {header.kv_count:,} keys · {len(found.tensors):,} tensors",
+        ),
+    ]
+    if found.transfer is not None:
+        seen = found.transfer
+        text = f"{human_size(seen.bytes_read)} in {seen.requests} requests, {seen.seconds:.1f} s"
+        facts.append(("fetched", text + (f" · commit {seen.revision[:12]}" if seen.revision else "")))
+    return facts
+
+
+def _kind(found: Inspection) -> str:
+    kind = found.profile.kind.value
+    pooling = found.profile.pooling.value
+    return {
+        "chat": "chat model",
+        "text": "text model (no chat template)",
+        "embedding": "embedding model" + (f" ({pooling} pooling)" if pooling else ""),
+        "reranker": "reranker",
+        "projector": "multimodal projector (mmproj)",
+        "adapter": "LoRA adapter",
+        "vocabulary": "vocabulary only",
+        "encoder-decoder": "encoder-decoder model",
+        "other": "not a language model",
+    }[kind]
+
+
+def _order(found: Inspection) -> str:
+    return ", big-endian" if found.header.byte_order == "big" else ""
+
+
+def _embedding(found: Inspection) -> str:
+    width = found.profile.embedding_length.value
+    return f"{width:,} dimensions" if width is not None else ""
+
+
+def _chat(found: Inspection) -> str:
+    from tea_models.model_kind import why_no_chat
+
+    chat = found.profile.chat
+    if chat.template.value is None:
+        return f"no: {why_no_chat(found.profile.kind.value) or 'the file has no chat template'}"
+    parts = [
+        one_line(chat.format.value or "custom", 30),
+        "system role" if chat.system_role.value else "no system role",
+        "tools" if chat.tools.value else "no tools",
+    ]
+    if chat.thinking.value:
+        parts.append(f"thinking ({one_line(chat.thinking.value, 30)})")
+    return " · ".join(parts)
+
+
+def _default_prompt(found: Inspection) -> str:
+    text = found.profile.chat.default_system_prompt.value
+    return f"“{one_line(text, 56)}” unless given" if text else ""
+
+
+def _template(found: Inspection) -> str:
+    chat = found.profile.chat
+    if chat.template.value is None or chat.template_sha256.value is None:
+        return ""
+    origin = " · from the registry" if chat.template.source.startswith("registry:") else ""
+    return f"sha256 {chat.template_sha256.value[:16]}… · {len(chat.template.value):,} characters{origin}"
+
+
+def _tokenizer(found: Inspection) -> str:
+    facts = found.profile.tokenizer
+    if facts.model.value is None:
+        return ""
+    pre = f" ({one_line(facts.pre.value, 24)})" if facts.pre.value and facts.pre.value != "default" else ""
+    parts = [one_line(facts.model.value, 24) + pre]
+    if facts.vocab_size.value is not None:
+        parts.append(f"{facts.vocab_size.value:,} tokens")
+    for name, token, text in (
+        ("bos", facts.bos, facts.bos_token),
+        ("eos", facts.eos, facts.eos_token),
+        ("eot", facts.eot, facts.eot_token),
+    ):
+        if token.value is not None and (name != "eot" or token.value != facts.eos.value):
+            parts.append(f"{name} {token.value} {one_line(text.value or '', 20)}".rstrip())
+    return " · ".join(parts)
+
+
+def _needs(found: Inspection) -> str:
+    """Weights, and the KV cache at the trained context, by formula; the plan measures."""
+    profile = found.profile
+    context = profile.context_length.value
+    if found.problems or profile.kind.value not in ("chat", "text", "embedding", "reranker"):
+        return ""
+    weights = human_size(profile.weights.total)
+    if not context or context > 1 << 24:
+        return f"{weights} for the weights"
+    from tea_models.memory import cache_layout, kv_cache_bytes
+
+    cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
+    if not cache:
+        return f"{weights} for the weights, and compute buffers"
+    return f"{weights} for the weights + {human_size(cache)} KV cache at {context:,} tokens (f16)"
+
+
+def _file(found: Inspection) -> str:
+    name = PurePath(found.path).name if found.transfer is None else found.path
+    return one_line(name, 90)
+
+
+def _tensors(found: Inspection) -> str:
+    rows = [
+        [
+            one_line(info.name, 60),
+            " x ".join(map(str, info.shape)),
+            info.type.name,
+            f"{info.offset:,}",
+            f"{info.size:,}",
+        ]
+        for info in found.tensors
+    ]
+    return table(rows, header=["tensor", "shape", "type", "offset", "bytes"], right=frozenset({3, 4}))
+
+
+def _metadata(found: Inspection, out: Output) -> list[str]:
+    lines = []
+    for key, value in found.metadata.items():
+        if isinstance(value, list):
+            shown = ", ".join(one_line(str(item), 40) for item in value[:_MOST_ITEMS])
+            text = f"[{shown}{', …' if len(value) > _MOST_ITEMS else ''}] ({len(value):,})"
+        else:
+            text = one_line(str(value).lower() if isinstance(value, bool) else str(value), 400)
+        lines.append(f"{one_line(key, 80)} = {text}")
+    return [out.style("metadata", "bold"), *(f"  {line}" for line in lines)]
+
+
+def _next_step(found: Inspection, reference: str) -> str:
+    import shlex
+
+    target = shlex.quote(one_line(reference))
+    if found.problems:
+        return f"get another copy of the model; `tea-models verify {target}` checks one"
+    if found.transfer is not None:
+        return f"tea-models pull {target}"
+    if found.profile.kind.value in ("chat", "text", "embedding", "reranker"):
+        return f"tea-models plan {target}"
+    return f"tea-models inspect {target} --json"
+
+
+def _row(label: str, text: str, out: Output) -> str:
+    return f"  {out.style(label.ljust(_LABEL), 'dim')} {text}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, max(40, width - 2), initial_indent="  - ", subsequent_indent="    ")
