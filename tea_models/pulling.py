@@ -7,12 +7,13 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.artifact import Artifact, ArtifactFile, public, upstream_folder
 from tea_models.errors import IntegrityError, OfflineError, StoreError, TeaModelsError
+from tea_models.gguf.bytes_source import FileSource
 from tea_models.reference import FileRef
 from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
@@ -21,6 +22,7 @@ from tea_models.store import (
     Record,
     Store,
     check_space,
+    hash_file,
     key_of,
     means,
     remove_partial,
@@ -135,6 +137,20 @@ def _local_artifact(text: str, settings: Settings) -> Artifact | None:
     return recorded_artifact(text, settings)
 
 
+def check_gguf(what: str, start: bytes) -> None:
+    """Refuse bytes that do not begin as a GGUF file does.
+
+    Raises:
+        IntegrityError: They begin with something else.
+    """
+    if start[:4] not in (b"GGUF", b"FUGG"):
+        shown = start.decode("latin-1").split("\n", 1)[0][:40]
+        raise IntegrityError(
+            f"{what}: not a GGUF file: it begins with {shown!r}",
+            hint="nothing was stored; an address may lead to a page and not to the file",
+        )
+
+
 class _Job:
     """The pull of one artifact."""
 
@@ -151,6 +167,7 @@ class _Job:
 
     def bring(self, file: ArtifactFile) -> PullResult:
         """Have one file in the store."""
+        file = self._measured(file)
         found = self._present(file)
         if found is not None:
             return found
@@ -165,6 +182,19 @@ class _Job:
         with self.store.partial(key_of(file.sha256, source), waiting=lambda: self.note(waiting)) as partial:
             # Another process may have brought it while this one waited.
             return self._present(file) or self._download(file, partial)
+
+    def _measured(self, file: ArtifactFile) -> ArtifactFile:
+        """A file of this machine is hashed first: then it can be told whether the store has it already."""
+        reference = file.sources[0].parts[0] if file.sources else None
+        if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
+            return file
+        with FileSource(reference.path) as source:
+            check_gguf(str(reference.path), source.read(0, 64))
+        sha256, size = hash_file(reference.path)
+        measured = replace(file, sha256=sha256, size=size)
+        files = tuple(measured if other is file else other for other in self.artifact.files)
+        self.artifact = replace(self.artifact, files=files)
+        return measured
 
     def _present(self, file: ArtifactFile) -> PullResult | None:
         records = [record for record in self.store.records() if means(record, file)]
@@ -248,15 +278,12 @@ class _Job:
 
     def _check_unpinned(self, file: ArtifactFile, partial: Path, arrived: Fetched) -> None:
         """Without a pin, at least what arrived must be a model (and not, say, a login page)."""
-        with partial.open("rb") as reader:
-            start = reader.read(64)
-        if start[:4] != b"GGUF":
+        try:
+            with partial.open("rb") as reader:
+                check_gguf(arrived.source, reader.read(64))
+        except IntegrityError:
             remove_partial(partial)
-            shown = start.decode("latin-1").split("\n", 1)[0][:40]
-            raise IntegrityError(
-                f"{arrived.source}: what arrived is not a GGUF file: it begins with {shown!r}",
-                hint="nothing was stored; the address may lead to a page and not to the file",
-            )
+            raise
         self.note(
             f"{file.filename}: no hash is known for it; trusted on first use with sha256 {arrived.sha256}"
             " (`tea-models lock` pins it)"

@@ -133,6 +133,7 @@ def _pip_download(
         "--disable-pip-version-check",
         "--no-cache-dir",  # the store is where it is kept
         "--progress-bar=off",
+        f"--log={folder / 'tmp' / 'log'}",  # says of a host that does not answer what the usual output hides
         f"--dest={folder}",
     ]
     try:
@@ -157,6 +158,8 @@ def _pip_download(
             process.stdout.close()
         shown.finish()
     if code != 0:
+        with contextlib.suppress(OSError):
+            lines = [*(folder / "tmp" / "log").read_text("utf-8", "replace").splitlines()[-2000:], *lines]
         _failed(reference, lines)
 
 
