@@ -149,7 +149,6 @@ def _probes() -> dict[str, _Spec]:
         "tools-in-message": ([_SYSTEM_MESSAGE | {"tools": json.dumps(_TOOLS)}, _user()], {}),
         "calls": (turns, {"tools": _TOOLS}),
         "calls-text": ([_user(), _call(json.dumps({_KEY: _VALUE})), _RESULT_MESSAGE], {"tools": _TOOLS}),
-        "call-only": (turns[:2], {"tools": _TOOLS, "add_generation_prompt": False}),
         "two-users": ([_user(), _user(_USER2)], {}),
         "parts": ([{"role": "user", "content": [{"type": "text", "text": _USER}]}], {}),
         "clock": ([_user()], {"now": "format"}),
@@ -227,6 +226,9 @@ class _Probe:
         timed = any(self._outcome(f"early{end}") != self._outcome(f"late{end}") for end in ("", "-user"))
         if timed:
             self.warnings.append("puts the date or time into the prompt: the same messages give another text later")
+        if analysis["private"]:
+            names = ", ".join(map(repr, analysis["private"]))
+            self.warnings.append(f"reaches for Python's internals ({names[:200]}), which no chat format needs")
         if set(analysis["calls"]) & {"random", "lipsum"}:
             self.warnings.append("uses random text: the same messages may give another prompt each time")
         found = TemplateCapabilities(
@@ -329,11 +331,9 @@ class _Probe:
         text = self.texts.get("clock", self.texts.get("user", ""))
         later = _between(self.texts.get("talk", "") or self.texts.get("talk-next", ""), _REPLY, _USER2)
         before = text[: text.find(_USER)] if _USER in text else ""
-        header = _common(before[::-1], later[::-1])
-        pieces = splitter.split(before[: len(before) - header])
         words = []
         after_marker = True
-        for piece, is_marker in pieces:
+        for piece, is_marker in _without_end(splitter.split(before), splitter.split(later)):
             if not is_marker:
                 words.append(_ROLE_HEADER.sub("", piece) if after_marker else piece)
             after_marker = is_marker
@@ -374,6 +374,7 @@ class _Probe:
         return thinking
 
     def _injections(self, literals: list[str], contents: list[str], outcomes: list[Any], plain: str) -> None:
+        found: dict[str, list[str]] = {}
         for index, literal in enumerate(literals):
             for content, outcome in zip(
                 contents[4 * index : 4 * index + 4], outcomes[4 * index : 4 * index + 4], strict=True
@@ -384,8 +385,11 @@ class _Probe:
                 ):
                     continue
                 what = "changes the rest of the prompt" if isinstance(outcome, str) else "raises"
-                self.warnings.append(f"{what} when the user's message contains {literal!r}")
+                found.setdefault(what, []).append(repr(literal))
                 break
+        for what, texts in found.items():
+            more = f" and {len(texts) - 8} other texts" if len(texts) > 8 else ""
+            self.warnings.append(f"{what} when the user's message contains {' or '.join(texts[:8])}{more}")
 
 
 def _between(text: str, start: str, end: str) -> str:
@@ -400,6 +404,16 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
             break
         count += 1
     return count
+
+
+def _without_end(pieces: list[tuple[str, bool]], end: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Pieces less what they end with in common with `end`: whole markers, and texts character by character."""
+    same = _common(pieces[::-1], end[::-1])
+    rest, other = pieces[: len(pieces) - same], end[: len(end) - same]
+    if rest and other and not rest[-1][1] and not other[-1][1]:
+        text = rest[-1][0]
+        return [*rest[:-1], (text[: len(text) - _common(text[::-1], other[-1][0][::-1])], False)]
+    return rest
 
 
 def _is_plain(text: str, wanted: str, unwanted: str) -> bool:

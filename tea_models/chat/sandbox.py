@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -88,6 +87,11 @@ class _Worker:
         os.set_blocking(self._in, False)
         self._started = False
 
+    @property
+    def started(self) -> bool:
+        """Whether it has ever answered."""
+        return self._started
+
     def ask(self, body: bytes, seconds: float, most: int) -> bytes:
         deadline = time.monotonic() + _START_SECONDS + seconds
         self._send(len(body).to_bytes(4, "big") + body, deadline)
@@ -101,14 +105,21 @@ class _Worker:
         os.close(self._out)
         os.close(self._in)
 
-    def kill(self) -> int | None:
-        """End the process; return its wait status where it is known."""
+    def kill(self, *, grace: float = 0.0) -> int | None:
+        """End the process (one that ends by itself gets `grace` seconds); return its wait status where it is known."""
         self.forget()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        deadline = time.monotonic() + grace
         try:
+            while True:
+                process, status = os.waitpid(self._pid, os.WNOHANG)
+                if process:
+                    return status
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.002)
+            os.kill(self._pid, signal.SIGKILL)
             return os.waitpid(self._pid, 0)[1]
-        except ChildProcessError:  # somebody else reaps children here (SIGCHLD ignored)
+        except (ChildProcessError, ProcessLookupError):  # somebody else reaps children here (SIGCHLD ignored)
             return None
 
     def _send(self, data: bytes, deadline: float) -> None:
@@ -199,7 +210,10 @@ class Sandbox:
                         self._worker.ask(body, limits.seconds, most).decode("utf-8", "surrogatepass")
                     )
                 except _WorkerLostError as lost:
-                    status = self._drop()
+                    started = self._worker.started
+                    status = self._drop(grace=0.2 if lost.reason == "ended" else 0.0)
+                    if not started:
+                        raise _not_started(status) from None
                     # An idle worker may have been killed from outside (out of memory, a terminal closed): one more try.
                     if lost.reason == "ended" and attempt == 1:
                         continue
@@ -213,9 +227,9 @@ class Sandbox:
                 return reply
         raise AssertionError
 
-    def _drop(self) -> int | None:
+    def _drop(self, *, grace: float = 0.0) -> int | None:
         worker, self._worker = self._worker, None
-        return worker.kill() if worker is not None else None
+        return worker.kill(grace=grace) if worker is not None else None
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
@@ -264,6 +278,15 @@ def _plain(value: Any) -> Any:
     if callable(dump) and not isinstance(value, type):
         return dump()
     raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+def _not_started(status: int | None) -> TemplateError:
+    reason = "it did not answer"
+    if status is not None and os.WIFEXITED(status):
+        reason = f"it ended with status {os.WEXITSTATUS(status)}"
+    elif status is not None and os.WTERMSIG(status) != signal.SIGKILL:
+        reason = f"it was ended by signal {os.WTERMSIG(status)}"
+    return TemplateError(f"the process that chat templates run in could not be started: {reason}")
 
 
 def _lost(reason: str, status: int | None) -> dict[str, Any]:

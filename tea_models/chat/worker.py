@@ -223,7 +223,8 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
 
     Returns:
         `variables`: names the caller may set; `literals`: strings that conditions compare with something; `calls`:
-        names of globals and filters that make the output differ from run to run.
+        names of globals and filters that make the output differ from run to run; `private`: names with underscores in
+        front that it reaches for.
     """
     literals: dict[str, None] = {}
     for condition in tree.find_all((nodes.If, nodes.CondExpr, nodes.For)):
@@ -240,7 +241,11 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
             _collect(assign.node, literals)
     names = {name.name for name in tree.find_all(nodes.Name)}
     filters = {item.name for item in tree.find_all(nodes.Filter)}
+    attributes = {item.attr for item in tree.find_all(nodes.Getattr)}
+    texts = {item.value for item in tree.find_all(nodes.Const) if isinstance(item.value, str)}
+    private = {name for name in attributes if name.startswith("_")} | {text for text in texts if "__" in text}
     return {
+        "private": sorted(private)[:8],
         "variables": sorted(find_undeclared_variables(tree)),
         "literals": list(literals)[:400],
         "calls": sorted((names & {"strftime_now", "lipsum"}) | (filters & {"random"})),
