@@ -1,0 +1,79 @@
+"""What happens before weights are loaded: the file is found, its header judged, its profile and plan made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import IntegrityError, MissingFileError
+from tea_models.settings import Settings
+
+if TYPE_CHECKING:
+    from tea_models.plan import RunPlan
+    from tea_models.profile import ModelProfile
+
+
+def default_settings() -> Settings:
+    """The settings of this process: its environment and working directory."""
+    return Settings.resolve(os.environ, cwd=Path.cwd())
+
+
+def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
+    """The file (of shards, the first) that a path or a reference means. Nothing is downloaded.
+
+    Raises:
+        MissingFileError: No such file, or the model is not in the store; the hint says how to pull it.
+        UsageError: It is no path and no reference.
+    """
+    path = Path(model).expanduser()
+    if not isinstance(model, str) or path.exists():
+        if not path.exists():
+            raise MissingFileError(f"{path}: no such file")
+        return path
+    from tea_models.locate import locate
+
+    return locate(model, settings, remote=False).paths[0]
+
+
+def examine(path: Path, settings: Settings) -> ModelProfile:
+    """The profile of a file, after its header was checked: what would kill llama.cpp's loader never reaches it.
+
+    Raises:
+        MalformedGGUFError: A file is not GGUF or breaks the specification.
+        IntegrityError: It reads well, but llama.cpp can't load it; says why.
+        MissingFileError: A shard is missing.
+    """
+    from tea_models.gguf import check_loadable
+    from tea_models.model_files import open_model
+    from tea_models.profile import profile_from_headers
+
+    with open_model(path, settings=settings) as model:
+        for source, header in zip(model.sources, model.headers, strict=True):
+            problems = check_loadable(header)
+            if problems:
+                raise IntegrityError(
+                    f"{source.name}: llama.cpp can't load it: {problems[0]}", hint="get the file again, or another one"
+                )
+        return profile_from_headers(model.headers, model.files, entry=model.entry)
+
+
+def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:
+    """The settings for this machine, with the user's wishes (see `tea_models.resolve_plan`)."""
+    from tea_models import resolve_plan
+
+    return resolve_plan(path, settings=settings, **{key: wish for key, wish in wishes.items() if wish is not None})
+
+
+def describe(path: Path, plan: RunPlan) -> str:
+    """One line that says how a model was loaded, and why so."""
+    chosen = plan.settings
+    why = {decision.setting: decision.source for decision in plan.decisions}
+    parts = [
+        f"n_ctx {chosen.n_ctx:,} ({why.get('n_ctx', 'default')})",
+        f"{chosen.n_threads} threads ({why.get('n_threads', 'default')})",
+        f"{chosen.n_gpu_layers} GPU layers ({why.get('n_gpu_layers', 'default')})",
+        f"KV {chosen.type_k}/{chosen.type_v}",
+        f"memory {plan.memory.use.total / 2**20:,.0f} of {plan.memory.budget / 2**20:,.0f} MiB ({plan.memory.use.method})",
+    ]
+    return f"loaded {path.name}: " + ", ".join(parts)

@@ -1,0 +1,383 @@
+"""`LocalLlmBackend`: a GGUF model in this process, loaded by the plan for this machine."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from tea_models.errors import UsageError
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.chat_formats import chat_format_of
+from tea_runtime.constraint import call_grammar, check_tools, demanded_tools, grammar_of
+from tea_runtime.context import ContextOptions
+from tea_runtime.embedding import Embedder
+from tea_runtime.engine import LoadOptions, Weights, acquire, llama, release
+from tea_runtime.errors import LlmError, UnsupportedError
+from tea_runtime.generation import Generation
+from tea_runtime.loading import default_settings, describe, examine, find_file, make_plan
+from tea_runtime.prompt import ChatPrompt
+from tea_runtime.session import START, Session
+from tea_runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from tea_models.plan import RunPlan
+    from tea_models.profile import ModelProfile
+    from tea_models.settings import Settings
+    from tea_runtime.backend import Callback, Message
+    from tea_runtime.chat_formats import ChatFormat
+
+logger = logging.getLogger("tea_runtime")
+
+_NO_TEXT = {
+    "embedding": "it is an embedding model",
+    "reranker": "it is a reranker",
+    "projector": "it is a projector for images or sound (mmproj), which belongs to another model",
+    "adapter": "it is a LoRA adapter, which belongs to another model",
+    "vocabulary": "it holds only a vocabulary",
+    "encoder-decoder": "encoder-decoder models can't be run here",
+}
+_NO_VECTORS = {key: reason for key, reason in _NO_TEXT.items() if key != "embedding"}
+
+
+class LocalLlmBackend(LlmBackend):
+    """A model on this machine. Weights are loaded when it is made, contexts when they are needed.
+
+    Args:
+        model_path: A GGUF file (of shards, the first), or anything `tea-models` takes as a reference.
+        n_ctx: Tokens of context: a number (that many, at once), `max`, or None/`auto`: what the plan allows, opened
+            small and grown when a request needs it.
+        n_threads: CPU threads; by the plan.
+        n_gpu_layers: Layers on the GPU, -1 all; by the plan.
+        chat_format: Overrides the file's template: a known name, a Jinja template, or the path of one.
+        embedding: Plan for embeddings instead of chats.
+        kv_type: Type of the KV cache; by the plan.
+        memory: Budget of memory in bytes; by the plan.
+        profile: Facts about the file, if they are known already.
+        settings: Where the store is; by default from the process's environment.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed (an ImportError).
+        EngineError: It is too old, or refuses the file.
+        TeaModelsError: The file is missing, malformed, or does not fit into the memory there is.
+    """
+
+    name: ClassVar[str] = "local"
+
+    def __init__(  # noqa: PLR0917 - the order is a contract with callers that pass them by position
+        self,
+        model_path: str | os.PathLike[str],
+        n_ctx: int | str | None = None,
+        n_threads: int | None = None,
+        n_gpu_layers: int | None = None,
+        chat_format: str | None = None,
+        embedding: bool = False,
+        *,
+        kv_type: str | None = None,
+        memory: int | None = None,
+        profile: ModelProfile | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        llama()
+        settings = settings or default_settings()
+        self.model_path = find_file(model_path, settings)
+        examined = examine(self.model_path, settings)
+        self.profile = profile or examined
+        self._refuse(_NO_VECTORS)
+        self.plan: RunPlan = make_plan(
+            self.model_path,
+            settings,
+            n_ctx="auto" if n_ctx is None else n_ctx,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            kv_type=kv_type,
+            memory=memory,
+            purpose="embed" if embedding else "chat",
+        )
+        chosen = self.plan.settings
+        self._weights = acquire(self.model_path, LoadOptions(n_gpu_layers=chosen.n_gpu_layers))
+        self._options = ContextOptions(
+            n_ctx=chosen.n_ctx,
+            n_batch=chosen.n_batch,
+            n_ubatch=chosen.n_ubatch,
+            n_threads=chosen.n_threads,
+            n_threads_batch=chosen.n_threads_batch,
+            flash_attn=chosen.flash_attn,
+            type_k=chosen.type_k,
+            type_v=chosen.type_v,
+            swa_full=chosen.swa_full,
+        )
+        self._vocabulary = Vocabulary(self._weights)
+        start = chosen.n_ctx if isinstance(n_ctx, int) else START
+        self._session = Session(self._weights, self._options, start)
+        self._embedder = Embedder(
+            self._weights,
+            self._vocabulary,
+            self._options,
+            pooling=self.profile.pooling.value or "mean",
+            causal=self._is_causal(),
+        )
+        self._wanted_format = chat_format
+        self._chat: tuple[ChatFormat, ChatPrompt] | None = None
+        self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights)
+        try:
+            if chat_format:
+                self._chat_prompt()
+        except BaseException:
+            self.close()
+            raise
+        logger.info("%s", describe(self.model_path, self.plan))
+
+    # What it does -----------------------------------------------------------------------------------------------------
+
+    def call(self, params: LlmCallParams) -> LlmCallResult:
+        """Continue a raw prompt. Control tokens in it are parsed, and BOS is put in front where the model wants one.
+
+        `max_tokens` beyond the context is cut to what is left of it: the answer ends with `finish_reason` `length`.
+
+        Raises:
+            ContextOverflowError: The prompt is longer than the context.
+            UsageError: A parameter has no meaning for a raw prompt.
+            UnsupportedError: The model can't write text, or a schema can't be enforced.
+        """
+        return self.call_many([params])[0]
+
+    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
+        """Continue a raw prompt, handing each piece of text to `callback`; raises as `call` does."""
+        return self._run([self._raw(params, callback)])[0]
+
+    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]:
+        """Continue several raw prompts, decoded together; raises as `call` does."""
+        return self._run([self._raw(one, None) for one in params])
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult:
+        """Answer messages by the model's own template.
+
+        Raises:
+            ContextOverflowError: The messages are longer than the context.
+            UsageError: A message or an option can't be used.
+            UnsupportedError: The model has no template, or can't do what an option asks for.
+            TemplateError: The template refuses the messages.
+        """
+        return self.chat_many([messages], max_tokens, temperature, stop, **options)[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: Callback,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult:
+        """Answer messages, handing each piece of text to `callback`; raises as `chat` does."""
+        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        return self._run([self._conversation(messages, params, callback)])[0]
+
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> list[LlmCallResult]:
+        """Answer several conversations, decoded together; raises as `chat` does."""
+        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        return self._run([self._conversation(messages, params, None) for messages in conversations])
+
+    @overload
+    def embed(self, text: str) -> list[float]: ...
+    @overload
+    def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
+    def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
+        """Turn a text into a vector, or several texts into a list of vectors, L2-normalised.
+
+        The pooling is the header's; a model that was not made for embeddings gives the mean of its tokens' vectors.
+
+        Raises:
+            UsageError: A text is empty, or not a text.
+            ContextOverflowError: A text is longer than the context.
+            UnsupportedError: The model has no embeddings.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(one, str) for one in texts):
+            raise UsageError("text: expected a text or a list of texts")
+        with self._weights_in_use().turnstile:
+            self._weights_in_use()
+            vectors = self._embedder.embed(texts)
+        return vectors[0] if isinstance(text, str) else vectors
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a raw prompt has."""
+        self._weights_in_use()
+        return len(self._vocabulary.prompt(text))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """The tokens that `chat` would evaluate."""
+        self._weights_in_use()
+        return self._chat_prompt()[1].tokens(check_messages(messages), tools)
+
+    def is_available(self) -> bool:
+        """Tell whether the backend can be used: it is loaded and not closed."""
+        return self._closed.alive
+
+    def close(self) -> None:
+        """Free the contexts, and the weights if nobody else in this process uses them. Closing twice is fine."""
+        if self._closed.alive:
+            with self._weights.turnstile:
+                self._closed()
+
+    # How it does it ---------------------------------------------------------------------------------------------------
+
+    def _run(self, requests: Sequence[_Request]) -> list[LlmCallResult]:
+        weights = self._weights_in_use()
+        generations = [request.generation for request in requests]
+        with weights.turnstile:
+            self._weights_in_use()
+            self._session.run(generations)
+        return [self._result(request) for request in requests]
+
+    def _raw(self, params: LlmCallParams, callback: Callback | None) -> _Request:
+        if params.tools or params.tool_choice or params.chat_template_kwargs:
+            raise UsageError("tools, tool_choice and chat_template_kwargs are for chats, not for raw prompts")
+        self._refuse(_NO_TEXT)
+        weights = self._weights_in_use()
+        prompt = self._vocabulary.prompt(params.prompt)
+        if not prompt:
+            start = self._vocabulary.bos if self._vocabulary.bos is not None else self._vocabulary.eos
+            if start is None:
+                raise UsageError("prompt: it is empty, and the model has no token to begin with")
+            prompt = [start]
+        self._session.check(prompt)
+        generation = Generation(
+            weights,
+            self._vocabulary,
+            prompt,
+            params,
+            stops=params.stops,
+            grammar=grammar_of(params),
+            callback=callback,
+        )
+        return _Request(generation, None)
+
+    def _conversation(self, messages: Sequence[Message], params: LlmCallParams, callback: Callback | None) -> _Request:
+        plain = check_messages(messages)
+        chat_format, prompt = self._chat_prompt()
+        weights = self._weights_in_use()
+        tools = list(params.tools or ()) if params.tool_choice != "none" else []
+        check_tools(params.tools or ())
+        demanded = demanded_tools(params)
+        if tools and not chat_format.tools:
+            raise UnsupportedError(
+                f"{self.model_path.name}: its chat template ({chat_format.name}) can't present tools to the model",
+                hint="use a model whose profile says `tools`, or give a chat_format that renders them",
+            )
+        grammar = grammar_of(params)
+        if demanded is not None:
+            if grammar is not None:
+                raise UsageError("a demanded tool call excludes grammar and response_format")
+            grammar = call_grammar(demanded, chat_format.name)
+        tokens = prompt.tokens(plain, tools or None, dict(params.chat_template_kwargs or {}))
+        self._session.check(tokens)
+        generation = Generation(
+            weights,
+            self._vocabulary,
+            tokens,
+            params,
+            stops=(*params.stops, *chat_format.stop),
+            grammar=grammar,
+            # Text that may turn out to be a call is not for the callback; it gets what is left of it at the end.
+            callback=None if tools else callback,
+            special=bool(tools),
+        )
+        return _Request(generation, chat_format if tools else None, callback if tools else None)
+
+    def _chat_prompt(self) -> tuple[ChatFormat, ChatPrompt]:
+        if self._chat is not None:
+            return self._chat
+        self._refuse(_NO_TEXT)
+        vocabulary = self._vocabulary
+        found = chat_format_of(self.profile, self._wanted_format, token_texts=list(vocabulary.specials))
+        if found is None:
+            raise UnsupportedError(
+                f"{self.model_path.name} has no chat template: it is a base model, or its template was left out",
+                hint="use llm.call with a raw prompt, or give settings.llm.chat_format (such as chatml, or a template)",
+            )
+
+        def render(**given: Any) -> str:
+            return found.render(bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text, **given)
+
+        self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
+        return self._chat
+
+    def _result(self, request: _Request) -> LlmCallResult:
+        generation = request.generation
+        content, calls, reason = generation.text, None, generation.finish_reason
+        if request.chat_format is not None:
+            from tea_models.chat import parse_tool_calls
+
+            content, found = parse_tool_calls(content, request.chat_format.name)
+            if found:
+                calls = [call.to_openai() for call in found]
+                reason = "tool_calls"
+            if request.callback is not None and content:
+                request.callback(content)
+        usage = generation.usage()
+        return LlmCallResult(
+            content=content,
+            model=self.model_path.name,
+            tokens_used=usage["total_tokens"],
+            finish_reason=reason,
+            usage=usage,
+            backend=self.name,
+            tool_calls=calls,
+            logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
+            plan=self.plan,
+        )
+
+    def _weights_in_use(self) -> Weights:
+        if not self._closed.alive:
+            raise LlmError(f"{self.model_path.name}: the backend is closed")
+        return self._weights
+
+    def _refuse(self, reasons: Mapping[str, str]) -> None:
+        reason = reasons.get(self.profile.kind.value)
+        if reason is not None:
+            raise UnsupportedError(
+                f"{self.model_path.name}: {reason}",
+                hint="`tea-models inspect` shows what a file is, `tea-models list` what else there is",
+            )
+
+    def _is_causal(self) -> bool:
+        found = self.profile.hyperparameters.get("attention.causal")
+        return self._weights.has_decoder and (found is None or bool(found.value)) and not self._weights.has_encoder
+
+
+class _Request:
+    """A generation, and what to do with its text: `chat_format` names the parser of tool calls, if any are possible."""
+
+    __slots__ = ("callback", "chat_format", "generation")
+
+    def __init__(
+        self, generation: Generation, chat_format: ChatFormat | None, callback: Callback | None = None
+    ) -> None:
+        self.generation = generation
+        self.chat_format = chat_format
+        self.callback = callback
+
+
+def _close(session: Session, embedder: Embedder, weights: Weights) -> None:
+    session.close()
+    embedder.close()
+    release(weights)
