@@ -239,10 +239,8 @@ class _Job:
             return None
         existing = self.store.path_with(file.sha256)
         if existing is None and self.adopt:
-            try:
-                from tea_models.adopting import find_by_sha256
-            except ImportError:
-                return None
+            from tea_models.adopting import find_by_sha256
+
             existing = find_by_sha256(file.sha256, size=file.size, settings=self.settings)
         if existing is None:
             return None
@@ -322,10 +320,8 @@ class _Job:
             return
         import json
 
-        try:
-            from tea_models.profile import resolve_profile, to_json
-        except ImportError:
-            return
+        from tea_models.profile import resolve_profile, to_json
+
         try:
             document = to_json(resolve_profile(str(path), settings=self.settings))
             self.store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")

@@ -184,16 +184,17 @@ def _fetch_checked(
 ) -> Fetched:
     """Fetch from one source; once more from scratch if what was continued turns out wrong."""
     for attempt in range(2):
-        if len(source.parts) == 1:
-            reference = source.parts[0]
-            arrived = kind_of(reference).fetch(reference, destination, file=file, settings=settings, progress=progress)
-        else:
-            arrived = _fetch_parts(file, source, destination, settings, progress)
+        arrived: Fetched | None = None
         try:
+            if len(source.parts) == 1:
+                part = source.parts[0]
+                arrived = kind_of(part).fetch(part, destination, file=file, settings=settings, progress=progress)
+            else:
+                arrived = _fetch_parts(file, source, destination, settings, progress)
             check(file, arrived)
         except IntegrityError:
             remove_partial(destination)
-            if attempt or not arrived.resumed_from:
+            if attempt or arrived is None or not arrived.resumed_from:
                 raise
         else:
             return arrived

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
+from tea_models.artifact import Artifact, ArtifactFile, Source, base_name, shard_names
 from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
+from tea_models.reference import UrlRef
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.reference import UrlRef
     from tea_models.settings import Settings
     from tea_models.transfer import Progress
 
 
 def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
-    """The file behind the address, with the pin that the address carries.
+    """The file behind the address, with the pin that the address carries; all shards if it is one without a pin.
 
     Raises:
         UsageError: The address ends in no file name.
@@ -27,8 +27,11 @@ def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 
     name = base_name(unquote(urlsplit(reference.url).path))
     if not name:
         raise UsageError(f"{reference.url}: the address ends in no file name")
-    file = ArtifactFile(name, None, reference.sha256, (Source((reference,)),))
-    return Artifact(str(reference), str(reference), None, (file,))
+    names = shard_names(name) if reference.sha256 is None else (name,)
+    files = tuple(
+        ArtifactFile(shard, None, reference.sha256, (Source((_beside(reference, name, shard),)),)) for shard in names
+    )
+    return Artifact(str(reference), str(reference), None, files)
 
 
 def fetch(
@@ -69,6 +72,14 @@ def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
     from tea_models.transfer import make_client
 
     return HttpSource(candidates(reference.url, settings)[0], client=make_client(), headers={})
+
+
+def _beside(reference: UrlRef, name: str, shard: str) -> UrlRef:
+    """The address of another shard. What differs (`-00001-of-00003.gguf`) is never escaped in an address."""
+    parts = urlsplit(reference.url)
+    tail = len("-00001-of-00001.gguf")
+    path = parts.path if shard == name else parts.path[:-tail] + shard[-tail:]
+    return UrlRef(urlunsplit(parts._replace(path=path)), reference.sha256)
 
 
 def candidates(url: str, settings: Settings) -> list[str]:
