@@ -7,6 +7,7 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from tea_models.store import (
     NameTakenError,
     Record,
     Store,
+    check_name,
     check_space,
     hash_file,
     key_of,
@@ -171,9 +173,12 @@ class _Job:
         found = self._present(file)
         if found is not None:
             return found
-        self._set_aside_broken(file)
-        self._folder(file, file.sha256)  # refuses a bad or taken name before anything is fetched
-        adopted = self._adopted(file) or self._elsewhere(file)
+        check_name(file.filename)
+        existing = self._elsewhere(file)
+        with self.store.naming() if self.store.root.is_dir() else nullcontext():
+            self._set_aside_broken(file)
+            self._folder(file, file.sha256)  # refuses a name that is taken before anything is fetched
+            adopted = self._adopted(file, existing)
         if adopted is not None:
             return adopted
         self._may_fetch(file)
@@ -221,19 +226,7 @@ class _Job:
         tag = (sha256 or key_of(None, str(file.sources[0]) if file.sources else file.filename))[:12]
         return self.store.folder_for(files, [folder, f"{folder}/{tag}"])
 
-    def _adopted(self, file: ArtifactFile) -> PullResult | None:
-        """The right bytes under the right name, put there by somebody else, are taken as they are."""
-        if file.sha256 is None:
-            return None
-        target = self._folder(file, file.sha256) / file.filename
-        if not target.is_file():
-            return None
-        size = target.stat().st_size
-        record = self.store.stamped(self._record(file, Fetched(file.sha256, size, source=f"file:{target}")), target)
-        self.store.write_record(record)
-        return self._result(record, target, "adopted")
-
-    def _elsewhere(self, file: ArtifactFile) -> PullResult | None:
+    def _elsewhere(self, file: ArtifactFile) -> Path | None:
         """The same bytes under another name of this store, or in another tool's folder."""
         if file.sha256 is None:
             return None
@@ -242,12 +235,28 @@ class _Job:
             from tea_models.adopting import find_by_sha256
 
             existing = find_by_sha256(file.sha256, size=file.size, settings=self.settings)
-        if existing is None:
+        return existing
+
+    def _adopted(self, file: ArtifactFile, existing: Path | None) -> PullResult | None:
+        """Take the right bytes that are on this machine: under the right name already, or elsewhere."""
+        if file.sha256 is None:
             return None
         target = self._folder(file, file.sha256) / file.filename
-        record = self._record(file, Fetched(file.sha256, existing.stat().st_size, source=f"file:{existing}"))
-        self.store.link_in(existing, target, record)
+        upstream = str(file.sources[0]) if file.sources else f"file:{target}"
+        if target.is_file():
+            arrived = Fetched(file.sha256, target.stat().st_size, source=upstream, revision=self._revision(file))
+            record = self.store.stamped(self._record(file, arrived), target)
+            self.store.write_record(record)
+        elif existing is not None:
+            source = upstream if self.store.contains(existing) else f"file:{existing}"
+            record = self._record(file, Fetched(file.sha256, existing.stat().st_size, source=source))
+            self.store.link_in(existing, target, record)
+        else:
+            return None
         return self._result(record, target, "adopted")
+
+    def _revision(self, file: ArtifactFile) -> str | None:
+        return file.sources[0].revision if file.sources else None
 
     def _may_fetch(self, file: ArtifactFile) -> None:
         if self.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
@@ -266,11 +275,12 @@ class _Job:
             self._check_unpinned(file, partial, arrived)
         record = self._record(file, arrived)
         for _ in range(3):
-            target = self._folder(file, arrived.sha256) / file.filename
-            try:
-                self.store.publish(partial, target, record)
-            except NameTakenError:
-                continue
+            with self.store.naming():
+                target = self._folder(file, arrived.sha256) / file.filename
+                try:
+                    self.store.publish(partial, target, record)
+                except NameTakenError:
+                    continue
             return self._result(record, target, "downloaded", arrived.resumed_from)
         raise StoreError(f"{file.filename}: other processes keep taking the name", hint="pull again")
 

@@ -24,6 +24,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 import unicodedata
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,7 @@ RECORD_SCHEMA = "tea.store-record/1"
 _MAX_NAME_BYTES = 200  # of the 255 that file systems allow; suffixes for records and partials come on top
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _FORBIDDEN = frozenset('/\\:*?"<>|')
+_RECORDING_SECONDS = 5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -119,6 +121,7 @@ class Store:
         self.root = root
         self.hidden = root / HIDDEN
         self.partials_dir = self.hidden / "partial"
+        self._settled = True  # no other process can be between giving a name and recording it
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -212,6 +215,22 @@ class Store:
             if not exclusive:
                 stack.callback(remove_partial, path)
             yield path
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Choose a final name and take it, without another process in between.
+
+        Where locks do nothing, two processes may still choose one name for different bytes; then one of them finds it
+        taken (`NameTakenError`) and chooses again.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # nothing can be written: then there is nothing to be kept out either
+                self.lock_path("names").parent.mkdir(parents=True, exist_ok=True)
+                self._settled = stack.enter_context(hold(self.lock_path("names")))
+            try:
+                yield
+            finally:
+                self._settled = True
 
     def folder_for(self, files: Sequence[tuple[str, str | None]], folders: Sequence[str]) -> Path:
         """Choose the folder in which all files of a model can lie under their upstream names.
@@ -383,6 +402,11 @@ class Store:
         if filename not in near:
             return True
         record = self.record_of(path)
+        for _ in range(50):
+            if record is not None or self._settled or time.time() - path.lstat().st_ctime > _RECORDING_SECONDS:
+                break
+            time.sleep(0.1)  # it may have been given its name just now, by a process that is about to record it
+            record = self.record_of(path)
         if record is not None:
             return not (self.intact(record) and record.sha256 == sha256)
         if path.is_file() and sha256 is not None and hash_file(path)[0] == sha256:

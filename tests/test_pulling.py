@@ -314,11 +314,12 @@ def test_several_processes_pull_one_file(world: Server, tmp_path: Path, count: i
         assert sum(result["status"] == "downloaded" for result in results) == 1
 
 
-def test_two_processes_pull_different_files_of_one_name(world: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prelude", ["", "import fcntl; fcntl.flock = lambda *_: None"], ids=["locks", "no-locks"])
+def test_two_processes_pull_different_files_of_one_name(world: Server, tmp_path: Path, prelude: str) -> None:
     store = tmp_path / "models"
     world.files["/other/big.gguf"] = other = OTHER + bytes(3_000_000)
     texts = [pinned(world, "big.gguf", BIG), pinned(world, "other/big.gguf", other)]
-    processes = [command("pull", text, "--json", "--no-adopt", store=store) for text in texts]
+    processes = [command("pull", text, "--json", "--no-adopt", store=store, prelude=prelude) for text in texts]
     answers = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     paths = [Path(json.loads(out)[0]["path"]) for out, _ in answers]
