@@ -6,6 +6,7 @@ for a machine are a `RunPlan` (see `plan.py`). `facts.py` has the types, `profil
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tea_models.facts import (
@@ -215,10 +216,15 @@ class _Metadata:
             if not architecture or not key.startswith(prefix):
                 continue
             if not isinstance(value, ArrayValue):
-                found[key.removeprefix(prefix)] = Fact(value, self.source(key))
+                found[key.removeprefix(prefix)] = Fact(_storable(value), self.source(key))
             elif value.count <= MOST_ITEMS and value.item_type is not ValueType.ARRAY:
-                found[key.removeprefix(prefix)] = Fact(value.items(), self.source(key))
+                found[key.removeprefix(prefix)] = Fact(tuple(map(_storable, value)), self.source(key))
         return found
+
+
+def _storable(value: Scalar) -> Scalar:
+    """The value, or the name of a number that JSON lacks."""
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def _tokenizer(facts: _Metadata, template: str | None) -> TokenizerFacts:

@@ -166,7 +166,7 @@ class ArrayValue:
     def raw_strings(self) -> Iterator[bytes]:
         """The strings of an array of strings as bytes, a part of the file at a time."""
         unpack = self._length.unpack_from
-        ends = [*self._marks[1:], (self.count, self.end)]
+        ends = [*self._marks[1:], (self.count, self.end)] if self._marks else []
         for (index, offset), (next_index, next_offset) in zip(self._marks, ends, strict=True):
             data = self._read(offset, next_offset)
             at = 0

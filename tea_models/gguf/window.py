@@ -81,23 +81,26 @@ class Window:
 
     def check_length(self, length: int, what: str, *, at: int, most: int) -> None:
         """Refuse a length (read at `at`) that the file can't hold or that is beyond any real file."""
-        if length > self.left:
-            if self.size is not None and self.position + length <= self.size:
-                raise self.malformed(f"{what} makes the header longer than {MAX_HEADER:,} bytes", at=at)
+        if length > self._left_in_file:
             raise self.malformed(f"{what} has {length:,} bytes, {self.left:,} are left", at=at, hint=_CUT_SHORT)
-        if length > most:
-            raise self.malformed(f"{what} has {length:,} bytes, expected at most {most:,}", at=at)
+        if length > min(most, self.left):
+            raise self.malformed(f"{what} has {length:,} bytes, expected at most {min(most, self.left):,}", at=at)
 
     def check_count(self, count: int, smallest: int, what: str, *, at: int, most: int) -> None:
         """Refuse a count (read at `at`) of things that need `smallest` bytes each."""
-        if count * smallest > self.left:
+        if count * smallest > self._left_in_file:
             raise self.malformed(
                 f"{count:,} {what} need {count * smallest:,} bytes or more, {self.left:,} are left",
                 at=at,
                 hint=_CUT_SHORT,
             )
-        if count > most:
+        if count > most or count * smallest > self.left:
+            most = min(most, self.left // smallest)
             raise self.malformed(f"found {count:,} {what}, expected at most {most:,}", at=at)
+
+    @property
+    def _left_in_file(self) -> int:
+        return (MAX_HEADER if self.size is None else self.size) - self.position
 
     def spend(self, steps: int, what: str, *, at: int) -> None:
         """Count things that have to be stepped over one by one, so that time stays bounded."""
