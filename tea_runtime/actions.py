@@ -221,12 +221,17 @@ def _embed(backend: LlmBackend, _settings: LlmSettings, params: Mapping[str, Any
     return {
         "embedding": embedding,
         "dimensions": len(first),
-        "model": getattr(backend, "embedding_model", None) or getattr(backend, "model", ""),
+        "model": _model_name(backend),
         "backend": backend.name,
         "tokens_used": None,
         "usage": None,
         "finish_reason": None,
     }
+
+
+def _model_name(backend: LlmBackend) -> str:
+    path = getattr(backend, "model_path", None)
+    return getattr(backend, "embedding_model", "") if path is None else str(path.name)
 
 
 def _chatting(

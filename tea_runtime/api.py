@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 from urllib.parse import urlsplit
 
@@ -86,6 +87,8 @@ class ApiLlmBackend(LlmBackend):
         # Whether the server continues raw prompts; where it is not known it is found out by asking.
         self._raw_prompts = not openai or "instruct" in self.model
         self._closed = False
+        # Hosts never close what their actions opened.
+        self._finalizer = weakref.finalize(self, self._client.close)
 
     @classmethod
     def from_settings(
@@ -175,7 +178,7 @@ class ApiLlmBackend(LlmBackend):
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""
         self._closed = True
-        self._client.close()
+        self._finalizer()
 
     @property
     def _is_openai(self) -> bool:

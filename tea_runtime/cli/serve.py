@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -36,15 +37,16 @@ def command(app: App, *, ref: str, host: str, port: int, name: str | None, **opt
     from tea_runtime.server import build_app, serve
 
     key = app.settings.environ.get("TEA_SERVE_KEY", "")
+    name = name or (Path(ref).name if Path(ref).is_file() else ref)
     with _listener(host, port) as listener, opened(app, ref, **options) as backend:
         url = f"http://{_shown(host)}:{listener.getsockname()[1]}/v1"
         if not _is_local(host) and not key:
             app.out.warn(f"anybody who reaches {host} can use this model; TEA_SERVE_KEY sets a key")
         if app.out.as_json:
-            sys.stdout.write(json.dumps({"url": url, "model": name or ref}) + "\n")
+            sys.stdout.write(json.dumps({"url": url, "model": name}) + "\n")
             sys.stdout.flush()
-        app.out.note(f"serving {name or ref} at {url}  (Ctrl-C ends it)")
-        serve(build_app(backend, name=name or ref, key=key), listener)
+        app.out.note(f"serving {name} at {url}  (Ctrl-C ends it)")
+        serve(build_app(backend, name=name, key=key), listener)
 
 
 def _listener(host: str, port: int) -> socket.socket:
