@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tea_runtime")
 
 MAX_BODY = 32 * 1024 * 1024
-_DISCONNECT_POLL = 0.25
 
 
 class _StoppedError(Exception):
@@ -192,20 +191,22 @@ class _Job:
 
     async def results(self, request: Request) -> list[LlmCallResult]:
         """The results; if the client goes away the generation is stopped."""
+        watcher = asyncio.create_task(self._watch(request))
         try:
-            while True:
-                try:
-                    item = await asyncio.wait_for(self._queue.get(), _DISCONNECT_POLL)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        raise _GoneError("the client went away") from None
-                    continue
-                if isinstance(item, BaseException):
-                    raise item
-                if not isinstance(item, str):
-                    return item
+            while isinstance(item := await self._queue.get(), str):
+                pass
+            if isinstance(item, BaseException):
+                raise item
+            return item
         finally:
+            watcher.cancel()
             self.stop()
+
+    async def _watch(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.stop()
+        self._queue.put_nowait(_GoneError("the client went away"))
 
     def stop(self) -> None:
         """End the generation at its next token."""
