@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from tea_models.facts import ProfileFile
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
+from tea_models.gguf.shards import check_shards
 from tea_models.known_models import entry_of, recorded_sha256
 from tea_models.settings import Settings
 
@@ -62,6 +63,7 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
 
     Raises:
         MalformedGGUFError: A file is not GGUF or breaks the specification.
+        IntegrityError: The shards are not the parts of one model.
         NotAvailableError: The model, or one of its shards, can't be had from here.
         UsageError: The text is no reference.
     """
@@ -102,6 +104,7 @@ def _read(
 ) -> ModelFiles:
     try:
         headers = tuple(read_header(source) for source in sources)
+        check_shards(headers)
         known = located.artifact.files if located else (None,) * len(sources)
         files = []
         for source, file, header in zip(sources, known, headers, strict=True):

@@ -6,6 +6,7 @@ matrices) are judged by their layout alone.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
 _WITHOUT_VOCABULARY = ("none", "no_vocab")
 _WITH_MERGES = ("gpt2", "gemma4", "hybriddna", "whitespace")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")  # llama_split_prefix
 _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
 
@@ -41,6 +43,9 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         return (*found, "general.architecture is missing")
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1 and not _SHARD.search(header.source.name):
+        found.append(f"it is one of {parts:,} files, but its name does not end in -NNNNN-of-{parts:05d}.gguf")
     vocabulary = _Vocabulary(metadata).check(thorough=thorough)
     has_weights = bool(header.tensors) or "split.count" in metadata
     layers = _Hyperparameters(metadata, header.value_types, architecture).check() if has_weights else []
