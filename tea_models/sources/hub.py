@@ -93,6 +93,7 @@ def metadata(reference: HubRef, settings: Settings) -> tuple[str, HubFile]:
     """Commit, size and SHA-256 of a file: a HEAD on its address (`X-Repo-Commit`, `X-Linked-Size`, `X-Linked-ETag`)."""
     from huggingface_hub import get_hf_file_metadata
 
+    _refuse_offline(reference, settings)
     assert reference.path is not None
     found = _ask(
         reference,
