@@ -113,7 +113,7 @@ def check_version(version: str) -> None:
     Raises:
         EngineError: It is older than `MINIMUM_VERSION`.
     """
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdecimal())
+    numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:3] if part.isdecimal())
     if numbers < MINIMUM_VERSION:
         wanted = ".".join(map(str, MINIMUM_VERSION))
         raise EngineError(

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import ConfigError, MissingFileError, TeaModelsError, UsageError
+from tea_models.errors import ConfigError, DoesNotFitError, IntegrityError, MissingFileError, TeaModelsError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llm_settings import LlmSettings
@@ -110,8 +110,8 @@ def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception)
         raise error
     missing = _api_problem(block, environ)
     if missing:
-        if isinstance(error, MissingExtraError):
-            # Stays an ImportError that names the extra, as long as installing it is the way out.
+        if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
+            # As long as there is no API to go to, this error says best what to do (and the first is an ImportError).
             raise error
         raise BackendUnavailableError(
             f"no backend can be used. local: {reason}. api: {missing}", hint=getattr(error, "hint", "")

@@ -33,7 +33,10 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         return path
     from tea_models.locate import locate
 
-    return locate(model, settings, remote=False).paths[0]
+    found = locate(model, settings, remote=False).paths[0]
+    if not found.exists():
+        raise MissingFileError(f"{found}: no such file")
+    return found
 
 
 def examine(path: Path, settings: Settings) -> ModelProfile:
@@ -67,13 +70,13 @@ def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:
 
 def describe(path: Path, plan: RunPlan) -> str:
     """One line that says how a model was loaded, and why so."""
-    chosen = plan.settings
+    chosen, memory = plan.settings, plan.memory
     why = {decision.setting: decision.source for decision in plan.decisions}
     parts = [
         f"n_ctx {chosen.n_ctx:,} ({why.get('n_ctx', 'default')})",
         f"{chosen.n_threads} threads ({why.get('n_threads', 'default')})",
         f"{chosen.n_gpu_layers} GPU layers ({why.get('n_gpu_layers', 'default')})",
         f"KV {chosen.type_k}/{chosen.type_v}",
-        f"memory {plan.memory.use.total / 2**20:,.0f} of {plan.memory.budget / 2**20:,.0f} MiB ({plan.memory.use.method})",
+        f"memory {memory.use.total / 2**20:,.0f} of {memory.budget / 2**20:,.0f} MiB ({memory.use.method})",
     ]
     return f"loaded {path.name}: " + ", ".join(parts)

@@ -218,6 +218,11 @@ class LocalLlmBackend(LlmBackend):
             vectors = self._embedder.embed(texts)
         return vectors[0] if isinstance(text, str) else vectors
 
+    @property
+    def context_size(self) -> int:
+        """Tokens of the context that is open now (0 before the first call); it grows up to the plan's `n_ctx`."""
+        return self._session.size
+
     def count_tokens(self, text: str) -> int:
         """How many tokens a raw prompt has."""
         self._weights_in_use()

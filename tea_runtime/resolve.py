@@ -104,16 +104,21 @@ def search(
             if source == "--gguf":
                 raise
             skipped.append(f"{source}: {error.message}")
-            logger.warning("%s: %s; looking further", source, error.message)
             continue
-        return Search(ResolvedModelPath(path, source, written, profile, tuple(skipped)), tuple(skipped))
+        return _found(ResolvedModelPath(path, source, written, profile, tuple(skipped)))
     for source, paths in _unnamed(environ, world):
         if len(paths) == 1:
-            return Search(ResolvedModelPath(paths[0], source, str(paths[0]), None, tuple(skipped)), tuple(skipped))
+            return _found(ResolvedModelPath(paths[0], source, str(paths[0]), None, tuple(skipped)))
         if paths:
             names = ", ".join(path.name for path in paths[:5]) + (", …" if len(paths) > 5 else "")
             skipped.append(f"{source}: {len(paths)} models and none named ({names})")
     return Search(None, tuple(skipped))
+
+
+def _found(result: ResolvedModelPath) -> Search:
+    for reason in result.skipped:
+        logger.warning("%s; taking %s of %s instead", reason, result.path.name, result.source)
+    return Search(result, result.skipped)
 
 
 def _named(block: LlmSettings, gguf: str | None, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -134,7 +139,7 @@ def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile |
         return _file(Path(text), world), None
     from tea_models.locate import locate
 
-    return locate(text, world, remote=False).paths[0], None
+    return _file(locate(text, world, remote=False).paths[0], world), None
 
 
 def _file(path: Path, world: Settings) -> Path:

@@ -1,0 +1,185 @@
+"""The door to llama.cpp: version, missing package, log, shared weights."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tea_models.errors import EngineError, UsageError
+from tea_runtime.backend import LlmCallParams
+from tea_runtime.engine import LoadOptions, Turnstile, acquire, check_version, llama, loaded, log, release
+from tea_runtime.errors import LlmError
+from tea_runtime.sampling import Sampler
+from tea_runtime.vocabulary import PieceDecoder, Vocabulary
+from tests.scripted_model import build_scripted
+
+pytest.importorskip("llama_cpp")
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.gguf"
+    build_scripted(path, [["one", "two"]])
+    return path
+
+
+@pytest.fixture
+def weights(small_file):
+    weights = acquire(small_file, LoadOptions())
+    yield weights
+    release(weights)
+
+
+@pytest.mark.parametrize("version", ["0.3.35", "0.2.90", "0.3", "0.3.9"])
+def test_an_engine_that_is_too_old_is_refused_with_the_version_that_is_needed(version):
+    with pytest.raises(EngineError, match=r"too old: 0\.3\.36 or newer is needed"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.3.36", "0.3.40", "0.4.0", "1.0", "0.3.36+cu124"])
+def test_an_engine_that_is_new_enough_is_taken(version):
+    check_version(version)
+
+
+def test_without_the_package_a_local_backend_is_an_import_error_that_names_the_extra(small_file):
+    program = (
+        "import sys; sys.modules['llama_cpp'] = None\n"
+        "import importlib.util; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'llama_cpp' else find(name, *a)\n"
+        "import tea_runtime\n"
+        f"try: tea_runtime.LocalLlmBackend({str(small_file)!r})\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "pip install 'tea-models[llm-local]'" in done.stdout
+
+
+def test_the_same_file_is_loaded_once(small_file):
+    first, second = acquire(small_file, LoadOptions()), acquire(small_file, LoadOptions())
+    assert first is second
+    assert loaded() == [(small_file, 2)]
+    release(first)
+    assert loaded() == [(small_file, 1)]
+    release(second)
+    assert loaded() == []
+
+
+def test_other_load_options_are_another_copy(small_file):
+    first, second = acquire(small_file, LoadOptions()), acquire(small_file, LoadOptions(use_mmap=False))
+    assert first is not second
+    release(first)
+    release(second)
+    assert loaded() == []
+
+
+def test_threads_that_load_together_share_one_copy(small_file):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(acquire(small_file, LoadOptions()))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(weights) for weights in found}) == 1
+    for weights in found:
+        release(weights)
+    assert loaded() == []
+
+
+def test_a_failed_load_says_why_and_leaves_nothing_behind(tmp_path, small_file):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"not a model")
+    with pytest.raises(EngineError, match="invalid magic characters"):
+        acquire(broken, LoadOptions())
+    assert loaded() == []
+    release(acquire(small_file, LoadOptions()))
+
+
+def test_the_engines_log_is_silent_on_stderr_and_goes_to_logging(small_file, capfd, caplog):
+    caplog.set_level(logging.DEBUG, logger="tea_runtime.llama")
+    release(acquire(small_file, LoadOptions()))
+    assert capfd.readouterr().err == ""
+    assert any("general.architecture" in record.message for record in caplog.records)
+
+
+def test_a_capture_sees_only_its_own_thread():
+    with log.capture() as lines:
+        thread = threading.Thread(target=lambda: log.write(4, b"elsewhere\n", None))
+        thread.start()
+        thread.join()
+        log.write(4, b"here", None)
+        log.write(5, b" and on\n", None)
+    assert [line for _, line in lines] == ["here", " and on"]
+
+
+def test_a_turnstile_refuses_its_owner_instead_of_waiting_for_ever():
+    turnstile = Turnstile()
+    with turnstile, pytest.raises(LlmError, match="callback of its own stream"), turnstile:
+        pass
+    with turnstile:
+        pass
+
+
+def test_bos_is_put_in_front_once(weights):
+    vocabulary = Vocabulary(weights)
+    assert vocabulary.prompt("x")[:1] == [1]
+    assert vocabulary.prompt("<s>x") == vocabulary.prompt("x")
+
+
+def test_control_tokens_are_parsed_only_where_that_is_asked_for(weights):
+    vocabulary = Vocabulary(weights)
+    assert len(vocabulary.tokenize("<|im_end|>", special=True)) == 1
+    assert len(vocabulary.tokenize("<|im_end|>", special=False)) == len("<|im_end|>")
+
+
+def test_nul_is_a_character_like_others(weights):
+    vocabulary = Vocabulary(weights)
+    tokens = vocabulary.tokenize("a\0b", special=False)
+    assert b"".join(vocabulary.piece(token) for token in tokens) == b"a\0b"
+
+
+def test_half_a_character_is_refused_with_its_place(weights):
+    with pytest.raises(UsageError, match=r"surrogate U\+D800\) at position 3"):
+        Vocabulary(weights).tokenize("abc\ud800", special=False)
+
+
+def test_a_character_split_over_tokens_comes_out_whole():
+    decoder = PieceDecoder()
+    assert [decoder.feed(bytes([byte])) for byte in "é😀".encode()] == ["", "é", "", "", "", "😀"]
+
+
+def test_bytes_that_are_no_text_become_replacement_characters():
+    assert PieceDecoder().feed(b"a\xffb") == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("grammar", "problem"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ('foo ::= "a"', "root"),
+        ("root ::= missing", "failed to parse"),
+        ('root ::= root "a" | "b"', "left recursion"),
+        ("root ::= (((", "failed to parse"),
+        ('root ::= "a\0b"', "NUL"),
+        ("root ::= " + "(" * 200_000 + '"a"' + ")" * 200_000, "nested"),
+        ('root ::= "' + "a" * 5_000_000 + '"', "more than"),
+    ],
+)
+def test_a_grammar_that_cant_be_used_is_refused_with_the_reason(weights, grammar, problem):
+    with pytest.raises(UsageError, match=problem):
+        Sampler(weights, LlmCallParams("x"), grammar)
+
+
+def test_samplers_are_freed_by_the_garbage_collector_too(weights):
+    for _ in range(50):
+        Sampler(weights, LlmCallParams("x"), 'root ::= "a"')
+    gc.collect()
+
+
+def test_the_engine_is_imported_once():
+    assert llama() is llama()

@@ -1,0 +1,148 @@
+"""Which file a workflow means: the order of the design, and what is said about what was passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from tea_models import Settings, pull
+from tea_models.errors import ConfigError, MissingFileError
+from tea_models.profile import resolve_profile
+from tea_models.profile_document import to_json
+from tea_runtime import resolve_model_path
+from tests.gguf_build import build_gguf
+
+
+def model(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(build_gguf())
+    return path
+
+
+@pytest.fixture
+def world(own_world, tmp_path, monkeypatch):
+    """Every level has a model of its own."""
+    monkeypatch.chdir(tmp_path)
+    profiled = model(tmp_path / "profiled" / "profiled.gguf")
+    (profiled.parent / "facts.json").write_text(json.dumps(to_json(resolve_profile(profiled))))
+    given = model(tmp_path / "elsewhere" / "model.gguf")
+    levels = {
+        "--gguf": model(tmp_path / "gguf.gguf"),
+        "TEA_MODEL_PATH": model(tmp_path / "env.gguf"),
+        "settings.llm.profile": profiled,
+        "settings.llm.model_path": model(tmp_path / "path.gguf"),
+        "settings.llm.model": given,
+        "APPDIR": model(tmp_path / "app" / "usr" / "share" / "models" / "bundled.gguf"),
+        "store": model(own_world / "models" / "stored.gguf"),
+    }
+    environ = {
+        "HOME": str(own_world),
+        "TEA_MODELS_DIR": str(own_world / "models"),
+        "TEA_MODEL_PATH": str(levels["TEA_MODEL_PATH"]),
+        "APPDIR": str(tmp_path / "app"),
+    }
+    block = {
+        "profile": str(profiled.parent / "facts.json"),
+        "model_path": str(levels["settings.llm.model_path"]),
+        "model": str(given),
+    }
+    return levels, environ, block
+
+
+def test_the_first_that_exists_is_taken_level_by_level(world):
+    levels, environ, block = world
+    gguf = str(levels["--gguf"])
+    for source, path in levels.items():
+        found = resolve_model_path(block, gguf=gguf, environ=environ)
+        assert (found.source, found.path) == (source, path)
+        path.unlink()
+        if source == "--gguf":
+            gguf = None
+    assert resolve_model_path(block, environ=environ) is None
+
+
+def test_what_was_passed_over_is_told_with_its_reason(world, caplog):
+    levels, environ, block = world
+    levels["TEA_MODEL_PATH"].unlink()
+    found = resolve_model_path(block, environ=environ)
+    assert any("TEA_MODEL_PATH: " in reason and "no such file" in reason for reason in found.skipped)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("TEA_MODEL_PATH" in text and "profiled.gguf" in text for text in warnings)
+
+
+def test_a_model_given_on_the_command_line_is_never_replaced(world):
+    _, environ, block = world
+    with pytest.raises(MissingFileError, match=r"nothing\.gguf"):
+        resolve_model_path(block, gguf="nothing.gguf", environ=environ)
+
+
+def test_home_and_variables_are_expanded(own_world, tmp_path):
+    path = model(own_world / "mine" / "a.gguf")
+    environ = {"HOME": str(own_world), "WHERE": str(path.parent)}
+    for text in ("~/mine/a.gguf", "$WHERE/a.gguf", "${WHERE}/a.gguf"):
+        assert resolve_model_path({"model_path": text}, environ=environ).path == path
+
+
+def test_a_whole_settings_block_is_understood_too(world):
+    levels, _, block = world
+    found = resolve_model_path({"llm": block}, environ={"HOME": "/nowhere"})
+    assert found.path == levels["settings.llm.profile"]
+    assert found.profile is not None
+
+
+def test_a_bare_file_name_may_lie_in_the_store(own_world):
+    path = model(own_world / "models" / "named.gguf")
+    model(own_world / "models" / "other.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    assert resolve_model_path({"model_path": "named.gguf"}, environ=environ).path == path
+
+
+def test_several_models_in_the_store_are_no_choice(own_world):
+    model(own_world / "models" / "one.gguf")
+    model(own_world / "models" / "two.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    assert resolve_model_path({}, environ=environ) is None
+
+
+def test_the_shards_of_one_model_are_one_model(own_world):
+    first = model(own_world / "models" / "big-00001-of-00002.gguf")
+    model(own_world / "models" / "big-00002-of-00002.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    assert resolve_model_path({}, environ=environ).path == first
+
+
+def test_a_folder_is_no_model(tmp_path):
+    found = resolve_model_path({"model_path": str(tmp_path)}, environ={"HOME": str(tmp_path)})
+    assert found is None
+
+
+def test_a_pulled_model_is_found_by_the_reference_it_was_pulled_as(own_world, tmp_path):
+    source = model(tmp_path / "source.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    (result,) = pull([f"file:{source}"], settings=Settings.resolve(environ, cwd=tmp_path))
+    found = resolve_model_path({"model": f"file:{source}"}, environ=environ)
+    assert found is not None
+    assert Path(found.path).read_bytes() == Path(result.path).read_bytes()
+
+
+def test_a_profile_without_its_model_is_passed_over(world):
+    levels, environ, block = world
+    levels["settings.llm.profile"].unlink()
+    found = resolve_model_path({"profile": block["profile"]}, environ={**environ, "TEA_MODEL_PATH": ""})
+    assert found.source == "APPDIR"
+    assert "neither beside it nor in the store" in found.skipped[0]
+
+
+def test_an_unknown_key_is_an_error():
+    with pytest.raises(ConfigError, match="unknown key"):
+        resolve_model_path({"modelpath": "x"}, environ={})
+
+
+def test_the_result_is_a_path(world):
+    levels, environ, block = world
+    found = resolve_model_path(block, environ=environ)
+    assert os.fspath(found) == str(found) == str(levels["TEA_MODEL_PATH"])
