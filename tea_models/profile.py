@@ -324,7 +324,7 @@ def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
         total += info.size
         group, _, rest = info.name.partition(".")
         number = rest.partition(".")[0]
-        if group == "blk" and number.isdecimal() and len(number) < 5:
+        if group == "blk" and number.isdecimal() and number.isascii() and len(number) < 5:
             blocks[int(number)] = blocks.get(int(number), 0) + info.size
         elif info.name in named:
             named[info.name] += info.size
