@@ -59,7 +59,7 @@ def schema_grammar(schema: Any) -> str:
         UnsupportedError: The schema says something that the grammar would not enforce.
         UsageError: It is no schema.
     """
-    from tea_models.chat.schema import unenforceable
+    from tea_models.chat.schema import for_converter, unenforceable
 
     llama()
     from llama_cpp.llama_grammar import json_schema_to_gbnf
@@ -73,7 +73,7 @@ def schema_grammar(schema: Any) -> str:
             hint="leave these parts out and check them after the call",
         )
     try:
-        grammar: str = json_schema_to_gbnf(json.dumps(schema))
+        grammar: str = json_schema_to_gbnf(json.dumps(for_converter(schema)))
     except RecursionError:
         raise UnsupportedError("the JSON schema can't be enforced: it is nested too deeply") from None
     except Exception as error:

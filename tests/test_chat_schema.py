@@ -1,0 +1,351 @@
+"""What a schema's grammar lets through is valid, or the schema is refused with the keyword that is the reason."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from tea_models.chat.schema import for_converter, unenforceable
+from tests.gbnf_sample import Grammar, valid
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+TREE = {
+    "$ref": "#/$defs/tree_node",
+    "$defs": {
+        "tree_node": {
+            "type": "object",
+            "properties": {"value": {"type": "number"}, "left": {"$ref": "#/$defs/tree_node"}},
+            "required": ["value"],
+        }
+    },
+}
+CAT = {"type": "object", "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}}, "required": ["lives"]}
+DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type": "string"}}}
+
+ENFORCED: dict[str, Any] = {
+    "a person": PERSON,
+    "anything": {},
+    "annotations only": {"title": "T", "description": "D", "default": 1, "examples": [], "$comment": "c", "x-y": 1},
+    "any object": {"type": "object"},
+    "true": {"type": "object", "properties": {"x": True}, "required": ["x"]},
+    "required without properties": {"type": "object", "required": ["a", "b"]},
+    "additional allowed": {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": True},
+    "a map": {"type": "object", "additionalProperties": {"type": "integer"}},
+    "an empty object": {"type": "object", "additionalProperties": False},
+    "enough properties": {
+        "type": "object",
+        "properties": {"a": {}, "b": {}},
+        "required": ["a"],
+        "minProperties": 1,
+        "maxProperties": 2,
+    },
+    "a list": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 3},
+    "a list of anything": {"type": "array", "items": {}},
+    "a bounded list of anything": {"type": "array", "minItems": 2, "maxItems": 2},
+    "an empty list": {"type": "array", "items": False},
+    "no item": {"type": "array", "items": {"type": "null"}, "maxItems": 0},
+    "a tuple": {
+        "type": "array",
+        "prefixItems": [{"type": "string"}, {"type": "boolean"}],
+        "items": False,
+        "minItems": 2,
+    },
+    "an old tuple": {"type": "array", "items": [{"type": "null"}, {"enum": [1, 2]}]},
+    "lengths": {"type": "string", "minLength": 2, "maxLength": 4},
+    "a least length": {"minLength": 3},
+    "a pattern": {"type": "string", "pattern": "^[a-z]{2,4}-(x|yz)+[0-9]?$"},
+    "a pattern with escapes": {"type": "string", "pattern": r"^a\(b\)[\]x-]*é$"},
+    "a date": {"type": "string", "format": "date"},
+    "a time": {"type": "string", "format": "date-time"},
+    "a uuid": {"type": "object", "properties": {"id": {"type": "string", "format": "uuid"}}},
+    "an enum": {"enum": ["a", 1, None, True, [1], {"k": "v"}, 1.5, "é☃"]},
+    "an enum with a type": {"type": "string", "enum": ["a", "b"]},
+    "a nullable enum": {"type": ["string", "null"], "enum": ["a", None]},
+    "a const": {"const": {"a": [1, "b"]}},
+    "types": {"type": ["string", "null"], "minLength": 1},
+    "any of": {"anyOf": [{"type": "integer"}, PERSON, {"type": "array", "items": {"type": "null"}}]},
+    "any of with a type": {
+        "type": "object",
+        "anyOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}, {"required": ["b"]}],
+    },
+    "one of types": {"oneOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]},
+    "one of by a property": {"oneOf": [CAT, DOG], "discriminator": {"propertyName": "kind"}},
+    "one of by reference": {
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+        "$defs": {"cat": CAT, "dog": DOG},
+    },
+    "all of": {
+        "allOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}, {"$ref": "#/$defs/b"}],
+        "$defs": {"b": {"type": "object", "properties": {"b": {"type": "boolean"}}}},
+    },
+    "all of one": {
+        "type": "object",
+        "properties": {"e": {"allOf": [{"$ref": "#/$defs/e"}], "description": "x"}},
+        "$defs": {"e": {"enum": ["p", "q"]}},
+    },
+    "a tree": TREE,
+    "a list of itself": {"type": "array", "items": {"$ref": "#"}},
+    "names that fall together": {
+        "type": "object",
+        "properties": {
+            "person": {"type": "object", "properties": {"x": {"type": "null"}}, "required": ["x"]},
+            "other": {"$ref": "#/$defs/person"},
+            "text": {"$ref": "#/$defs/string"},
+            "more": {"$ref": "#/$defs/deep/person"},
+        },
+        "required": ["person", "other", "text", "more"],
+        "$defs": {"person": {"enum": ["me"]}, "string": {"enum": [7]}, "deep": {"person": {"enum": ["you"]}}},
+    },
+    "an escaped pointer": {"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"type": "boolean"}}},
+    "names of every shape": {
+        "type": "object",
+        "properties": {
+            "root": {"type": "null"},
+            "space": {"enum": [1]},
+            "string": {"type": "object", "properties": {"a b_c-d": {"type": "boolean"}}},
+            "a-kv": {"type": "null"},
+            "a": {"enum": [2]},
+            "ref-0": {"type": "null"},
+        },
+        "required": ["root", "space"],
+    },
+    "many optional properties": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(12)}},
+    "what pydantic writes": {
+        "$defs": {"Size": {"enum": ["s", "m"], "title": "Size", "type": "string"}},
+        "properties": {
+            "name": {"title": "Name", "type": "string"},
+            "size": {"$ref": "#/$defs/Size", "description": "how big", "default": "s"},
+            "tags": {"default": [], "items": {"type": "string"}, "type": "array"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+            "born": {"format": "date", "type": "string"},
+        },
+        "required": ["name", "born"],
+        "title": "Order",
+        "type": "object",
+    },
+}
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "minimum": (
+        {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}},
+        "$.properties.age.minimum",
+    ),
+    "multiple": ({"type": "number", "multipleOf": 2}, "$.multipleOf"),
+    "untyped maximum": ({"maximum": 2}, "$.maximum"),
+    "unique items": ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "$.uniqueItems"),
+    "contains": ({"type": "array", "contains": {"const": 1}}, "$.contains"),
+    "pattern properties": ({"type": "object", "patternProperties": {"^a": {}}}, "$.patternProperties"),
+    "property names": ({"type": "object", "propertyNames": {"maxLength": 3}}, "$.propertyNames"),
+    "many properties": ({"type": "object", "minProperties": 2}, "$.minProperties"),
+    "dependent": ({"type": "object", "dependentRequired": {"a": ["b"]}}, "$.dependentRequired"),
+    "typed additional properties": (
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "null"}},
+        "$.additionalProperties",
+    ),
+    "not": ({"not": {"type": "string"}}, "$.not"),
+    "if": ({"type": "object", "if": {}, "then": {}}, "$.if"),
+    "email": ({"type": "string", "format": "email"}, "$.format"),
+    "int32": ({"type": "integer", "format": "int32"}, "$.format"),
+    "a loose pattern": ({"type": "string", "pattern": "abc"}, "$.pattern"),
+    "pattern and length": ({"type": "string", "pattern": "^a*$", "maxLength": 3}, "$.maxLength"),
+    "format and length": ({"type": "string", "format": "date", "maxLength": 3}, "$.maxLength"),
+    "a remote reference": ({"$ref": "https://example.com/schema.json"}, "$.$ref"),
+    "a reference to a file": ({"$ref": "other.json#/x"}, "$.$ref"),
+    "a dangling reference": ({"type": "array", "items": {"$ref": "#/$defs/none"}}, "$.items.$ref"),
+    "a reference to itself": ({"$ref": "#"}, "$.$ref"),
+    "references in a circle": (
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"anyOf": [{"$ref": "#/$defs/b"}, {"type": "null"}]},
+                "b": {"allOf": [{"$ref": "#/$defs/a"}]},
+            },
+        },
+        ".$ref",
+    ),
+    "beside a reference": ({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}}, "$.maxLength"),
+    "beside any of": ({"anyOf": [{"type": "null"}], "properties": {}}, "$.properties"),
+    "beside an enum": ({"enum": ["a", "bb"], "maxLength": 1}, "$.maxLength"),
+    "one of that overlap": ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "$.oneOf"),
+    "one of objects": ({"oneOf": [{"type": "object"}, PERSON]}, "$.oneOf"),
+    "both unions": ({"anyOf": [{"type": "null"}], "oneOf": [{"type": "null"}]}, "$.anyOf"),
+    "an empty union": ({"anyOf": []}, "$.anyOf"),
+    "all of patterns": ({"allOf": [{"pattern": "^a$"}, {"minLength": 3}]}, "$.allOf"),
+    "all of with one property twice": (
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"a": {"type": "null"}}}]},
+        "$.allOf",
+    ),
+    "an unknown type": ({"type": "text"}, "$.type"),
+    "a rule of the converter as type": ({"type": "char"}, "$.type"),
+    "false": ({"type": "object", "properties": {"a": False}}, "$.properties.a"),
+    "an empty enum": ({"enum": []}, "$.enum"),
+    "an enum of another type": ({"enum": ["a"], "type": "integer"}, "$.enum"),
+    "a const with a quote": ({"const": 'say "hi"'}, "$.const"),
+    "a const with a newline": ({"const": "a\nb"}, "$.const"),
+    "a const with a backslash": ({"enum": ["a\\b"]}, "$.enum"),
+    "a const beyond the basic plane": ({"const": "😀"}, "$.const"),
+    "a name with a quote": ({"type": "object", "properties": {'a"b': {}}}, '$.properties.a"b'),
+    "a name that falls together with a rule": (
+        {"type": "object", "properties": {"decimal_part": {"enum": [1]}, "x": {"type": "number"}}},
+        "$.properties.decimal_part",
+    ),
+    "too many repetitions": ({"type": "array", "items": {}, "minItems": 10**9}, "$.minItems"),
+    "a long text": ({"type": "string", "maxLength": 100_000}, "$.minLength"),
+    "more than the most": ({"type": "string", "minLength": 3, "maxLength": 2}, "$.minLength"),
+    "half an item": ({"type": "array", "minItems": 1.5}, "$.minItems"),
+    "a tuple of another length": ({"type": "array", "prefixItems": [{}], "minItems": 3}, "$.minItems"),
+    "required that is no list": ({"type": "object", "required": [[]]}, "$"),
+    "a list that holds itself for ever": ({"type": "array", "prefixItems": [{"$ref": "#"}]}, "$"),
+    "a list that is never empty": ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "$"),
+    "a chain without an end": ({"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}, "$"),
+    "a list": ([], "$"),
+    "not a number": ({"const": float("nan")}, "$"),
+}
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_a_schema_that_can_be_enforced_is_not_refused(name: str) -> None:
+    assert unenforceable(ENFORCED[name]) == ()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_enforced_is_named(name: str) -> None:
+    schema, place = REFUSED[name]
+    found = unenforceable(schema)
+    assert any(problem.split(" (")[0].endswith(place) for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^.*$", "^[^a]+$", r"^\d+$", r"^\w$", "^a|b$", '^"$', r"^\\$", "^a\tb$", "^(?:a)$", "^a*?$", "^(a", "^a)$", "^[a$",
+        "^a{2$", "^a{x}$", "^a{9999}$", "^(a{100}){100}$", "^[ -~]$", "^[\x01-a]$", "^a$b$", "^x\\.y$", "^()$", "^(a|)$",
+        r"^\*+$", "^*$", "^(*a)$", "^" + "(" * 99 + "a" + ")" * 99 + "$", "^$x", "a$", "^", "", 7, "^[]$", r"^[\d]$", "^[z-a]$",
+    ],
+)  # fmt: skip
+def test_patterns_that_come_out_wrong_are_refused(pattern: Any) -> None:
+    assert unenforceable({"type": "string", "pattern": pattern})
+
+
+def test_a_deep_schema_is_refused_in_time() -> None:
+    deep: dict[str, Any] = {"type": "null"}
+    for _ in range(500):
+        deep = {"type": "array", "items": deep}
+    assert any("nested too deeply" in problem for problem in unenforceable(deep))
+
+
+def test_a_schema_of_references_that_doubles_is_handled_in_time() -> None:
+    defs = {
+        f"a_{i}": {"type": "object", "properties": {k: {"$ref": f"#/$defs/a_{i + 1}"} for k in "xy"}} for i in range(40)
+    }
+    defs["a_24"] = {"type": "null"}
+    assert unenforceable({"$ref": "#/$defs/a_0", "$defs": defs}) == ()
+
+
+def test_a_big_schema_is_refused() -> None:
+    assert unenforceable({"type": "object", "properties": {f"p{i}": {} for i in range(5000)}}) == ("$ (too large)",)
+
+
+def test_the_schema_of_the_caller_is_not_changed() -> None:
+    for schema in ENFORCED.values():
+        before = json.dumps(schema)
+        for_converter(schema)
+        assert json.dumps(schema) == before
+
+
+def grammar(schema: Any) -> Grammar:
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    return Grammar(json_schema_to_gbnf(json.dumps(for_converter(schema))).replace(r'[^"\\]', r'[^"\\\x00-\x1F\x7F]'))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ENFORCED)
+def test_every_text_of_the_converters_grammar_is_valid(name: str) -> None:
+    schema = ENFORCED[name]
+    rules = grammar(schema)
+    rng = random.Random(name)
+    for _ in range(60):
+        text = rules.sample(rng)
+        assert valid(json.loads(text), schema, schema), text
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> Any:
+    """A schema of keywords that may or may not fit together."""
+    if rng.random() < 0.04:
+        return rng.choice([True, False, {}])
+    schema: dict[str, Any] = {}
+
+    def maybe(chance: float, key: str, value: Any) -> None:
+        if rng.random() < chance:
+            schema[key] = value() if callable(value) else value
+
+    def inner() -> Any:
+        return random_schema(rng, depth + 1) if depth < 3 else {"type": rng.choice(["null", "integer"])}
+
+    kind = rng.choice(
+        ["object", "array", "string", "number", "integer", "boolean", "null", None, "several", "combined"]
+    )
+    if kind == "several":
+        schema["type"] = rng.sample(["object", "string", "null", "integer", "array"], 2)
+    elif kind not in (None, "combined"):
+        schema["type"] = kind
+    if kind in ("object", "several", None):
+        maybe(
+            0.8,
+            "properties",
+            lambda: {name: inner() for name in rng.sample(["a", "b_c", "string", "d e", "a-kv"], rng.randint(0, 3))},
+        )
+        maybe(0.5, "required", lambda: rng.sample(["a", "b_c", "zz"], rng.randint(0, 2)))
+        maybe(0.3, "additionalProperties", lambda: rng.choice([True, False, {"type": "null"}]))
+        maybe(0.05, "minProperties", 1)
+        maybe(0.05, "maxProperties", 2)
+    if kind in ("array", "several"):
+        maybe(0.6, "items", inner)
+        maybe(0.2, "prefixItems", lambda: [inner() for _ in range(rng.randint(1, 2))])
+        maybe(0.3, "minItems", lambda: rng.randint(0, 2))
+        maybe(0.3, "maxItems", lambda: rng.randint(0, 3))
+        maybe(0.05, "uniqueItems", True)
+    if kind in ("string", "several"):
+        maybe(0.3, "minLength", lambda: rng.randint(0, 3))
+        maybe(0.3, "maxLength", lambda: rng.randint(0, 5))
+        maybe(0.2, "pattern", lambda: rng.choice(["^a+$", "^[a-c]{1,3}$", "^(x|yy)*z$", "a", "^.$"]))
+        maybe(0.1, "format", lambda: rng.choice(["date", "email", "uuid"]))
+    if kind in ("number", "integer"):
+        maybe(0.1, "minimum", 0)
+    if kind in (None, "combined") or rng.random() < 0.05:
+        maybe(0.3, "anyOf", lambda: [inner() for _ in range(rng.randint(1, 3))])
+        maybe(0.2, "oneOf", lambda: [inner() for _ in range(rng.randint(1, 2))])
+        maybe(0.2, "allOf", lambda: [inner() for _ in range(rng.randint(1, 2))])
+        maybe(0.3, "enum", lambda: rng.sample(["a", "b", 1, None, [], {}, "x\ny"], 2))
+        maybe(0.1, "const", lambda: rng.choice(["a", 1, None]))
+        maybe(0.3, "$ref", lambda: rng.choice(["#/$defs/string", "#/$defs/a_b", "#/$defs/a", "#"]))
+    return schema
+
+
+@pytest.mark.real
+def test_no_random_schema_fails_open() -> None:
+    """Whatever is not refused is enforced: the promise behind `Fail closed`."""
+    rng = random.Random(20261123)
+    enforced = 0
+    for _ in range(2500):
+        schema = random_schema(rng)
+        if not isinstance(schema, dict):
+            continue
+        schema["$defs"] = {name: random_schema(rng, 2) for name in ("string", "a_b", "a")}
+        if unenforceable(schema):
+            continue
+        enforced += 1
+        rules = grammar(schema)
+        for _ in range(6):
+            text = rules.sample(rng, 120)
+            assert valid(json.loads(text), schema, schema), (schema, text)
+    assert enforced > 300
