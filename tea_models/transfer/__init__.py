@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from tea_models.transfer.client import display_url, make_client, open_stream
-from tea_models.transfer.download import TransferResult, discard, download, state_path
+from tea_models.transfer.download import TransferResult, download
+from tea_models.transfer.partial import discard, state_path
 from tea_models.transfer.progress import Progress, Silent
+from tea_models.transfer.retry import RetryPolicy
 
 __all__ = [
     "Progress",
+    "RetryPolicy",
     "Silent",
     "TransferResult",
     "discard",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 10
+_SMALL_BODY: Final = 16 << 10
 # What may follow a redirect to another origin. Everything else (Authorization, Cookie, whatever a caller added) stays.
 _HARMLESS: Final = frozenset({"range", "if-range", "accept", "accept-encoding", "user-agent", "host"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -59,7 +60,7 @@ def open_stream(
         UsageError: Plain http without a pin.
         SourceUnavailableError: A redirect that must not be followed.
     """
-    check_scheme(url, pinned=pinned, credentials=_has_credentials(headers))
+    check_scheme(url, pinned=pinned, credentials=has_credentials(headers))
     carried = dict(headers)
     here = url
     for _ in range(hops + 1):
@@ -68,8 +69,11 @@ def open_stream(
         if response.status_code not in _REDIRECTS or "location" not in response.headers:
             return response
         location = response.headers["location"]
+        length = response.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:9]) <= _SMALL_BODY:
+            response.read()  # so that the connection can be used again
         response.close()
-        there = _next_address(here, location, pinned=pinned)
+        there = next_address(here, location, pinned=pinned)
         if origin(there) != origin(url):
             carried = {name: value for name, value in carried.items() if name.lower() in _HARMLESS}
         here = there
@@ -78,7 +82,7 @@ def open_stream(
     )
 
 
-def _next_address(here: str, location: str, *, pinned: bool) -> str:
+def next_address(here: str, location: str, *, pinned: bool) -> str:
     try:
         there = urljoin(here, location)
         parts = urlsplit(there)
@@ -153,5 +157,6 @@ def display_url(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
-def _has_credentials(headers: Mapping[str, str]) -> bool:
+def has_credentials(headers: Mapping[str, str]) -> bool:
+    """Whether headers carry what must not be read by others."""
     return any(name.lower() in ("authorization", "cookie", "proxy-authorization") for name in headers)

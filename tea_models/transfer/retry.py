@@ -1,0 +1,67 @@
+"""How often, how long and why a transfer tries again."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Limits of one download.
+
+    Attributes:
+        tries: Failures in a row, without progress between them, after which it gives up.
+        first_tries: The same while the server has never answered at all.
+        base_seconds: Wait after the first failure; doubled after each further one.
+        longest_seconds: Longest wait of our own.
+        longest_retry_after: Longest wait that a server may ask for; a longer one is not believed.
+        stall_seconds: Time over which a connection must deliver `min_rate`.
+        min_rate: Bytes a second below which a connection counts as stalled.
+        silent_seconds: An idle connection takes over the part of one that has been silent for so long.
+    """
+
+    tries: int = 6
+    first_tries: int = 3
+    base_seconds: float = 0.5
+    longest_seconds: float = 20.0
+    longest_retry_after: float = 60.0
+    stall_seconds: float = 15.0
+    min_rate: float = 1024.0
+    silent_seconds: float = 3.0
+
+    def wait(self, failures: int, retry_after: float | None = None) -> float:
+        """Seconds to wait after so many failures in a row: exponential, with jitter, or what the server asks for."""
+        own = min(self.longest_seconds, self.base_seconds * 2.0 ** min(failures - 1, 16))
+        own *= random.uniform(0.75, 1.25)  # noqa: S311 - only to keep clients apart
+        if retry_after is None or retry_after > self.longest_retry_after:
+            return own
+        return max(own, retry_after)
+
+
+def parse_retry_after(value: str | None, *, now: float | None = None) -> float | None:
+    """Seconds that a `Retry-After` header asks to wait; None for nonsense (RFC 9110, 10.2.3: a number or a date).
+
+    Args:
+        value: The header.
+        now: Seconds since the epoch; the present by default.
+    """
+    text = (value or "").strip()
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal():
+        return float(text[:12])
+    try:
+        seconds = float(text)
+    except ValueError:
+        pass
+    else:
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    try:
+        date = parsedate_to_datetime(text)
+        return max(0.0, date.timestamp() - (time.time() if now is None else now))
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
