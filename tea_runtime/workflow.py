@@ -149,6 +149,8 @@ class _Run:
             result = self.engine.actions_registry[node.action](self.state, **params)
         except TeaModelsError as error:
             raise _placed(error, self._place(node.name, node.path("action"))) from error.__cause__
+        except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
+            raise
         except Exception as error:
             raise self._failed(node, node.path(), f"{node.action}: {type(error).__name__}: {error}") from error
         failed = isinstance(result, Mapping) and result.get("success") is False and "error" in result
@@ -174,6 +176,8 @@ class _Run:
             return function(names)(self.state)
         except TeaModelsError as error:
             raise _placed(error, self._place(node.name, path)) from error.__cause__
+        except BrokenPipeError:
+            raise
         except Exception as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == _FUNCTION]
             hint = "give it with --input" if isinstance(error, KeyError) else ""

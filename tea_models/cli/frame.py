@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import importlib
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
-from tea_models.errors import DiskFullError, StoreError, TeaModelsError, UsageError
+from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,11 +94,17 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
-        return function(
-            App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet)), *args, **options
-        )
+        app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
+        try:
+            return function(app, *args, **options)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error  # click would turn a broken pipe into exit code 1
 
     return command
+
+
+class _ReaderGoneError(Exception):
+    """Whoever read our output went away."""
 
 
 def run(command: click.Command, argv: Sequence[str]) -> int:
@@ -113,15 +117,13 @@ def run(command: click.Command, argv: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
     """
-    as_json = "--json" in argv
-    out = Output.from_environment(os.environ, as_json=as_json, quiet=False)
-    # A `kill` should leave by the same door as Ctrl-C, so that locks and children are cleaned up.
-    signal.signal(signal.SIGTERM, _interrupt)
+    out = Output.from_environment(os.environ, as_json="--json" in argv, quiet=False)
+    return guarded(lambda: _run(command, argv, out), out)
+
+
+def _run(command: click.Command, argv: Sequence[str], out: Output) -> object:
     try:
-        result = command.main(args=list(argv), prog_name=command.name, standalone_mode=False)
-        sys.stdout.flush()
-    except TeaModelsError as error:
-        return out.error(error)
+        return command.main(args=list(argv), prog_name=command.name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
         return 2
@@ -130,32 +132,5 @@ def run(command: click.Command, argv: Sequence[str]) -> int:
         return out.error(UsageError(error.format_message(), hint=where))
     except click.ClickException as error:
         return out.error(UsageError(error.format_message()))
-    except (KeyboardInterrupt, click.Abort, EOFError):
-        out.interrupted()
-        return 130
-    except BrokenPipeError:
-        # The reader went away (`| head`); Python must not complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError:
-        return out.error(TeaModelsError("out of memory"))
-    except OSError as error:
-        return out.error(_from_os_error(error))
-    except Exception as error:
-        if os.environ.get("TEA_DEBUG"):
-            raise
-        # A bug of ours: still one message and, with --json, one document.
-        what = f"internal error: {type(error).__name__}: {error}"
-        return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
-    return result if isinstance(result, int) else 0
-
-
-def _from_os_error(error: OSError) -> TeaModelsError:
-    name = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"{name}no space left on the device")
-    return StoreError(f"{name}{error.strerror or error}")
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+    except click.Abort:
+        raise KeyboardInterrupt from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import os
@@ -81,21 +80,20 @@ class _Notes(logging.Handler):
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Send whatever is printed to stderr, by native code and children too, so that stdout stays one document."""
+    sys.stdout.flush()
     try:
-        target, other = sys.stdout.fileno(), sys.stderr.fileno()
-    except (OSError, ValueError, io.UnsupportedOperation):
+        saved = os.dup(1)
+    except OSError:  # closed
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
-    sys.stdout.flush()
-    saved = os.dup(target)
     try:
-        os.dup2(other, target)
+        os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         sys.stderr.flush()
-        os.dup2(saved, target)
+        os.dup2(saved, 1)
         os.close(saved)
 
 

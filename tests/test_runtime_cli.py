@@ -1,0 +1,282 @@
+"""`tea-runtime` as people type it: what goes to stdout and stderr, exit codes, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import httpx2
+import pytest
+
+from tea_models.cli.frame import run
+from tea_runtime.cli import COMMANDS, group
+from tests.api_server import serve_api
+
+PROGRAM = [sys.executable, "-c", "from tea_runtime.cli import main; main()"]
+STREAM = """
+name: flow
+nodes:
+  - name: answer
+    action: llm.stream
+    params: {prompt: "{{ state.question | default('why?') }}"}
+"""
+
+
+@pytest.fixture
+def server():
+    with serve_api() as api:
+        yield api
+
+
+@pytest.fixture
+def flow(tmp_path, monkeypatch):
+    """Write a workflow; the working directory is where it lies."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="flow.yaml"):
+        (tmp_path / name).write_text(textwrap.dedent(text).lstrip("\n"))
+        return name
+
+    return write
+
+
+@pytest.fixture
+def cli(capfd):
+    def cli(*argv):
+        code = run(group(), list(argv))
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return cli
+
+
+def with_server(server, text=STREAM):
+    return text + f"settings: {{llm: {{backend: api, api_base: '{server.base}', max_retries: 0}}}}\n"
+
+
+def test_streamed_text_comes_first_and_then_the_state(cli, flow, server):
+    server.content = "Paris is it."
+    code, out, err = cli("run", flow(with_server(server)), "--input", '{"question": "capital?"}')
+    assert code == 0
+    assert out == "Paris is it.\n\nquestion: capital?\nanswer: Paris is it.\n"
+    assert "backend: api" in err
+    assert server.bodies[0]["prompt"] == "capital?"
+
+
+def test_with_json_stdout_is_exactly_the_state_and_the_text_goes_to_stderr(cli, flow, server):
+    text = with_server(server) + "  \n"
+    noisy = text.replace(
+        "nodes:", "nodes:\n  - {name: noise, run: \"print('loud'); import os; os.system('echo louder')\"}"
+    )
+    code, out, err = cli("run", flow(noisy), "--json")
+    assert code == 0
+    assert json.loads(out) == {"answer": "Paris."}
+    assert "Paris." in err
+    assert "loud\n" in err
+    assert "louder" in err
+
+
+def test_quiet_says_nothing_but_the_answer(cli, flow, server):
+    _code, _out, err = cli("run", flow(with_server(server)), "-q")
+    assert err == ""
+
+
+def test_input_may_come_from_a_file_and_from_stdin(cli, flow, tmp_path, monkeypatch):
+    name = flow("nodes: [{name: a, run: \"return state['x'] + 1\"}]")
+    (tmp_path / "in.json").write_text('\ufeff{"x": 1}')
+    assert json.loads(cli("run", name, "--input", "@in.json", "--json")[1]) == {"x": 1, "a": 2}
+    reader, writer = os.pipe()
+    os.write(writer, b'{"x": 5}')
+    os.close(writer)
+    with os.fdopen(reader) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert json.loads(cli("run", name, "--input", "@-", "--json")[1]) == {"x": 5, "a": 6}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["run", "flow.yaml", "--input", "{"], 2, "--input: not valid JSON"),
+        (["run", "flow.yaml", "--input", "[1]"], 2, "expected a JSON object, found a list"),
+        (["run", "flow.yaml", "--input", "null"], 2, "expected a JSON object, found null"),
+        (["run", "flow.yaml", "--input", "[" * 100_000], 2, "--input"),
+        (["run", "flow.yaml", "--input", "@nope.json"], 4, "nope.json: no such file"),
+        (["run", "nope.yaml"], 4, "nope.yaml: no such file"),
+        (["run", "."], 4, "is a folder"),
+        (["run"], 2, "WORKFLOW"),
+        (["run", "flow.yaml", "--backend", "cloud"], 2, "--backend"),
+        (["run", "flow.yaml", "--gguf", "not-a-model-at-all"], 4, "not-a-model-at-all"),
+        (["run", "flow.yaml"], 4, "no backend can be used"),
+        (["run", "flow.yaml", "--backend", "api"], 4, "OPENAI_API_KEY"),
+        (["chat", "not-a-model-at-all", "-m", "hi"], 4, "not-a-model-at-all"),
+        (["chat", "./nope.gguf", "-m", "hi"], 4, "nope.gguf"),
+        (["chat", "x", "-m", " "], 2, "nothing to answer"),
+        (["embed", "./nope.gguf", "hi"], 4, "nope.gguf"),
+        (["serve", "./nope.gguf", "--port", "0"], 4, "nope.gguf"),
+        (["selftest", "./nope.gguf"], 4, "nope.gguf"),
+        (["nonsense"], 2, "no command 'nonsense'"),
+        (["chta"], 2, "Did you mean 'chat'?"),
+    ],
+)
+def test_a_mistake_is_one_clear_message_and_the_right_code(cli, flow, argv, code, said):
+    flow(STREAM)
+    assert cli(*argv)[0] == code
+    got, out, err = cli(*argv, "--json")
+    assert got == code
+    message = json.loads(out)["error"]
+    assert said in message["message"]
+    assert "Traceback" not in out + err
+
+
+def test_an_action_that_fails_keeps_its_exit_code_and_says_where(cli, flow, server):
+    server.mode = "status:404"
+    code, _out, err = cli("run", flow(with_server(server)))
+    assert code == 1
+    assert "error: flow.yaml:4: node answer: API 127.0.0.1" in err
+
+
+def test_a_wrong_setting_names_file_line_and_the_nearest_key(cli, flow):
+    code, _out, err = cli("run", flow("nodes: [{name: a, run: pass}]\nsettings:\n  llm:\n    n_cxt: 5\n"))
+    assert code == 2
+    assert "flow.yaml:4: settings.llm.n_cxt: unknown key" in err
+    assert "did you mean 'n_ctx'?" in err
+
+
+def test_a_loop_is_stopped_where_the_option_says(cli, flow):
+    code, _out, err = cli("run", flow("nodes: [{name: a, run: pass, goto: a}]\n"), "--max-steps", "7")
+    assert (code, "stopped after 7 steps" in err) == (1, True)
+
+
+def test_whatever_is_in_the_state_json_can_hold_it(cli, flow):
+    name = flow("""
+        nodes:
+          - name: a
+            run: |
+              import datetime, pathlib
+              return {"day": datetime.date(2026, 1, 2), "path": pathlib.Path("x"), "set": {1}, "nan": float("nan"),
+                      "bytes": b"x", "lone": "\\ud800", 5: "number", "deep": {"t": (1, 2)}}
+    """)
+    code, out, _err = cli("run", name, "--json")
+    assert code == 0
+    state = json.loads(out)
+    assert (state["day"], state["path"], state["set"], state["nan"], state["5"]) == (
+        "2026-01-02",
+        "x",
+        [1],
+        None,
+        "number",
+    )
+    assert cli("run", name)[0] == 0
+
+
+def test_a_vector_is_shortened_for_people_and_whole_in_json(cli, flow):
+    name = flow('nodes: [{name: v, run: "return [0.25] * 100"}]\n')
+    assert cli("run", name)[1] == "v: [0.25, 0.25, 0.25, 0.25, … 100 numbers]\n"
+    assert len(json.loads(cli("run", name, "--json")[1])["v"]) == 100
+
+
+def test_every_command_has_help(cli):
+    for name in COMMANDS:
+        code, out, _err = cli(name, "--help")
+        assert code == 0
+        assert out.startswith(f"Usage: tea-runtime {name}")
+
+
+def start(argv, **options):
+    return subprocess.Popen([*PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_ctrl_c_in_the_middle_ends_with_130(flow, server):
+    server.mode = "silent"
+    name = flow(with_server(server))
+    with start(["run", name]) as process:
+        while not server.requests:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == ""
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_error(flow, server):
+    server.content = "word " * 20_000
+    name = flow(with_server(server))
+    with start(["run", name, "-q"]) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        process.wait(30)
+        assert (process.returncode, process.stderr.read()) == (0, "")
+
+
+def test_escape_sequences_from_a_model_do_not_reach_a_terminal(flow, server):
+    server.content = "a\x1b]0;title\x07b"
+    name = flow(with_server(server))
+    main, side = pty.openpty()
+    with subprocess.Popen([*PROGRAM, "run", name, "-q"], stdout=side, stderr=subprocess.DEVNULL) as process:
+        os.close(side)
+        shown = b""
+        try:
+            while part := os.read(main, 4096):
+                shown += part
+        except OSError:
+            pass
+        assert process.wait(30) == 0
+    os.close(main)
+    assert b"\x1b]0" not in shown
+    assert b"\\x1b]0;title\\x07b" in shown
+
+
+# With a real model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_chat_answers_once_without_a_terminal(cli, real_model):
+    code, out, _err = cli(
+        "chat", str(real_model), "-m", "What is the capital of France?", "--temperature", "0", "--max-tokens", "20"
+    )
+    assert code == 0
+    assert out.strip()
+    code, out, _err = cli("chat", str(real_model), "-m", "Say hi.", "--max-tokens", "5", "--json")
+    assert (code, json.loads(out)["backend"]) == (0, "local")
+
+
+@pytest.mark.real
+def test_embed_prints_vectors_and_how_alike_they_are(cli, real_model):
+    code, out, _err = cli("embed", str(real_model), "a cat", "a dog")
+    assert code == 0
+    assert "similarity" in out
+    assert "1.000" in out
+    code, out, _err = cli("embed", str(real_model), "a cat", "--json")
+    data = json.loads(out)
+    assert data["dimensions"] == len(data["embeddings"][0]["embedding"])
+    assert data["model"] == real_model.name
+
+
+@pytest.mark.real
+def test_selftest_passes_on_the_real_model(cli, real_model):
+    code, out, err = cli("selftest", str(real_model), "--json")
+    report = json.loads(out)
+    assert [check for check in report["checks"] if check["status"] == "failed"] == [], err
+    assert (code, report["passed"]) == (0, True)
+
+
+@pytest.mark.real
+def test_serve_answers_and_ends_at_once_when_told(real_model):
+    with start(["serve", str(real_model), "--port", "0", "--json", "-q"]) as process:
+        where = json.loads(process.stdout.readline())
+        assert where["model"] == real_model.name
+        # The address is known before the server accepts; the connection waits in the queue of the listener.
+        body = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 4}
+        answer = httpx2.post(where["url"] + "/chat/completions", json=body, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] <= 4
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 130
