@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
-_HERMES = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
-_PHI = re.compile(r"<\|tool_call\|>\s*(.*?)\s*(?:<\|/tool_call\|>|\Z)", re.DOTALL)
-_LLAMA = re.compile(r"\A\s*(?:<\|python_tag\|>)?\s*(.*?)\s*(?:<\|eom_id\|>|<\|eot_id\|>)?\s*\Z", re.DOTALL)
-_MISTRAL_NAMED = re.compile(r"\A\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
-_XML_FUNCTION = re.compile(r"\A<function=([^>\s]+)>\s*(.*?)\s*</function>\Z", re.DOTALL)
-_XML_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+_MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
+_HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +46,8 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     Returns:
         The text that is left (stripped when a call was taken out), and the calls in order.
     """
-    order = [_by_format(format)] if format else []
-    order += [reader for reader in (_hermes, _phi, _mistral, _llama_marked) if reader not in order]
-    for reader in order:
+    readers = [*_OF_FORMAT.get(format or "", ()), _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony, _bare]
+    for reader in dict.fromkeys(readers):
         rest, found = reader(text)
         if found:
             # Nine letters and digits: the only ids that Mistral's templates take back.
@@ -65,89 +59,156 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     return text, []
 
 
-_Reader = tuple[str, list[dict[str, Any]]]
+_Found = tuple[str, list[dict[str, Any]]]
 
 
-def _by_format(format_name: str) -> Callable[[str], _Reader]:
-    return {
-        "phi": _phi,
-        "mistral": _mistral,
-        "llama-3": _llama,
-        "llama-4": _llama,
-        "granite": _phi,
-    }.get(format_name, _hermes)
+def _hermes(text: str) -> _Found:
+    return _marked(text, "<tool_call>", "</tool_call>")
 
 
-def _hermes(text: str) -> _Reader:
-    return _marked(text, _HERMES)
+def _phi(text: str) -> _Found:
+    """Granite writes the same mark in front, and none behind."""
+    return _marked(text, "<|tool_call|>", "<|/tool_call|>")
 
 
-def _phi(text: str) -> _Reader:
-    return _marked(text, _PHI)
+def _command_r(text: str) -> _Found:
+    rest, found = _marked(text, "<|START_ACTION|>", "<|END_ACTION|>")
+    return (rest, found) if found else _marked(text, "Action: ```json", "```")
 
 
-def _marked(text: str, pattern: re.Pattern[str]) -> _Reader:
+def _marked(text: str, opening: str, closing: str) -> _Found:
+    """Calls between two marks; the end of the text closes too."""
     calls: list[dict[str, Any]] = []
-
-    def take(match: re.Match[str]) -> str:
-        found = _calls(match.group(1))
-        if not found:
-            return match.group()
-        calls.extend(found)
-        return ""
-
-    rest = pattern.sub(take, text)
-    return rest, calls
+    first, *parts = text.split(opening)
+    rest = [first]
+    for part in parts:
+        inside, mark, after = part.partition(closing)
+        found = _calls(inside)
+        calls += found
+        rest.append(after if found else opening + inside + mark + after)
+    return "".join(rest), calls
 
 
-def _llama(text: str) -> _Reader:
+def _llama_tag(text: str) -> _Found:
+    return _llama(text) if text.lstrip().startswith("<|python_tag|>") else (text, [])
+
+
+def _llama(text: str) -> _Found:
     """The whole output is one call, or several separated by `;`."""
-    match = _LLAMA.match(text)
-    body = match.group(1) if match else text
+    body = text.strip().removeprefix("<|python_tag|>").removesuffix("<|eom_id|>").removesuffix("<|eot_id|>").strip()
     if not body.startswith(("{", "[")):
         return text, []
     found = _calls(body) or _sequence(body)
     return ("", found) if found else (text, [])
 
 
-def _llama_marked(text: str) -> _Reader:
-    return _llama(text) if text.lstrip().startswith("<|python_tag|>") else (text, [])
+def _bare(text: str) -> _Found:
+    """The whole output is JSON that names a function and its arguments, without marks."""
+    found = _calls(text)
+    return ("", found) if found else (text, [])
 
 
-def _mistral(text: str) -> _Reader:
+def _mistral(text: str) -> _Found:
     """`[TOOL_CALLS][{…}, …]`, or since v11 `[TOOL_CALLS]name[ARGS]{…}` once a call."""
-    before, mark, rest = text.partition("[TOOL_CALLS]")
-    if not mark:
-        return text, []
+    left, *parts = text.removesuffix("</s>").split("[TOOL_CALLS]")
     calls: list[dict[str, Any]] = []
-    left = before
-    for part in rest.removesuffix("</s>").split("[TOOL_CALLS]"):
-        named = _MISTRAL_NAMED.match(part)
+    for part in parts:
+        name = _MISTRAL_NAME.match(part)
         if part.lstrip().startswith(("[", "{")):
             value, end = _decode(part)
             found = _listed(value)
-        elif named is not None:
-            value, end = _decode(part, named.end())
-            found = [{"name": named.group(1), "arguments": _dump(value)}] if isinstance(value, dict) else []
+        elif name is not None:
+            value, end = _decode(part, name.end())
+            found = [_made(name.group(1), value)] if isinstance(value, dict) else []
         else:
             found, end = [], 0
         if not found:
             return text, []
         calls.extend(found)
         left += part[end:]
-    return left, calls
+    return (left, calls) if calls else (text, [])
+
+
+def _deepseek(text: str) -> _Found:
+    """A name and JSON between marks, whose bars are U+FF5C and whose gaps are U+2581."""
+    opening, separator, closing = (
+        f"<\uff5ctool\u2581{words}\uff5c>" for words in ("call\u2581begin", "sep", "call\u2581end")
+    )
+    first, *parts = text.split(opening)
+    calls = []
+    rest = first.removesuffix("<\uff5ctool\u2581calls\u2581begin\uff5c>")
+    for part in parts:
+        inside, _, after = part.partition(closing)
+        name, _, body = inside.removeprefix(f"function{separator}").partition("\n" if "```" in inside else separator)
+        value, _ = _decode(_unfenced(body))
+        if not name.strip() or not isinstance(value, dict):
+            return text, []
+        calls.append(_made(name.strip(), value))
+        rest += after.removeprefix("<\uff5ctool\u2581calls\u2581end\uff5c>").lstrip("\n")
+    return rest, calls
+
+
+def _harmony(text: str) -> _Found:
+    """gpt-oss: a header with `to=functions.NAME`, then a message that ends with `<|call|>`."""
+    calls = []
+    rest = []
+    parts = text.replace("<|start|>assistant", "").split("<|call|>")
+    for part in parts:
+        header, mark, body = part.rpartition("<|message|>")
+        before, channel, header = header.rpartition("<|channel|>")
+        name = _HARMONY_NAME.search(header) or _HARMONY_NAME.search(before.rpartition("<|end|>")[2])
+        value, _ = _decode(body)
+        if mark and channel and name is not None and isinstance(value, dict):
+            calls.append(_made(name.group(1), value))
+            before, end, _ = before.rpartition("<|end|>")
+            rest.append(before + end)
+        else:
+            rest.append(part)
+    return ("".join(rest), calls) if calls else (text, [])
+
+
+_OF_FORMAT: dict[str, tuple[Callable[[str], _Found], ...]] = {
+    "phi": (_phi,),
+    "granite": (_phi,),
+    "mistral": (_mistral,),
+    "llama-3": (_llama,),
+    "llama-4": (_llama,),
+    "command-r": (_command_r,),
+    "deepseek": (_deepseek,),
+    "harmony": (_harmony,),
+}
 
 
 def _calls(body: str) -> list[dict[str, Any]]:
     """Calls in a piece of text that holds nothing else."""
-    fence = _FENCE.match(body)
-    body = fence.group(1) if fence else body
-    xml = _XML_FUNCTION.match(body)
-    if xml:
-        arguments = {name: _scalar(value) for name, value in _XML_PARAMETER.findall(xml.group(2))}
-        return [{"name": xml.group(1), "arguments": _dump(arguments)}]
+    body = _unfenced(body)
+    if body.startswith("<function="):
+        return _xml(body)
     value, end = _decode(body)
     return _listed(value) if end and not body[end:].strip() else []
+
+
+def _xml(body: str) -> list[dict[str, Any]]:
+    """`<function=name><parameter=key>value</parameter></function>`, as Qwen3-Coder writes calls."""
+    name, opened, rest = body.removeprefix("<function=").partition(">")
+    inside, closed, after = rest.partition("</function>")
+    if not (name and opened and closed) or after.strip():
+        return []
+    arguments = {}
+    for part in inside.split("<parameter=")[1:]:
+        key, opened, rest = part.partition(">")
+        value, closed, _ = rest.partition("</parameter>")
+        if not (key and opened and closed):
+            return []
+        arguments[key] = _scalar(value.removeprefix("\n").removesuffix("\n"))
+    return [_made(name, arguments)]
+
+
+def _unfenced(body: str) -> str:
+    body = body.strip()
+    if len(body) > 6 and body.startswith("```") and body.endswith("```"):
+        body = body[3:-3].removeprefix("json").strip()
+    return body
 
 
 def _sequence(body: str) -> list[dict[str, Any]]:
@@ -185,21 +246,19 @@ def _call(value: Any) -> dict[str, Any] | None:
         return None
     if isinstance(value.get("function"), dict):
         value = {"id": value.get("id"), **value["function"]}
-    name = value.get("name")
-    arguments = value.get("arguments", value.get("parameters", {}))
+    name = value.get("name", value.get("tool_name"))
+    arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
-        arguments, end = _decode(arguments or "{}")
-        if not end:
-            return None
+        arguments, _ = _decode(arguments or "{}")
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return {"id": value.get("id"), "name": name, "arguments": _dump(arguments)}
+    return {**_made(name, arguments), "id": value.get("id")}
+
+
+def _made(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
 
 
 def _scalar(text: str) -> Any:
     value, end = _decode(text)
     return value if end and not text[end:].strip() else text
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
