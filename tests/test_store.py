@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tea_models.artifact import ArtifactFile, Source
+from tea_models.errors import DiskFullError, IntegrityError, StoreError
+from tea_models.locking import hold, try_hold
+from tea_models.reference import UrlRef
+from tea_models.store import NameTakenError, Record, Store, check_name, check_space, hash_file, key_of, writing
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def record(data: bytes, name: str = "a.gguf", **values: object) -> Record:
+    known = {"file": name, "size": len(data), "sha256": sha(data), "mtime_ns": 0, "inode": 0}
+    return Record(**(known | {"model": "m", "source": f"https://h/{name}"} | values))  # type: ignore[arg-type]
+
+
+def put(store: Store, data: bytes, name: str = "a.gguf", folder: str = "") -> Path:
+    with store.partial(sha(data)) as partial:
+        partial.write_bytes(data)
+        return store.publish(partial, store.root / folder / name, record(data, name))
+
+
+def wanted(data: bytes, name: str = "a.gguf") -> ArtifactFile:
+    return ArtifactFile(name, len(data), sha(data), (Source((UrlRef(f"https://h/{name}"),)),))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "models")
+
+
+def test_published_bytes_lie_under_their_name_with_a_record_and_no_partial(store: Store) -> None:
+    path = put(store, b"bytes")
+    assert path == store.root / "a.gguf"
+    assert path.read_bytes() == b"bytes"
+    assert [item.state for item in store.installed()] == ["ok"]
+    assert store.partials() == []
+    assert store.path_of(wanted(b"bytes")) == path
+
+
+def test_an_unchanged_file_is_known_without_being_read(store: Store) -> None:
+    path = put(store, b"bytes")
+    before = path.stat().st_atime_ns
+    os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    assert store.path_of(wanted(b"bytes")) == path
+    assert path.stat().st_atime_ns == 0 != before
+
+
+def test_a_file_with_a_new_time_stamp_is_hashed_again_and_the_record_refreshed(store: Store) -> None:
+    path = put(store, b"bytes")
+    os.utime(path, ns=(1, 1))
+    assert [item.state for item in store.installed()] == ["changed"]
+    assert store.path_of(wanted(b"bytes")) == path
+    assert [item.state for item in store.installed()] == ["ok"]
+
+
+def test_changed_bytes_are_not_found(store: Store) -> None:
+    path = put(store, b"bytes")
+    path.write_bytes(b"BYTES")
+    assert store.path_of(wanted(b"bytes")) is None
+
+
+def test_a_replaced_file_with_the_same_size_and_time_is_noticed_by_its_inode(store: Store) -> None:
+    path = put(store, b"bytes")
+    stamp = path.stat().st_mtime_ns
+    other = path.with_name("other")
+    other.write_bytes(b"BYTES")
+    os.utime(other, ns=(stamp, stamp))
+    other.replace(path)
+    assert store.path_of(wanted(b"bytes")) is None
+
+
+def test_a_second_file_of_one_name_goes_to_its_repository_folder(store: Store) -> None:
+    put(store, b"first")
+    folder = store.folder_for([("a.gguf", sha(b"second"))], ["owner/repo"])
+    assert folder == store.root / "owner" / "repo"
+    put(store, b"second", folder="owner/repo")
+    assert store.path_of(wanted(b"first")) == store.root / "a.gguf"
+    assert store.path_of(wanted(b"second")) == store.root / "owner" / "repo" / "a.gguf"
+
+
+def test_names_that_differ_only_in_case_count_as_one(store: Store) -> None:
+    put(store, b"first", "Model.gguf")
+    assert store.folder_for([("model.gguf", sha(b"second"))], ["owner/repo"]) == store.root / "owner" / "repo"
+
+
+def test_shards_go_together_when_one_of_their_names_is_taken(store: Store) -> None:
+    put(store, b"first", "m-00002-of-00002.gguf")
+    files = [("m-00001-of-00002.gguf", sha(b"x")), ("m-00002-of-00002.gguf", sha(b"y"))]
+    assert store.folder_for(files, ["owner/repo"]) == store.root / "owner" / "repo"
+
+
+def test_a_foreign_file_in_the_way_is_refused_and_left_alone(store: Store) -> None:
+    store.root.mkdir()
+    foreign = store.root / "a.gguf"
+    foreign.write_bytes(b"mine")
+    with pytest.raises(IntegrityError, match="is there already"):
+        store.folder_for([("a.gguf", sha(b"other"))], ["owner/repo"])
+    assert foreign.read_bytes() == b"mine"
+
+
+def test_the_right_bytes_put_there_by_hand_do_not_take_the_name(store: Store) -> None:
+    store.root.mkdir()
+    (store.root / "a.gguf").write_bytes(b"right")
+    assert store.folder_for([("a.gguf", sha(b"right"))], []) == store.root
+
+
+def test_publishing_never_overwrites(store: Store) -> None:
+    put(store, b"first")
+    with store.partial("key") as partial:
+        partial.write_bytes(b"second")
+        with pytest.raises(NameTakenError):
+            store.publish(partial, store.root / "a.gguf", record(b"second"))
+    assert (store.root / "a.gguf").read_bytes() == b"first"
+
+
+def test_publishing_the_same_bytes_twice_is_no_collision(store: Store) -> None:
+    put(store, b"first")
+    assert put(store, b"first").read_bytes() == b"first"
+
+
+def test_a_link_planted_at_the_final_name_is_not_written_through(store: Store, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    store.root.mkdir()
+    (store.root / "a.gguf").symlink_to(victim)
+    with store.partial("key") as partial:
+        partial.write_bytes(b"new")
+        with pytest.raises(NameTakenError):
+            store.publish(partial, store.root / "a.gguf", record(b"new"))
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_link_planted_at_the_partial_is_removed(store: Store, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    with store.partial("key") as partial:
+        place = partial
+    place.symlink_to(victim)
+    with store.partial("key") as partial:
+        partial.write_bytes(b"new")
+    assert victim.read_bytes() == b"precious"
+
+
+def test_where_links_do_not_work_the_bytes_are_renamed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_args: object, **_options: object) -> None:
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert put(store, b"bytes").read_bytes() == b"bytes"
+    assert store.partials() == []
+
+
+def test_identical_bytes_under_two_names_are_stored_once(store: Store) -> None:
+    path = put(store, b"bytes")
+    second = store.link_in(path, store.root / "b.gguf", record(b"bytes", "b.gguf"))
+    assert second.stat().st_ino == path.stat().st_ino
+    assert {item.record.file for item in store.installed()} == {"a.gguf", "b.gguf"}
+
+
+def test_linking_in_from_elsewhere_copies_where_links_do_not_work(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere.gguf"
+    elsewhere.write_bytes(b"bytes")
+    link = os.link
+
+    def other_device(source: Path, target: Path, **options: object) -> None:
+        if Path(source) == elsewhere:
+            raise OSError(18, "cross-device link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", other_device)
+    path = store.link_in(elsewhere, store.root / "a.gguf", record(b"bytes"))
+    assert path.read_bytes() == b"bytes"
+    assert path.stat().st_ino != elsewhere.stat().st_ino
+
+
+def test_the_same_partial_is_given_again_so_that_a_download_goes_on(store: Store) -> None:
+    with store.partial("key") as first:
+        first.write_bytes(b"half")
+    with store.partial("key") as second:
+        assert second.read_bytes() == b"half"
+
+
+def test_where_locks_do_nothing_each_process_has_its_own_partial(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    with store.partial("key") as first, store.partial("key") as second:
+        assert first != second
+        first.write_bytes(b"x")
+    assert not first.exists()
+
+
+def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tea_models.locking import try_hold; "
+        "print(try_hold(Path(sys.argv[1])))"
+    )
+    with hold(tmp_path / "lock") as exclusive:
+        assert exclusive
+        asked = subprocess.run([sys.executable, "-c", script, tmp_path / "lock"], capture_output=True, check=True)
+    assert asked.stdout == b"False\n"
+    assert try_hold(tmp_path / "lock")
+
+
+def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tea_models.locking import hold\n"
+        "with hold(Path(sys.argv[1]), waiting=lambda: print('waiting', flush=True)) as got: print(got)"
+    )
+    with hold(tmp_path / "lock"):
+        process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "lock"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+    assert process.communicate(timeout=20)[0] == b"True\n"
+
+
+def test_removing_takes_record_profile_and_empty_folders_along(store: Store) -> None:
+    path = put(store, b"bytes", folder="owner/repo")
+    store.write_hidden(store.profile_path(path), "{}")
+    assert store.remove(path) == 5
+    assert store.installed() == []
+    assert not store.profile_path(path).exists()
+    assert not (store.root / "owner").exists()
+
+
+def test_a_broken_record_counts_as_none(store: Store) -> None:
+    path = put(store, b"bytes")
+    file = store.hidden / "records" / "a.gguf.json"
+    for text in ("", "[]", '{"schema": "other"}', json.dumps({**json.loads(file.read_text()), "file": "../../etc/x"})):
+        file.write_text(text)
+        assert store.installed() == []
+        assert store.record_of(path) is None
+
+
+def test_a_store_that_can_not_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = Store(tmp_path / "file" / "models")
+    with pytest.raises(StoreError, match="in the way"), store.partial("key"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(28, DiskFullError), (122, DiskFullError), (27, DiskFullError), (30, StoreError)]
+)
+def test_what_the_file_system_answers_becomes_one_of_our_errors(number: int, error: type[Exception]) -> None:
+    with pytest.raises(error), writing(Path("/store")):
+        raise OSError(number, os.strerror(number), "/store/x")
+
+
+def test_space_is_checked_before_a_download(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="are free"):
+        check_space(tmp_path / "not" / "there", 1 << 60, "a.gguf")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "C:x",
+        "a\0b",
+        "a\nb",
+        "-rf",
+        ".hidden",
+        "con",
+        "NUL.gguf",
+        "x" * 300,
+        "a.",
+        "a ",
+        "a\u202eb",
+    ],
+)
+def test_hostile_names_are_refused(name: str) -> None:
+    with pytest.raises(StoreError, match="can't be used as a file name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "Modell für Ärzte (1).gguf", "模型.gguf", "a-b_c.Q4_K_M.gguf", "x" * 200])
+def test_ordinary_names_are_taken(name: str) -> None:
+    check_name(name)
+
+
+def test_a_hash_of_something_that_is_no_file_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert hash_file(tmp_path / "fifo") == ("", -1)
+    assert hash_file(tmp_path) == ("", -1)
+    assert hash_file(tmp_path / "nothing") == ("", -1)
+
+
+def test_the_key_of_a_download_is_its_hash_or_where_it_comes_from() -> None:
+    assert key_of("ab" * 32, "x") == "ab" * 32
+    assert key_of(None, "x") == key_of(None, "x") != key_of(None, "y")
