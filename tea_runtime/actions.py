@@ -33,7 +33,7 @@ _SHARED = "_tea_runtime_backends"
 _OPTIONS = tuple(entry.name for entry in fields(LlmCallParams) if entry.name not in ("prompt", "temperature"))
 _WHOLE = ("max_tokens", "top_k", "seed", "logprobs")
 _BROKEN = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-_TEXTS = ("prompt", "system", "messages", "text", "callback")
+_TEXTS = ("prompt", "system", "messages", "text", "callback", "stream")
 # `temperature` is a setting too, but no other backend is needed for another temperature.
 _SETTINGS = tuple(name for name in LlmSettings.model_fields if name != "temperature")
 _KNOWN = (*_TEXTS, *_OPTIONS, *_BROKEN[:1], *_SETTINGS)
@@ -175,17 +175,22 @@ def _action(name: str, act: Callable[..., dict[str, Any]], backends: _Backends, 
     return action
 
 
-def _call(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], _engine: Any) -> dict[str, Any]:
+def _call(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
+    if params.get("stream") is True:
+        return _stream(backend, settings, params, engine)
     messages = _messages(params, chat=False)
     if messages is None:
         return backend.call(_call_params(_prompt(params), settings, params)).to_dict()
     return _chatting(backend.chat, messages, settings, params)
 
 
-def _chat(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], _engine: Any) -> dict[str, Any]:
+def _chat(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
-    return _chatting(backend.chat, _messages(params, chat=True), settings, params)
+    messages = _messages(params, chat=True)
+    if params.get("stream") is True:
+        return _stream(backend, settings, {**params, "messages": messages, "prompt": None, "system": None}, engine)
+    return _chatting(backend.chat, messages, settings, params)
 
 
 def _stream(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:

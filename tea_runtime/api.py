@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import weakref
@@ -159,6 +160,7 @@ class ApiLlmBackend(LlmBackend):
             return []
         where = self._where(self.embedding_model)
         self._check_available(where)
+        _check_plain({"text": texts})
         body = {"model": self.embedding_model, "input": texts, "encoding_format": "float"}
         vectors = read_vectors(self._client.post("embeddings", body, where), where, len(texts))
         return vectors[0] if isinstance(text, str) else vectors
@@ -199,6 +201,7 @@ class ApiLlmBackend(LlmBackend):
         where = self._where(self.model)
         self._check_available(where)
         body = self._body(params, where)
+        _check_plain({"prompt": params.prompt, "messages": messages, **body})
         as_message = [{"role": "user", "content": params.prompt}]
         if messages is None and not self._raw_prompts:
             messages = as_message
@@ -291,6 +294,17 @@ def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -
         hint = f"for example {OLLAMA_BASE}"
         raise UsageError(f"api_base: expected an http(s) address, found {api_base!r}", hint=hint)
     return api_base.rstrip("/")
+
+
+def _check_plain(body: Mapping[str, Any]) -> None:
+    """Refuse what JSON or UTF-8 can't carry, with the name of the parameter it is in."""
+    for name, value in body.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name}: a lone surrogate is not text; it can't be sent") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"{name}: can't be sent as JSON: {error}") from None
 
 
 def _only_chats(error: ApiError) -> bool:

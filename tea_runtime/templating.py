@@ -85,6 +85,11 @@ def test(condition: Any, context: Mapping[str, Any]) -> bool:
     return bool(condition)
 
 
+def is_template(value: Any) -> bool:
+    """Tell whether a value is a text with a template in it."""
+    return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
+
+
 def check(value: Any) -> None:
     """Parse every template of a value without running it.
 
@@ -149,7 +154,7 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 @functools.lru_cache(maxsize=512)
 def _compile(text: str) -> Any:
     """None for a text without templates, the source of a single expression, or a template."""
-    if "{{" not in text and "{%" not in text and "{#" not in text:
+    if not is_template(text):
         return None
     environment = _environment()
     try:

@@ -93,8 +93,8 @@ def run_workflow(
     environ = os.environ if environ is None else environ
     overrides = {key: value for key, value in (("gguf", gguf), ("backend", backend)) if value is not None}
     engine = WorkflowEngine(
-        llm_settings=workflow.llm.model_dump(exclude_unset=True),
-        environ=environ,
+        llm_settings=workflow.llm_settings(environ).model_dump(exclude_unset=True),
+        environ=_with_registry(environ, workflow.folder),
         variables=dict(workflow.spec.variables),
         llm_overrides=overrides,
         on_text=on_text,
@@ -265,6 +265,14 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
+
+
+def _with_registry(environ: Mapping[str, str], folder: Path | None) -> Mapping[str, str]:
+    """The environment with the registry beside the workflow as a layer, unless another one is named."""
+    beside = folder / "registry.yaml" if folder else None
+    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file():
+        return environ
+    return {**environ, "TEA_REGISTRY": str(beside)}
 
 
 def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,11 +11,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
 from tea_runtime import templating
-from tea_runtime.llm_settings import LlmSettings
+from tea_runtime.llm_settings import LlmSettings, expand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 START, END = "__start__", "__end__"
 # Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
@@ -24,6 +24,10 @@ _HOST_NODE_KEYS = {
     "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
 }  # fmt: skip
 _HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
+_HOST_KEYS = {
+    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
+    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
+}  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "string": (str,), "int": (int,), "integer": (int,), "float": (int, float), "number": (int, float),
     "bool": (bool,), "boolean": (bool,), "list": (list,), "array": (list,), "dict": (dict,), "object": (dict,),
@@ -149,7 +153,6 @@ class Workflow:
     Attributes:
         document: The file, for places in messages.
         spec: What it says.
-        llm: Its `settings.llm`.
         nodes: By name, in the order of the file.
         routes: Ways out of each node and of `__start__`, in the order in which they are tried.
         folder: Folder of the file, for paths in it; None for a workflow that is not a file.
@@ -157,10 +160,26 @@ class Workflow:
 
     document: Document
     spec: WorkflowSpec
-    llm: LlmSettings
     nodes: Mapping[str, Node]
     routes: Mapping[str, Sequence[Route]]
     folder: Path | None
+
+    def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
+        """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
+
+        A relative path that is not found from the working directory is looked for beside the workflow.
+
+        Raises:
+            ConfigError: An unknown key or a wrong value.
+        """
+        names = {"env": environ, "variables": self.spec.variables}
+        settings = _parse_llm(self.spec.settings.get("llm"), self.document, names)
+        beside = {}
+        for key in ("model_path", "profile"):
+            path = getattr(settings, key)
+            if path and self.folder and not (plain := Path(expand(path, environ))).exists():
+                beside[key] = str(found) if (found := self.folder / plain).is_file() else None
+        return settings.overridden(**beside)
 
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
@@ -209,7 +228,7 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
     _refuse_host_features(document)
     spec = validate(WorkflowSpec, document)
-    llm = LlmSettings.parse(spec.settings.get("llm"), document=document)
+    _parse_llm(spec.settings.get("llm"), document, {})
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
         node = _node(node_spec, index, document)
@@ -220,11 +239,27 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         if (item.package is None) == (item.path is None):
             raise document.error("expected package or path, one of them", ("imports", index))
     _check_templates(document, nodes)
-    return Workflow(document, spec, llm, nodes, _routes(spec, nodes, document), folder)
+    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder)
+
+
+def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmSettings:
+    if isinstance(block, dict):
+        filled = {}
+        for key, value in block.items():
+            try:
+                # Before a run there are no names: what is a template is looked at when there are.
+                filled[key] = templating.render(value, names) if names or not templating.is_template(value) else None
+            except UsageError as error:
+                raise document.error(error.message, ("settings", "llm", key)) from None
+        block = filled
+    return LlmSettings.parse(block, document=document)
 
 
 def _refuse_host_features(document: Document) -> None:
-    hint = "The Edge Agent runs such workflows; its actions llm.* are the same"
+    hint = "The Edge Agent runs such workflows, with the same llm.* actions: see imports in docs/yaml.md"
+    for key in document.data:
+        if key in _HOST_KEYS:
+            raise document.error(f"{_HOST_KEYS[key]} are not part of this runner", (key,), hint=hint)
     for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
         entries = document.data.get(section)
         for index, entry in enumerate(entries if isinstance(entries, list) else []):

@@ -240,3 +240,16 @@ def test_an_unknown_setting_is_an_error_that_names_the_nearest():
     with pytest.raises(TeaModelsError, match=r"settings\.llm\.modell: unknown key") as caught:
         registered(engine)["llm.call"]({}, prompt="p")
     assert "model" in caught.value.hint
+
+
+def test_any_generating_action_streams_when_told(server):
+    engine = host_engine(server)
+    pieces: list[str] = []
+    engine.on_text = pieces.append
+    registry = registered(engine)
+    assert registry["llm.chat"]({}, prompt="q", system="s", stream=True)["streamed"] is True
+    assert registry["llm.call"]({}, prompt="q", stream=True)["content"] == "Paris."
+    assert pieces == ["Par", "is."] * 2
+    assert [body["stream"] for body in server.bodies] == [True, True]
+    assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
+    assert "prompt" in server.bodies[1]

@@ -260,6 +260,21 @@ def test_messages_are_checked_before_anything_is_sent(server, bad, said):
     assert server.requests == []
 
 
+def test_what_json_or_utf8_can_not_carry_is_refused_by_name(server):
+    with backend(server) as api:
+        with pytest.raises(UsageError, match="prompt: a lone surrogate"):
+            api.call(LlmCallParams("a\ud800b"))
+        with pytest.raises(UsageError, match="messages: a lone surrogate"):
+            api.chat([{"role": "user", "content": "\udfff"}])
+        with pytest.raises(UsageError, match="tools: can't be sent"):
+            api.chat(HELLO, tools=[{"type": "function", "function": {"name": object()}}])
+        with pytest.raises(UsageError, match="text: a lone surrogate"):
+            api.embed(["ok", "\ud800"])
+        assert server.requests == []
+        assert api.call(LlmCallParams("a\x00b 🌍")).content == "Paris."
+    assert server.bodies[0]["prompt"] == "a\x00b 🌍"
+
+
 def test_without_a_key_and_a_server_it_is_not_available():
     api = ApiLlmBackend(environ={})
     assert not api.is_available()

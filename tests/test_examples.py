@@ -29,7 +29,7 @@ def run(real_model):
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
 def test_every_example_is_valid_and_names_the_small_model(path):
-    assert read_workflow(path).llm.model == "smollm2-135m"
+    assert read_workflow(path).llm_settings({}).model == "smollm2-135m"
 
 
 def test_there_is_an_example_for_every_action():

@@ -9,6 +9,7 @@ import pytest
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
 from tea_runtime.workflow import run_workflow
+from tea_runtime.workflow_file import parse_workflow, read_workflow
 
 ECHO = """
 def register_actions(registry, engine):
@@ -266,6 +267,7 @@ def test_a_failed_result_that_is_kept_whole_does_not_end_the_run(run):
         ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: __end__, type: parallel}\n", "parallel branches", "Edge Agent"),
         ("nodes:\n  - {name: a, run: pass, language: lua}\n", "expected python, found 'lua'", ""),
         ("nodes:\n  - {name: __start__, run: pass}\n", "reserved", ""),
+        ("nodes: [{name: a, run: pass}]\nsecrets: {}\n", "flow.yaml:3: secrets: secrets are not part", "Edge Agent"),
     ],
 )  # fmt: skip
 def test_a_wrong_workflow_is_refused_before_it_runs(run, flow, message, hint):
@@ -274,6 +276,45 @@ def test_a_wrong_workflow_is_refused_before_it_runs(run, flow, message, hint):
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_settings_may_come_from_the_environment(tmp_path):
+    path = tmp_path / "flow.yaml"
+    path.write_text(
+        "variables: {size: 2048}\n"
+        "settings: {llm: {model: \"{{ env.MODEL | default('smollm2-135m') }}\", n_ctx: '{{ variables.size }}'}}\n"
+        "nodes: [{name: a, run: pass}]\n"
+    )
+    workflow = read_workflow(path)
+    assert workflow.llm_settings({}).model == "smollm2-135m"
+    assert workflow.llm_settings({"MODEL": "phi4-mini"}).model == "phi4-mini"
+    assert workflow.llm_settings({}).n_ctx == 2048
+    with pytest.raises(ConfigError, match=r"flow\.yaml:2: settings\.llm\.n_ctx"):
+        parse_workflow(
+            "\nsettings: {llm: {n_ctx: '{{ env.N }}'}}\nnodes: [{name: a, run: pass}]\n", name="flow.yaml"
+        ).llm_settings({"N": "x"})
+
+
+def test_a_model_that_lies_beside_the_workflow_is_found_there(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    path = tmp_path / "flow.yaml"
+    path.write_text("settings: {llm: {model_path: m.gguf, profile: p.json}}\nnodes: [{name: a, run: pass}]\n")
+    settings = read_workflow(path).llm_settings({})
+    assert settings.model_path == str(tmp_path / "m.gguf")
+    assert settings.profile == "p.json"
+
+
+def test_a_registry_beside_the_workflow_counts_unless_another_is_named(tmp_path):
+    flow = "nodes: [{name: a, action: where}]\nimports: [{path: where.py}]\n"
+    (tmp_path / "flow.yaml").write_text(flow)
+    (tmp_path / "where.py").write_text(
+        "def register_actions(registry, engine):\n    registry['where'] = lambda state: engine.environ.get('TEA_REGISTRY')\n"
+    )
+    path = tmp_path / "flow.yaml"
+    assert run_workflow(path, environ={})["a"] is None
+    (tmp_path / "registry.yaml").write_text("")
+    assert run_workflow(path, environ={})["a"] == str(tmp_path / "registry.yaml")
+    assert run_workflow(path, environ={"TEA_REGISTRY": "/mine.yaml"})["a"] == "/mine.yaml"
 
 
 @pytest.mark.parametrize("code", ["def (", "return = 1", "  x = 1\n y = 2"])
