@@ -1,0 +1,104 @@
+"""`tea-models plan`: settings for this machine, with reasons; before the download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from tea_models.cli.frame import App, answering
+from tea_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from tea_models.plan import Wishes
+
+_PURPOSES = ("chat", "embed")
+
+
+@click.command(help="Settings for this machine, with reasons; before the download.")
+@click.argument("model")
+@click.option("--n-ctx", default="auto", metavar="auto|max|N", help="Context in tokens; auto takes as much as fits.")
+@click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, instead of what is free.")
+@click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …")
+@click.option("--threads", type=int, metavar="N", help="Threads; by default one a physical core.")
+@click.option("--gpu", metavar="none|all|N", help="Layers on a GPU; by default as many as fit.")
+@click.option("--for", "purpose", type=click.Choice(_PURPOSES), help="By default what the model is for.")
+@click.option("--swa-full", is_flag=True, default=None, help="Keep the whole context in layers with a sliding window.")
+@click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp.")
+@click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
+@click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
+@answering
+def command(
+    app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
+) -> None:
+    """Plan a model."""
+    wishes = _wishes(**options)
+    if compare:
+        from tea_models.plan_choice import compare_variants
+        from tea_models.plan_text import comparison_text
+
+        comparison = compare_variants(model, app.settings, wishes, measure=not estimate)
+        app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
+        return
+    from tea_models.plan import plan_with_curve, resolve_wishes
+
+    if plot is not None or explain:
+        result, curve = plan_with_curve(model, app.settings, wishes, measure=not estimate)
+    else:
+        result, curve = resolve_wishes(model, app.settings, wishes, measure=not estimate), None
+    if plot is not None and curve is not None:
+        from tea_models.plot import draw_svg
+
+        plot.write_text(draw_svg(result, curve), encoding="utf-8")
+        app.out.note(f"wrote {plot}")
+    document = result.to_json() | {"curve": curve.to_json()} if curve is not None else result.to_json()
+    from tea_models.plan_text import explanation, overview
+
+    app.out.answer(
+        document, lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model)
+    )
+
+
+def _wishes(
+    *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
+    swa_full: bool | None,
+) -> Wishes:  # fmt: skip
+    from tea_models.plan import Wishes
+    from tea_models.sizes import parse_bytes
+
+    wishes = Wishes(
+        n_ctx=_context(n_ctx),
+        memory=parse_bytes(memory) if memory is not None else None,
+        kv_type=kv_type.lower() if kv_type is not None else None,
+        n_threads=threads,
+        n_gpu_layers=_layers(gpu),
+        purpose=purpose,
+        swa_full=swa_full or None,
+    )
+    wishes.check()
+    return wishes
+
+
+def _context(text: str) -> int | Literal["auto", "max"]:
+    if text == "auto":
+        return "auto"
+    if text == "max":
+        return "max"
+    number = text.replace(",", "").replace("_", "")
+    scale = 1024 if number[-1:] in ("k", "K") else 1
+    number = number[:-1] if scale > 1 else number
+    if not number.isdecimal() or not int(number):
+        raise UsageError(f"--n-ctx {text!r}: expected auto, max or a number of tokens such as 8192 or 8k")
+    return int(number) * scale
+
+
+def _layers(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text in ("none", "all"):
+        return 0 if text == "none" else -1
+    if not text.isdecimal():
+        raise UsageError(f"--gpu {text!r}: expected none, all or a number of layers")
+    return int(text)

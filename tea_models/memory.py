@@ -1,0 +1,371 @@
+"""What a model takes to run, by formula: weights, KV cache, compute buffers.
+
+The KV cache follows `llama_model::create_memory` and `llama_kv_cache` of llama.cpp layer by layer, so it is exact for
+the architectures named here; the compute buffer replays the allocator (`memory_compute`). The engine's own dry run
+(`probe`) answers the same question by measurement; this is for where the engine is not installed, and to check it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tea_models.profile import ModelProfile
+
+MIB = 1024 * 1024
+
+#: Bytes and elements of a block of each type that a KV cache can have (`ggml_type_size`, `ggml_blck_size`).
+KV_TYPES: dict[str, tuple[int, int]] = {
+    "f32": (4, 1),
+    "f16": (2, 1),
+    "bf16": (2, 1),
+    "q8_0": (34, 32),
+    "q5_1": (24, 32),
+    "q5_0": (22, 32),
+    "q4_1": (20, 32),
+    "q4_0": (18, 32),
+    "iq4_nl": (18, 32),
+}
+
+# Encoders and diffusion models keep nothing between calls.
+NO_CACHE = frozenset({
+    "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "wavtokenizer-dec",
+    "modern-bert", "gemma-embedding", "dream", "llada", "llada-moe", "rnd1", "t5encoder",
+})  # fmt: skip
+RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})
+# Hybrids whose recurrent layers are those without KV heads.
+_RECURRENT_WITHOUT_HEADS = frozenset({
+    "jamba", "plamo2", "granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe", "kimi-linear", "kimi-k3",
+    "bailingmoe3", "glm5-next",
+})  # fmt: skip
+# Hybrids with full attention in every n-th layer.
+_RECURRENT_BY_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
+# Sliding windows: every n-th layer is dense, and whether the pattern starts with a dense layer (`load_swa_pattern`).
+_WINDOW_PATTERN: dict[str, tuple[int, bool]] = {
+    "afmoe": (4, False),
+    "cohere2": (4, False),
+    "cohere2moe": (4, True),
+    "exaone-moe": (4, False),
+    "exaone4": (4, False),
+    "gemma2": (2, False),
+    "gemma3": (6, False),
+    "gemma3n": (5, False),
+    "laguna": (4, True),
+    "llama4": (4, False),
+    "mellum": (4, False),
+    "muse-glimmer": (4, False),
+    "olmo2": (4, False),
+    "gpt-oss": (2, False),
+    "plamo3": (8, False),
+    "smallthinker": (4, True),
+}
+# Sliding windows whose pattern the file must give layer by layer.
+_WINDOW_BY_FILE = frozenset({"gemma4", "granite_swa", "maple", "mimo2", "spark2_5", "step35"})
+_WINDOW_DEFAULT = {"gemma2": 4096, "exaone-moe": 128, "llama4": 8192}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayer:
+    """What one layer keeps.
+
+    Attributes:
+        key: Elements a token in the key cache.
+        value: Elements a token in the value cache.
+        windowed: Only the last tokens are kept, as many as the sliding window.
+        state: Bytes of recurrent state a sequence (always f32).
+    """
+
+    key: int = 0
+    value: int = 0
+    windowed: bool = False
+    state: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    """What a model keeps between tokens, layer by layer.
+
+    Attributes:
+        layers: One entry a layer that has a cache or a state.
+        window: Sliding window in tokens, 0 without one.
+        head_size_key: Elements of one key head (a quantised type must divide them).
+        head_size_value: Elements of one value head.
+        exact: The architecture is one whose cache these rules describe; otherwise plain attention was assumed.
+    """
+
+    layers: tuple[CacheLayer, ...]
+    window: int
+    head_size_key: int
+    head_size_value: int
+    exact: bool
+
+    @property
+    def windowed(self) -> bool:
+        """Whether any layer keeps only a window."""
+        return any(layer.windowed for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What one combination of settings takes, in bytes.
+
+    Attributes:
+        weights: Weights that stay in memory.
+        kv_cache: KV cache and recurrent states.
+        compute: Compute buffers that the engine reserves.
+        overhead: The process itself: Python, the engine, tokenizer, output buffer.
+        method: `measured` by the engine's dry run or `estimated` by formula.
+        n_ctx: The context that the engine makes of the one that was asked for (padded to 256).
+        flash_attn: Whether flash attention is used, if known.
+        repacked: Bytes of the weights that the engine rearranges into a copy for this processor.
+        devices: The same bytes on devices beside the processor: name → (weights, kv_cache, compute).
+    """
+
+    weights: int
+    kv_cache: int
+    compute: int
+    overhead: int
+    method: str
+    n_ctx: int
+    flash_attn: bool | None = None
+    repacked: int = 0
+    devices: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All of it, on all devices."""
+        return self.weights + self.kv_cache + self.compute + self.overhead
+
+    @property
+    def host(self) -> int:
+        """The part that lies in the machine's own memory."""
+        return self.total - sum(sum(parts) for parts in self.devices.values())
+
+
+class Hyperparameters:
+    """Typed reads of a profile's hyperparameters (keys without the architecture's prefix).
+
+    Args:
+        profile: The model.
+    """
+
+    def __init__(self, profile: ModelProfile) -> None:
+        self._facts = profile.hyperparameters
+        self.architecture = profile.architecture.value
+        self.layers = max(0, self.number("block_count"))
+
+    def number(self, key: str, default: int = 0) -> int:
+        """A whole number; the largest of an array."""
+        value = self._value(key)
+        if isinstance(value, tuple):
+            numbers = [int(item) for item in value if isinstance(item, int | float)]
+            return max(numbers, default=default)
+        return int(value) if isinstance(value, int | float) else default
+
+    def each(self, key: str, default: int = 0) -> list[int]:
+        """One number a layer, from an array or one number for all."""
+        value = self._value(key)
+        if isinstance(value, tuple):
+            numbers = [int(item) for item in value if isinstance(item, int | float)]
+            return (numbers + [default] * self.layers)[: self.layers]
+        return [self.number(key, default)] * self.layers
+
+    def has(self, key: str) -> bool:
+        """Whether the file has the key."""
+        return key in self._facts
+
+    def is_array(self, key: str) -> bool:
+        """Whether the key holds an array."""
+        return isinstance(self._value(key), tuple)
+
+    def _value(self, key: str) -> object:
+        fact = self._facts.get(key)
+        return fact.value if fact is not None else None
+
+
+def row_bytes(kv_type: str, elements: int) -> int:
+    """Bytes of a row of a tensor (`ggml_row_size`)."""
+    size, block = KV_TYPES[kv_type]
+    return size * elements // block
+
+
+def pad(number: int, multiple: int) -> int:
+    """The next multiple of a power of two (`GGML_PAD`)."""
+    return (number + multiple - 1) // multiple * multiple
+
+
+def cache_layout(profile: ModelProfile) -> CacheLayout:
+    """What each layer of a model keeps.
+
+    Rules: `llama_model::create_memory`, `llama_hparams`, and `load_arch_hparams` of each architecture in llama.cpp.
+
+    Args:
+        profile: The model.
+    """
+    h = Hyperparameters(profile)
+    heads = h.each("attention.head_count")
+    kv_heads = h.each("attention.head_count_kv") if h.has("attention.head_count_kv") else list(heads)
+    head_size = h.number("embedding_length") // max(heads, default=1) if any(heads) else 0
+    key, value = h.number("attention.key_length", head_size), h.number("attention.value_length", head_size)
+    key_window = h.number("attention.key_length_swa", key)
+    value_window = h.number("attention.value_length_swa", value)
+    if h.architecture in NO_CACHE:
+        return CacheLayout((), 0, key, value, exact=True)
+    window, windowed = _windows(h)
+    recurrent = _recurrent_layers(h, kv_heads)
+    state = _state_bytes(h, heads)
+    mla = h.number("attention.key_length_mla") > 0 and h.number("attention.value_length_mla") > 0
+    layers = []
+    for index in range(_cached_layers(h)):
+        width_key = (key_window if windowed[index] else key) * kv_heads[index]
+        width_value = (value_window if windowed[index] else value) * kv_heads[index]
+        attends = not recurrent[index] or h.architecture == "falcon-h1"
+        if h.architecture.startswith("nemotron_h") and h.each("feed_forward_length")[index]:
+            # A layer of these is one thing only; feed-forward layers keep nothing.
+            continue
+        layers.append(
+            CacheLayer(
+                key=width_key if attends else 0,
+                value=width_value if attends and not mla else 0,
+                windowed=windowed[index],
+                state=state if recurrent[index] else 0,
+            )
+        )
+    layers += _indexer_layers(h)
+    return CacheLayout(tuple(layers), window, key, value, exact=h.architecture not in _UNKNOWN_CACHE)
+
+
+# Caches with parts of their own that these rules leave out.
+_UNKNOWN_CACHE = frozenset(
+    {"deepseek4", "dflash", "dots3note", "minimax-m3", "hrm_text", "nanbeige", "eagle3", "gemma4-assistant"}
+)
+
+
+def kv_cache_bytes(
+    layout: CacheLayout,
+    *,
+    n_ctx: int,
+    n_ubatch: int,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    swa_full: bool = False,
+    flash_attn: bool = True,
+    n_seq_max: int = 1,
+) -> int:
+    """Bytes of KV cache and recurrent state.
+
+    Args:
+        layout: From `cache_layout`.
+        n_ctx: Context of all sequences together, in tokens.
+        n_ubatch: Physical batch, in tokens; a window cache has room for it beside the window.
+        type_k: Type of the key cache.
+        type_v: Type of the value cache.
+        swa_full: Keep the whole context in layers with a sliding window too.
+        flash_attn: Without it the value cache is transposed, and padded to the widest layer.
+        n_seq_max: Sequences at once.
+    """
+    cells = pad(pad(n_ctx, 256) // n_seq_max, 256)
+    small = cells if swa_full else pad(min(cells, layout.window + n_ubatch), 256)
+    widest = max((layer.value for layer in layout.layers if layer.value), default=0)
+    total = 0
+    for layer in layout.layers:
+        count = (small if layer.windowed else cells) * n_seq_max
+        total += row_bytes(type_k, layer.key) * count + layer.state * n_seq_max
+        total += row_bytes(type_v, widest if layer.value and not flash_attn else layer.value) * count
+    return total
+
+
+def kv_bytes_per_token(layout: CacheLayout, type_k: str = "f16", type_v: str = "f16") -> int:
+    """Bytes that one more token of context costs beyond the sliding window."""
+    growing = (layer for layer in layout.layers if not layer.windowed)
+    return sum(row_bytes(type_k, layer.key) + row_bytes(type_v, layer.value) for layer in growing)
+
+
+def _cached_layers(h: Hyperparameters) -> int:
+    layers = h.layers
+    if h.architecture == "gemma3n":
+        # The later layers use the cache of layers 18 and 19 (`n_layer_kv_from_start`).
+        return min(layers, 20)
+    if h.architecture == "gemma4":
+        return max(0, layers - h.number("attention.shared_kv_layers"))
+    # Layers that predict further tokens take no part in ordinary decoding.
+    return max(0, layers - h.number("nextn_predict_layers"))
+
+
+def _windows(h: Hyperparameters) -> tuple[int, list[bool]]:
+    """The sliding window, and which layers have it."""
+    none = [False] * h.layers
+    window = h.number("attention.sliding_window", _WINDOW_DEFAULT.get(h.architecture, 0))
+    if h.architecture == "llama4" and (not h.has("attention.sliding_window") or window):
+        window = 8192  # chunked attention, whatever the file says
+    if h.architecture == "exaone4" and h.layers == 64:
+        window = window or 4096
+    if window <= 0:
+        return 0, none
+    if h.architecture == "lfm2":
+        return window, [heads > 0 for heads in h.each("attention.head_count_kv")]
+    if h.architecture == "exaone4" and h.layers != 64:
+        return 0, none
+    if h.architecture in _WINDOW_BY_FILE or h.architecture in _WINDOW_PATTERN:
+        pattern = "attention.sliding_window_pattern"
+        if h.is_array(pattern):
+            return window, [bool(flag) for flag in h.each(pattern)]
+        if h.architecture in _WINDOW_BY_FILE and not h.has(pattern):
+            return window, none
+        every, dense_first = _WINDOW_PATTERN.get(h.architecture, (0, False))
+        every = h.number(pattern, every)
+        trunk = h.layers - h.number("nextn_predict_layers")
+        return window, [
+            _is_windowed(index, every, dense_first=dense_first) and index < trunk for index in range(h.layers)
+        ]
+    # Phi-3, Qwen2, Mistral and others name a window that llama.cpp does not use.
+    return 0, none
+
+
+def _is_windowed(layer: int, every: int, *, dense_first: bool) -> bool:
+    if every == 0:
+        return True
+    return layer % every != 0 if dense_first else layer % every < every - 1
+
+
+def _recurrent_layers(h: Hyperparameters, kv_heads: Sequence[int]) -> list[bool]:
+    if h.architecture in RECURRENT or h.architecture == "falcon-h1":
+        return [True] * h.layers
+    if h.architecture in _RECURRENT_WITHOUT_HEADS:
+        return [heads == 0 for heads in kv_heads]
+    if h.architecture in _RECURRENT_BY_INTERVAL:
+        if h.has("attention.recurrent_layers"):
+            return [bool(flag) for flag in h.each("attention.recurrent_layers")]
+        every = h.number("full_attention_interval", _RECURRENT_BY_INTERVAL[h.architecture])
+        return [(index + 1) % max(1, every) != 0 for index in range(h.layers)]
+    return [False] * h.layers
+
+
+def _state_bytes(h: Hyperparameters, heads: Iterable[int]) -> int:
+    """Bytes of recurrent state a layer and sequence (`n_embd_r` and `n_embd_s`, both f32)."""
+    width = h.number("embedding_length")
+    most_heads = max(heads, default=0)
+    if h.has("wkv.head_size"):
+        shift = h.number("token_shift_count", 1 if h.architecture in ("rwkv6qwen2", "arwkv7") else 2)
+        return 4 * (shift * width + width * h.number("wkv.head_size"))
+    if h.has("shortconv.l_cache") and h.architecture in ("lfm2", "lfm2moe"):
+        return 4 * width * (h.number("shortconv.l_cache") - 1)
+    kernel, inner, state = h.number("ssm.conv_kernel"), h.number("ssm.inner_size"), h.number("ssm.state_size")
+    if h.has("kda.head_dim") and h.architecture in ("kimi-linear", "kimi-k3", "bailingmoe3", "glm5-next"):
+        size = h.number("kda.head_dim")
+        return 4 * (3 * (kernel - 1 if kernel else 3) * most_heads * size + size * size * most_heads)
+    if h.architecture == "minimax-01":
+        size = h.number("attention.key_length")
+        return 4 * size * size * most_heads
+    conv = max(0, kernel - 1) * (inner + 2 * h.number("ssm.group_count") * state)
+    return 4 * (conv + state * inner)
+
+
+def _indexer_layers(h: Hyperparameters) -> list[CacheLayer]:
+    """Key caches of sparse attention's indexer (DeepSeek 3.2, GLM-DSA): one head in each layer."""
+    if h.architecture not in ("deepseek32", "glm-dsa") or not h.has("attention.indexer.key_length"):
+        return []
+    return [CacheLayer(key=h.number("attention.indexer.key_length"))] * _cached_layers(h)
