@@ -92,7 +92,7 @@ def sync(
         frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
             does not have the locked hash instead of fetching it again.
         prune: Remove models that the lock does not have.
-        bundle: A file made by `tea-models bundle` to take the models from.
+        bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
         progress: Told about bytes as they arrive.
         note: Told what a user should know.
 
@@ -106,7 +106,9 @@ def sync(
     if bundle is not None:
         from tea_models.bundling import unpack_bundle
 
-        unpack_bundle(bundle, settings=settings, progress=progress)
+        unpacked = unpack_bundle(bundle, settings=settings, progress=progress)
+        if unpacked.lock_text and not lock_path.exists():
+            lock_path.write_text(unpacked.lock_text, "utf-8")
     lock, updated = _current_lock(lock_path, settings, frozen, progress, note)
     store = Store(settings.store_dir)
     files: list[SyncedFile] = []

@@ -1,0 +1,50 @@
+"""`tea-models bundle`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size, printable, table
+
+if TYPE_CHECKING:
+    from tea_models.bundling import Bundle
+    from tea_models.cli.frame import App
+
+
+@click.command("bundle", short_help="Pack locked models into one file for machines without network.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.tar"), show_default=True,
+    help="The file to write.",
+)  # fmt: skip
+@click.option(
+    "--lock", "lock_path", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"),
+    show_default=True, help="The lock file.",
+)  # fmt: skip
+@answering
+def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> None:
+    """Write the models of models.lock (all, or those named), their lock, profiles and licences into one tar file.
+
+    On the other machine: tea-models sync --from models.tar
+    """
+    from tea_models.bundling import bundle
+    from tea_models.cli.progress import progress_for
+
+    progress = progress_for(app.out)
+    made = bundle(output, lock_path=lock_path, names=names, settings=app.settings, progress=progress, note=app.out.note)
+    document = {"bundle": str(made.path), "size": made.size, "files": [file.to_json() for file in made.files]}
+    app.out.answer(document, lambda: _human(made))
+
+
+def _human(made: Bundle) -> str:
+    rows = [
+        [printable(file.name), printable(file.filename), human_size(file.size), file.license or "?"]
+        for file in made.files
+    ]
+    text = table(rows, header=["NAME", "FILE", "SIZE", "LICENCE"], right=frozenset({2}))
+    next_step = f"on the other machine: tea-models sync --from {made.path.name}"
+    return f"{text}\n\n{human_size(made.size)} in {made.path}; {next_step}"
