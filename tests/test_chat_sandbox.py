@@ -345,6 +345,34 @@ def test_a_worker_that_can_not_start_says_so(monkeypatch: pytest.MonkeyPatch) ->
         render_chat(PLAIN, HELLO)
 
 
+def test_a_process_with_closed_standard_descriptors_can_render(tmp_path: Path) -> None:
+    script = (
+        "import os\n"
+        "for descriptor in (0, 1, 2):\n"
+        "    os.close(descriptor)\n"
+        "from tea_models.chat import render_chat\n"
+        f"text = render_chat({PLAIN!r}, {HELLO!r})\n"
+        f"open({str(tmp_path / 'answer')!r}, 'w').write(text)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert (tmp_path / "answer").read_text() == "hello"
+
+
+def test_descriptors_that_the_parent_left_inheritable_are_closed_in_the_worker(tmp_path: Path) -> None:
+    SANDBOX.close()
+    (tmp_path / "secret").touch()
+    descriptor = os.open(tmp_path / "secret", os.O_RDONLY)
+    os.set_inheritable(descriptor, True)
+    try:
+        render_chat(PLAIN, HELLO)
+        assert SANDBOX._worker is not None
+        links = Path(f"/proc/{SANDBOX._worker._pid}/fd")
+        if links.exists():
+            assert not any("secret" in str(link.readlink()) for link in links.iterdir())
+    finally:
+        os.close(descriptor)
+
+
 def test_nothing_heavy_is_imported_by_the_caller() -> None:
     code = (
         "import sys, tea_models.chat as chat; chat.render_chat('', []);"

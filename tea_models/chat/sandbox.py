@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -22,8 +23,9 @@ OUTPUT = 8 * 1024 * 1024
 _START_SECONDS = 30.0
 # The dynamic loader may need these to find libpython; everything else (tokens among it) stays out of the worker.
 _LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+# Collecting garbage while modules are imported takes a tenth of the start; `main` in the worker turns it on again.
 _BOOT = (
-    "import sys; from importlib.machinery import SourceFileLoader as L; sys.path += sys.argv[3:]; "
+    "import gc, sys; gc.disable(); from importlib.machinery import SourceFileLoader as L; sys.path += sys.argv[3:]; "
     "exec(L('__main__', sys.argv[2]).get_code('__main__'))"
 )
 
@@ -58,8 +60,8 @@ class _Worker:
                 "chat templates run in a process of their own, and this Python does not know its executable",
                 hint="set sys.executable before rendering",
             )
-        request_read, self._out = os.pipe()
-        self._in, reply_write = os.pipe()
+        request_read, self._out = _pipe()
+        self._in, reply_write = _pipe()
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
@@ -294,6 +296,17 @@ def _lost(reason: str, status: int | None) -> dict[str, Any]:
     if kind == "crash" and status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
         kind = "time"
     return {"results": [{"error": "", "kind": kind, "line": None}]}
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe above the standard descriptors, which may be closed here and are written over in the child."""
+    ends = list(os.pipe())
+    low = [end for end in ends if end < 3]
+    if low:
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end < 3 else end for end in ends]
+        for end in low:
+            os.close(end)
+    return ends[0], ends[1]
 
 
 def _worker_file() -> str:

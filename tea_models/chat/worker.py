@@ -12,6 +12,7 @@ Frames on stdin and stdout: four bytes of length (big endian), then JSON as UTF-
 from __future__ import annotations
 
 import codecs
+import gc
 import json
 import os
 import resource
@@ -272,6 +273,7 @@ def _confine(memory: int) -> None:
         except (OSError, ValueError):  # a platform without this limit: the parent's clock still holds
             pass
 
+    os.closerange(3, 4096)  # what a library of the parent may have left inheritable
     codecs.lookup("unicode_escape")  # jinja2's lexer needs it
     os.chdir("/")
     limit(resource.RLIMIT_AS, memory)
@@ -304,6 +306,7 @@ def main(memory: int) -> None:
     """Answer requests until stdin closes."""
     renderer = Renderer()
     _confine(memory)
+    gc.enable()
     _write({"ready": True})
     while True:
         length = int.from_bytes(_read(4), "big")
