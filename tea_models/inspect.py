@@ -12,7 +12,7 @@ from tea_models.gguf.loadable import check_loadable
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.window import MAX_STEPS
 from tea_models.model_files import open_model
-from tea_models.profile import profile_from_headers
+from tea_models.profile_facts import profile_from_headers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,6 @@ when it mentions the hash of the chat template, or of the file as the store reco
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
     texts = _registry_texts(settings)
     if not isinstance(template, str) and not any("metadata:" in text for text in texts):
         return None  # the only other corrections are of chat templates and stop texts
-    digest = hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else ""
+    digest = _sha256(template) if isinstance(template, str) else ""
     if digest and _mentioned(digest, texts):
         from tea_models.registry import Registry
 
@@ -50,6 +49,12 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
 
     found = Registry.load(settings).by_sha256(sha256)
     return found[0] if found else None
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mentioned(digest: str, texts: list[str]) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tea_models.cli.frame import LazyGroup, run
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tea_models.cli.frame import LazyGroup
 
 COMMANDS = {
     "list": "Models of the registry, and which are installed.",
@@ -34,6 +34,8 @@ COMMANDS = {
 
 def group() -> LazyGroup:
     """Build the `tea-models` command group; a command's module is imported when it is used."""
+    from tea_models.cli.frame import LazyGroup
+
     return LazyGroup(
         name="tea-models",
         package="tea_models.cli",
@@ -45,4 +47,12 @@ def group() -> LazyGroup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `tea-models` command."""
-    sys.exit(run(group(), sys.argv[1:] if argv is None else list(argv)))
+    from tea_models.cli.quick import quick
+
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    code = quick(arguments)
+    if code is None:
+        from tea_models.cli.frame import run
+
+        code = run(group(), arguments)
+    sys.exit(code)

@@ -25,19 +25,22 @@ def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None,
     """Show what a model says about itself: a file, a name of the registry, hf:… or https://… (its header only)."""
     if key is not None and template:
         raise UsageError("--key and --template: expected one of them")
+    if key is None and not template:
+        from tea_models.cli.inspect_view import show
+
+        show(model, app.settings, app.out, full=full, tensors=tensors)
+        return
     from tea_models.inspect import inspect_model
 
-    found = inspect_model(model, settings=app.settings, full=full or key is not None, tensors=tensors)
+    found = inspect_model(model, settings=app.settings, full=key is not None)
     if key is not None:
         value = _value(found, key)
         app.out.answer({key: value}, lambda: _plain(value))
-    elif template:
-        text = found.profile.chat.template.value
-        if text is None:
-            raise NotAvailableError(f"{model}: the model has no chat template", hint="it is not made for chats")
-        app.out.answer({"template": text}, lambda: _plain(text))
-    else:
-        app.out.answer(found.to_json(), lambda: _human(app, model, found))
+        return
+    text = found.profile.chat.template.value
+    if text is None:
+        raise NotAvailableError(f"{model}: the model has no chat template", hint="it is not made for chats")
+    app.out.answer({"template": text}, lambda: _plain(text))
 
 
 def _value(found: Inspection, key: str) -> Any:
@@ -58,9 +61,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return printable(str(value))
-
-
-def _human(app: App, reference: str, found: Inspection) -> str:
-    from tea_models.cli.inspect_view import view
-
-    return view(found, reference, app.out)

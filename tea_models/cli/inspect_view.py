@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from tea_models.cli.output import human_size, printable, table
@@ -10,9 +9,18 @@ from tea_models.cli.output import human_size, printable, table
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
     from tea_models.inspect import Inspection
+    from tea_models.settings import Settings
 
 _LABEL = 14
 _MOST_ITEMS = 8
+
+
+def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
+    """Inspect a model and print what was found, for people or as JSON."""
+    from tea_models.inspect import inspect_model
+
+    found = inspect_model(model, settings=settings, full=full, tensors=tensors)
+    out.answer(found.to_json() if out.as_json else None, lambda: view(found, model, out))
 
 
 def view(found: Inspection, reference: str, out: Output) -> str:
@@ -52,7 +60,9 @@ def human_count(number: int) -> str:
 
 
 def _title(found: Inspection, out: Output) -> str:
-    name = one_line(found.profile.name.value or PurePath(found.path).name, out.width)
+    name = one_line(found.profile.name.value or found.path.rpartition("/")[2])
+    if len(name) > 80:
+        name = one_line(name, out.width)
     return out.style(name, "bold")
 
 
@@ -180,7 +190,7 @@ def _needs(found: Inspection) -> str:
 
 
 def _file(found: Inspection) -> str:
-    name = PurePath(found.path).name if found.transfer is None else found.path
+    name = found.path.rpartition("/")[2] if found.transfer is None else found.path
     return one_line(name, 90)
 
 
@@ -211,9 +221,11 @@ def _metadata(found: Inspection, out: Output) -> list[str]:
 
 
 def _next_step(found: Inspection, reference: str) -> str:
-    import shlex
+    target = one_line(reference)
+    if not target.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum():
+        import shlex
 
-    target = shlex.quote(one_line(reference))
+        target = shlex.quote(target)
     if found.problems:
         return f"get another copy of the model; `tea-models verify {target}` checks one"
     if found.transfer is not None:

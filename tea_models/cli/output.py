@@ -1,10 +1,11 @@
-"""The one sink for what a command says: human text, JSON, or nothing but the answer."""
+"""The one sink for what a command says: human text, JSON, or nothing but the answer.
+
+Modules that only some answers need are imported by those: `inspect` is to be as fast as Python starts.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,15 @@ class Output:
     @property
     def width(self) -> int:
         """Columns of the terminal (80 where there is none)."""
+        import shutil
+
         return max(20, shutil.get_terminal_size((80, 24)).columns)
 
     def answer(self, data: Any, human: Callable[[], str]) -> None:
         """Print the answer: `data` as JSON, or the text that `human` makes."""
         if self.as_json:
+            import json
+
             # Lone surrogates can't be encoded as UTF-8; as \\u escapes they are legal JSON.
             sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=not _encodable(data), allow_nan=False) + "\n")
             return
@@ -70,6 +75,8 @@ class Output:
     def error(self, error: TeaModelsError) -> int:
         """Report an error and return its exit code."""
         if self.as_json:
+            import json
+
             document = {
                 "error": {"type": error.type, "message": printable(error.message), "hint": printable(error.hint)}
             }
@@ -83,6 +90,8 @@ class Output:
     def interrupted(self) -> None:
         """Report that the user stopped the command."""
         if self.as_json:
+            import json
+
             document = {
                 "error": {"type": "Interrupted", "message": "interrupted", "hint": "run the command again to go on"}
             }

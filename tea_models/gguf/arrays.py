@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.errors import MalformedGGUFError
 from tea_models.gguf.types import SCALARS, ValueType
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 LENGTHS = {"little": struct.Struct("<Q"), "big": struct.Struct(">Q")}
 MAX_DEPTH = 64
 _CHUNK = 1 << 16
+
+
+class _Part(NamedTuple):
+    first: int  # index of its first string
+    data: bytes
 
 
 class ArrayValue:
@@ -110,21 +115,56 @@ class ArrayValue:
 
     def find(self, texts: Iterable[str]) -> dict[str, int]:
         """Indices of the first string equal to each text, for those that are there."""
-        if self.item_type is not ValueType.STRING:
-            return {}
-        data = self.raw()
+        left = {text: self._encoded(text) for text in texts}
         found: dict[str, int] = {}
-        for text in texts:
-            encoded = text.encode()
-            needle = self._length.pack(len(encoded)) + encoded
-            at = data.find(needle)
-            while at >= 0:
-                index = self._index_at(data, self.start + at)
+        for part in self._parts():
+            for text in list(left):
+                index = self._search(part, left[text])
                 if index is not None:
                     found[text] = index
-                    break
-                at = data.find(needle, at + 1)
+                    del left[text]
+            if not left:
+                break
         return found
+
+    def find_first(self, texts: Sequence[str]) -> tuple[str, int] | None:
+        """Of some texts the first one that is among the strings, with its index."""
+        needles = [(text, self._encoded(text)) for text in texts]
+        best: tuple[str, int] | None = None
+        for part in self._parts():
+            for rank, (text, needle) in enumerate(needles):
+                index = self._search(part, needle)
+                if index is not None:
+                    best = (text, index)
+                    del needles[rank:]  # only what comes before it can still win
+                    break
+        return best
+
+    def _encoded(self, text: str) -> bytes:
+        encoded = text.encode()
+        return self._length.pack(len(encoded)) + encoded
+
+    def _search(self, part: _Part, needle: bytes) -> int | None:
+        """Index of the string that is `needle`, length and text, within a part of the array."""
+        data, index = part.data, part.first
+        found = data.find(needle)
+        at = 0
+        while found >= 0:
+            while at < found:
+                at += 8 + self._length.unpack_from(data, at)[0]
+                index += 1
+            if at == found:
+                return index
+            found = data.find(needle, found + 1)
+        return None
+
+    def _parts(self) -> Iterator[_Part]:
+        """The strings in parts of about a window's length; a part ends where a string does."""
+        if self.item_type is not ValueType.STRING:
+            return
+        ends = [*(mark[1] for mark in self._marks[1:]), self.end]
+        for (index, start), end in zip(self._marks, ends, strict=False):
+            yield _Part(index, self._read(start, end))
 
     def positions(self, value: int, *, most: int) -> list[int]:
         """Indices of the items of an `int32` array that equal a value, at most `most` of them."""
@@ -138,15 +178,6 @@ class ArrayValue:
                 at += 3
             at = data.find(needle, at + 1)
         return found
-
-    def _index_at(self, data: bytes, offset: int) -> int | None:
-        """Index of the string that starts at a byte offset, or None if none does."""
-        mark = bisect_right(self._marks, offset, key=lambda mark: mark[1]) - 1
-        index, at = self._marks[mark]
-        while at < offset:
-            at += 8 + self._length.unpack_from(data, at - self.start)[0]
-            index += 1
-        return index if at == offset and index < self.count else None
 
     def _read(self, start: int, end: int) -> bytes:
         data = self._source.read(start, end - start)
@@ -166,14 +197,12 @@ class ArrayValue:
     def raw_strings(self) -> Iterator[bytes]:
         """The strings of an array of strings as bytes, a part of the file at a time."""
         unpack = self._length.unpack_from
-        ends = [*self._marks[1:], (self.count, self.end)] if self._marks else []
-        for (index, offset), (next_index, next_offset) in zip(self._marks, ends, strict=True):
-            data = self._read(offset, next_offset)
-            at = 0
-            for _ in range(index, next_index):
+        for part in self._parts():
+            at, end = 0, len(part.data)
+            while at < end:
                 begin = at + 8
-                at = begin + unpack(data, at)[0]
-                yield data[begin:at]
+                at = begin + unpack(part.data, at)[0]
+                yield part.data[begin:at]
 
     def _arrays(self) -> Iterator[ArrayValue]:
         window = Window(self._source, byte_order=self._byte_order, start=self.start)

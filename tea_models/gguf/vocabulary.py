@@ -98,13 +98,11 @@ def find_turn_end(tokens: ArrayValue | None, template: str | None) -> Found:
     if tokens is None:
         return Found(None, "derived:not in the file")
     preferred = [text for text in TURN_ENDS if template and text in template]
-    found = tokens.find(preferred) if preferred else {}
-    if not found:
-        found = tokens.find(text for text in TURN_ENDS if text not in preferred)
-    for text in TURN_ENDS:
-        if text in found:
-            return Found(found[text], f"derived:the token {text}")
-    return Found(None, "derived:not in the file")
+    others = [text for text in TURN_ENDS if text not in preferred]
+    found = tokens.find_first([*preferred, *others])
+    if found is None:
+        return Found(None, "derived:not in the file")
+    return Found(found[1], f"derived:the token {found[0]}")
 
 
 def control_tokens(metadata: Mapping[str, Value]) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
+from itertools import repeat
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MalformedGGUFError
@@ -124,14 +127,15 @@ class Window:
                 begin = 0
             buffer, start = self._buffer, self._start
             marks.append((done, self.position))
-            try:
-                # The hot loop: half a million turns for a large vocabulary. Running off the window ends it, and
-                # leaves `done` at the string that is to be read next.
-                for done in range(done, count):  # noqa: B007, B020
+            left = repeat(None, count - done)
+            # The hot loop: half a million turns for a large vocabulary. Running off the window ends it, before the
+            # string that is to be read next.
+            with suppress(struct.error, OverflowError, IndexError):
+                for _ in left:
                     begin += 8 + unpack(buffer, begin)[0]
                 done = count
-            except (struct.error, OverflowError, IndexError):
-                pass
+            if done < count:
+                done = count - length_hint(left) - 1
             if start + begin > self.position + self.left:
                 raise self._string_past_end(what)
             self.position = start + begin

@@ -1,0 +1,64 @@
+"""The one place that catches: whatever happens becomes an exit code and one message."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from tea_models.errors import DiskFullError, StoreError, TeaModelsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tea_models.cli.output import Output
+
+
+def guarded(command: Callable[[], object], out: Output) -> int:
+    """Run a command and turn whatever happens into an exit code and one message.
+
+    Args:
+        command: What to run; an int that it returns is the exit code.
+        out: Where the message goes.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
+    """
+    # A `kill` should leave by the same door as Ctrl-C, so that locks and children are cleaned up.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = command()
+        sys.stdout.flush()
+    except TeaModelsError as error:
+        return out.error(error)
+    except (KeyboardInterrupt, EOFError):
+        out.interrupted()
+        return 130
+    except BrokenPipeError:
+        # The reader went away (`| head`); Python must not complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return out.error(TeaModelsError("out of memory"))
+    except OSError as error:
+        return out.error(_from_os_error(error))
+    except Exception as error:
+        if os.environ.get("TEA_DEBUG"):
+            raise
+        # A bug of ours: still one message and, with --json, one document.
+        what = f"internal error: {type(error).__name__}: {error}"
+        return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
+    return result if isinstance(result, int) else 0
+
+
+def _from_os_error(error: OSError) -> TeaModelsError:
+    name = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{name}no space left on the device")
+    return StoreError(f"{name}{error.strerror or error}")
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
