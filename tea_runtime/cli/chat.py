@@ -88,9 +88,11 @@ def _converse(app: App, talk: _Talk, backend: LlmBackend) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() a history and editing
     app.out.note(HELP)
+    # The marks tell readline which characters take no room.
+    prompt = "\x01\x1b[1m\x02> \x01\x1b[0m\x02" if app.out.color else "> "
     while True:
         try:
-            text = input(app.out.style("> ", "bold")).strip()
+            text = input(prompt).strip()
         except EOFError:
             sys.stdout.write("\n")
             return
