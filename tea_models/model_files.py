@@ -13,6 +13,7 @@ from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.shards import check_shards
 from tea_models.known_models import entry_of, recorded_sha256
+from tea_models.plain_path import plain_path
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
     """
     if settings is None:
         settings = Settings.resolve(os.environ, cwd=Path.cwd())
-    plain = _plain_path(path_or_ref)
+    plain = plain_path(path_or_ref)
     if plain is not None:
         return _read((FileSource(plain),), plain, None, settings, hashes=hashes)
     from tea_models.locate import locate
@@ -87,16 +88,6 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
         )
         opened.pop_all()
     return files
-
-
-def _plain_path(path_or_ref: Path | str) -> str | None:
-    """The path, when it is one of a single file: the most frequent case needs neither the registry nor the store."""
-    text = str(path_or_ref)
-    looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
-    scheme = ":" in text.split(os.sep, 1)[0]
-    if not looks_so or scheme or "-of-" in text or not os.path.lexists(text):
-        return None
-    return text
 
 
 def _read(

@@ -14,6 +14,7 @@ import pytest
 from tea_models import inspect_model
 from tea_models.cli import group
 from tea_models.cli.frame import run
+from tea_models.cli.quick import quick
 from tests.gguf_build import (
     F16,
     Q4_0,
@@ -361,14 +362,74 @@ def test_offline_does_not_ask_a_remote_host(capsys: pytest.CaptureFixture[str]) 
     assert behaviour.seen == []
 
 
+# -- what is remembered ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Path:
+    """A file that is large enough to be remembered, and that was not written just now."""
+    path = written(tmp_path / "large.gguf", small_llama_metadata(), [Tensor("a", (1 << 20,)), Tensor("b", (8,))])
+    os.utime(path, (1_600_000_000, 1_600_000_000))
+    return path
+
+
+def remembered(own_world: Path) -> list[Path]:
+    return list((own_world / "models").rglob("*.json"))
+
+
+def test_an_unchanged_file_is_answered_from_what_was_found_before(
+    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, document = command(capsys, settled), command(capsys, settled, "--json")
+    (entry,) = remembered(own_world)
+    assert (command(capsys, settled), command(capsys, settled, "--json")) == (first, document)
+    entry.write_text(entry.read_text().replace("Small Llama", "Changed Here"))
+    assert "Changed Here" in command(capsys, settled)[1]
+    assert "Changed Here" not in command(capsys, settled, "--full")[1]
+    os.utime(settled, (1_600_000_001, 1_600_000_001))
+    assert command(capsys, settled) == first
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"key": 1}', "[" * 100_000, "\x00"])
+def test_a_damaged_memory_is_made_anew(
+    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    first = command(capsys, settled)
+    (entry,) = remembered(own_world)
+    entry.write_text(content)
+    assert command(capsys, settled) == first
+
+
+def test_a_file_that_was_just_written_is_not_remembered(
+    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.utime(settled)
+    assert command(capsys, settled)[0] == 0
+    assert remembered(own_world) == []
+
+
+def test_a_store_that_can_not_be_written_is_no_obstacle(
+    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_world / "models").write_text("a file where the store should be")
+    assert command(capsys, settled)[::2] == (0, "")
+
+
+def test_the_quick_way_and_the_ordinary_way_answer_the_same(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--json"], ["--full", "--tensors", "-q"], ["--offline"]):
+        assert quick(["inspect", *options, str(model)]) == 0
+        assert capsys.readouterr().out == command(capsys, *options, model)[1]
+    for other in (["inspect"], ["inspect", "a", "b"], ["inspect", "a", "--key", "b"], ["inspect", "-h"], ["list"], []):
+        assert quick(other) is None
+
+
 def test_inspecting_imports_nothing_heavy(tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf", PLAIN, small_llama_tensors())
     script = (
         "import sys\n"
-        "from tea_models.cli import group\n"
-        "from tea_models.cli.frame import run\n"
-        "code = run(group(), ['inspect', sys.argv[1]])\n"
-        "heavy = {'pydantic', 'yaml', 'huggingface_hub', 'httpx2', 'jinja2', 'llama_cpp', 'numpy', 'tea_runtime'}\n"
+        "from tea_models.cli.quick import quick\n"
+        "code = quick(['inspect', sys.argv[1]])\n"
+        "heavy = {'click', 'pydantic', 'yaml', 'huggingface_hub', 'httpx2', 'jinja2', 'llama_cpp', 'numpy', 'tea_runtime'}\n"
         "print(sorted(heavy & set(sys.modules)), code)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tea_models.cli.output import human_size, printable, table
 
@@ -17,30 +17,44 @@ _MOST_ITEMS = 8
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
     """Inspect a model and print what was found, for people or as JSON."""
-    from tea_models.inspect import inspect_model
+    from tea_models.inspect_cache import recall, remember
 
-    found = inspect_model(model, settings=settings, full=full, tensors=tensors)
-    out.answer(found.to_json() if out.as_json else None, lambda: view(found, model, out))
+    more: list[str] = []
+    answer = None if full or tensors else recall(model, settings)
+    if answer is not None:
+        answer["document"]["path"] = model  # it may have been another path to the same file
+    else:
+        from tea_models.inspect import inspect_model
+
+        found = inspect_model(model, settings=settings, full=full, tensors=tensors)
+        answer = {"document": found.to_json(), "view": _view(found)}
+        if full or tensors:
+            more = (["", *_metadata(found, out)] if full else []) + (["", _tensors(found)] if tensors else [])
+        elif found.transfer is None:
+            remember(model, settings, answer)
+    view = answer["view"]
+    out.answer(answer["document"], lambda: _printed(view, more, model, out))
 
 
-def view(found: Inspection, reference: str, out: Output) -> str:
-    """The human view of an inspection.
+def _view(found: Inspection) -> dict[str, Any]:
+    """What the human view is made of, as JSON, so that it can be remembered."""
+    return {
+        "title": one_line(found.profile.name.value or found.path.rpartition("/")[2]),
+        "rows": [[label, text] for label, text in _facts(found) if text],
+        "warnings": [one_line(warning) for warning in found.warnings],
+        "next": _next_step(found),
+    }
 
-    Args:
-        found: The inspection.
-        reference: What the user typed, for the next step.
-        out: For width and colour.
-    """
-    lines = [_title(found, out), ""]
-    lines += [_row(label, text, out) for label, text in _facts(found) if text]
-    if found.full:
-        lines += ["", *_metadata(found, out)]
-    if found.with_tensors:
-        lines += ["", _tensors(found)]
-    if found.warnings:
+
+def _printed(view: dict[str, Any], more: list[str], model: str, out: Output) -> str:
+    title = view["title"] if len(view["title"]) <= 80 else one_line(view["title"], out.width)
+    lines = [out.style(title, "bold"), ""]
+    lines += [_row(label, text, out) for label, text in view["rows"]]
+    lines += more
+    if view["warnings"]:
         lines += ["", out.style("warnings", "yellow")]
-        lines += [line for warning in found.warnings for line in _wrapped(one_line(warning), out.width)]
-    lines += ["", out.style(f"next: {_next_step(found, reference)}", "dim")]
+        lines += [line for warning in view["warnings"] for line in _wrapped(warning, out.width)]
+    lines += ["", out.style(f"next: {view['next'].replace('{model}', _quoted(model))}", "dim")]
     return "\n".join(lines)
 
 
@@ -57,13 +71,6 @@ def human_count(number: int) -> str:
             value = number / size
             return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
     return str(number)
-
-
-def _title(found: Inspection, out: Output) -> str:
-    name = one_line(found.profile.name.value or found.path.rpartition("/")[2])
-    if len(name) > 80:
-        name = one_line(name, out.width)
-    return out.style(name, "bold")
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
@@ -220,19 +227,23 @@ def _metadata(found: Inspection, out: Output) -> list[str]:
     return [out.style("metadata", "bold"), *(f"  {line}" for line in lines)]
 
 
-def _next_step(found: Inspection, reference: str) -> str:
-    target = one_line(reference)
-    if not target.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum():
-        import shlex
-
-        target = shlex.quote(target)
+def _next_step(found: Inspection) -> str:
     if found.problems:
-        return f"get another copy of the model; `tea-models verify {target}` checks one"
+        return "get another copy of the model; `tea-models verify {model}` checks one"
     if found.transfer is not None:
-        return f"tea-models pull {target}"
+        return "tea-models pull {model}"
     if found.profile.kind.value in ("chat", "text", "embedding", "reranker"):
-        return f"tea-models plan {target}"
-    return f"tea-models inspect {target} --json"
+        return "tea-models plan {model}"
+    return "tea-models inspect {model} --json"
+
+
+def _quoted(model: str) -> str:
+    target = one_line(model)
+    if target.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum():
+        return target
+    import shlex
+
+    return shlex.quote(target)
 
 
 def _row(label: str, text: str, out: Output) -> str:
