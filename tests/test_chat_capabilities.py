@@ -208,6 +208,18 @@ def test_parts_are_taken_only_where_their_text_is_rendered() -> None:
     assert not probe_template(CHATML).content_parts
 
 
+def test_a_template_that_takes_only_parts_is_probed_with_parts() -> None:
+    template = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
+    found = probe_template(template)
+    assert (found.content_parts, found.stop, found.system) == (True, ("<|im_end|>",), "rendered")
+    assert found.warnings == ("takes a content only as a list of parts, not as text",)
+
+
+def test_names_with_double_underscores_are_not_internals() -> None:
+    template = CHATML + "{% if tools %}{{ tools[0].function.name.split('__')[0] }}{% endif %}"
+    assert probe_template(template).warnings == ()
+
+
 def test_the_clock_in_a_prompt_is_a_warning() -> None:
     found = probed("llama-3.1")
     assert found.time_dependent

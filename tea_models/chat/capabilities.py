@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tea_models.chat.markers import Splitter, format_name
+from tea_models.chat.probes import (
+    KEY,
+    NOON,
+    REPLY,
+    REPLY2,
+    RESULT,
+    SYSTEM,
+    SYSTEM_MESSAGE,
+    TOOL,
+    USER,
+    USER2,
+    VALUE,
+    Spec,
+    probes,
+    user,
+)
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
 
@@ -16,35 +31,9 @@ if TYPE_CHECKING:
 
 _LIMITS = Limits(seconds=2.0, output=262_144)
 
-_SYSTEM, _USER, _REPLY, _USER2, _REPLY2, _RESULT = (
-    "ProbeSystemText",
-    "ProbeUserText",
-    "ProbeReplyText",
-    "ProbeSecondUserText",
-    "ProbeSecondReplyText",
-    "ProbeResultText",
-)
-_TOOL, _KEY, _VALUE = "probe_tool", "probe_key", "probe_value"
-_NOON = [2026, 6, 15, 12, 0, 0, 0]
-_EARLY, _LATE = [2001, 2, 3, 4, 5, 6, 0], [2037, 11, 28, 19, 48, 57, 0]
 _SWITCH = re.compile(r"think|thought|reason", re.IGNORECASE)
 _ROLE_HEADER = re.compile(r"\A\s*(?:system|developer|System|SYSTEM|user)(?:\n|:|\Z)")
 _MANY_LITERALS = 120
-
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": _TOOL,
-            "description": "A probe.",
-            "parameters": {
-                "type": "object",
-                "properties": {_KEY: {"type": "string", "description": "A probe."}},
-                "required": [_KEY],
-            },
-        },
-    }
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,55 +99,6 @@ def probe_template(
     return _Probe(template, bos_token, eos_token, tuple(token_texts)).run()
 
 
-def _user(text: str = _USER) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def _reply(text: str = _REPLY) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-def _call(arguments: Any) -> dict[str, Any]:
-    function = {"name": _TOOL, "arguments": arguments}
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"id": "probe0001", "type": "function", "function": function}],
-    }
-
-
-_RESULT_MESSAGE = {"role": "tool", "name": _TOOL, "tool_call_id": "probe0001", "content": _RESULT}
-_SYSTEM_MESSAGE = {"role": "system", "content": _SYSTEM}
-
-_Spec = tuple[list[dict[str, Any]], dict[str, Any]]
-
-
-def _probes() -> dict[str, _Spec]:
-    # name → messages and what differs from the defaults
-    talk = [_user(), _reply(), _user(_USER2), _reply(_REPLY2)]
-    turns = [_user(), _call({_KEY: _VALUE}), _RESULT_MESSAGE]
-    return {
-        "user": ([_user()], {}),
-        "user-open": ([_user()], {"add_generation_prompt": False}),
-        "system": ([_SYSTEM_MESSAGE, _user()], {}),
-        "talk": (talk, {"add_generation_prompt": False}),
-        "turn": ([_user(), _reply()], {"add_generation_prompt": False}),
-        "talk-next": ([*talk[:3]], {}),
-        "tools": ([_user()], {"tools": _TOOLS}),
-        "tools-system": ([_SYSTEM_MESSAGE, _user()], {"tools": _TOOLS}),
-        "tools-in-message": ([_SYSTEM_MESSAGE | {"tools": json.dumps(_TOOLS)}, _user()], {}),
-        "calls": (turns, {"tools": _TOOLS}),
-        "calls-text": ([_user(), _call(json.dumps({_KEY: _VALUE})), _RESULT_MESSAGE], {"tools": _TOOLS}),
-        "two-users": ([_user(), _user(_USER2)], {}),
-        "parts": ([{"role": "user", "content": [{"type": "text", "text": _USER}]}], {}),
-        "clock": ([_user()], {"now": "format"}),
-        "early": ([_SYSTEM_MESSAGE, _user()], {"now": _EARLY, "tools": _TOOLS}),
-        "late": ([_SYSTEM_MESSAGE, _user()], {"now": _LATE, "tools": _TOOLS}),
-        "early-user": ([_user()], {"now": _EARLY}),
-        "late-user": ([_user()], {"now": _LATE}),
-    }
-
-
 class _Probe:
     def __init__(self, template: str, bos: str, eos: str, tokens: Sequence[str]) -> None:
         self.template = template
@@ -168,9 +108,23 @@ class _Probe:
         self.texts: dict[str, str] = {}
         self.errors: dict[str, Mapping[str, Any]] = {}
         self.warnings: list[str] = []
+        self.only_parts = False
 
     def run(self) -> TemplateCapabilities:
-        specs = _probes()
+        found = self._first_round()
+        if isinstance(found, TemplateCapabilities):
+            return found
+        if USER not in self.texts.get("user", USER) and USER in self.texts.get("parts", ""):
+            self.warnings.append("takes a content only as a list of parts, not as text")
+            self.only_parts = True
+            self.texts.clear()
+            self.errors.clear()
+            found = self._first_round()
+        return found if isinstance(found, TemplateCapabilities) else self._judge(found)
+
+    def _first_round(self) -> TemplateCapabilities | Mapping[str, Any]:
+        """Render the probes; give back what the source says, or capabilities of a template that renders nothing."""
+        specs = probes()
         reply = self._ask(list(specs.values()), analyse=True)
         analysis = reply.get("analysis")
         failed = analysis if analysis is not None and "error" in analysis else None
@@ -185,21 +139,28 @@ class _Probe:
                 self.texts[name] = result["text"]
         if "user" not in self.texts and "system" not in self.texts:
             return self._useless(self.errors["user"])
-        return self._judge(analysis)
+        return dict(analysis)
 
-    def _ask(self, specs: Sequence[_Spec], *, analyse: bool = False) -> dict[str, Any]:
+    def _ask(self, specs: Sequence[Spec], *, analyse: bool = False) -> dict[str, Any]:
         request = {"template": self.template, "analyse": analyse, "jobs": [self._job(*spec) for spec in specs]}
         return SANDBOX.request(request, _LIMITS)
 
     def _job(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
         variables = dict(options)
+        if self.only_parts:
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                if isinstance(message["content"], str)
+                else message
+                for message in messages
+            ]
         return job(
             messages,
             tools=variables.pop("tools", None),
             bos_token=self.bos,
             eos_token=self.eos,
             add_generation_prompt=variables.pop("add_generation_prompt", True),
-            now=variables.pop("now", _NOON),
+            now=variables.pop("now", NOON),
             variables=variables,
         )
 
@@ -213,11 +174,11 @@ class _Probe:
         base = "user" if "user" in self.texts else "system"
         if base == "system":
             self.warnings.append("raises without a system message")
-        if _USER not in self.texts[base]:
+        if USER not in self.texts[base]:
             self.warnings.append("does not render the user's text")
         system = self._system()
-        tools = any(_TOOL in self.texts.get(name, "") for name in ("tools", "tools-system"))
-        if not tools and _TOOL in self.texts.get("tools-in-message", ""):
+        tools = any(TOOL in self.texts.get(name, "") for name in ("tools", "tools-system"))
+        if not tools and TOOL in self.texts.get("tools-in-message", ""):
             self.warnings.append(
                 "ignores the variable `tools`: it wants them as JSON text under `tools` of the system message"
             )
@@ -241,7 +202,7 @@ class _Probe:
             emits_bos=bool(self.bos) and self.texts[base].startswith(self.bos),
             generation_prompt=self._generation_prompt(splitter),
             alternating=alternating,
-            content_parts=_is_plain(self.texts.get("parts", ""), _USER, "'type'"),
+            content_parts=_is_plain(self.texts.get("parts", ""), USER, "'type'"),
             time_dependent=timed,
             **self._tool_turns(),
         )
@@ -256,20 +217,20 @@ class _Probe:
         if text is None:
             self.warnings.append(f"raises on a system message: {_reason(self.errors['system'])}")
             return "raises"
-        if _SYSTEM not in text:
+        if SYSTEM not in text:
             self.warnings.append("drops system messages silently")
             return "dropped"
         plain = self.texts.get("user", "")
-        header = plain[: plain.find(_USER)] if _USER in plain else ""
-        folded = bool(header.removeprefix(self.bos)) and text.startswith(header + _SYSTEM) and _USER in text
-        return "folded" if folded and "<" not in _between(text, _SYSTEM, _USER) else "rendered"
+        header = plain[: plain.find(USER)] if USER in plain else ""
+        folded = bool(header.removeprefix(self.bos)) and text.startswith(header + SYSTEM) and USER in text
+        return "folded" if folded and "<" not in _between(text, SYSTEM, USER) else "rendered"
 
     def _alternating(self) -> bool:
         text = self.texts.get("two-users")
         if text is None:
             self.warnings.append(f"raises unless user and assistant take turns: {_reason(self.errors['two-users'])}")
             return True
-        if _USER not in text or _USER2 not in text:
+        if USER not in text or USER2 not in text:
             self.warnings.append("loses text when two messages of the user follow each other")
             return True
         return False
@@ -277,11 +238,11 @@ class _Probe:
     def _tool_turns(self) -> dict[str, Any]:
         calls = self.texts.get("calls", "")
         as_text = self.texts.get("calls-text", "")
-        object_works = _is_plain(calls, _VALUE, "{'" + _KEY)
-        text_works = _is_plain(as_text, _VALUE, '\\"' + _KEY)
+        object_works = _is_plain(calls, VALUE, "{'" + KEY)
+        text_works = _is_plain(as_text, VALUE, '\\"' + KEY)
         return {
             "tool_calls": object_works or text_works,
-            "tool_results": _RESULT in calls or _RESULT in as_text,
+            "tool_results": RESULT in calls or RESULT in as_text,
             "tool_arguments": "object" if object_works else "text" if text_works else None,
         }
 
@@ -289,11 +250,11 @@ class _Probe:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
         tails = []
         talk = self.texts.get("talk", "")
-        if _REPLY2 in talk:
-            tails.append(talk.rpartition(_REPLY2)[2])
-        elif _REPLY in self.texts.get("turn", ""):
-            tails.append(self.texts["turn"].rpartition(_REPLY)[2])
-        between = _between(talk or self.texts.get("talk-next", ""), _REPLY, _USER2)
+        if REPLY2 in talk:
+            tails.append(talk.rpartition(REPLY2)[2])
+        elif REPLY in self.texts.get("turn", ""):
+            tails.append(self.texts["turn"].rpartition(REPLY)[2])
+        between = _between(talk or self.texts.get("talk-next", ""), REPLY, USER2)
         tails.append(between)
         for tail in tails:
             marker = splitter.first(tail)
@@ -318,8 +279,8 @@ class _Probe:
     def _generation_prompt(self, splitter: Splitter) -> str:
         if "user" not in self.texts or "user-open" not in self.texts:
             return ""
-        opened = splitter.split(self.texts["user"].rpartition(_USER)[2])
-        closed = splitter.split(self.texts["user-open"].rpartition(_USER)[2])
+        opened = splitter.split(self.texts["user"].rpartition(USER)[2])
+        closed = splitter.split(self.texts["user-open"].rpartition(USER)[2])
         same = _common(opened, closed)
         rest = "".join(piece for piece, _ in opened[same:])
         if same < len(opened) and same < len(closed) and not opened[same][1] and not closed[same][1]:
@@ -329,8 +290,8 @@ class _Probe:
     def _default_prompt(self, splitter: Splitter) -> str | None:
         """Text before the first user turn beyond what stands before a later one."""
         text = self.texts.get("clock", self.texts.get("user", ""))
-        later = _between(self.texts.get("talk", "") or self.texts.get("talk-next", ""), _REPLY, _USER2)
-        before = text[: text.find(_USER)] if _USER in text else ""
+        later = _between(self.texts.get("talk", "") or self.texts.get("talk-next", ""), REPLY, USER2)
+        before = text[: text.find(USER)] if USER in text else ""
         words = []
         after_marker = True
         for piece, is_marker in _without_end(splitter.split(before), splitter.split(later)):
@@ -343,21 +304,21 @@ class _Probe:
     def _second_round(self, analysis: Mapping[str, Any], base: str) -> str | None:
         """Switches of thinking, and literals in the user's text that change what stands around it."""
         names = sorted(
-            (name for name in analysis["variables"] if _SWITCH.search(name)),
-            key=lambda name: (name != "enable_thinking", "effort" in name, name),
-        )[:8]
+            [name for name in analysis["variables"] if _SWITCH.search(name)][:8],
+            key=lambda name: (name != "enable_thinking", "effort" in name),
+        )
         literals = [text for text in analysis["literals"] if text.strip()][:_MANY_LITERALS]
-        before = [_SYSTEM_MESSAGE] if base == "system" else []
-        specs: list[_Spec] = []
+        before = [SYSTEM_MESSAGE] if base == "system" else []
+        specs: list[Spec] = []
         for name in names:
             on, off = ("high", "low") if "effort" in name else (True, False)
-            specs += [([*before, _user()], {name: value}) for value in (on, off)]
+            specs += [([*before, user()], {name: value}) for value in (on, off)]
         contents = [
             content
             for text in literals
-            for content in (text, f"{_USER} {text} {_USER}", f"{text} {_USER}", f"{_USER} {text}")
+            for content in (text, f"{USER} {text} {USER}", f"{text} {USER}", f"{USER} {text}")
         ]
-        specs += [([*before, _user(content)], {}) for content in contents]
+        specs += [([*before, user(content)], {}) for content in contents]
         if not specs:
             return None
         results = self._ask(specs)["results"]
@@ -380,8 +341,8 @@ class _Probe:
                 contents[4 * index : 4 * index + 4], outcomes[4 * index : 4 * index + 4], strict=True
             ):
                 if isinstance(outcome, str) and outcome in (
-                    plain.replace(_USER, content),
-                    plain.replace(_USER, content.strip()),
+                    plain.replace(USER, content),
+                    plain.replace(USER, content.strip()),
                 ):
                     continue
                 what = "changes the rest of the prompt" if isinstance(outcome, str) else "raises"

@@ -15,6 +15,7 @@ import codecs
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -48,12 +49,12 @@ from jinja2 import (  # noqa: E402
 )
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError  # noqa: E402
 from jinja2.ext import Extension, LoopControlExtension  # noqa: E402
-from jinja2.meta import find_undeclared_variables  # noqa: E402
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 from jinja2.utils import Namespace  # noqa: E402
 
 _CACHED_TEMPLATES = 16
 _MESSAGE_LIMIT = 2000
+_DUNDER = re.compile(r"__[a-z]+__")
 _FILTER_METHODS = frozenset(
     {"startswith", "endswith", "find", "rfind", "index", "count", "split", "rsplit", "partition"}
 )
@@ -141,9 +142,9 @@ class Renderer:
         self.environment = environment
         self.templates: dict[str, Any] = {}
 
-    def template(self, source: str) -> Any:
+    def template(self, source: str, tree: nodes.Template | None = None) -> Any:
         if source not in self.templates:
-            compiled = self.environment.from_string(source)
+            compiled = self.environment.from_string(source if tree is None else tree)
             if len(self.templates) >= _CACHED_TEMPLATES:
                 self.templates.pop(next(iter(self.templates)))
             self.templates[source] = compiled
@@ -173,7 +174,9 @@ class Renderer:
         reply: dict[str, Any] = {"results": results}
         if request.get("analyse"):
             try:
-                reply["analysis"] = analyse(self.environment.parse(source))
+                tree = self.environment.parse(source)
+                reply["analysis"] = analyse(tree)
+                self.template(source, tree)
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - the same
@@ -223,9 +226,9 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
     """What the source says without running it.
 
     Returns:
-        `variables`: names the caller may set; `literals`: strings that conditions compare with something; `calls`:
-        names of globals and filters that make the output differ from run to run; `private`: names with underscores in
-        front that it reaches for.
+        `variables`: names it reads, those that it never sets first; `literals`: strings that conditions compare with
+        something; `calls`: names of globals and filters that make the output differ from run to run; `private`: names
+        with underscores in front that it reaches for.
     """
     literals: dict[str, None] = {}
     for condition in tree.find_all((nodes.If, nodes.CondExpr, nodes.For)):
@@ -240,16 +243,17 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
     for assign in tree.find_all(nodes.Assign):
         if isinstance(assign.node, nodes.Const | nodes.List | nodes.Tuple | nodes.Concat | nodes.Add):
             _collect(assign.node, literals)
-    names = {name.name for name in tree.find_all(nodes.Name)}
+    loaded = {name.name: None for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     filters = {item.name for item in tree.find_all(nodes.Filter)}
     attributes = {item.attr for item in tree.find_all(nodes.Getattr)}
     texts = {item.value for item in tree.find_all(nodes.Const) if isinstance(item.value, str)}
-    private = {name for name in attributes if name.startswith("_")} | {text for text in texts if "__" in text}
+    private = {name for name in attributes if name.startswith("_")} | {text for text in texts if _DUNDER.search(text)}
     return {
         "private": sorted(private)[:8],
-        "variables": sorted(find_undeclared_variables(tree)),
+        "variables": sorted(loaded, key=lambda name: (name in stored, name)),
         "literals": list(literals)[:400],
-        "calls": sorted((names & {"strftime_now", "lipsum"}) | (filters & {"random"})),
+        "calls": sorted((loaded.keys() & {"strftime_now", "lipsum"}) | (filters & {"random"})),
     }
 
 
