@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import EngineError, UsageError
@@ -12,11 +14,14 @@ from tea_runtime.engine import explanation, llama, log
 from tea_runtime.errors import GenerationError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tea_runtime.engine import Weights
 
 #: KV-cache types by their llama.cpp names; the numbers are those of ggml.h (enum ggml_type).
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH = {None: -1, False: 0, True: 1}
+_BUFFER = re.compile(r"(KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,17 @@ class Context:
         oldest: int = self._engine.llama_memory_seq_pos_min(self._memory, sequence)
         return 0 <= oldest <= max(0, length - self.weights.n_swa)
 
+    def copy(self, source: int, target: int) -> None:
+        """Let a sequence begin with everything that another one holds; the two share the memory of it."""
+        self.drop(target)
+        self._engine.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.sequences[target][:] = self.sequences[source]
+
+    def buffers(self, kind: str) -> int:
+        """Bytes of the buffers of a kind (`KV`, `RS`, `compute`), as llama.cpp reported them: to 0.01 MiB each."""
+        found = (match for _, line in self.log if (match := _BUFFER.search(line)) and match[1] == kind)
+        return sum(round(float(match[2]) * 1024 * 1024) for match in found)
+
     def drop(self, sequence: int) -> None:
         """Empty one sequence."""
         if self._memory:
@@ -160,25 +176,42 @@ class Context:
         for held in self.sequences:
             held.clear()
 
-    def save(self, sequence: int) -> bytes:
-        """The state of a sequence, for `restore` in another context of the same weights."""
-        size = self._engine.llama_state_seq_get_size(self.pointer, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = self._engine.llama_state_seq_get_data(self.pointer, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:written])
+    def state_size(self, sequence: int) -> int:
+        """Bytes of the state of a sequence."""
+        return int(self._engine.llama_state_seq_get_size(self.pointer, sequence))
 
-    def restore(self, sequence: int, state: bytes, tokens: list[int]) -> bool:
+    def save(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        """The state of a sequence, for `restore` in another context of the same weights."""
+        buffer = (ctypes.c_uint8 * self.state_size(sequence))()
+        self._engine.llama_state_seq_get_data(self.pointer, buffer, len(buffer), sequence)
+        return buffer
+
+    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8], tokens: list[int]) -> bool:
         """Put a saved state into an empty sequence; False (and an empty sequence) if llama.cpp does not take it."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not self._engine.llama_state_seq_set_data(self.pointer, buffer, len(state), sequence):
+        if not self._engine.llama_state_seq_set_data(self.pointer, state, len(state), sequence):
             self.drop(sequence)
             return False
         self.sequences[sequence][:] = tokens
         return True
 
-    def resized(self, n_ctx: int, *, n_seq_max: int = 1) -> ContextOptions:
-        """The options of this context with another size."""
-        return replace(self.options, n_ctx=n_ctx, n_seq_max=n_seq_max)
+    def save_file(self, sequence: int, path: Path) -> bool:
+        """As `save`, into a file; False if it can't be written."""
+        held = self.sequences[sequence]
+        tokens = (ctypes.c_int32 * len(held))(*held)
+        name = os.fsencode(path)
+        return bool(self._engine.llama_state_seq_save_file(self.pointer, name, sequence, tokens, len(held)))
+
+    def restore_file(self, sequence: int, path: Path) -> bool:
+        """As `restore`, from a file of `save_file`."""
+        tokens = (ctypes.c_int32 * self.n_ctx)()
+        count = ctypes.c_size_t()
+        if not self._engine.llama_state_seq_load_file(
+            self.pointer, os.fsencode(path), sequence, tokens, self.n_ctx, ctypes.byref(count)
+        ):
+            self.drop(sequence)
+            return False
+        self.sequences[sequence][:] = tokens[: count.value]
+        return True
 
     def close(self) -> None:
         """Free the context and its batch."""

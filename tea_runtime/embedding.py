@@ -10,7 +10,7 @@ from tea_runtime.engine import llama
 from tea_runtime.errors import ContextOverflowError, GenerationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tea_runtime.context import ContextOptions
     from tea_runtime.engine import Weights
@@ -36,6 +36,9 @@ class Embedder:
         options: How to open the context; its `n_ctx` is the largest that may be used.
         pooling: `mean`, `cls` or `last`; what the header says, or `mean`.
         causal: The model sees only what is before a token.
+
+    Attributes:
+        opening: Called with the size of a context before it is opened.
     """
 
     def __init__(
@@ -47,6 +50,12 @@ class Embedder:
         self._pooling = pooling
         self._causal = causal
         self._context: Context | None = None
+        self.opening: Callable[[int], None] | None = None
+
+    @property
+    def size(self) -> int:
+        """The context that is open now, in tokens; 0 for none."""
+        return self._context.n_ctx if self._context else 0
 
     def close(self) -> None:
         """Free the context."""
@@ -152,6 +161,8 @@ class Embedder:
             size *= 2
         size = min(size, self._options.n_ctx)
         self.close()
+        if self.opening is not None:
+            self.opening(size)
         self._context = Context(self._weights, self._sized(size))
         return self._context
 

@@ -109,6 +109,10 @@ class Generation:
         """Tokens the answer may still get, or None for any number."""
         return None if self.params.max_tokens is None else self.params.max_tokens - len(self.output)
 
+    def length(self, most: int) -> int:
+        """Tokens of the prompt and of the longest answer it may get, `most` at most."""
+        return most if self.params.max_tokens is None else min(len(self.prompt) + self.params.max_tokens, most)
+
     def step(self, context: Any, index: int) -> None:
         """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
         token = self._sampler.sample(context, index)

@@ -17,6 +17,7 @@ from tea_runtime.errors import LlmError, UnsupportedError
 from tea_runtime.generation import Generation
 from tea_runtime.loading import default_settings, describe, examine, find_file, make_plan
 from tea_runtime.prompt import ChatPrompt
+from tea_runtime.recording import LoadRecorder
 from tea_runtime.session import START, Session
 from tea_runtime.vocabulary import Vocabulary
 
@@ -83,6 +84,7 @@ class LocalLlmBackend(LlmBackend):
     ) -> None:
         llama()
         settings = settings or default_settings()
+        recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         examined = examine(self.model_path, settings)
         self.profile = profile or examined
@@ -111,8 +113,9 @@ class LocalLlmBackend(LlmBackend):
             swa_full=chosen.swa_full,
         )
         self._vocabulary = Vocabulary(self._weights)
-        start = chosen.n_ctx if isinstance(n_ctx, int) else START
-        self._session = Session(self._weights, self._options, start)
+        use = self.plan.memory.use
+        recorder.plan = self.plan
+        self._recorder = recorder
         self._embedder = Embedder(
             self._weights,
             self._vocabulary,
@@ -120,6 +123,15 @@ class LocalLlmBackend(LlmBackend):
             pooling=self.profile.pooling.value or "mean",
             causal=self._is_causal(),
         )
+        self._session = Session(
+            self._weights,
+            self._options,
+            chosen.n_ctx if isinstance(n_ctx, int) else START,
+            kv_budget=use.kv_cache or None,
+            in_memory=max(16 * 1024 * 1024, use.total // 20),
+            opened=recorder.opened,
+        )
+        _share_room(self._session, self._embedder, chosen.n_ctx)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
         self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights)
@@ -251,6 +263,7 @@ class LocalLlmBackend(LlmBackend):
         with weights.turnstile:
             self._weights_in_use()
             self._session.run(generations)
+            self._recorder.used()
         return [self._result(request) for request in requests]
 
     def _raw(self, params: LlmCallParams, callback: Callback | None) -> _Request:
@@ -380,6 +393,21 @@ class _Request:
         self.generation = generation
         self.chat_format = chat_format
         self.callback = callback
+
+
+def _share_room(session: Session, embedder: Embedder, n_ctx: int) -> None:
+    """The plan has room for `n_ctx` tokens: a context that would not fit beside the other one takes its place."""
+
+    def before_chat(tokens: int) -> None:
+        if tokens + embedder.size > n_ctx:
+            embedder.close()
+
+    def before_embedding(tokens: int) -> None:
+        if tokens + session.size > n_ctx:
+            session.close()
+
+    session.opening = before_chat
+    embedder.opening = before_embedding
 
 
 def _close(session: Session, embedder: Embedder, weights: Weights) -> None:

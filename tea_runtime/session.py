@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tea_runtime.batch import MOST_TOGETHER, Batch, trunk_of
+from tea_runtime.carrying import Carried
 from tea_runtime.context import Context, Item
 from tea_runtime.errors import ContextOverflowError
 
@@ -22,8 +26,6 @@ _logger = logging.getLogger("tea_runtime")
 START = 4096
 # Room for an answer that is asked for before it is known how long it gets.
 _ANSWER = 512
-#: Sequences that are decoded side by side at most.
-MOST_TOGETHER = 16
 
 
 class Session:
@@ -33,15 +35,30 @@ class Session:
         weights: The model.
         options: How to open the context; its `n_ctx` is the largest that may be used.
         start: Size of the first context.
+        kv_budget: Bytes that the KV cache may take, for batches of models with a sliding window; None for any number.
+        in_memory: Bytes of state that may lie in memory beside a context while it grows; larger ones go through a file.
         opened: Called with every context that is opened.
+
+    Attributes:
+        opening: Called with the size of a context before it is opened.
     """
 
     def __init__(
-        self, weights: Weights, options: ContextOptions, start: int, opened: Callable[[Context], None] | None = None
+        self,
+        weights: Weights,
+        options: ContextOptions,
+        start: int,
+        *,
+        kv_budget: int | None = None,
+        in_memory: int = 16 * 1024 * 1024,
+        opened: Callable[[Context], None] | None = None,
     ) -> None:
         self._weights = weights
         self._options = options
         self._start = min(start, options.n_ctx)
+        self._kv_budget = kv_budget
+        self._in_memory = in_memory
+        self.opening: Callable[[int], None] | None = None
         self._opened = opened
         self._context: Context | None = None
 
@@ -92,6 +109,10 @@ class Session:
 
     def _run_one(self, generation: Generation) -> None:
         context = self._ensure(len(generation.prompt) + min(generation.remaining or _ANSWER, _ANSWER))
+        if generation.params.seed is not None:
+            # Tokens that were evaluated one by one differ in the last bits from those of a prompt. Whoever gives a seed
+            # wants the same answer again, whatever was asked before.
+            context.drop(0)
         generation.reused = context.reuse(0, generation.prompt)
         generation.pending = generation.prompt[generation.reused :]
         while generation.finish_reason is None:
@@ -108,6 +129,19 @@ class Session:
             if last >= 0:
                 generation.step(context.pointer, last)
 
+    def _run_together(self, waiting: deque[Generation]) -> None:
+        trunk = [] if self._weights.recurrent else trunk_of(waiting)
+        together = min(len(waiting), MOST_TOGETHER)
+        lengths = sorted((generation.length(self.n_ctx) - len(trunk) for generation in waiting), reverse=True)
+        while True:
+            size = min(max(self._start, len(trunk) + sum(lengths[:together])), self.n_ctx)
+            context = self._reopen(size, n_seq_max=together + bool(trunk))
+            # A sliding window costs memory for each sequence, which the plan did not count.
+            if together == 1 or self._kv_budget is None or context.buffers("KV") <= 1.01 * self._kv_budget:
+                break
+            together //= 2
+        Batch(context, trunk).run(waiting)
+
     def _ensure(self, tokens: int) -> Context:
         """The context, opened or grown so that `tokens` fit, as far as the limit allows."""
         wanted = min(tokens, self.n_ctx)
@@ -121,101 +155,34 @@ class Session:
 
     def _reopen(self, n_ctx: int, *, n_seq_max: int) -> Context:
         old, self._context = self._context, None
-        held: list[int] = []
-        state = None
-        if old is not None:
-            if n_seq_max == 1 and old.options.n_seq_max == 1 and old.used and self._may_carry(old.n_ctx, n_ctx):
-                held, state = list(old.sequences[0]), old.save(0)
+        if old is None:
+            return self._open(n_ctx, n_seq_max)
+        if (old.n_ctx, old.options.n_seq_max) == (n_ctx, n_seq_max):
+            self._context = old
+            return old
+        alone = n_seq_max == old.options.n_seq_max == 1
+        with Carried(old, self._in_memory) if alone and self._may_carry(old.n_ctx, n_ctx) else nullcontext() as carried:
             # The old one goes first, so that the two are never in memory together.
             old.close()
-        options = self._resized(n_ctx, n_seq_max)
-        context = Context(self._weights, options)
-        self._context = context
-        if self._opened is not None:
-            self._opened(context)
-        carried = state is not None and context.restore(0, state, held)
-        if old is not None:
+            context = self._open(n_ctx, n_seq_max)
+            kept = carried.into(context) if carried is not None else 0
+        if old.n_ctx != n_ctx:
+            how = f", {kept:,} carried over" if kept else ""
             _logger.info(
-                "context of %s: %s → %s tokens%s",
-                self._weights.path.name,
-                f"{old.n_ctx:,}",
-                f"{n_ctx:,}",
-                f", {len(held):,} carried over" if carried else "",
+                "context of %s: %s → %s tokens%s", self._weights.path.name, f"{old.n_ctx:,}", f"{n_ctx:,}", how
             )
         return context
 
-    def _resized(self, n_ctx: int, n_seq_max: int) -> ContextOptions:
-        from dataclasses import replace
-
-        return replace(self._options, n_ctx=n_ctx, n_seq_max=n_seq_max)
+    def _open(self, n_ctx: int, n_seq_max: int) -> Context:
+        if self.opening is not None:
+            self.opening(n_ctx)
+        self._context = Context(self._weights, replace(self._options, n_ctx=n_ctx, n_seq_max=n_seq_max))
+        if self._opened is not None:
+            self._opened(self._context)
+        return self._context
 
     def _may_carry(self, old: int, new: int) -> bool:
         """Whether the memory of a smaller context is what the larger one would have computed."""
-        if self._weights.n_swa and not self._options.swa_full:
-            return False
         # Beyond the original context of a LongRoPE model, llama.cpp uses other factors for every position.
         original = self._weights.original_context
         return not (original and old <= original < new)
-
-    def _run_together(self, waiting: deque[Generation]) -> None:
-        needs = {id(generation): self._need(generation) for generation in waiting}
-        together = min(len(waiting), MOST_TOGETHER)
-        largest = sorted(needs.values(), reverse=True)[:together]
-        size = min(max(self._start, sum(largest)), self.n_ctx)
-        context = self._context
-        if context is None or context.options.n_seq_max < together or context.n_ctx < size:
-            context = self._reopen(size, n_seq_max=together)
-        active: dict[int, Generation] = {}
-        while waiting or active:
-            self._admit(context, waiting, active, needs)
-            items, outputs = _compose(context, active)
-            context.evaluate(items)
-            for sequence, index in outputs:
-                generation = active[sequence]
-                generation.step(context.pointer, index)
-                if generation.finish_reason is not None:
-                    del active[sequence]
-
-    def _need(self, generation: Generation) -> int:
-        remaining = self.n_ctx if generation.remaining is None else generation.remaining
-        return min(len(generation.prompt) + remaining, self.n_ctx)
-
-    def _admit(
-        self, context: Context, waiting: deque[Generation], active: dict[int, Generation], needs: dict[int, int]
-    ) -> None:
-        reserved = sum(needs[id(generation)] for generation in active.values())
-        free = [sequence for sequence in range(context.options.n_seq_max) if sequence not in active]
-        while waiting and free and (not active or reserved + needs[id(waiting[0])] <= context.n_ctx):
-            generation = waiting.popleft()
-            # The sequence that shares most with the prompt: answers to one instruction have it in common.
-            sequence = max(free, key=lambda candidate: _common(context.sequences[candidate], generation.prompt))
-            free.remove(sequence)
-            generation.reused = context.reuse(sequence, generation.prompt)
-            generation.pending = generation.prompt[generation.reused :]
-            active[sequence] = generation
-            reserved += needs[id(generation)]
-        # What idle sequences still hold is only a convenience.
-        idle = sum(len(context.sequences[sequence]) for sequence in free)
-        if reserved + idle > context.n_ctx:
-            for sequence in free:
-                context.drop(sequence)
-
-
-def _common(held: Sequence[int], prompt: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(held, prompt, strict=False)) if a != b), min(len(held), len(prompt)))
-
-
-def _compose(context: Context, active: dict[int, Generation]) -> tuple[list[Item], list[tuple[int, int]]]:
-    """One batch: the next token of every answer, then as much of the waiting prompts as fits."""
-    items: list[Item] = []
-    outputs: list[tuple[int, int]] = []
-    for sequence, generation in sorted(active.items(), key=lambda entry: len(entry[1].pending)):
-        chunk = generation.pending[: context.options.n_batch - len(items)]
-        if not chunk:
-            break
-        generation.pending = generation.pending[len(chunk) :]
-        items.extend(Item(sequence, token, output=False) for token in chunk)
-        if not generation.pending:
-            items[-1] = Item(sequence, chunk[-1], output=True)
-            outputs.append((sequence, len(items) - 1))
-    return items, outputs
