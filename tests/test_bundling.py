@@ -1,0 +1,276 @@
+"""Bundles: what goes in comes out, and nothing else does."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tea_models.bundling import bundle, unpack_bundle
+from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
+from tea_models.lock import read_lock
+from tea_models.pinning import update_lock
+from tea_models.pulling import pull
+from tea_models.settings import Settings
+from tea_models.store import Store
+from tea_models.verifying import verify
+from tests.faulty_server import FaultyServer
+from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
+
+
+def model(name):
+    return build_gguf(small_llama_metadata(**{"general.name": name}), small_llama_tensors())
+
+
+ONE, TWO = model("one"), model("two")
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def settings_at(folder, registry):
+    environ = {"HOME": str(folder), "TEA_MODELS_DIR": str(folder / "store"), "TEA_REGISTRY": str(registry)}
+    return Settings.resolve(environ, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A project with two locked models in the store, and their bundle; the server is gone afterwards."""
+    folder = tmp_path_factory.mktemp("world")
+    with FaultyServer(b"", lambda e: e.serve(data=ONE if "one" in e.path else TWO)) as server:
+        entry = """
+  {name}:
+    license: mit
+    variants:
+      F32:
+        files:
+        - {{filename: {name}.gguf, size: {size}, sha256: "{sha}", sources: ["http://127.0.0.1:{port}/{name}.gguf"]}}"""
+        models = (("one", ONE), ("two", TWO))
+        entries = [entry.format(name=n, size=len(d), sha=sha(d), port=server.port) for n, d in models]
+        registry = folder / "layer.yaml"
+        registry.write_text("schema: tea.registry/1\nmodels:" + "".join(entries) + "\n")
+        settings = settings_at(folder, registry)
+        pull(["one", "two"], settings=settings)
+        update_lock(folder / "models.lock", ["one", "two"], settings=settings)
+    bundle(folder / "models.tar", lock_path=folder / "models.lock", settings=settings)
+    return folder
+
+
+@pytest.fixture
+def here(world, tmp_path):
+    """A copy of the project."""
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    settings = settings_at(tmp_path, tmp_path / "layer.yaml")
+    store = Store(settings.store_dir)
+    assert all(store.intact(record) for record in store.records())  # which notes the new inodes
+    return settings
+
+
+@pytest.fixture
+def there(tmp_path, world):
+    """Another machine."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    return settings_at(folder, world / "layer.yaml")
+
+
+@pytest.fixture
+def packed(tmp_path, world):
+    return Path(shutil.copy(world / "models.tar", tmp_path))
+
+
+def files(settings):
+    return sorted(path.name for path in settings.store_dir.rglob("*.gguf"))
+
+
+def rewritten(packed, change):
+    """The bundle with its members changed: `change(name, data)` gives `(name, data)` pairs."""
+    members = []
+    with tarfile.open(packed) as tar:
+        for info in tar:
+            members += change(info.name, tar.extractfile(info).read())
+    with tarfile.open(packed, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_what_was_bundled_is_there_afterwards(packed, there):
+    unpacked = unpack_bundle(packed, settings=there)
+    assert [(file.name, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
+    assert [result.status for result in verify(None, there)] == ["ok", "ok"]
+    (first, _) = Store(there.store_dir).records()
+    assert (first.model, first.license, first.pinned) == ("one", "mit", True)
+    assert first.source.startswith("http://127.0.0.1")
+
+
+def test_a_second_time_everything_is_present(packed, there):
+    unpack_bundle(packed, settings=there)
+    assert {file.status for file in unpack_bundle(packed, settings=there).files} == {"present"}
+
+
+def test_the_lock_in_it_is_for_exactly_its_models_and_needs_no_other_file(tmp_path, here):
+    lock_path = tmp_path / "models.lock"
+    made = bundle(tmp_path / "one.tar", lock_path=lock_path, names=["one"], settings=here)
+    (tmp_path / "inner.lock").write_text(made.lock_text)
+    lock = read_lock(tmp_path / "inner.lock")
+    assert (list(lock.models), lock.inputs, lock.names) == (["one"], (), ("one",))
+
+
+def test_every_tar_can_read_it_and_it_is_the_same_every_time(packed, tmp_path, here):
+    with tarfile.open(packed) as tar:
+        names = tar.getnames()
+        licenses = tar.extractfile("LICENSES.txt").read().decode()
+    assert names[:3] == ["tea-bundle.json", "models.lock", "LICENSES.txt"]
+    assert set(names[-2:]) == {f"models/{sha(ONE)}", f"models/{sha(TWO)}"}
+    assert len([name for name in names if name.startswith("profiles/")]) == 2
+    assert "mit" in licenses
+    before = packed.read_bytes()
+    bundle(packed, lock_path=tmp_path / "models.lock", settings=here)
+    assert packed.read_bytes() == before
+
+
+def test_only_what_is_wanted_is_taken(packed, there):
+    unpack_bundle(packed, settings=there, only=frozenset({sha(TWO)}))
+    assert files(there) == ["two.gguf"]
+
+
+def test_a_model_that_rotted_in_the_store_is_not_bundled(tmp_path, here):
+    path = here.store_dir / "one.gguf"
+    before = path.stat()
+    path.write_bytes(ONE[:-1] + b"x")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ChecksumMismatchError):
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", settings=here)
+    assert not list(tmp_path.glob("*x.tar*"))
+
+
+def test_a_model_that_is_not_in_the_store_is_named(tmp_path, here):
+    (here.store_dir / "two.gguf").unlink()
+    with pytest.raises(MissingFileError, match=r"two\.gguf"):
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", settings=here)
+
+
+def test_a_name_that_is_not_locked_and_a_lock_that_is_not_there_are_errors(tmp_path, here):
+    with pytest.raises(UsageError, match="three"):
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", names=["three"], settings=here)
+    with pytest.raises(MissingFileError):
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "none.lock", settings=here)
+
+
+@pytest.mark.parametrize("share", [0, 0.0001, 0.3, 0.6, 0.9, 0.999])
+def test_a_bundle_that_is_cut_is_refused_and_leaves_no_half_file(packed, there, share):
+    data = packed.read_bytes()
+    end = data.rindex(TWO) + len(TWO)
+    packed.write_bytes(data[: int(end * share)])
+    with pytest.raises(IntegrityError):
+        unpack_bundle(packed, settings=there)
+    assert all(result.status == "ok" for result in verify(None, there))
+
+
+def test_a_changed_bit_is_found(packed, there):
+    data = bytearray(packed.read_bytes())
+    data[data.index(TWO) + 1000] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(ChecksumMismatchError):
+        unpack_bundle(packed, settings=there)
+    assert files(there) == ["one.gguf"]
+    assert Store(there.store_dir).partials() == []
+
+
+def evil_manifest(**changes):
+    def change(name, data):
+        if name == "tea-bundle.json":
+            document = json.loads(data)
+            document["files"][0] |= changes
+            data = json.dumps(document).encode()
+        return [(name, data)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        evil_manifest(filename="../../evil.gguf"),
+        evil_manifest(filename="/etc/evil.gguf"),
+        evil_manifest(filename="a\nb.gguf"),
+        evil_manifest(filename="C:evil.gguf"),
+        evil_manifest(size=5),
+        evil_manifest(size=-1),
+        evil_manifest(size=1 << 60),
+        evil_manifest(sha256="0" * 64),
+        evil_manifest(sha256="A" * 64),
+        evil_manifest(sha256=5),
+        evil_manifest(extra=1),
+        evil_manifest(source="no reference at all!"),
+        lambda name, data: [(name, b"[" * 100_000 if name == "tea-bundle.json" else data)],
+        lambda name, data: [(name, b"\xff\xfe" if name == "tea-bundle.json" else data)],
+        lambda name, data: [] if name == "tea-bundle.json" else [(name, data)],
+        lambda name, data: [(name, data), (name, data)],
+        lambda name, data: [(name, data), ("models/more", b"x")] if name == "LICENSES.txt" else [(name, data)],
+        lambda name, data: [("../" + name, data)],
+        lambda name, data: [("/tmp/" + name, data)],
+        lambda name, data: [(name, data), ("a/b/c", b"x")],
+    ],
+)
+def test_a_bundle_made_to_do_harm_is_refused(packed, there, tmp_path, change):
+    rewritten(packed, change)
+    before = sorted(path for path in tmp_path.rglob("*") if there.store_dir not in path.parents)
+    with pytest.raises(IntegrityError):
+        unpack_bundle(packed, settings=there)
+    after = sorted(path for path in tmp_path.rglob("*") if there.store_dir not in path.parents)
+    assert set(after) - set(before) <= {there.store_dir}
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE]
+)
+def test_what_is_no_plain_file_is_refused(packed, there, kind):
+    info = tarfile.TarInfo("models")
+    info.type, info.linkname = kind, "/etc/passwd"
+    packed.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + packed.read_bytes())
+    with pytest.raises(IntegrityError, match="plain file"):
+        unpack_bundle(packed, settings=there)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 10240, b"x" * 5000, b"PK\x03\x04" + bytes(2000), b"\x1f\x8b\x08" + bytes(2000)]
+)
+def test_what_is_no_bundle_is_refused(tmp_path, there, data):
+    path = tmp_path / "x.tar"
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        unpack_bundle(path, settings=there)
+
+
+def test_a_bundle_that_is_not_there_is_missing(tmp_path, there):
+    for path in (tmp_path / "none.tar", tmp_path):
+        with pytest.raises(MissingFileError):
+            unpack_bundle(path, settings=there)
+
+
+def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, there):
+    def command(folder, settings, *arguments):
+        line = [sys.executable, "-m", "tea_models.cli", *arguments]
+        environ = dict(os.environ) | settings.environ
+        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+    made = command(tmp_path, here, "bundle", "-o", "m.tar", "--json")
+    assert [file["name"] for file in json.loads(made.stdout)["files"]] == ["one", "two"]
+    other = there.store_dir.parent
+    done = command(other, there, "sync", "--frozen", "--offline", "--from", str(tmp_path / "m.tar"))
+    assert done.returncode == 0, done.stderr
+    assert files(there) == ["one.gguf", "two.gguf"]
+    assert (other / "models.lock").is_file()
+    assert command(other, there, "sync", "--frozen").returncode == 0
