@@ -35,11 +35,13 @@ from tea_models.errors import StoreError, UsageError
 from tea_models.reference import parse_reference
 from tea_models.sources import source_of
 from tea_models.store import check_name
-from tea_models.yamlfile import read_yaml, validate
+from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from tea_models.yamlfile import Document
 
 
 SCHEMA = "tea.models-lock/1"
@@ -93,7 +95,15 @@ def read_lock(path: Path) -> Lock:
         MissingFileError: There is none.
         ConfigError: It is damaged: file, line, key and what was expected.
     """
-    document = read_yaml(path)
+    return _read(read_yaml(path))
+
+
+def parse_lock(text: str, file: str) -> Lock:
+    """Read the text of a lock; `file` is its name in messages. Errors as for `read_lock`."""
+    return _read(load_yaml(text, file))
+
+
+def _read(document: Document) -> Lock:
     model = validate(_LockModel, document)
     models = {}
     for reference, item in model.models.items():

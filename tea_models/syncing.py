@@ -12,7 +12,7 @@ from tea_models.errors import (
     OfflineError,
     SizeMismatchError,
 )
-from tea_models.lock import Lock, read_lock, write_lock
+from tea_models.lock import Lock, parse_lock, read_lock, write_lock
 from tea_models.pinning import asked_for, make_lock, outdated, require_current
 from tea_models.pulling import pull_artifact
 from tea_models.requirements import MODELS_FILE, combined
@@ -103,13 +103,9 @@ def sync(
         IntegrityError: A file does not have the locked size or hash.
         NotAvailableError: No source can be reached.
     """
-    if bundle is not None:
-        from tea_models.bundling import unpack_bundle
-
-        unpacked = unpack_bundle(bundle, settings=settings, progress=progress)
-        if unpacked.lock_text and not lock_path.exists():
-            lock_path.write_text(unpacked.lock_text, "utf-8")
+    taken = bundle is not None and _take_bundle(bundle, lock_path, settings, progress, note)
     lock, updated = _current_lock(lock_path, settings, frozen, progress, note)
+    updated = updated or taken
     store = Store(settings.store_dir)
     files: list[SyncedFile] = []
     for model in lock.models.values():
@@ -135,6 +131,32 @@ def sync(
         extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
         removed=tuple(str(store.root / record.file) for record in removed),
     )
+
+
+def _take_bundle(
+    bundle: Path,
+    lock_path: Path,
+    settings: Settings,
+    progress: Progress | None,
+    note: Callable[[str], None] | None,
+) -> bool:
+    """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
+
+    Returns:
+        Whether the lock was written.
+    """
+    from tea_models.bundling import unpack_bundle
+
+    if lock_path.is_file():
+        models = read_lock(lock_path).models.values()
+        only = frozenset(str(file.sha256) for model in models for file in model.files)
+        unpack_bundle(bundle, settings=settings, progress=progress, only=only)
+        return False
+    unpacked = unpack_bundle(bundle, settings=settings, progress=progress)
+    lock = parse_lock(unpacked.lock_text, f"{bundle}: models.lock")
+    if note is not None:
+        note(f"writing {lock_path}: taken from {bundle}")
+    return write_lock(lock_path, lock)
 
 
 def _current_lock(

@@ -11,6 +11,7 @@ from tea_models.lock import Lock, format_lock, read_lock, write_lock
 from tea_models.pinning import check_lock, outdated, update_lock
 from tea_models.requirements import read_requirements
 from tea_models.settings import Settings
+from tea_models.yamlfile import load_yaml
 from tests.gguf_build import build_gguf, small_llama_metadata
 from tests.hub_server import COMMIT, OTHER_COMMIT, Repo, Server, serve
 from tests.wheels import build_wheel, index_settings
@@ -254,3 +255,18 @@ def test_a_source_of_the_registry_without_a_commit_gets_one(tmp_path: Path) -> N
         (tmp_path / "registry.yaml").write_text(json.dumps(document))
         lock, _ = update_lock(tmp_path / "models.lock", ["tiny"], settings=settings(tmp_path, server))
     assert str(lock.models["tiny"].files[0].sources[0]) == f"hf:o/r/x.gguf@{COMMIT}"
+
+
+def yaml_blocks(page: str) -> list[str]:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text("utf-8")
+    return [block.partition("```")[0] for block in text.split("```yaml\n")[1:]]
+
+
+def test_the_files_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
+    blocks = yaml_blocks("ci.md")
+    (tmp_path / "models.yaml").write_text(next(block for block in blocks if block.startswith("# models.yaml")))
+    assert read_requirements(tmp_path / "models.yaml")[0] == "smollm2-135m"
+    (tmp_path / "models.lock").write_text(next(block for block in blocks if block.startswith("schema:")))
+    assert list(read_lock(tmp_path / "models.lock").models) == ["smollm2-135m"]
+    assert len(blocks) == 4
+    assert all(load_yaml(block, "ci.md").data for block in blocks)

@@ -188,3 +188,35 @@ def test_the_commands_lock_sync_and_rm(
     assert tea_models("rm", "hf:o/a") == 4
     assert tea_models("rm", str(project / "models.yaml")) == 4
     assert (project / "models.yaml").exists()
+
+
+def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server: Server, tmp_path: Path) -> None:
+    from tea_models.bundling import bundle
+
+    mine = settings(project, server)
+    sync(project / "models.lock", settings=mine)
+    bundle(project / "models.tar", lock_path=project / "models.lock", settings=mine)
+    away = tmp_path / "away"
+    away.mkdir()
+    offline = Settings.resolve({"HOME": str(away), "TEA_OFFLINE": "1"}, cwd=away, store_dir=away / "models")
+    report = sync(away / "models.lock", settings=offline, bundle=project / "models.tar", frozen=True)
+    assert (away / "models" / "a-Q4_0.gguf").read_bytes() == MODEL
+    assert report.updated
+    report = sync(away / "models.lock", settings=offline, frozen=True)
+    assert [(file.name, file.status) for file in report.files] == [("hf:o/a", "present")]
+
+
+def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Server, tmp_path: Path) -> None:
+    from tea_models.bundling import bundle
+
+    mine = settings(project, server)
+    other = tmp_path / "other"
+    other.mkdir()
+    both = Settings.resolve({"HOME": str(other), "HF_ENDPOINT": server.url}, cwd=other, store_dir=other / "models")
+    update_lock(other / "models.lock", ["hf:o/a", "hf:o/b"], settings=both)
+    sync(other / "models.lock", settings=both)
+    bundle(other / "models.tar", lock_path=other / "models.lock", settings=both)
+    server.requests.clear()
+    sync(project / "models.lock", settings=mine, bundle=other / "models.tar", frozen=True)
+    assert server.requests == []
+    assert [item.record.file for item in Store(mine.store_dir).installed()] == ["a-Q4_0.gguf"]

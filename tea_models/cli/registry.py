@@ -56,5 +56,5 @@ def _human(where: str, count: int, found: list[CheckedSource]) -> str:
         if item.status != "ok"
     ]
     fine = sum(item.status == "ok" for item in found)
-    summary = f"{where}: valid, {count} models, {len(found)} sources, {fine} ok"
+    summary = f"{where} is valid; models: {count}, sources: {len(found)}, ok: {fine}"
     return f"{table(rows)}\n{summary}".lstrip()
