@@ -60,9 +60,18 @@ class ChatFormat:
         """The prompt as text, ending with the opening of the assistant's turn."""
         if self.builtin:
             return _render_builtin(self.builtin, messages)
-        from tea_models.chat import render_chat
+        from tea_models.chat import TemplateError, render_chat
+        from tea_models.chat.messages import arguments_as_objects
 
-        return render_chat(self.template, messages, tools=tools, bos_token=bos_token, eos_token=eos_token, **variables)
+        given = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, **variables}
+        arranged = arguments_as_objects(messages)
+        try:
+            return render_chat(self.template, arranged, **given)
+        except TemplateError:
+            # A few templates (DeepSeek's) want the JSON text of a call's arguments, as the API has it.
+            if arranged == list(messages):
+                raise
+            return render_chat(self.template, messages, **given)
 
 
 def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Sequence[str] = ()) -> ChatFormat | None:
