@@ -455,3 +455,49 @@ def test_gemma_is_what_is_known_about_it(gemma_model: Path) -> None:
     assert document["chat"]["template"] is None
     assert (document["tokenizer"]["eos"], document["tokenizer"]["eot"]) == (1, 106)
     assert document["warnings"] == []
+
+
+_ENGINE = """
+import json, llama_cpp as l, sys
+params = l.llama_model_default_params()
+model = l.llama_model_load_from_file(sys.argv[1].encode(), params)
+vocab = l.llama_model_get_vocab(model)
+print(json.dumps({
+    "parameters": l.llama_model_n_params(model), "weights": l.llama_model_size(model),
+    "context_length": l.llama_model_n_ctx_train(model), "embedding_length": l.llama_model_n_embd(model),
+    "vocab_size": l.llama_vocab_n_tokens(vocab), "bos": l.llama_vocab_bos(vocab), "eos": l.llama_vocab_eos(vocab),
+    "ends": [t for t in map(int, sys.argv[2:]) if l.llama_vocab_is_eog(vocab, t)], "add_bos": l.llama_vocab_get_add_bos(vocab), "add_eos": l.llama_vocab_get_add_eos(vocab),
+}))
+"""
+
+
+def engine(path: Path, turn_end: int) -> dict[str, Any]:
+    """What llama.cpp itself says about a file, in a process of its own."""
+    arguments = [sys.executable, "-c", _ENGINE, str(path), str(turn_end)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("which", ["real_model", "gemma_model", "built", "built without ids"])
+def test_the_engine_agrees_about_the_model_and_its_special_tokens(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if which.startswith("built"):
+        missing = {
+            f"tokenizer.ggml.{key}": None for key in ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token")
+        }
+        metadata = {k: v for k, v in PLAIN.items() if which == "built" or k not in missing}
+        path = written(tmp_path / "m.gguf", metadata, small_llama_tensors())
+    else:
+        path = request.getfixturevalue(which)
+    found = inspect_model(path)
+    document, tokens = found.to_json(), found.to_json()["tokenizer"]
+    # llama.cpp takes as `eot` whichever candidate its hash map yields first, but generation ends at any of them.
+    assert engine(path, tokens["eot"]) == {
+        "ends": [tokens["eot"]],
+        "parameters": document["parameters"],
+        "weights": found.profile.weights.total,
+        "context_length": document["context_length"],
+        "embedding_length": document["embedding_length"],
+    } | {key: tokens[key] for key in ("vocab_size", "bos", "eos", "add_bos", "add_eos")}
