@@ -121,6 +121,7 @@ class MemoryUse:
         n_ctx: The context that the engine makes of the one that was asked for (padded to 256).
         flash_attn: Whether flash attention is used, if known.
         repacked: Bytes of the weights that the engine rearranges into a copy for this processor.
+        mapped: The file should be mapped into memory; then the rearranged weights are there twice.
         devices: The same bytes on devices beside the processor: name → (weights, kv_cache, compute).
     """
 
@@ -132,6 +133,7 @@ class MemoryUse:
     n_ctx: int
     flash_attn: bool | None = None
     repacked: int = 0
+    mapped: bool = True
     devices: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _F32, _F16 = 4, 2
 _BLOCKS = 3  # the first, one that stands for all between, the last
+_PATTERN = 7  # longer than any pattern of layers with and without a sliding window
 _ALIGNMENT = 32
 # Feed-forward networks without a gate: up, activation, down.
 _UNGATED = frozenset({
@@ -151,6 +152,7 @@ class Shape:
     fused_gate: bool
     fused_qkv: bool
     cached: bool
+    blocks: tuple[bool, ...]
 
 
 def compute_bytes(
@@ -183,7 +185,7 @@ def compute_bytes(
     shape = _shape(h, profile, layout, tokens=tokens, cells=cells, window=window, flash_attn=flash_attn)
     if h.architecture in RECURRENT:
         return _recurrent_graph(h, shape).peak()
-    return _graph(shape, windowed=layout.windowed, embeddings=embeddings).peak()
+    return _graph(shape, embeddings=embeddings).peak()
 
 
 def _shape(
@@ -224,7 +226,16 @@ def _shape(
         fused_gate=h.architecture in _FUSED_GATE,
         fused_qkv=h.architecture in _FUSED_QKV,
         cached=h.architecture not in NO_CACHE,
+        blocks=_blocks(layout),
     )
+
+
+def _blocks(layout: CacheLayout) -> tuple[bool, ...]:
+    """Blocks that show the worst case, True for one with a sliding window: the first, and the last of a pattern."""
+    kinds = [layer.windowed for layer in layout.layers if layer.key] or [False]
+    if not any(kinds):
+        return (False,) * min(_BLOCKS, max(2, len(kinds)))
+    return (kinds[0], *kinds[max(1, len(kinds) - _PATTERN) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +249,7 @@ class _Inputs:
     picks: int | None
 
 
-def _graph(s: Shape, *, windowed: bool, embeddings: bool) -> Graph:
+def _graph(s: Shape, *, embeddings: bool) -> Graph:
     graph = Graph()
     graph.input(s.tokens * _F32)
     graph.input(s.width * s.tokens * _F32)  # room for embeddings in place of tokens; nothing uses it, so it stays
@@ -247,15 +258,15 @@ def _graph(s: Shape, *, windowed: bool, embeddings: bool) -> Graph:
     elements = 1 if s.flash_attn else s.value
     rows = (graph.input(s.tokens * 8), graph.input(s.tokens * elements * 8)) if s.cached else ()
     scores = _F16 if s.flash_attn else _F32
-    spans = ([s.cells] if s.cached else [s.tokens]) + ([s.window_cells] if windowed and s.cached else [])
+    spans = [s.cells if s.cached else s.tokens]
+    if any(s.blocks):
+        spans.append(s.window_cells if s.cached else s.tokens)
     masks = [graph.input(span * s.tokens * scores) for span in spans]
     picks = graph.input(s.outputs * _F32)
     current = graph.op(s.width * s.tokens * _F32)
-    for block in range(_BLOCKS):
-        # The dense layers come last in every pattern but two, and the last mask dies with the last block.
-        last = block == _BLOCKS - 1
-        number = 0 if len(masks) == 1 or last else 1
-        inputs = _Inputs(position, rows, masks[number], spans[number], picks if last else None)
+    for index, windowed in enumerate(s.blocks):
+        number = 1 if windowed and len(masks) > 1 else 0
+        inputs = _Inputs(position, rows, masks[number], spans[number], picks if index == len(s.blocks) - 1 else None)
         current = _block(graph, s, current, inputs)
     norm = graph.op(s.width * s.outputs * _F32, current, in_place=True)
     result = graph.op(s.width * s.outputs * _F32, norm, in_place=True, keep=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _KEPT = 20
+# What else a process may do beside the model before its peak says that the plan was wrong.
+_OTHER_WORK = 64 * 1024 * 1024
 # A load tells something about a plan if these were the same.
 _SAME = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
 #: Relative difference above which a prediction is called wrong: KV cache, compute buffers, peak of the process.
@@ -69,6 +71,8 @@ class ObservedLoad:
             if not predicted or actual is None:
                 continue
             difference = actual / predicted - 1
+            if part == "peak" and actual - predicted < _OTHER_WORK:
+                continue
             if difference > tolerance or (part != "peak" and difference < -tolerance):
                 found[part] = difference
         return found

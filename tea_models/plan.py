@@ -38,6 +38,7 @@ __all__ = [
     "Wishes",
     "choose_measurer",
     "machine_now",
+    "model_path",
     "plan_profile",
     "plan_with_curve",
     "resolve_plan",
@@ -235,8 +236,7 @@ def choose_measurer(
     if not measure:
         return Estimator(profile, "estimated because that was asked for")
     if path is None and model is not None:
-        here = model.located.paths[0] if model.located and model.located.paths else Path(model.where)
-        path = here if model.located is None or model.located.paths else None
+        path = model_path(model)
     if path is None and model is None:
         return Estimator(profile, "there is neither a file nor a header to measure")
     problems = [problem for header in model.headers for problem in header.problems] if model else []
@@ -249,6 +249,17 @@ def choose_measurer(
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)
+
+
+def model_path(model: ModelFiles) -> Path | None:
+    """Where the (first) file of an opened model lies; None if it is not on this machine.
+
+    Args:
+        model: From `open_model`.
+    """
+    if model.located is None:
+        return Path(model.where)
+    return model.located.paths[0] if model.located.paths else None
 
 
 def machine_now(settings: Settings, *, measure: bool = True) -> Machine:

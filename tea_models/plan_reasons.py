@@ -145,8 +145,7 @@ def explain_mmap(ledger: Ledger, use: MemoryUse) -> bool:
     Returns:
         Whether to map the file.
     """
-    on_host = use.weights - sum(parts[0] for parts in use.devices.values())
-    mapped = use.repacked * 4 <= on_host
+    mapped = use.mapped
     if mapped:
         ledger.decide("use_mmap", mapped, "default", "pages are read when needed, and shared between processes")
     else:

@@ -268,15 +268,19 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
         for row in buffers
         if not row["host"] and not _is_processor(row["buffer"])
     }
+    repacked = sum(row["model"] for row in buffers if row["buffer"].startswith("CPU_"))
+    on_host = weights - sum(parts[0] for parts in devices.values())
+    mapped = repacked * 4 <= on_host
     return MemoryUse(
-        weights=weights,
+        weights=weights + (repacked if mapped else 0),
         kv_cache=document["kv_cache"],
         compute=document["compute"],
         overhead=load["rss"] + document["output"] + LIBRARIES,
         method="measured",
         n_ctx=document["n_ctx"],
         flash_attn=document["flash_attn"],
-        repacked=sum(row["model"] for row in buffers if row["buffer"].startswith("CPU_")),
+        repacked=repacked,
+        mapped=mapped,
         devices=devices,
     )
 

@@ -34,7 +34,7 @@ def command(
     app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
 ) -> None:
     """Plan a model."""
-    wishes = _wishes(**options)
+    wishes = make_wishes(**options)
     if compare:
         from tea_models.plan_choice import compare_variants
         from tea_models.plan_text import comparison_text
@@ -61,7 +61,7 @@ def command(
     )
 
 
-def _wishes(
+def make_wishes(
     *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
     swa_full: bool | None,
 ) -> Wishes:  # fmt: skip

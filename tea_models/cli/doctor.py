@@ -1,0 +1,54 @@
+"""`tea-models doctor`."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import answering
+from tea_models.cli.output import human_size, printable, table
+
+if TYPE_CHECKING:
+    from tea_models.checkup import CheckUp
+    from tea_models.cli.frame import App
+
+_MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+
+
+@click.command("doctor", short_help="This machine, the engine and the store at a glance.")
+@answering
+def command(app: App) -> int:
+    """Look at this machine, the installed llama.cpp, the store and the registry. Nothing is fetched or changed."""
+    from tea_models.checkup import check_up
+
+    found = check_up(app.settings)
+    app.out.answer(found.to_json(), lambda: _human(app, found))
+    return 0 if found.healthy else 1
+
+
+def _human(app: App, found: CheckUp) -> str:
+    lines = []
+    width = min(app.out.width, 110)
+    label = max(len(check.name) for check in found.checks)
+    for check in found.checks:
+        mark, color = _MARKS[check.status]
+        head = f"{mark:<4}  {check.name:<{label}}  "
+        text = textwrap.wrap(printable(check.detail), width, initial_indent=head, subsequent_indent=" " * len(head))
+        text[0] = text[0].replace(mark, app.out.style(mark, color), 1)
+        lines += text
+        if check.hint and check.status != "ok":
+            indent = " " * len(head)
+            lines += textwrap.wrap(
+                f"→ {printable(check.hint)}", width, initial_indent=indent, subsequent_indent=f"{indent}  "
+            )
+    if found.loads:
+        rows = []
+        for load in found.loads[:10]:
+            peak, planned = load.actual.get("peak"), load.predicted.get("peak")
+            cells = [human_size(size) if size else "" for size in (planned, peak)]
+            rows.append([printable(load.name), f"{load.n_ctx:,}", *cells, load.when[:16].replace("T", " ")])
+        header = ["LAST LOADS", "CONTEXT", "PLANNED", "TOOK", "WHEN (UTC)"]
+        lines += ["", table(rows, header=header, right=frozenset({1, 2, 3}))]
+    return "\n".join(lines)
