@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -28,6 +29,8 @@ from tests.gguf_build import (
     small_vocabulary,
     typed,
 )
+from tests.hub_server import COMMIT, Repo
+from tests.hub_server import serve as serve_hub
 from tests.test_gguf_http import BIG, Behaviour, serve
 
 PLAIN = small_llama_metadata(tokenizer__chat_template=None)
@@ -353,6 +356,28 @@ def test_a_remote_file_is_inspected_by_its_header_alone(tmp_path: Path, capsys: 
     assert document["remote"]["bytes_read"] < len(BIG) // 2
     assert "fetched" in out
     assert f"tea-models pull {url}" in out
+
+
+def test_a_model_on_the_hub_is_inspected_at_its_commit_with_all_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in sharded(tmp_path)}
+    with serve_hub(repos={"owner/repo": Repo(files)}) as world:
+        monkeypatch.setenv("HF_ENDPOINT", world.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        asked = f"hf:owner/repo/{sorted(files)[1]}"
+        document = json.loads(command(capsys, asked, "--json")[1])
+        code, out, err = command(capsys, asked)
+    assert (code, err) == (0, "")
+    assert [file["name"] for file in document["files"]] == sorted(files)
+    assert [file["sha256"] for file in document["files"]] == [
+        hashlib.sha256(files[name]).hexdigest() for name in sorted(files)
+    ]
+    assert document["remote"]["revision"] == COMMIT
+    assert document["size"] == sum(map(len, files.values()))
+    assert document["gguf"]["tensor_count"] == 21
+    assert COMMIT[:12] in out
+    assert "hf_secret" not in out + json.dumps(document)
 
 
 def test_offline_does_not_ask_a_remote_host(capsys: pytest.CaptureFixture[str]) -> None:
