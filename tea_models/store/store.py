@@ -1,109 +1,31 @@
-"""The store: one folder of model files under their upstream names, and what is known about them in a hidden one beside.
-
-    ~/.cache/tea/models/
-      SmolLM2-135M-Instruct.Q4_1.gguf          always verified bytes
-      ggml-org/gemma-3-1b-it-GGUF/…gguf        another file of a name that is taken
-      .tea/records/<same path>.json            size, sha256, source, and the stat it was verified at
-      .tea/profiles/<same path>.json           the resolved profile
-      .tea/partial/<key>.<host>.part           bytes on their way
-      .tea/locks/<key>.lock                    one process at a time for a file
-      .tea/broken/                             what was found broken under a final name, moved aside
-
-A file gets its final name by a hard link of the checked partial, which fails if the name is taken: nothing is ever
-overwritten, also when several processes work without locks.
-"""
+"""The store itself (see the package's page for how it lies on disk)."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import secrets
-import shutil
 import socket
-import stat
 import time
-import unicodedata
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
-from tea_models.errors import DiskFullError, IntegrityError, StoreError
-from tea_models.hashing import hash_range
+from tea_models.errors import IntegrityError, StoreError
 from tea_models.locking import hold
+from tea_models.store.files import clone, hash_file, link_new, remove_partial, sync, writing
+from tea_models.store.names import check_name, folded, safe_part
+from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from tea_models.artifact import ArtifactFile
     from tea_models.registry import RegistryFile
 
-HIDDEN = ".tea"
-RECORD_SCHEMA = "tea.store-record/1"
-_MAX_NAME_BYTES = 200  # of the 255 that file systems allow; suffixes for records and partials come on top
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-_FORBIDDEN = frozenset('/\\:*?"<>|')
 _RECORDING_SECONDS = 5
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known about one file of the store.
-
-    Attributes:
-        file: Its path in the store, with `/`.
-        size: Bytes.
-        sha256: Of the bytes when they were last verified.
-        mtime_ns: Time stamp of the file then; with `inode` and `size`, an unchanged file is known without hashing.
-        inode: Inode number of the file then.
-        model: The name or reference it was pulled as.
-        source: Where the bytes came from (a reference, several joined by ` + `).
-        revision: Commit or version, if the source has one.
-        license: Its licence, if known.
-        pinned: The hash was known before the bytes were; False means trusted on first use.
-    """
-
-    file: str
-    size: int
-    sha256: str
-    mtime_ns: int
-    inode: int
-    model: str
-    source: str
-    revision: str | None = None
-    license: str | None = None
-    pinned: bool = True
-
-    @property
-    def filename(self) -> str:
-        return PurePosixPath(self.file).name
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """A recorded file and how it is found now.
-
-    Attributes:
-        state: `ok` (stat as recorded), `changed` (to be hashed again before it is trusted) or `missing`.
-    """
-
-    record: Record
-    path: Path
-    state: Literal["ok", "changed", "missing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """A leftover of an unfinished download. `key` names its lock."""
-
-    path: Path
-    key: str
-    size: int
-    mtime_ns: int
 
 
 class NameTakenError(StoreError):
@@ -389,9 +311,9 @@ class Store:
 
     def _taken(self, directory: Path, filename: str, sha256: str | None) -> bool:
         """Whether other bytes have this name there (also in another case: some file systems know only one)."""
-        folded = _folded(filename)
+        same = folded(filename)
         try:
-            near = [name for name in os.listdir(directory) if _folded(name) == folded]  # noqa: PTH208 - names only
+            near = [name for name in os.listdir(directory) if folded(name) == same]  # noqa: PTH208 - names only
         except FileNotFoundError:
             return False
         except NotADirectoryError:
@@ -424,198 +346,3 @@ class Store:
             except OSError:
                 return
             folder = folder.parent
-
-
-def means(record: Record, file: ArtifactFile | RegistryFile) -> bool:
-    """Whether a record is that of a file: by hash, or without a pin by the source it was pulled from."""
-    if file.sha256 is not None:
-        return record.sha256 == file.sha256
-    sources = {" + ".join(source) if isinstance(source, tuple) else str(source) for source in file.sources}
-    return record.source in sources and file.size in (None, record.size)
-
-
-def key_of(sha256: str | None, source: str) -> str:
-    """The name under which a download is continued: its hash, or one of where it comes from."""
-    return sha256 or "url-" + hashlib.sha256(source.encode()).hexdigest()[:40]
-
-
-def check_name(filename: str) -> None:
-    """Refuse an upstream name that can't be a plain file name on every system.
-
-    Raises:
-        StoreError: The name has separators, drive letters, control characters, is reserved, too long, …
-    """
-    stem = filename.partition(".")[0].rstrip(" ").lower()
-    problem = (
-        "it is empty"
-        if not filename
-        else f"it has more than {_MAX_NAME_BYTES} bytes"
-        if len(filename.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES
-        else f"it starts with {filename[0]!r}"
-        if filename[0] in ".-~ "
-        else f"it ends with {filename[-1]!r}"
-        if filename[-1] in ". "
-        else "it is reserved on some systems"
-        if stem in _RESERVED
-        else next(
-            (f"it has the character {c!r}" for c in filename if c in _FORBIDDEN or not (c.isprintable() or c == " ")),
-            "",
-        )
-    )
-    if problem:
-        shown = filename if len(filename) <= 60 else filename[:57] + "…"
-        raise StoreError(
-            f"{shown!r} can't be used as a file name: {problem}",
-            hint="give the file a plain name in a registry.yaml entry (`filename:`)",
-        )
-
-
-def safe_part(part: str) -> str:
-    """A folder name made from an owner, a repository or a host."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in part).strip(".")[:80]
-    return f"_{kept}" if not kept or kept[0] == "-" or kept.partition(".")[0].lower() in _RESERVED else kept
-
-
-def read_record(path: Path) -> Record | None:
-    """Read a record; None if there is none, or it can't be understood."""
-    try:
-        data: Any = json.loads(path.read_text("utf-8"))
-        known = {field.name for field in fields(Record)}
-        record = Record(**{key: value for key, value in data.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    numbers = (record.size, record.mtime_ns, record.inode)
-    relative = PurePosixPath(record.file) if isinstance(record.file, str) else PurePosixPath("/")
-    inside = not relative.is_absolute() and ".." not in relative.parts and relative.parts[:1] not in ((), (HIDDEN,))
-    texts = (record.sha256, record.model, record.source)
-    ok = inside and all(type(n) is int for n in numbers) and all(isinstance(text, str) for text in texts)
-    return record if ok and data.get("schema") == RECORD_SCHEMA else None
-
-
-def restamped(record: Record, found: os.stat_result, *, file: str | None = None) -> Record:
-    """The record with the time stamp and inode of the file as it is now."""
-    values = asdict(record) | {"mtime_ns": found.st_mtime_ns, "inode": found.st_ino, "file": file or record.file}
-    return Record(**values)
-
-
-def hash_file(path: Path) -> tuple[str, int]:
-    """SHA-256 and size of a file's bytes. A file that is no regular file has no hash: `("", -1)`."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
-        return "", -1
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            return "", -1
-        digest = hashlib.sha256()
-        done = hash_range(descriptor, 0, found.st_size, digest)
-        return digest.hexdigest(), done
-    finally:
-        os.close(descriptor)
-
-
-def link_new(source: Path, target: Path) -> None:
-    """Give a file a second name that nobody has yet.
-
-    Raises:
-        FileExistsError: The name is taken (also by a symbolic link, which is not followed).
-    """
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EINVAL):
-            raise
-        # A file system without hard links. Looking first leaves a moment in which another process could take the name,
-        # but what it put there, and what replaces that, are verified bytes both.
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        source.replace(target)
-
-
-def clone(source: Path, target: Path) -> None:
-    """Copy a file, sharing its blocks where the file system can (FICLONE)."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-    with source.open("rb") as reader, open(os.open(target, flags, 0o666), "wb") as writer:  # noqa: PTH123
-        try:
-            import fcntl
-
-            fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())  # FICLONE of linux/fs.h
-        except (ImportError, OSError):
-            shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-def remove_partial(path: Path) -> None:
-    """Remove a partial and what its download kept beside it (same name and a further suffix)."""
-    for item in [path, *path.parent.glob(f"{path.name}.*")]:
-        if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            item.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what can't end.
-
-    Args:
-        folder: The store; it may not exist yet.
-        needed: Bytes still to be written.
-        what: For the message.
-
-    Raises:
-        DiskFullError: Less than that is free.
-    """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return
-    if free < needed:
-        raise DiskFullError(
-            f"{what} needs {needed:,} bytes, {free:,} are free at {folder}",
-            hint="`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere",
-        )
-
-
-@contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Turn what the file system answers to a write into the store's errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError(
-                f"{root}: {os.strerror(error.errno or 0).lower()}",
-                hint="what has arrived is kept: make room and run the command again",
-            ) from None
-        if error.errno in _READ_ONLY:
-            raise StoreError(
-                f"{root}: the store can't be written: {os.strerror(error.errno or 0).lower()}",
-                hint="TEA_MODELS_DIR names another folder",
-            ) from None
-        if isinstance(error, NotADirectoryError | FileExistsError):
-            raise StoreError(
-                f"{error.filename or root}: a file is in the way of the store's folders",
-                hint="TEA_MODELS_DIR names another folder",
-            ) from None
-        raise
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
