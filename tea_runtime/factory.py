@@ -105,9 +105,9 @@ def _pull(reference: str, world: Settings, block: LlmSettings, environ: Mapping[
 
 def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception) -> LlmBackend:
     reason = error.message if isinstance(error, TeaModelsError) else str(error) or type(error).__name__
-    logger.warning("no local model can be used: %s", reason)
     if not block.fallback:
         raise error
+    logger.warning("no local model can be used: %s", reason)
     missing = _api_problem(block, environ)
     if missing:
         if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
