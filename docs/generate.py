@@ -14,9 +14,8 @@ FILE = Path(__file__).with_name("cli.md")
 
 def reference() -> str:
     """The help of every command of both programs."""
-    from tea_runtime.cli import group as runtime
-
     from tea_models.cli import group as models
+    from tea_runtime.cli import group as runtime
 
     parts = []
     for root in (models(), runtime()):
