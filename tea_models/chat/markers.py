@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 # What vocabularies use for control tokens: <|x|>, <x>, </x>, <|x>, <x|>, [X], [/X], [|x|], <<SYS>>, and DeepSeek's,
 # whose bar is U+FF5C.
-_MARKER = r"<\|?/?[\w.:-]{1,60}\|?>|<\uff5c[^<>\uff5c\s]{1,60}\uff5c>|\[/?[A-Z][A-Z_]+\]|\[\|[a-z_]+\|\]|<</?SYS>>"
+_MARKER = (
+    r"<\|?/?[\w.:-]{1,60}\|?>|<\uff5c[^<>\uff5c\s]{1,60}\uff5c>"
+    r"|\[/?[A-Za-z]?[A-Z_]{2,}\]|\[\|[a-z_]+\|\]|<</?SYS>>"
+)
 
 #: First whose texts all occur in the rendered probes; a name only for people.
 _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
+_GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
 _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
 
@@ -46,9 +47,13 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     Returns:
         The text that is left (stripped when a call was taken out), and the calls in order.
     """
-    readers = [*_OF_FORMAT.get(format or "", ()), _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony, _bare]
+    readers = [*_OF_FORMAT.get(format or "", ()), _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony]
+    readers += [_kimi, _gemma_4, _bare]
     for reader in dict.fromkeys(readers):
-        rest, found = reader(text)
+        try:
+            rest, found = reader(text)
+        except RecursionError:  # nested more deeply than any call
+            continue
         if found:
             # Nine letters and digits: the only ids that Mistral's templates take back.
             calls = [
@@ -167,6 +172,52 @@ def _harmony(text: str) -> _Found:
     return ("".join(rest), calls) if calls else (text, [])
 
 
+def _kimi(text: str) -> _Found:
+    """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`."""
+    first, *parts = text.split("<|tool_call_begin|>")
+    rest = first.removesuffix("<|tool_calls_section_begin|>")
+    calls = []
+    for part in parts:
+        inside, _, after = part.partition("<|tool_call_end|>")
+        identity, mark, body = inside.partition("<|tool_call_argument_begin|>")
+        name = identity.strip().removeprefix("functions.").rpartition(":")[0]
+        value, _ = _decode(body)
+        if not mark or not name or not isinstance(value, dict):
+            return text, []
+        calls.append({**_made(name, value), "id": identity.strip()})
+        rest += after.removeprefix("<|tool_calls_section_end|>")
+    return rest, calls
+
+
+def _gemma_4(text: str) -> _Found:
+    """`<|tool_call>call:name{key:value}<tool_call|>`, where a text stands between two `<|"|>` and keys are bare."""
+    first, *parts = text.split("<|tool_call>")
+    calls = []
+    rest = first
+    for part in parts:
+        inside, mark, after = part.partition("<tool_call|>")
+        name, brace, body = inside.removeprefix("call:").partition("{")
+        pieces = (brace + body).split('<|"|>')
+        # The texts become JSON texts that hold their number, so that nothing in them looks like syntax.
+        plain = "".join(f'"{index}"' if index % 2 else piece for index, piece in enumerate(pieces))
+        value, _ = _decode(_GEMMA_KEY.sub(r'\1"\2":', plain))
+        if not mark or not name or not isinstance(value, dict) or any('"' in piece for piece in pieces[::2]):
+            return text, []
+        calls.append(_made(name, _unquoted(value, pieces)))
+        rest += after
+    return rest, calls
+
+
+def _unquoted(value: Any, pieces: list[str]) -> Any:
+    if isinstance(value, str):
+        return pieces[int(value)] if value.isdecimal() else value
+    if isinstance(value, list):
+        return [_unquoted(item, pieces) for item in value]
+    if isinstance(value, dict):
+        return {_unquoted(key, pieces): _unquoted(item, pieces) for key, item in value.items()}
+    return value
+
+
 _OF_FORMAT: dict[str, tuple[Callable[[str], _Found], ...]] = {
     "phi": (_phi,),
     "granite": (_phi,),
@@ -176,6 +227,8 @@ _OF_FORMAT: dict[str, tuple[Callable[[str], _Found], ...]] = {
     "command-r": (_command_r,),
     "deepseek": (_deepseek,),
     "harmony": (_harmony,),
+    "kimi": (_kimi,),
+    "gemma-4": (_gemma_4,),
 }
 
 
@@ -184,6 +237,8 @@ def _calls(body: str) -> list[dict[str, Any]]:
     body = _unfenced(body)
     if body.startswith("<function="):
         return _xml(body)
+    if "<arg_key>" in body:
+        return _glm(body)
     value, end = _decode(body)
     return _listed(value) if end and not body[end:].strip() else []
 
@@ -202,6 +257,20 @@ def _xml(body: str) -> list[dict[str, Any]]:
             return []
         arguments[key] = _scalar(value.removeprefix("\n").removesuffix("\n"))
     return [_made(name, arguments)]
+
+
+def _glm(body: str) -> list[dict[str, Any]]:
+    """`name<arg_key>key</arg_key><arg_value>value</arg_value>…`, as GLM writes calls."""
+    name, *parts = body.split("<arg_key>")
+    arguments = {}
+    for part in parts:
+        key, opened, rest = part.partition("</arg_key>")
+        _, mark, rest = rest.partition("<arg_value>")
+        value, closed, _ = rest.partition("</arg_value>")
+        if not (opened and mark and closed):
+            return []
+        arguments[key.strip()] = _scalar(value)
+    return [_made(name.strip(), arguments)] if name.strip() else []
 
 
 def _unfenced(body: str) -> str:
