@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.loadable import check_loadable
 from tea_models.gguf.types import ValueType
-from tea_models.gguf.window import MAX_STEPS
 from tea_models.model_files import open_model
 from tea_models.profile_facts import profile_from_headers
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from tea_models.model_files import ModelFiles
     from tea_models.settings import Settings
 
+MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
 _SPECIAL = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
@@ -153,13 +153,13 @@ def json_value(value: Value, *, full: bool = False) -> Any:
 
     Args:
         value: The value.
-        full: Arrays with all their items, up to the number of items that a header's reader steps over.
+        full: Arrays with all their items, up to `MOST_ITEMS` of them.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else _SPECIAL.get(value, "NaN")
     if not isinstance(value, ArrayValue):
         return value
-    if not full or value.count > MAX_STEPS:
+    if not full or value.count > MOST_ITEMS:
         return {"type": value.item_type.label, "count": value.count}
     if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
         return [json_value(item, full=True) for item in value]

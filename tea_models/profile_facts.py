@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from tea_models.errors import TemplateError
 from tea_models.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 ABSENT = "derived:not in the file"
 MOST_ITEMS = 1024  # of an array among the hyperparameters; per-layer arrays have at most 512
+MOST_BYTES = 1 << 16
 TEMPLATE = "tokenizer.chat_template"
 
 
@@ -122,7 +124,7 @@ class _Metadata:
 
     def _missing(self, key: str, value: Value | None, wanted: str) -> Fact[None]:
         if value is not None:
-            self.warnings.append(f"{key} is not {wanted}: ignored")
+            self.warnings.append(f"{_short(key)} is not {wanted}: ignored")
         return Fact(None, ABSENT)
 
     def license(self) -> Fact[str | None]:
@@ -165,9 +167,13 @@ class _Metadata:
                 continue
             if not isinstance(value, ArrayValue):
                 found[key.removeprefix(prefix)] = Fact(_storable(value), self.source(key))
-            elif value.count <= MOST_ITEMS and value.item_type is not ValueType.ARRAY:
+            elif value.count <= MOST_ITEMS and _is_short(value):
                 found[key.removeprefix(prefix)] = Fact(tuple(map(_storable, value)), self.source(key))
         return found
+
+
+def _is_short(array: ArrayValue) -> bool:
+    return array.item_type is not ValueType.ARRAY and array.end - array.start <= MOST_BYTES
 
 
 def _storable(value: Scalar) -> Scalar:
@@ -240,14 +246,7 @@ def _chat(
         no = Fact(value=False, source=ABSENT)
         return ChatFacts(nothing, nothing, nothing, no, no, stop, nothing, nothing, no)
     if found is None:
-        from tea_models.chat.capabilities import probe_template
-
-        found = probe_template(
-            template.value,
-            bos_token=tokenizer.bos_token.value or "",
-            eos_token=tokenizer.eos_token.value or "",
-            token_texts=control_tokens(facts.values),
-        )
+        found = _probe(template.value, tokenizer, facts)
     stops = tuple(dict.fromkeys((*found.stop, *extra)))
     by_registry = entry is not None and stops != found.stop
     return ChatFacts(
@@ -262,6 +261,21 @@ def _chat(
         emits_bos=Fact(found.emits_bos, "template"),
         warnings=found.warnings,
     )
+
+
+def _probe(template: str, tokenizer: TokenizerFacts, facts: _Metadata) -> TemplateCapabilities:
+    from tea_models.chat.capabilities import TemplateCapabilities, probe_template
+
+    try:
+        return probe_template(
+            template,
+            bos_token=tokenizer.bos_token.value or "",
+            eos_token=tokenizer.eos_token.value or "",
+            token_texts=control_tokens(facts.values),
+        )
+    except TemplateError as error:
+        # Nothing can be said about the template where its sandbox can't be started; all else still can.
+        return TemplateCapabilities(format="custom", renders=False, warnings=(f"not examined: {error.message}",))
 
 
 def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
@@ -286,6 +300,10 @@ def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
         output=named["output.weight"],
         other=other,
     )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else name[:79] + "…"
 
 
 def _sha256(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tea_models.errors import AccessDeniedError, MalformedGGUFError, MissingFileError
-from tea_models.gguf import BytesSource, FileSource, Header, read_header
+from tea_models.gguf import BytesSource, FileSource, Header, check_loadable, read_header
 from tests.gguf_build import F16, Q4_K, Tensor, array, build_gguf, string, typed
 
 HUGE = (1 << 64) - 1
@@ -207,13 +207,35 @@ def test_a_wide_nest_of_arrays_is_refused_in_bounded_time() -> None:
 def test_a_sparse_file_of_empty_strings_is_refused_in_bounded_time_and_memory(tmp_path: Path) -> None:
     path = tmp_path / "sparse.gguf"
     with path.open("wb") as file:
-        file.write(head(0, 1) + pair("key", 9, u32(8) + u64(1 << 26)))
+        file.write(head(0, 1) + pair("key", 9, u32(8) + u64((1 << 24) + 1)))
         file.truncate(1 << 40)
     tracemalloc.start()
     with FileSource(path) as source, pytest.raises(MalformedGGUFError, match="strings and arrays in one header"):
         read_header(source)
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def test_text_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    with path.open("wb") as file:
+        file.write(head(0, 4))
+        for index in range(4):
+            file.write(pair(f"k{index}", 8, u64(40 << 20)))
+            file.seek(40 << 20, os.SEEK_CUR)
+        file.truncate(1 << 40)
+    tracemalloc.start()
+    with FileSource(path) as source, pytest.raises(MalformedGGUFError, match="bytes of text in one header"):
+        read_header(source)
+    assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    tracemalloc.stop()
+
+
+def test_an_endless_architecture_does_not_make_endless_messages() -> None:
+    header = read(
+        build_gguf({"general.architecture": "x" * 100_000, "tokenizer.ggml.model": "none"}, [Tensor("a", (8,))])
+    )
+    assert max(map(len, check_loadable(header))) < 200
 
 
 def test_a_sparse_file_of_many_gib_with_a_good_header_is_read_at_once(tmp_path: Path) -> None:

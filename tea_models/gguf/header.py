@@ -28,7 +28,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_KEY = 65535  # the specification's limit for a key, in bytes
 MAX_KEYS = 1 << 16  # far above any real file; bounds the memory for a hostile one
 MAX_TENSORS = 1 << 18
-MAX_STRING = 1 << 24
+MAX_STRING = 48 << 20  # some files carry a whole tokenizer.json
 MAX_DIMENSIONS = 4
 MAX_TENSOR_NAME = 63  # GGML_MAX_NAME with its terminating zero
 _LARGEST = (1 << 63) - 1
@@ -195,7 +195,7 @@ class _Reader:
         length = window.unsigned(8, f"the length of key {index}")
         if not 1 <= length <= MAX_KEY:
             raise window.malformed(f"expected a key of 1 to {MAX_KEY:,} bytes, its length is {length:,}", at=at)
-        raw = window.take(length, f"key {index}", at=at)
+        raw = window.take_text(length, f"key {index}", at=at)
         if not raw.isascii():
             raise window.malformed(f"expected a key in ASCII, found {raw[:80]!r}", at=at + 8)
         key = raw.decode("ascii")
@@ -234,7 +234,7 @@ class _Reader:
         at = window.position
         length = window.unsigned(8, f"the length of {_short(key)}")
         window.check_length(length, _short(key), at=at, most=MAX_STRING)
-        raw = window.take(length, _short(key), at=at)
+        raw = window.take_text(length, _short(key), at=at)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -267,7 +267,7 @@ class _Reader:
         at = window.position
         length = window.unsigned(8, f"the length of the name of tensor {index}")
         window.check_length(length, f"the name of tensor {index}", at=at, most=MAX_KEY)
-        name = window.take(length, f"the name of tensor {index}", at=at).decode("utf-8", "backslashreplace")
+        name = window.take_text(length, f"the name of tensor {index}", at=at).decode("utf-8", "backslashreplace")
         if name in self._names:
             raise window.malformed(f"expected each tensor once, {_short(name)} is there twice", at=at)
         self._names.add(name)

@@ -59,6 +59,7 @@ class _Hyperparameters:
         self.metadata = metadata
         self.types = value_types
         self.architecture = architecture
+        self.shown = architecture if len(architecture) <= 40 else f"{architecture[:39]}…"
         self.problems: list[str] = []
 
     def check(self) -> list[str]:
@@ -69,30 +70,33 @@ class _Hyperparameters:
             return self.problems
         nextn = self._optional("nextn_predict_layers")
         if nextn > layers:
-            self.problems.append(f"{self._key('nextn_predict_layers')} is {nextn:,}, beyond {layers} blocks")
+            self.problems.append(f"{self._shown('nextn_predict_layers')} is {nextn:,}, beyond {layers} blocks")
         for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
             self._per_layer(name, layers)
         self._experts()
         self._heads()
         scaling = self.metadata.get(self._key("rope.scaling.type"), "none")
         if scaling not in _ROPE_SCALING:
-            self.problems.append(f"{self._key('rope.scaling.type')} is {str(scaling)[:40]!r}, which llama.cpp lacks")
+            self.problems.append(f"{self._shown('rope.scaling.type')} is {str(scaling)[:40]!r}, which llama.cpp lacks")
         return self.problems
 
     def _key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
 
+    def _shown(self, name: str) -> str:
+        return f"{self.shown}.{name}"
+
     def _required(self, name: str, *, least: int, most: int = (1 << 31) - 1) -> int | None:
         key = self._key(name)
         if key not in self.metadata:
-            self.problems.append(f"{key} is missing")
+            self.problems.append(f"{self._shown(name)} is missing")
             return None
         value = self.metadata[key]
         if self.types.get(key) is not ValueType.UINT32 or not isinstance(value, int):
-            self.problems.append(f"{key} is {self.types[key].label}, llama.cpp reads uint32")
+            self.problems.append(f"{self._shown(name)} is {self.types[key].label}, llama.cpp reads uint32")
             return None
         if not least <= value <= most:
-            self.problems.append(f"{key} is {value:,}, llama.cpp takes {least} to {most:,}")
+            self.problems.append(f"{self._shown(name)} is {value:,}, llama.cpp takes {least} to {most:,}")
             return None
         return value
 
@@ -106,14 +110,14 @@ class _Hyperparameters:
     def _per_layer(self, name: str, layers: int) -> None:
         value = self.metadata.get(self._key(name))
         if isinstance(value, ArrayValue) and value.count != layers:
-            self.problems.append(f"{self._key(name)} has {value.count:,} items for {layers} blocks")
+            self.problems.append(f"{self._shown(name)} has {value.count:,} items for {layers} blocks")
 
     def _experts(self) -> None:
         count, used = self._optional("expert_count"), self._optional("expert_used_count")
         if count > _MAX_EXPERTS:
-            self.problems.append(f"{self._key('expert_count')} is {count:,}, llama.cpp takes up to {_MAX_EXPERTS:,}")
+            self.problems.append(f"{self._shown('expert_count')} is {count:,}, llama.cpp takes up to {_MAX_EXPERTS:,}")
         elif used > count or (count and not used):
-            self.problems.append(f"{self._key('expert_used_count')} is {used:,} of {count:,} experts")
+            self.problems.append(f"{self._shown('expert_used_count')} is {used:,} of {count:,} experts")
 
     def _heads(self) -> None:
         heads, kv_heads = (
@@ -125,14 +129,14 @@ class _Hyperparameters:
             return
         if isinstance(self.metadata.get(self._key("attention.head_count_kv")), int) and kv_heads and heads % kv_heads:
             self.problems.append(
-                f"{self._key('attention.head_count')} {heads:,} is no multiple of {kv_heads:,} KV heads"
+                f"{self._shown('attention.head_count')} {heads:,} is no multiple of {kv_heads:,} KV heads"
             )
         key_length = self._optional("attention.key_length") or width // heads
         rotated = self._optional("rope.dimension_count") or key_length
         if not key_length:
-            self.problems.append(f"{self._key('attention.head_count')} is {heads:,} for a width of {width:,}")
+            self.problems.append(f"{self._shown('attention.head_count')} is {heads:,} for a width of {width:,}")
         elif rotated > key_length:
-            self.problems.append(f"{self._key('rope.dimension_count')} is {rotated:,}, a head has {key_length:,}")
+            self.problems.append(f"{self._shown('rope.dimension_count')} is {rotated:,}, a head has {key_length:,}")
 
 
 class _Vocabulary:

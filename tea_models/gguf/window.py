@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tea_models.gguf.bytes_source import ByteSource
 
 WINDOW = 1 << 18  # bytes read at once
-MAX_HEADER = 1 << 30
+MAX_HEADER = 1 << 28  # the largest real ones have 2^25
+MAX_TEXT = 1 << 26  # bytes of keys, names and string values together: what is held in memory
 MAX_STEPS = 1 << 24  # strings and inner arrays stepped over in one header; the largest real vocabularies have 2^20
 
 _CUT_SHORT = "the file was cut short: fetch it again"
@@ -36,6 +37,7 @@ class Window:
         self.prefix = "<" if byte_order == "little" else ">"
         self.position = start
         self.steps = MAX_STEPS
+        self.text = MAX_TEXT
         self._order: dict[int, struct.Struct] = {
             4: struct.Struct(self.prefix + "I"),
             8: struct.Struct(self.prefix + "Q"),
@@ -110,6 +112,13 @@ class Window:
         self.steps -= steps
         if self.steps < 0:
             raise self.malformed(f"{what}: more than {MAX_STEPS:,} strings and arrays in one header", at=at)
+
+    def take_text(self, length: int, what: str, *, at: int) -> bytes:
+        """The next `length` bytes, counted so that memory stays bounded."""
+        self.text -= length
+        if self.text < 0:
+            raise self.malformed(f"{what}: more than {MAX_TEXT:,} bytes of text in one header", at=at)
+        return self.take(length, what, at=at)
 
     def step_over_strings(self, count: int, what: str) -> list[tuple[int, int]]:
         """Step over `count` strings.
