@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # Less than that is no progress: a server that drops every connection after some bytes is not tried for ever.
 _PROGRESS: Final = 16 << 10
+# Bytes a second of the first connection above which it stays alone, and how long it is watched first.
+_FAST_RATE: Final = 200e6
+_JUDGED_SECONDS: Final = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Attempt:
         self._etag = state.etag if state else ""
         self._modified = state.last_modified if state else ""
         self._ranges_proved = False
-        self._answered = False
+        self._answered_at = 0.0
         self._limit = ENDLESS
         self.reconnected = False
         self._resumed = self._board.done.total
@@ -92,11 +95,16 @@ class Attempt:
         """Start the other workers when it has turned out that they can help."""
         with self._changed:
             total = self._board.total
-            if total is None or not self._ranges_proved or self.stopping:
+            if total is None or not self._ranges_proved or self.stopping or not self._network_is_slow():
                 return
             wanted = min(self._connections, 1 + (total - self._board.done.total) // SMALLEST_PART)
         while len(self._workers) < wanted:
             self._add_worker()
+
+    def _network_is_slow(self) -> bool:
+        """Whether more connections could help: not where one brings as much as this process can take in."""
+        elapsed = time.monotonic() - self._answered_at
+        return elapsed >= _JUDGED_SECONDS and (self._board.done.total - self._resumed) / elapsed < _FAST_RATE
 
     def ended(self, timeout: float) -> bool:
         """Wait a moment; whether all bytes are there and hashed, or something went wrong."""
@@ -246,7 +254,7 @@ class Attempt:
             if self._working > 1 and (failures > 1 or trouble.busy):
                 # Too many connections for this server, or for something on the way; the others bring the rest.
                 return True
-            tries = policy.tries if self._answered else policy.first_tries
+            tries = policy.tries if self._answered_at else policy.first_tries
         if failures < tries:
             return False
         asked = ""
@@ -274,7 +282,7 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
             raise explain_failure(error, request.shown) from None
         try:
-            self._answered = True
+            self._answered_at = self._answered_at or time.monotonic()
             answer = read_answer(response, request.shown, start=part.position, asked_range=asked)
             with self._changed:
                 self._learn(part, answer, asked=asked)
