@@ -7,5 +7,6 @@ say() { printf '\n$ %s\n' "$*"; "$@"; }
 
 say tea-models pull smollm2-135m
 say tea-models inspect smollm2-135m
+say tea-models profile smollm2-135m --output "${TMPDIR:-/tmp}/smollm2-135m.profile.json"
 say tea-models plan smollm2-135m
 say tea-runtime run local-chat.yaml

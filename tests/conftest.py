@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_ones_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a wider scope do never touches the store of the user who runs the tests."""
+    home = tmp_path_factory.mktemp("home-of-session")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("TEA_MODELS_DIR", str(home / "models"))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +34,14 @@ def own_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 # The real models are downloaded once per machine, not once per test: the store of the user who runs the tests.
+_HOME = os.environ.get("HOME", str(Path.home()))
 _SHARED_STORE = Path(os.environ.get("TEA_MODELS_DIR") or Path.home() / ".cache" / "tea" / "models")
 
 
 def _provision(name: str) -> Path:
     from tea_models import Settings, pull
 
-    environ = dict(os.environ) | {"HOME": str(_SHARED_STORE.parent), "TEA_MODELS_DIR": str(_SHARED_STORE)}
+    environ = dict(os.environ) | {"HOME": _HOME, "TEA_MODELS_DIR": str(_SHARED_STORE)}
     settings = Settings.resolve(environ, cwd=Path(__file__).parent)
     (result,) = pull([name], settings=settings)
     return Path(result.path)
