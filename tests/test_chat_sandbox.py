@@ -157,6 +157,13 @@ def test_a_walk_out_of_the_sandbox_finds_nothing(name: str) -> None:
     assert render_chat(PLAIN, HELLO) == "hello"
 
 
+@pytest.mark.parametrize(
+    "name", ["the class of a text", "an item", "the attr filter", "the globals of strftime_now", "lipsum"]
+)
+def test_reaching_for_internals_is_an_error_at_the_first_step(name: str) -> None:
+    assert "leave the sandbox" in refused(WALKS[name])
+
+
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_what_a_template_is_given_can_not_be_changed_by_it(name: str) -> None:
     assert "leave the sandbox" in refused(MUTATIONS[name])
@@ -209,7 +216,7 @@ def test_the_worker_can_open_nothing_write_nothing_and_inherits_no_environment(m
         line = next(line for line in limits.splitlines() if line.startswith(name))
         assert line[len(name) :].split()[:2] == [value, value]
     assert "hf_secret" not in worker_status("environ")
-    assert "HOME" not in worker_status("environ")
+    assert "\0HOME=" not in "\0" + worker_status("environ")
 
 
 def test_a_worker_killed_between_two_renders_is_replaced() -> None:
@@ -356,6 +363,23 @@ def test_a_process_with_closed_standard_descriptors_can_render(tmp_path: Path) -
     )
     subprocess.run([sys.executable, "-c", script], check=False)
     assert (tmp_path / "answer").read_text() == "hello"
+
+
+def test_a_relocated_python_can_render() -> None:
+    code = f"from tea_models.chat import render_chat; print(render_chat({PLAIN!r}, {HELLO!r}))"
+    environ = os.environ | {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "hello\n"
+
+
+def test_modules_in_the_working_directory_are_not_imported_by_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    (tmp_path / "jinja2.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    SANDBOX.close()
+    assert render_chat(PLAIN, HELLO) == "hello"
 
 
 def test_descriptors_that_the_parent_left_inheritable_are_closed_in_the_worker(tmp_path: Path) -> None:

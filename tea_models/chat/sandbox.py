@@ -21,8 +21,9 @@ MEMORY = 512 * 1024 * 1024
 OUTPUT = 8 * 1024 * 1024
 
 _START_SECONDS = 30.0
-# The dynamic loader may need these to find libpython; everything else (tokens among it) stays out of the worker.
-_LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+# What it may take to find libpython and, in a relocated Python, the standard library; everything else (tokens among it)
+# stays out of the worker.
+_LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONHOME")
 # Collecting garbage while modules are imported takes a tenth of the start; `main` in the worker turns it on again.
 _BOOT = (
     "import gc, sys; gc.disable(); from importlib.machinery import SourceFileLoader as L; sys.path += sys.argv[3:]; "
@@ -65,7 +66,7 @@ class _Worker:
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(MEMORY), _worker_file(), *_library_folders()],
+                [sys.executable, "-P", "-s", "-S", "-c", _BOOT, str(MEMORY), _worker_file(), *_library_folders()],
                 {name: os.environ[name] for name in _LOADER_VARIABLES if name in os.environ},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, request_read, 0),

@@ -126,12 +126,19 @@ class _Clock:
         return datetime(year, month, day, hour, minute, second, microsecond).strftime(format)  # noqa: DTZ001 - local time
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        # Jinja's own answer is an undefined value, which prints as nothing: a walk that was stopped half-way would show
+        # up as an empty prompt. No template that means well gets here.
+        raise SecurityError(f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe.")
+
+
 class Renderer:
     """Compiles templates and renders jobs."""
 
     def __init__(self) -> None:
         self.clock = _Clock()
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, LoopControlExtension]
         )
         environment.filters["tojson"] = _tojson
