@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tea_runtime.context import ContextOptions
     from tea_runtime.engine import Weights
+    from tea_runtime.session import Session
     from tea_runtime.vocabulary import Vocabulary
 
 _START = 1024
@@ -35,20 +36,18 @@ class Embedder:
         vocabulary: Its vocabulary.
         options: How to open the context; its `n_ctx` is the largest that may be used.
         pooling: `mean`, `cls` or `last`; what the header says, or `mean`.
-        causal: The model sees only what is before a token.
 
     Attributes:
         opening: Called with the size of a context before it is opened.
     """
 
-    def __init__(
-        self, weights: Weights, vocabulary: Vocabulary, options: ContextOptions, *, pooling: str, causal: bool
-    ) -> None:
+    def __init__(self, weights: Weights, vocabulary: Vocabulary, options: ContextOptions, *, pooling: str) -> None:
         self._weights = weights
         self._vocabulary = vocabulary
         self._options = options
-        self._pooling = pooling
-        self._causal = causal
+        self._pooling = pooling if pooling in ("cls", "last") else "mean"
+        # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
+        self._causal = True
         self._context: Context | None = None
         self.opening: Callable[[int], None] | None = None
 
@@ -86,6 +85,7 @@ class Embedder:
                 prompt_tokens=len(tokens),
                 n_ctx=self._options.n_ctx,
                 reserved=0,
+                what="text",
                 hint="split the text, or give the model a larger n_ctx",
             )
         return tokens
@@ -164,6 +164,10 @@ class Embedder:
         if self.opening is not None:
             self.opening(size)
         self._context = Context(self._weights, self._sized(size))
+        if self._causal and not llama().llama_get_causal_attn(self._context.pointer):
+            self._causal = False
+            self._context.close()
+            self._context = Context(self._weights, self._sized(size))
         return self._context
 
     def _sized(self, n_ctx: int) -> ContextOptions:
@@ -188,3 +192,18 @@ class Embedder:
             n_seq_max=_TOGETHER,
             pooling=engine.LLAMA_POOLING_TYPE_NONE,
         )
+
+
+def share_room(session: Session, embedder: Embedder, n_ctx: int) -> None:
+    """The plan has room for `n_ctx` tokens: a context that would not fit beside the other one takes its place."""
+
+    def before_chat(tokens: int) -> None:
+        if tokens + embedder.size > n_ctx:
+            embedder.close()
+
+    def before_embedding(tokens: int) -> None:
+        if tokens + session.size > n_ctx:
+            session.close()
+
+    session.opening = before_chat
+    embedder.opening = before_embedding

@@ -83,16 +83,19 @@ class ContextOverflowError(DoesNotFitError):
         prompt_tokens: Length of the prompt.
         n_ctx: Length of the context.
         reserved: Tokens that must stay free for the answer.
+        what: What is too long.
         hint: What to do next.
     """
 
-    def __init__(self, *, prompt_tokens: int, n_ctx: int, reserved: int = 1, hint: str = "") -> None:
+    def __init__(
+        self, *, prompt_tokens: int, n_ctx: int, reserved: int = 1, what: str = "prompt", hint: str = ""
+    ) -> None:
         over = prompt_tokens + reserved - n_ctx
         super().__init__(
-            f"the prompt has {prompt_tokens:,} tokens and the context holds {n_ctx:,}"
+            f"the {what} has {prompt_tokens:,} tokens and the context holds {n_ctx:,}"
             + (f", of which {reserved:,} must stay free for the answer" if reserved else "")
             + f": {over:,} too many",
-            hint=hint or "shorten the prompt, or give the model a larger n_ctx",
+            hint=hint or f"shorten the {what}, or give the model a larger n_ctx",
         )
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx

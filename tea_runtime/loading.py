@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import IntegrityError, MissingFileError
 from tea_models.settings import Settings
+from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from tea_models.plan import RunPlan
@@ -59,6 +60,30 @@ def examine(path: Path, settings: Settings) -> ModelProfile:
                     f"{source.name}: llama.cpp can't load it: {problems[0]}", hint="get the file again, or another one"
                 )
         return profile_from_headers(model.headers, model.files, entry=model.entry)
+
+
+def check_text(profile: ModelProfile, path: Path) -> None:
+    """Check that a file is a model that can write text.
+
+    Raises:
+        UnsupportedError: It is something else; says what.
+    """
+    from tea_models.model_kind import why_no_chat
+
+    reason = why_no_chat(profile.kind.value)
+    if reason is not None:
+        hint = "`tea-models inspect` shows what a file is, `tea-models list` what else there is"
+        raise UnsupportedError(f"{path.name}: {reason}", hint=hint)
+
+
+def check_vectors(profile: ModelProfile, path: Path) -> None:
+    """Check that a file is a model that can make embeddings; every one that can write text is.
+
+    Raises:
+        UnsupportedError: It is something else; says what.
+    """
+    if profile.kind.value != "embedding":
+        check_text(profile, path)
 
 
 def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:

@@ -11,11 +11,11 @@ from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_
 from tea_runtime.chat_formats import chat_format_of
 from tea_runtime.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.context import ContextOptions
-from tea_runtime.embedding import Embedder
+from tea_runtime.embedding import Embedder, share_room
 from tea_runtime.engine import LoadOptions, Weights, acquire, llama, release
 from tea_runtime.errors import LlmError, UnsupportedError
 from tea_runtime.generation import Generation
-from tea_runtime.loading import default_settings, describe, examine, find_file, make_plan
+from tea_runtime.loading import check_text, check_vectors, default_settings, describe, examine, find_file, make_plan
 from tea_runtime.prompt import ChatPrompt
 from tea_runtime.recording import LoadRecorder
 from tea_runtime.session import START, Session
@@ -32,16 +32,6 @@ if TYPE_CHECKING:
     from tea_runtime.chat_formats import ChatFormat
 
 logger = logging.getLogger("tea_runtime")
-
-_NO_TEXT = {
-    "embedding": "it is an embedding model",
-    "reranker": "it is a reranker",
-    "projector": "it is a projector for images or sound (mmproj), which belongs to another model",
-    "adapter": "it is a LoRA adapter, which belongs to another model",
-    "vocabulary": "it holds only a vocabulary",
-    "encoder-decoder": "encoder-decoder models can't be run here",
-}
-_NO_VECTORS = {key: reason for key, reason in _NO_TEXT.items() if key != "embedding"}
 
 
 class LocalLlmBackend(LlmBackend):
@@ -88,7 +78,7 @@ class LocalLlmBackend(LlmBackend):
         self.model_path = find_file(model_path, settings)
         examined = examine(self.model_path, settings)
         self.profile = profile or examined
-        self._refuse(_NO_VECTORS)
+        check_vectors(self.profile, self.model_path)
         self.plan: RunPlan = make_plan(
             self.model_path,
             settings,
@@ -100,7 +90,10 @@ class LocalLlmBackend(LlmBackend):
             purpose="embed" if embedding else "chat",
         )
         chosen = self.plan.settings
-        self._weights = acquire(self.model_path, LoadOptions(n_gpu_layers=chosen.n_gpu_layers))
+        load = LoadOptions(
+            n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock
+        )
+        self._weights = acquire(self.model_path, load)
         self._options = ContextOptions(
             n_ctx=chosen.n_ctx,
             n_batch=chosen.n_batch,
@@ -121,7 +114,6 @@ class LocalLlmBackend(LlmBackend):
             self._vocabulary,
             self._options,
             pooling=self.profile.pooling.value or "mean",
-            causal=self._is_causal(),
         )
         self._session = Session(
             self._weights,
@@ -131,7 +123,7 @@ class LocalLlmBackend(LlmBackend):
             in_memory=max(16 * 1024 * 1024, use.total // 20),
             opened=recorder.opened,
         )
-        _share_room(self._session, self._embedder, chosen.n_ctx)
+        share_room(self._session, self._embedder, chosen.n_ctx)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
         self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights)
@@ -269,7 +261,7 @@ class LocalLlmBackend(LlmBackend):
     def _raw(self, params: LlmCallParams, callback: Callback | None) -> _Request:
         if params.tools or params.tool_choice or params.chat_template_kwargs:
             raise UsageError("tools, tool_choice and chat_template_kwargs are for chats, not for raw prompts")
-        self._refuse(_NO_TEXT)
+        check_text(self.profile, self.model_path)
         weights = self._weights_in_use()
         prompt = self._vocabulary.prompt(params.prompt)
         if not prompt:
@@ -324,7 +316,7 @@ class LocalLlmBackend(LlmBackend):
     def _chat_prompt(self) -> tuple[ChatFormat, ChatPrompt]:
         if self._chat is not None:
             return self._chat
-        self._refuse(_NO_TEXT)
+        check_text(self.profile, self.model_path)
         vocabulary = self._vocabulary
         found = chat_format_of(self.profile, self._wanted_format, token_texts=list(vocabulary.specials))
         if found is None:
@@ -369,18 +361,6 @@ class LocalLlmBackend(LlmBackend):
             raise LlmError(f"{self.model_path.name}: the backend is closed")
         return self._weights
 
-    def _refuse(self, reasons: Mapping[str, str]) -> None:
-        reason = reasons.get(self.profile.kind.value)
-        if reason is not None:
-            raise UnsupportedError(
-                f"{self.model_path.name}: {reason}",
-                hint="`tea-models inspect` shows what a file is, `tea-models list` what else there is",
-            )
-
-    def _is_causal(self) -> bool:
-        found = self.profile.hyperparameters.get("attention.causal")
-        return self._weights.has_decoder and (found is None or bool(found.value)) and not self._weights.has_encoder
-
 
 class _Request:
     """A generation, and what to do with its text: `chat_format` names the parser of tool calls, if any are possible."""
@@ -393,21 +373,6 @@ class _Request:
         self.generation = generation
         self.chat_format = chat_format
         self.callback = callback
-
-
-def _share_room(session: Session, embedder: Embedder, n_ctx: int) -> None:
-    """The plan has room for `n_ctx` tokens: a context that would not fit beside the other one takes its place."""
-
-    def before_chat(tokens: int) -> None:
-        if tokens + embedder.size > n_ctx:
-            embedder.close()
-
-    def before_embedding(tokens: int) -> None:
-        if tokens + session.size > n_ctx:
-            session.close()
-
-    session.opening = before_chat
-    embedder.opening = before_embedding
 
 
 def _close(session: Session, embedder: Embedder, weights: Weights) -> None:

@@ -13,6 +13,7 @@ from tea_runtime import LlmCallParams, LocalLlmBackend
 from tea_runtime.engine import loaded
 from tea_runtime.errors import ContextOverflowError, LlmError, UnsupportedError
 from tea_runtime.generation import StopMatcher
+from tests.encoder_model import build_encoder
 from tests.gguf_build import CHATML, build_gguf, small_llama_metadata
 from tests.scripted_model import CONTROL, Vocabulary, build_scripted
 
@@ -40,7 +41,7 @@ def speaker(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "speaker.gguf"
     texts = Vocabulary()
     build_scripted(path, [["Hello", " wor", "ld", *map(texts.byte, "😀".encode()), " en", "d"]], vocabulary=texts)
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         yield backend
 
 
@@ -49,8 +50,13 @@ def endless(tmp_path_factory):
     """Says the same 60 words for ever: the last is followed by the first."""
     path = tmp_path_factory.mktemp("models") / "endless.gguf"
     build_scripted(path, [[f" w{index}" for index in range(60)]], loop=True)
-    with LocalLlmBackend(path, n_ctx=256) as backend:
+    with opened(path, n_ctx=256) as backend:
         yield backend
+
+
+def opened(path, *args, **options):
+    """One thread: two of them wait for each other on a busy machine, and these models need none."""
+    return LocalLlmBackend(path, *args, n_threads=1, **options)
 
 
 def greedy(prompt="\n", **options):
@@ -122,7 +128,7 @@ def test_the_mark_of_the_turn_ends_a_chat_even_where_the_header_does_not_name_it
     end = texts.add("<|turn_end|>", CONTROL)
     template = CHATML.replace("<|im_end|>", "<|turn_end|>")
     build_scripted(path, [["Yes", end, "No"]], vocabulary=texts, template=template)
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         assert backend.chat(USER, temperature=0).content == "Yes"
 
 
@@ -197,7 +203,7 @@ def test_the_context_starts_small_and_grows(tmp_path, caplog):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
     caplog.set_level(logging.INFO, logger="tea_runtime")
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         assert backend.call(greedy("a\n")).content == "Hello"
         assert backend.context_size == 4096
         assert backend.call(greedy("a" * 5000 + "\n")).content == "Hello"
@@ -205,10 +211,61 @@ def test_the_context_starts_small_and_grows(tmp_path, caplog):
     assert any("4,096 → 8,192 tokens" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("in_memory", [0, 10**9])
+def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog, in_memory):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
+    caplog.set_level(logging.INFO, logger="tea_runtime")
+    with opened(path) as backend:
+        backend._session._in_memory = in_memory
+        backend.call(greedy("a" * 3500 + "\n"))
+        result = backend.call(greedy("a" * 3500 + "b" * 500 + "\n", max_tokens=600))
+        assert result.content == "Hello"
+        assert result.usage["cached_tokens"] == 3501
+    assert any("carried over" in record.message for record in caplog.records)
+
+
+def test_an_answer_may_outgrow_the_context_it_began_in(tmp_path):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [[f" w{index}" for index in range(60)]], loop=True, metadata={"llama.context_length": 32768})
+    with opened(path) as backend:
+        result = backend.call(greedy("a" * 3000 + "\n", max_tokens=2000))
+        assert backend.context_size == 8192
+        assert result.usage["completion_tokens"] == 2000
+        assert result.content.split() == [f"w{index % 60}" for index in range(2000)]
+
+
+def test_a_seed_is_answered_from_scratch(speaker):
+    speaker.call(greedy("a long beginning, and one\n"))
+    assert speaker.call(greedy("a long beginning, and two\n", seed=1)).usage["cached_tokens"] == 0
+
+
+def test_what_a_load_took_is_recorded_and_found_by_the_plan(tmp_path, own_world):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [["Hello"]])
+    with opened(path) as backend:
+        backend.call(greedy())
+        first = backend.plan
+    with opened(path) as backend:
+        observed = backend.plan.observed
+    assert first.observed is None
+    assert observed["actual"]["kv_cache"] == observed["predicted"]["kv_cache"]
+    assert observed["warnings"] == []
+
+
+def test_the_contexts_of_chat_and_embedding_share_the_room_of_the_plan(endless):
+    endless.call(greedy())
+    assert (endless.context_size, endless._embedder.size) == (256, 0)
+    endless.embed("x")
+    assert (endless.context_size, endless._embedder.size) == (0, 256)
+    endless.call(greedy())
+    assert (endless.context_size, endless._embedder.size) == (256, 0)
+
+
 def test_a_context_that_was_asked_for_is_opened_at_once(tmp_path):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
-    with LocalLlmBackend(path, n_ctx=6000) as backend:
+    with opened(path, n_ctx=6000) as backend:
         backend.call(greedy())
         assert backend.context_size == 6000
         with pytest.raises(ContextOverflowError):
@@ -261,6 +318,37 @@ def test_threads_wait_for_each_other(speaker):
     assert all(content == wanted[number % 3] for number, content in results)
 
 
+INSTRUCTION = "Answer in one word, and be as precise as you can about it: "
+
+
+def test_what_all_prompts_of_a_batch_begin_with_is_evaluated_once(speaker):
+    prompts = [greedy(f"{INSTRUCTION}{index}\n") for index in range(5)]
+    together = speaker.call_many(prompts)
+    assert {result.usage["cached_tokens"] for result in together} == {1 + len(INSTRUCTION)}
+    assert {result.content for result in together} == {"Hello world😀 end"}
+
+
+def test_prompts_that_are_all_the_same_still_have_a_token_to_evaluate(speaker):
+    results = speaker.call_many([greedy(f"{INSTRUCTION}\n")] * 3)
+    assert {result.content for result in results} == {"Hello world😀 end"}
+
+
+def test_the_shared_beginning_counts_once_against_the_context(endless):
+    results = endless.call_many([greedy("a" * 150 + f"{index}\n", max_tokens=40) for index in range(4)])
+    assert {result.usage["completion_tokens"] for result in results} == {40}
+
+
+def test_answers_without_a_limit_run_one_after_the_other_to_the_edge_of_the_context(endless):
+    results = endless.call_many([greedy(f"{index}\n", max_tokens=None) for index in range(3)])
+    assert {(result.finish_reason, result.usage["total_tokens"]) for result in results} == {("length", 257)}
+
+
+def test_a_stuck_member_of_a_batch_leaves_a_sound_state(speaker):
+    with pytest.raises(UsageError, match="left recursion"):
+        speaker.call_many([greedy(), greedy(grammar="root ::= root")])
+    assert speaker.call(greedy()).content == "Hello world😀 end"
+
+
 # Things that go wrong -------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +383,7 @@ def test_a_call_from_inside_a_callback_is_refused_and_does_not_hang(speaker):
 def test_a_closed_backend_says_so_and_holds_nothing(tmp_path):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]])
-    backend = LocalLlmBackend(path)
+    backend = opened(path)
     backend.call(greedy())
     assert backend.is_available()
     backend.close()
@@ -311,7 +399,7 @@ def test_a_closed_backend_says_so_and_holds_nothing(tmp_path):
 def test_two_backends_share_the_weights_and_one_may_close(tmp_path):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]])
-    first, second = LocalLlmBackend(path), LocalLlmBackend(path)
+    first, second = opened(path), opened(path)
     assert (path, 2) in loaded()
     first.close()
     assert second.call(greedy()).content == "Hello"
@@ -321,13 +409,13 @@ def test_two_backends_share_the_weights_and_one_may_close(tmp_path):
 def test_a_dropped_backend_is_freed(tmp_path):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]])
-    LocalLlmBackend(path).call(greedy())
+    opened(path).call(greedy())
     assert path not in [file for file, _ in loaded()]
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"nothing\.gguf"):
-        LocalLlmBackend(tmp_path / "nothing.gguf")
+        opened(tmp_path / "nothing.gguf")
 
 
 @pytest.mark.parametrize("size", [0, 3, 24, 500])
@@ -335,14 +423,14 @@ def test_a_broken_header_never_reaches_the_engine(tmp_path, size):
     path = tmp_path / "broken.gguf"
     path.write_bytes(build_gguf()[:size])
     with pytest.raises(MalformedGGUFError):
-        LocalLlmBackend(path)
+        opened(path)
 
 
 def test_a_file_that_would_crash_the_engine_is_refused(tmp_path):
     path = tmp_path / "crash.gguf"
     path.write_bytes(build_gguf(small_llama_metadata(general__architecture=None)))
     with pytest.raises(IntegrityError):
-        LocalLlmBackend(path)
+        opened(path)
 
 
 def test_a_load_that_fails_does_not_spoil_the_next(tmp_path):
@@ -351,8 +439,8 @@ def test_a_load_that_fails_does_not_spoil_the_next(tmp_path):
     data = build_gguf(small_llama_metadata(llama__block_count=3), [])
     broken.write_bytes(data)
     with pytest.raises(Exception, match="broken"):
-        LocalLlmBackend(broken)
-    with LocalLlmBackend(good) as backend:
+        opened(broken)
+    with opened(good) as backend:
         assert backend.call(greedy()).content == "Hello"
 
 
@@ -360,7 +448,7 @@ def test_a_load_is_told_in_one_line(tmp_path, caplog):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]])
     caplog.set_level(logging.INFO, logger="tea_runtime")
-    LocalLlmBackend(path).close()
+    opened(path).close()
     (line,) = [record.message for record in caplog.records if record.name == "tea_runtime"]
     assert line.startswith("loaded m.gguf: n_ctx 2,048 (gguf)")
 
@@ -375,7 +463,7 @@ def test_the_result_carries_the_plan(speaker):
 def test_a_model_without_a_template_does_not_chat_but_calls(tmp_path):
     path = tmp_path / "base.gguf"
     build_scripted(path, [["Hello"]], template=None)
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         with pytest.raises(UnsupportedError, match="no chat template"):
             backend.chat(USER)
         assert backend.call(greedy()).content == "Hello"
@@ -385,7 +473,7 @@ def test_a_model_without_a_template_does_not_chat_but_calls(tmp_path):
 def test_a_chat_format_stands_in_for_a_template(tmp_path, chat_format):
     path = tmp_path / "base.gguf"
     build_scripted(path, [["Hello"]], template=None)
-    with LocalLlmBackend(path, chat_format=chat_format) as backend:
+    with opened(path, chat_format=chat_format) as backend:
         assert backend.chat(USER, temperature=0).content == "Hello"
         rendered = b"".join(backend._vocabulary.piece(token, special=True) for token in backend.render(USER))
         assert rendered == b"<s><|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n"
@@ -395,7 +483,7 @@ def test_a_template_may_be_a_file(tmp_path):
     path, template = tmp_path / "base.gguf", tmp_path / "mine.jinja"
     build_scripted(path, [["Hello"]], template=None)
     template.write_text(CHATML)
-    with LocalLlmBackend(path, chat_format=str(template)) as backend:
+    with opened(path, chat_format=str(template)) as backend:
         assert backend.chat(USER, temperature=0).content == "Hello"
 
 
@@ -403,7 +491,7 @@ def test_an_unknown_chat_format_names_the_nearest_and_frees_the_weights(tmp_path
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]])
     with pytest.raises(UsageError, match="did you mean 'chatml'"):
-        LocalLlmBackend(path, chat_format="chatmll")
+        opened(path, chat_format="chatmll")
     assert path not in [file for file, _ in loaded()]
 
 
@@ -474,7 +562,7 @@ def caller(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "caller.gguf"
     script = ["Let me see. ", "<tool_call>", '{"name": "add", ', '"arguments": {"n": 3}}', "</tool_call>"]
     build_scripted(path, [script], template=TOOL_TEMPLATE)
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         yield backend
 
 
@@ -503,7 +591,7 @@ def test_a_tool_choice_of_none_keeps_the_tools_from_the_model(caller):
 def test_a_demanded_tool_is_called_whatever_the_model_would_say(tmp_path, choice):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["No, thank you"]], template=TOOL_TEMPLATE)
-    with LocalLlmBackend(path) as backend:
+    with opened(path) as backend:
         result = backend.chat(USER, 200, 0, tools=[TOOL], tool_choice=choice)
         (call,) = result.tool_calls
         assert call["function"]["name"] == "add"
@@ -577,6 +665,29 @@ def test_embedding_and_chat_share_one_copy_of_the_weights(speaker):
     speaker.embed("x")
     speaker.chat(USER)
     assert (speaker.model_path, 1) in loaded()
+
+
+@pytest.mark.parametrize("pooling", [1, 2, 3])
+def test_an_encoder_embeds_and_does_not_write(tmp_path, pooling):
+    path = tmp_path / "encoder.gguf"
+    build_encoder(path, pooling=pooling)
+    with opened(path) as backend:
+        one = backend.embed("hello world")
+        assert len(one) == 32
+        assert backend.embed(["a b c", "hello world"])[1] == pytest.approx(one, abs=1e-5)
+        with pytest.raises(UnsupportedError, match="embedding model"):
+            backend.chat(USER)
+        with pytest.raises(UnsupportedError, match="embedding model"):
+            backend.call(greedy())
+        with pytest.raises(ContextOverflowError, match="the text has 202 tokens"):
+            backend.embed("x y " * 100)
+
+
+def test_a_reranker_is_refused_with_the_reason(tmp_path):
+    path = tmp_path / "reranker.gguf"
+    build_encoder(path, pooling=4)
+    with pytest.raises(UnsupportedError, match="reranker"):
+        opened(path)
 
 
 # Stop texts, by themselves --------------------------------------------------------------------------------------------

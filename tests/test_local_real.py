@@ -1,0 +1,209 @@
+"""What only a real model can show: the same text as the reference, sound growth, memory within the plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tea_runtime import LlmCallParams, LocalLlmBackend
+
+llama_cpp = pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.real
+
+PROMPTS = ["The capital of France is", "def fibonacci(n):\n", "Water boils at"]
+QUESTION = [{"role": "user", "content": "What is gravity?"}]
+
+
+@pytest.fixture(scope="module")
+def backend(real_model):
+    # One thread, as the reference has by default on a small machine, and because two wait for each other on a busy one.
+    with LocalLlmBackend(real_model, n_threads=1) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def gemma(gemma_model):
+    with LocalLlmBackend(gemma_model, n_threads=1) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def reference(real_model):
+    model = llama_cpp.Llama(str(real_model), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False, flash_attn=True)
+    yield model
+    model.close()
+
+
+def greedy(prompt, max_tokens=24, **options):
+    return LlmCallParams(prompt, max_tokens, 0, **options)
+
+
+def test_greedy_completions_are_those_of_llama_cpp_python(backend, reference):
+    for prompt in PROMPTS:
+        wanted = reference.create_completion(prompt, max_tokens=24, temperature=0)
+        result = backend.call(greedy(prompt))
+        assert result.content == wanted["choices"][0]["text"]
+        assert result.usage["prompt_tokens"] == wanted["usage"]["prompt_tokens"]
+        assert result.finish_reason == wanted["choices"][0]["finish_reason"]
+
+
+def test_a_chat_is_that_of_llama_cpp_python(backend, reference):
+    wanted = reference.create_chat_completion(QUESTION, max_tokens=24, temperature=0)
+    result = backend.chat(QUESTION, 24, 0)
+    assert result.content == wanted["choices"][0]["message"]["content"]
+    assert result.usage["prompt_tokens"] == wanted["usage"]["prompt_tokens"]
+
+
+def test_streamed_text_is_the_text(backend):
+    pieces = []
+    result = backend.stream_chat(QUESTION, pieces.append, 24, 0)
+    assert len(pieces) > 5
+    assert "".join(pieces) == result.content == backend.chat(QUESTION, 24, 0).content
+
+
+def test_a_grammar_gives_the_text_of_llama_cpp_python(backend, reference):
+    grammar = 'root ::= [A-Z] [a-z]+ (" " [a-z]+)* "."'
+    wanted = reference.create_completion(
+        "My favourite animal is the",
+        max_tokens=24,
+        temperature=0,
+        grammar=llama_cpp.LlamaGrammar.from_string(grammar, verbose=False),
+    )
+    result = backend.call(greedy("My favourite animal is the", grammar=grammar))
+    assert result.content == wanted["choices"][0]["text"]
+
+
+def test_a_schema_gives_json_that_keeps_to_it(backend):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "legs": {"type": "integer"}},
+        "required": ["name", "legs"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    result = backend.chat([{"role": "user", "content": "Describe a cat as JSON."}], 80, 0, response_format=wanted)
+    data = json.loads(result.content)
+    assert isinstance(data["name"], str)
+    assert isinstance(data["legs"], int)
+
+
+def test_growing_does_not_change_the_answer(backend):
+    text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(40)) + " In short,"
+    backend._session.close()
+    start, backend._session._start = backend._session._start, 256
+    try:
+        backend.call(greedy(text[:500], 1))
+        assert backend.context_size == 256
+        grown = backend.call(greedy(text, 24))
+        assert backend.context_size == 512
+        assert grown.usage["cached_tokens"] > 100
+    finally:
+        backend._session._start = start
+    backend._session.close()
+    kept = backend.call(greedy(text[:500], 1))
+    assert backend.context_size == 4096
+    assert backend.call(greedy(text, 24)).content == grown.content
+    assert kept.finish_reason == "length"
+
+
+def test_a_grown_sliding_window_answers_the_same(gemma):
+    text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(50))
+    gemma._session.close()
+    start, gemma._session._start = gemma._session._start, 256
+    try:
+        first = gemma.call(greedy(text[:300], 1))
+        size = gemma.context_size
+        grown = gemma.call(greedy(text, 16))
+        assert gemma.context_size > size
+    finally:
+        gemma._session._start = start
+    gemma._session.close()
+    gemma.call(greedy(text[:300], 1))
+    assert gemma.context_size == 4096
+    assert gemma.call(greedy(text, 16)).content == grown.content
+    assert first.finish_reason == "length"
+
+
+def test_a_window_that_has_moved_on_is_evaluated_again(gemma):
+    """After a long answer, the beginning of the prompt is out of the window: a cut back to there must not be trusted."""
+    text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(95))
+    gemma._session.close()
+    fresh = gemma.call(greedy(text[:150], 12)).content
+    assert gemma.call(greedy(text, 1)).usage["prompt_tokens"] > 512 + 256
+    back = gemma.call(greedy(text[:150], 12))
+    assert back.content == fresh
+    assert back.usage["cached_tokens"] == 0
+
+
+def test_threads_get_the_answers_that_they_would_get_alone(backend):
+    alone = [backend.call(greedy(prompt, 8, seed=1)).content for prompt in PROMPTS]
+    found = []
+    threads = [
+        threading.Thread(target=lambda i=i: found.append((i, backend.call(greedy(PROMPTS[i], 8, seed=1)).content)))
+        for i in (0, 1, 2, 0, 1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted((i, alone[i]) for i in (0, 0, 1, 1, 2, 2))
+
+
+def test_a_batch_says_what_single_calls_say(backend):
+    together = backend.call_many([greedy(prompt, 12) for prompt in PROMPTS])
+    assert [result.content for result in together] == [backend.call(greedy(prompt, 12)).content for prompt in PROMPTS]
+
+
+def test_an_embedding_is_that_of_llama_cpp_python(backend, real_model):
+    mean = llama_cpp.LLAMA_POOLING_TYPE_MEAN
+    model = llama_cpp.Llama(
+        str(real_model), embedding=True, pooling_type=mean, n_ctx=256, n_threads=1, flash_attn=True, verbose=False
+    )
+    text = "The quick brown fox jumps over the lazy dog."
+    wanted = model.embed(text, normalize=True)
+    model.close()
+    assert backend.embed(text) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_similar_texts_are_nearer_than_others(backend):
+    cat, kitten, tax = backend.embed(["A cat sleeps.", "A kitten is sleeping.", "Income tax law of 1990, section 4"])
+
+    def nearness(one, other):
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert nearness(cat, kitten) > nearness(cat, tax)
+
+
+_MEASURE = """
+import json, re, sys
+from tea_runtime import LlmCallParams, LocalLlmBackend
+backend = LocalLlmBackend(sys.argv[1], n_ctx=int(sys.argv[2]) or None)
+text = "The quick brown fox jumps over the lazy dog. " * 56
+backend.call(LlmCallParams(text, max_tokens=2, temperature=0))
+backend.embed("some text")
+# Not ru_maxrss: a child begins with that of the process that started it.
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+print(json.dumps({"peak": peak, "planned": backend.plan.memory.use.total, "n_ctx": backend.plan.settings.n_ctx}))
+"""
+
+
+def measured(path, n_ctx):
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(path), str(n_ctx)], capture_output=True, text=True, timeout=300, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_memory_stays_within_the_plan(real_model):
+    found = measured(real_model, 0)
+    assert found["peak"] <= 1.1 * found["planned"]
+
+
+def test_memory_stays_within_the_plan_at_the_full_context_of_gemma(gemma_model):
+    found = measured(gemma_model, 32768)
+    assert found["n_ctx"] == 32768
+    assert found["peak"] <= 1.1 * found["planned"]
