@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 # Sampling options that llama-server, vLLM and others know, but not OpenAI's own API.
 EXTENSIONS = ("top_k", "min_p", "repeat_penalty", "chat_template_kwargs")
 _CONNECT_TIMEOUT = 10.0
+_MAX_DELAY = 30.0
 _MAX_BODY = 64 * 1024 * 1024
 _REASONS = {
     400: "bad request",
@@ -69,9 +70,9 @@ class ApiClient:
             ApiError: The server refused, failed, or sent something else.
             ApiUnavailableError: It can't be reached or does not answer in time.
         """
-        deadline = time.monotonic() + self.timeout * (self.max_retries + 1)
 
         def send(client: Any, current: dict[str, Any]) -> bytes:
+            deadline = time.monotonic() + self.timeout
             data = bytearray()
             with _endpoint(client, path).with_streaming_response.create(**_arguments(current)) as response:
                 for part in response.iter_bytes():
@@ -104,10 +105,14 @@ class ApiClient:
             client.close()
 
     def _adapting(self, send: Callable[[Any, dict[str, Any]], Any], body: dict[str, Any]) -> Any:
-        """Send, and send again without what the server says it does not take and nobody insists on."""
+        """Send; again without what the server does not take and nobody insists on; again when it was overloaded.
+
+        What timed out is not tried again: it would only take as long once more.
+        """
         import openai
 
         client = self._open()
+        failures = 0
         while True:
             current = _changed(body, self._changes)
             try:
@@ -118,6 +123,14 @@ class ApiClient:
                     raise
                 logger.info("%s does not take %s as it was sent; adapting", self.host, change)
                 self._changes |= {change}
+            except openai.APITimeoutError:
+                raise
+            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                delay = _delay(error, failures)
+                if failures >= self.max_retries or delay > _MAX_DELAY:
+                    raise
+                failures += 1
+                time.sleep(delay)
 
     def _open(self) -> Any:
         import openai
@@ -127,7 +140,7 @@ class ApiClient:
                 options: dict[str, Any] = {
                     "api_key": self.key or "not-needed",
                     "timeout": openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
-                    "max_retries": self.max_retries,
+                    "max_retries": 0,
                 }
                 self._client = (
                     openai.AzureOpenAI(azure_endpoint=self.base, api_version=self.azure_version, **options)
@@ -170,15 +183,17 @@ class ApiClient:
         status = int(error.status_code)
         text = self._clean(error_text(error.body))
         message = f"{where}: {status} {_REASONS.get(status, 'refused' if status < 500 else 'the server failed')}"
-        return ApiError(message + (f": {text}" if text else ""), status=status, hint=self._advice(status))
+        said = error.response.headers.get("retry-after", "")
+        hint = self._advice(status, said if said.isdecimal() else "")
+        return ApiError(message + (f": {text}" if text else ""), status=status, hint=hint)
 
-    def _advice(self, status: int) -> str:
+    def _advice(self, status: int, said: str) -> str:
         if status in (401, 403):
             return f"check {self.key_name}" if self.key else f"the server wants a key: set {self.key_name}"
         if status == 404:
             return f"check the model and api_base ({self.base})"
         if status == 429:
-            return "wait, or check the plan and quota of your account"
+            return "wait" + (f" {said} s" if said else "") + ", or check the plan and quota of your account"
         return "try again later" if status >= 500 else ""
 
     def _clean(self, text: str) -> str:
@@ -195,6 +210,16 @@ def _arguments(body: dict[str, Any]) -> dict[str, Any]:
     extra = {key: body[key] for key in EXTENSIONS if key in body}
     known = {key: value for key, value in body.items() if key not in extra}
     return {**known, "extra_body": extra} if extra else known
+
+
+def _delay(error: Any, failures: int) -> float:
+    """Seconds to wait: what the server says, otherwise longer each time."""
+    response = getattr(error, "response", None)
+    said = response.headers.get("retry-after", "") if response is not None else ""
+    try:
+        return max(0.0, float(said))
+    except ValueError:  # a date, or nothing
+        return float(0.5 * 2**failures)
 
 
 def _wanted_change(text: str, body: Mapping[str, Any]) -> str | None:

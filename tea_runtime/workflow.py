@@ -86,27 +86,57 @@ def run_workflow(
         WorkflowError: A node failed; file, line and node are in the message. What an `llm.*` action raises keeps its
             type and exit code.
     """
-    if isinstance(workflow, str | Path):
-        workflow = read_workflow(Path(workflow))
-    elif isinstance(workflow, Mapping):
-        workflow = workflow_from_data(workflow, folder=Path.cwd())
-    environ = os.environ if environ is None else environ
-    overrides = {key: value for key, value in (("gguf", gguf), ("backend", backend)) if value is not None}
-    engine = WorkflowEngine(
-        llm_settings=workflow.llm_settings(environ).model_dump(exclude_unset=True),
-        environ=_with_registry(environ, workflow.folder),
-        variables=dict(workflow.spec.variables),
-        llm_overrides=overrides,
-        on_text=on_text,
-    )
+    workflow = _read(workflow)
+    engine = _engine(workflow, os.environ if environ is None else environ)
+    engine.on_text = on_text
+    engine.llm_overrides = {key: value for key, value in (("gguf", gguf), ("backend", backend)) if value is not None}
     state = copy.deepcopy(workflow.initial_state(input or {}))
     try:
-        actions.register_actions(engine.actions_registry, engine)
-        _import_actions(workflow, engine)
-        _check_actions(workflow, engine)
+        _register(workflow, engine)
         return _Run(workflow, engine, state, max_steps).to_the_end()
     finally:
         actions.close_backends(engine)
+
+
+def check_workflow(
+    workflow: str | Path | Mapping[str, Any] | Workflow,
+    input: Mapping[str, Any] | None = None,  # noqa: A002 - as in run_workflow
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Check a workflow and its input without running a node; its imports are executed.
+
+    Returns:
+        The names of the nodes, in the order of the file.
+
+    Raises:
+        ConfigError: The workflow is wrong; file, line and key are in the message.
+        UsageError: The input does not fit the workflow's `state_schema`.
+    """
+    workflow = _read(workflow)
+    workflow.initial_state(input or {})
+    _register(workflow, _engine(workflow, os.environ if environ is None else environ))
+    return list(workflow.nodes)
+
+
+def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
+    if isinstance(workflow, str | Path):
+        return read_workflow(Path(workflow))
+    return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
+
+
+def _engine(workflow: Workflow, environ: Mapping[str, str]) -> WorkflowEngine:
+    return WorkflowEngine(
+        llm_settings=workflow.llm_settings(environ).model_dump(exclude_unset=True),
+        environ=_with_registry(environ, workflow.folder),
+        variables=dict(workflow.spec.variables),
+    )
+
+
+def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
+    actions.register_actions(engine.actions_registry, engine)
+    _import_actions(workflow, engine)
+    _check_actions(workflow, engine)
 
 
 @dataclass(slots=True)

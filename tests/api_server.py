@@ -34,6 +34,7 @@ class ApiServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     failures_left: int = 0
+    retry_after: str = "0"
     release: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -59,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         mode, _, detail = self.api.mode.partition(":")
         if self.api.failures_left:
             self.api.failures_left -= 1
-            self._json(503, {"error": {"message": "busy"}}, {"Retry-After": "0"})
+            self._json(503, {"error": {"message": "busy"}}, {"Retry-After": self.api.retry_after})
             return
         act = getattr(self, "_" + mode.replace("-", "_"), None)
         if act is None or act(body, detail):
@@ -70,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _status(self, _body: Any, detail: str) -> None:
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self._json(
-            int(detail), {"error": {"message": f"no, says the server to {key}", "type": "x"}}, {"Retry-After": "0"}
+            int(detail),
+            {"error": {"message": f"no, says the server to {key}", "type": "x"}},
+            {"Retry-After": self.api.retry_after},
         )
 
     def _html(self, _body: Any, _detail: str) -> None:

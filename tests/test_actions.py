@@ -253,3 +253,65 @@ def test_any_generating_action_streams_when_told(server):
     assert [body["stream"] for body in server.bodies] == [True, True]
     assert server.bodies[0]["messages"][0] == {"role": "system", "content": "s"}
     assert "prompt" in server.bodies[1]
+
+
+def test_the_api_answers_where_no_local_model_can_and_says_why(server, caplog):
+    engine = host_engine(server, backend="local", model_path="/nowhere/model.gguf")
+    with caplog.at_level("WARNING", "tea_runtime"):
+        result = registered(engine)["llm.chat"]({}, prompt="p")
+    assert (result["content"], result["backend"]) == ("Paris.", "api")
+    assert "/nowhere/model.gguf" in result["fallback_reason"]
+    assert "/nowhere/model.gguf" in caplog.text
+
+
+def test_fallback_can_be_forbidden_and_then_nothing_is_sent(server):
+    engine = host_engine(server, backend="local", model_path="/nowhere/model.gguf")
+    result = registered(engine)["llm.chat"]({}, prompt="p", fallback=False)
+    assert result["success"] is False
+    assert server.requests == []
+
+
+def test_a_load_that_failed_is_tried_again(server, tmp_path):
+    engine = host_engine(backend="local", model_path=str(tmp_path / "m.gguf"))
+    action = registered(engine)["llm.call"]
+    assert action({}, prompt="p")["success"] is False
+    engine.llm_settings["api_base"] = server.base
+    assert action({}, prompt="p")["content"] == "Paris."
+
+
+@pytest.mark.real
+def test_local_actions_chat_and_embed_with_one_model(real_model):
+    engine = host_engine(backend="local", model_path=str(real_model))
+    registry = registered(engine)
+    try:
+        chat = registry["llm.chat"]({}, prompt="Say hi.", max_tokens=5)
+        assert (chat["backend"], chat["model"]) == ("local", real_model.name)
+        assert chat["tokens_used"] == chat["usage"]["total_tokens"]
+        embed = registry["llm.embed"]({}, text="hi")
+        assert (embed["backend"], embed["model"], embed["dimensions"]) == (
+            "local",
+            real_model.name,
+            len(embed["embedding"]),
+        )
+        assert len(engine._tea_runtime_backends._made) == 1
+    finally:
+        close_backends(engine)
+
+
+@pytest.mark.real
+def test_parallel_branches_share_one_local_model(real_model):
+    engine = host_engine(backend="local", model_path=str(real_model))
+    action = registered(engine)["llm.call"]
+    results: list[str] = []
+
+    def branch():
+        results.append(action({}, prompt="One, two, three,", max_tokens=8, temperature=0)["content"])
+
+    threads = [threading.Thread(target=branch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    close_backends(engine)
+    assert len(results) == 4
+    assert len(set(results)) == 1

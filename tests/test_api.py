@@ -190,6 +190,21 @@ def test_an_overloaded_server_is_asked_again(server):
     assert len(server.requests) == 2
 
 
+def test_a_wait_that_is_too_long_is_left_to_the_user(server):
+    server.mode, server.retry_after = "status:429", "3600"
+    with backend(server, max_retries=5) as api, pytest.raises(ApiError) as caught:
+        api.chat(HELLO)
+    assert len(server.requests) == 1
+    assert "wait 3600 s" in caught.value.hint
+
+
+def test_what_timed_out_is_not_asked_again(server):
+    server.mode = "silent"
+    with backend(server, timeout=0.3, max_retries=5) as api, pytest.raises(ApiUnavailableError):
+        api.chat(HELLO)
+    assert len(server.requests) == 1
+
+
 def test_a_server_that_only_chats_gets_the_prompt_as_a_message(server):
     server.mode = "chat-only"
     with backend(server) as api:

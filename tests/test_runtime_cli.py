@@ -148,6 +148,13 @@ def test_a_wrong_setting_names_file_line_and_the_nearest_key(cli, flow):
     assert "did you mean 'n_ctx'?" in err
 
 
+def test_a_workflow_can_be_checked_without_running(cli, flow):
+    name = flow("nodes: [{name: a, run: 1/0}, {name: b, action: llm.call, params: {prompt: x}}]\n")
+    assert cli("run", name, "--check")[:2] == (0, "flow.yaml: ok, a → b\n")
+    assert json.loads(cli("run", name, "--check", "--json")[1]) == {"workflow": "flow.yaml", "nodes": ["a", "b"]}
+    assert cli("run", flow("nodes: [{name: a, action: llm.cal}]\n"), "--check")[0] == 2
+
+
 def test_a_loop_is_stopped_where_the_option_says(cli, flow):
     code, _out, err = cli("run", flow("nodes: [{name: a, run: pass, goto: a}]\n"), "--max-steps", "7")
     assert (code, "stopped after 7 steps" in err) == (1, True)

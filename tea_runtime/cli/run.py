@@ -23,17 +23,22 @@ from tea_runtime.cli.screen import Stream, environment, logged, plain, readable,
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."
 )
+@click.option("--check", is_flag=True, help="Only read and check the workflow.")
 @answering
 def command(
-    app: App, *, workflow: Path, given: str | None, gguf: str | None, backend: str | None, max_steps: int
+    app: App, *, workflow: Path, given: str | None, gguf: str | None, backend: str | None, max_steps: int, check: bool
 ) -> None:
     """Run a workflow: streamed text appears as it comes, then the final state.
 
     With --json, stdout is exactly the final state, and streamed text goes to stderr.
     """
-    from tea_runtime.workflow import run_workflow
+    from tea_runtime.workflow import check_workflow, run_workflow
 
     state = _input(given)
+    if check:
+        nodes = check_workflow(workflow, state, environ=environment(app))
+        app.out.answer({"workflow": str(workflow), "nodes": nodes}, lambda: f"{workflow}: ok, {' → '.join(nodes)}")
+        return
     redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
     with redirected, logged(app.out):
         stream = Stream(sys.stdout)
