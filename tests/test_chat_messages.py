@@ -51,3 +51,11 @@ def test_the_messages_of_the_caller_are_not_changed() -> None:
 def test_calls_of_another_shape_are_left_to_the_template(calls: Any) -> None:
     messages = [{"role": "assistant", "content": "x", "tool_calls": calls}]
     assert arguments_as_objects(messages) == messages
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import tea_models.chat as chat
+
+    assert all(getattr(chat, name) is not None for name in chat.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        chat.nothing  # noqa: B018
