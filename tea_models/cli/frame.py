@@ -134,3 +134,5 @@ def _run(command: click.Command, argv: Sequence[str], out: Output) -> object:
         return out.error(UsageError(error.format_message()))
     except click.Abort:
         raise KeyboardInterrupt from None
+    except _ReaderGoneError:
+        raise BrokenPipeError from None
