@@ -297,6 +297,12 @@ def _check_shapes(params: LlmCallParams) -> None:
         value = getattr(params, name)
         if value is not None and not isinstance(value, Mapping):
             raise UsageError(f"{name}: expected a mapping, found {_kind(value)}")
+    if params.chat_template_kwargs:
+        from tea_models.chat.rendering import OWN_NAMES
+
+        for name in params.chat_template_kwargs:
+            if not isinstance(name, str) or name in OWN_NAMES:
+                raise UsageError(f"chat_template_kwargs: {name!r} can't be set for a template")
     if params.grammar is not None and not isinstance(params.grammar, str):
         raise UsageError(f"grammar: expected a text in GBNF, found {_kind(params.grammar)}")
     if params.tools is not None and (

@@ -8,6 +8,8 @@ import pytest
 
 from tea_models.chat import TemplateError
 from tea_models.chat.messages import arguments_as_objects
+from tea_models.errors import UsageError
+from tea_runtime.backend import LlmCallParams
 from tea_runtime.chat_formats import ChatFormat
 
 AS_JSON = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
@@ -51,6 +53,12 @@ def test_the_messages_of_the_caller_are_not_changed() -> None:
 def test_calls_of_another_shape_are_left_to_the_template(calls: Any) -> None:
     messages = [{"role": "assistant", "content": "x", "tool_calls": calls}]
     assert arguments_as_objects(messages) == messages
+
+
+@pytest.mark.parametrize("name", ["messages", "timeout", "output_limit", "template", "now", "bos_token", 3])
+def test_variables_of_a_request_can_not_replace_what_the_call_means(name: Any) -> None:
+    with pytest.raises(UsageError, match="chat_template_kwargs"):
+        LlmCallParams("", chat_template_kwargs={name: 1})
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+#: Names that a caller's variables can't have, because `render_chat` gives them a meaning of their own.
+OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout", "output_limit"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
