@@ -46,8 +46,8 @@ def compare(paths: list[Path], size: int, rounds: int) -> None:
         cpus["sha256sum"].append(processor_seconds(resource.RUSAGE_CHILDREN) - used)
         assert ours == [line.split()[0] for line in done.stdout.splitlines()]
     print(f"{len(paths)} x {size} MiB")
-    for name in clocks:
-        clock, cpu = statistics.median(clocks[name]), statistics.median(cpus[name])
+    for name, times in clocks.items():
+        clock, cpu = statistics.median(times), statistics.median(cpus[name])
         speed = len(paths) * size * (1 << 20) / clock / 1e9
         print(f"  {name:<12}{clock:7.2f} s  {speed:5.2f} GB/s   processor {cpu:6.2f} s")
     ratio = statistics.median(clocks["sha256sum"]) / statistics.median(clocks["verify"])

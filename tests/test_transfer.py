@@ -28,6 +28,7 @@ from tea_models.errors import (
 )
 from tea_models.transfer import RetryPolicy, download, make_client, state_path
 from tests.faulty_server import Exchange, FaultyServer
+from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
 MIB = 1 << 20
 SMALL = b"GGUF" + random.Random(1).randbytes(300_000)
@@ -440,9 +441,25 @@ def test_a_body_without_end_is_stopped_at_the_expected_size(partial):
 
 def test_a_body_without_end_and_without_expected_size_does_not_fill_the_disk(partial, monkeypatch):
     monkeypatch.setattr("tea_models.transfer.partial.free_bytes", lambda _partial: (256 + 3) * MIB)
-    with FaultyServer(SMALL, endless) as server, pytest.raises(DiskFullError):
+    with FaultyServer(SMALL, endless) as server, pytest.raises(SizeMismatchError):
         fetch(server, partial)
     assert partial.stat().st_size <= 4 * MIB
+
+
+def test_a_model_whose_size_nobody_says_ends_where_its_header_says(partial):
+    model = build_gguf(small_llama_metadata(), small_llama_tensors())
+
+    def handler(exchange):
+        exchange.head(200, {"Transfer-Encoding": "chunked"})
+        exchange.send(b"%x\r\n%b\r\n" % (len(model), model))
+        block = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+        while not exchange.server.closing.is_set():
+            exchange.send(block)
+            time.sleep(0.002)
+
+    with FaultyServer(model, handler) as server, pytest.raises(SizeMismatchError, match="expected"):
+        fetch(server, partial, expect_gguf=True)
+    assert partial.stat().st_size < 100 * MIB
 
 
 def test_other_bytes_than_the_pinned_ones_are_refused_and_removed(partial):

@@ -77,12 +77,32 @@ class Answer:
     last_modified: str
     html: bool
 
+
+@dataclass(slots=True)
+class Version:
+    """What tells one version of a file from another.
+
+    Attributes:
+        etag: The entity tag, or "".
+        last_modified: The date, or "".
+    """
+
+    etag: str = ""
+    last_modified: str = ""
+
     @property
     def validator(self) -> str:
         """What `If-Range` may carry (RFC 9110, 13.1.5): a strong entity tag, else the date, else nothing."""
-        if self.etag and not self.etag.startswith("W/"):
-            return self.etag
-        return "" if self.etag else self.last_modified
+        if self.etag:
+            return "" if self.etag.startswith("W/") else self.etag
+        return self.last_modified
+
+    def accept(self, answer: Answer) -> bool:
+        """Whether an answer is of the same version, as far as can be told; takes over what it says."""
+        tags, dates = (self.etag, answer.etag), (self.last_modified, answer.last_modified)
+        changed = tags[0] != tags[1] if all(tags) else all(dates) and dates[0] != dates[1]
+        self.etag, self.last_modified = answer.etag or self.etag, answer.last_modified or self.last_modified
+        return not changed
 
 
 def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_range: bool) -> Answer:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tea_models.errors import SizeMismatchError, SourceUnavailableError, TeaModelsError
-from tea_models.transfer.answers import Answer, StaleError, TransientError, explain_failure, read_answer
-from tea_models.transfer.client import open_stream
+from tea_models.transfer.answers import Answer, StaleError, TransientError, Version, explain_failure, read_answer
+from tea_models.transfer.client import cut, open_stream
 from tea_models.transfer.frontier import FrontierHasher
+from tea_models.transfer.growing import LONGEST_HEADER, size_by_header
 from tea_models.transfer.partial import PartialFile, State, check_space, fingerprint, room
 from tea_models.transfer.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 from tea_models.transfer.writer import Writer
@@ -28,6 +27,7 @@ _PROGRESS: Final = 16 << 10
 # Bytes a second of the first connection above which it stays alone, and how long it is watched first.
 _FAST_RATE: Final = 200e6
 _JUDGED_SECONDS: Final = 0.08
+_FIRST_LOOK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,15 @@ class Attempt:
     def __init__(
         self, request: Request, partial: PartialFile, state: State | None, progress: Progress, *, plain: bool
     ) -> None:
-        self._request, self._partial, self._progress, self._plain = request, partial, progress, plain
+        self.request, self.partial, self._progress, self._plain = request, partial, progress, plain
         total = request.size if request.size is not None else state.total if state else None
         self._connections = 1 if plain else request.connections
         self._board = Board(Ranges(state.ranges if state else ()), total, self._connections)
-        self._etag = state.etag if state else ""
-        self._modified = state.last_modified if state else ""
+        self._version = Version(state.etag, state.last_modified) if state else Version()
         self._ranges_proved = False
         self._answered_at = 0.0
-        self._limit = ENDLESS
+        self.limit = ENDLESS  # where a file of unknown size must end, so that it does not fill the disk
+        self._header_looked_for = _FIRST_LOOK
         self.reconnected = False
         self._resumed = self._board.done.total
         self._changed = threading.Condition()
@@ -101,6 +101,21 @@ class Attempt:
         while len(self._workers) < wanted:
             self._add_worker()
 
+    def limit_by_header(self) -> None:
+        """Where no server says how big a model is, its own header does: it must not go on for ever."""
+        with self._changed:
+            frontier = self._board.done.frontier()
+            wanted = self._board.total is None and self.request.name.lower().endswith(".gguf")
+        if not wanted or frontier < self._header_looked_for:
+            return
+        self._header_looked_for = 4 * frontier
+        expected = size_by_header(self.partial, frontier)
+        if expected is None and frontier > LONGEST_HEADER:
+            expected = frontier
+        if expected is not None:
+            self._header_looked_for = ENDLESS
+            self.limit = min(self.limit, expected)
+
     def _network_is_slow(self) -> bool:
         """Whether more connections could help: not where one brings as much as this process can take in."""
         elapsed = time.monotonic() - self._answered_at
@@ -129,26 +144,26 @@ class Attempt:
         if self._hasher.error is not None:
             raise self._hasher.error
         if self._hasher.foreign:
-            raise StaleError(f"{self._request.shown}: what an earlier run left was damaged", plain=False)
+            raise StaleError(f"{self.request.shown}: what an earlier run left was damaged", plain=False)
         assert self._board.total is not None
         return self._hasher.checkpoint[1], self._board.total
 
     def save(self) -> None:
         """Remember how far it is."""
-        request = self._request
+        request = self.request
         with self._changed:
             checked = self._hasher.checked
             state = State(
                 source=fingerprint(request.url),
                 sha256=request.sha256,
                 total=self._board.total,
-                etag=self._etag,
-                last_modified=self._modified,
+                etag=self._version.etag,
+                last_modified=self._version.last_modified,
                 ranges=tuple(self._board.done),
                 checked=checked,
             )
         if state.ranges:
-            self._partial.save(state)
+            self.partial.save(state)
 
     def stop(self) -> None:
         """Make all threads end; those that wait for bytes are woken by closing their connections."""
@@ -156,7 +171,7 @@ class Attempt:
             self._stopping = True
             self._changed.notify_all()
             for response in self._streams.values():
-                _cut(response)
+                cut(response)
         self._hasher.stop()
         deadline = time.monotonic() + 2
         for worker in self._workers:
@@ -174,7 +189,7 @@ class Attempt:
     def _add_worker(self) -> None:
         with self._changed:
             self._working += 1
-        self._partial.enter()
+        self.partial.enter()
         worker = threading.Thread(target=self._work, name=f"download {len(self._workers)}", daemon=True)
         self._workers.append(worker)
         worker.start()
@@ -187,13 +202,13 @@ class Attempt:
 
     def _know_total(self, total: int) -> None:
         """Called once the size is known; under the lock, or before there are threads."""
-        check_space(self._partial, total, self._request.shown)
+        check_space(self.partial, total, self.request.shown)
         self._show(total)
 
     def _show(self, total: int | None) -> None:
         if not self._showing:
             self._showing = True
-            self._progress.start(self._request.name, total, self._resumed)
+            self._progress.start(self.request.name, total, self._resumed)
 
     # -- a worker ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +218,7 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - handed to the thread that attends, which raises it
             self._fail(error)
         finally:
-            self._partial.leave()
+            self.partial.leave()
             with self._changed:
                 self._working -= 1
                 self._changed.notify_all()
@@ -226,11 +241,11 @@ class Attempt:
             failures = 1 if part.got >= _PROGRESS else failures + 1
             if self._retires(failures, trouble):
                 return
-            self._pause(self._request.policy.wait(failures, trouble.retry_after))
+            self._pause(self.request.policy.wait(failures, trouble.retry_after))
 
     def _next_part(self, rate: float) -> Part | None:
         """A part to fetch; waits while others may still give one up; None when there is nothing to do."""
-        policy = self._request.policy
+        policy = self.request.policy
         with self._changed:
             while not self._stopping and self._failure is None and not self._board.complete:
                 part = self._board.take(silent_seconds=policy.silent_seconds, rate=rate)
@@ -244,11 +259,11 @@ class Attempt:
         """Wake a connection whose part was taken over."""
         for part, response in self._streams.items():
             if not part.left:
-                _cut(response)
+                cut(response)
 
     def _retires(self, failures: int, trouble: TransientError) -> bool:
         """Whether this worker gives up: to others that go on, or for all of them (then it raises)."""
-        policy = self._request.policy
+        policy = self.request.policy
         with self._changed:
             self.reconnected = True
             if self._working > 1 and (failures > 1 or trouble.busy):
@@ -261,7 +276,7 @@ class Attempt:
         if trouble.retry_after is not None and trouble.retry_after > policy.longest_retry_after:
             asked = f"; it asks to wait {trouble.retry_after:,.0f} s"
         raise SourceUnavailableError(
-            f"{self._request.shown}: {trouble.reason} ({failures} times in a row{asked})",
+            f"{self.request.shown}: {trouble.reason} ({failures} times in a row{asked})",
             hint="what has arrived is kept; run the command again later to go on"
             if self._board.done.total
             else "check the network and the address, or try again later",
@@ -273,7 +288,7 @@ class Attempt:
 
     def _fetch(self, part: Part) -> None:
         """Ask for a part and write what comes."""
-        request = self._request
+        request = self.request
         headers, asked = self._headers(part)
         try:
             response = open_stream(request.client, request.url, headers, pinned=request.sha256 is not None)
@@ -299,26 +314,24 @@ class Attempt:
             raise TransientError("the answer ended too early")
 
     def _headers(self, part: Part) -> tuple[dict[str, str], bool]:
-        headers = dict(self._request.headers)
+        headers = dict(self.request.headers)
         first = part.position == 0
         whole = part.end in (ENDLESS, self._board.total)
         if self._plain:
             if not first:
-                raise StaleError(f"{self._request.shown}: the connection broke, and the server can't go on", plain=True)
+                raise StaleError(f"{self.request.shown}: the connection broke, and the server can't go on", plain=True)
             return headers, False
         if first and whole:
             return headers, False
         headers["Range"] = f"bytes={part.position}-" + ("" if whole else str(part.end - 1))
         # With a pin, the bytes of any mirror are welcome and the hash decides; without one, only of the same version.
-        strong = "" if self._etag.startswith("W/") else self._etag
-        validator = strong if self._etag else self._modified  # RFC 9110, 13.1.5
-        if validator and self._request.sha256 is None:
-            headers["If-Range"] = validator
+        if self._version.validator and self.request.sha256 is None:
+            headers["If-Range"] = self._version.validator
         return headers, True
 
     def _learn(self, part: Part, answer: Answer, *, asked: bool) -> None:
         """Compare an answer with what is known; under the lock."""
-        request = self._request
+        request = self.request
         part.heard = part.began = time.monotonic()
         if answer.html and self._resumed:
             raise SourceUnavailableError(
@@ -326,11 +339,12 @@ class Attempt:
                 hint="a login of the network, perhaps; what has arrived is kept: run the command again later",
             )
         if not asked and request.size is not None and answer.total not in (None, request.size):
-            raise _wrong_size(request, answer)
-        self._compare_versions(answer)
+            raise self._wrong_size(answer)
+        if not self._version.accept(answer) and request.sha256 is None:
+            raise StaleError(f"{request.shown}: the file changed meanwhile", plain=False)
         if asked and not answer.partial and part.position:
             if request.size is not None and answer.total not in (None, request.size):
-                raise _wrong_size(request, answer)
+                raise self._wrong_size(answer)
             raise StaleError(f"{request.shown}: the server does not continue files", plain=True)
         self._learn_total(answer)
         if not answer.partial and not (answer.ranges and self._connections > 1):
@@ -341,27 +355,26 @@ class Attempt:
         self._ranges_proved = self._ranges_proved or (answer.ranges and not self._plain)
 
     def _learn_total(self, answer: Answer) -> None:
-        request, known = self._request, self._board.total
+        request, known = self.request, self._board.total
         if answer.total is not None and known is None:
             self._board.learn_total(answer.total)
             self._know_total(answer.total)
         elif answer.total is not None and answer.total != known:
             if request.size is not None and not answer.partial:
-                raise _wrong_size(request, answer)
+                raise self._wrong_size(answer)
             raise StaleError(f"{request.shown}: the size of the file changes", plain=answer.partial)
         elif known is None:
             if answer.partial:
                 raise StaleError(f"{request.shown}: the server does not say how big the file is", plain=True)
-            self._limit = room(self._partial)
+            self.limit = min(self.limit, room(self.partial))
             self._show(None)
 
-    def _compare_versions(self, answer: Answer) -> None:
-        """Without a pin, bytes of two versions must not be mixed; with one, the hash decides."""
-        tags, dates = (self._etag, answer.etag), (self._modified, answer.last_modified)
-        changed = tags[0] != tags[1] if all(tags) else all(dates) and dates[0] != dates[1]
-        if changed and self._request.sha256 is None:
-            raise StaleError(f"{self._request.shown}: the file changed meanwhile", plain=False)
-        self._etag, self._modified = answer.etag or self._etag, answer.last_modified or self._modified
+    def _wrong_size(self, answer: Answer) -> SizeMismatchError:
+        hint = "the source has another file"
+        if answer.html:
+            hint = "the server sends a web page: a login, a licence or an error; open the address in a browser"
+        expected, actual = self.request.size or 0, answer.total or 0
+        return SizeMismatchError(self.request.shown, expected=expected, actual=actual, hint=hint)
 
     def wrote(self, part: Part, count: int) -> bool:
         """Note that `count` bytes of a part are in the file; whether to go on with it."""
@@ -393,36 +406,5 @@ class Attempt:
         return self._board.total
 
     @property
-    def partial(self) -> PartialFile:
-        return self._partial
-
-    @property
-    def request(self) -> Request:
-        return self._request
-
-    @property
     def stopping(self) -> bool:
         return self._stopping or self._failure is not None
-
-    @property
-    def limit(self) -> int:
-        """Where a file of unknown size must end, so that it does not fill the disk."""
-        return self._limit
-
-
-def _wrong_size(request: Request, answer: Answer) -> SizeMismatchError:
-    assert request.size is not None
-    hint = "the source has another file; nothing was kept"
-    if answer.html:
-        hint = "the server sends a web page: a login, a licence or an error; open the address in a browser"
-    return SizeMismatchError(request.shown, expected=request.size, actual=answer.total or 0, hint=hint)
-
-
-def _cut(response: Any) -> None:
-    """Close a connection under a thread that reads from it, which wakes that thread."""
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("socket") if stream is not None else None
-    if isinstance(connection, socket.socket):
-        with contextlib.suppress(OSError):
-            # Of the base class: an SSL socket would tear down its state under the reader.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -101,6 +103,16 @@ def next_address(here: str, location: str, *, pinned: bool) -> str:
         )
     check_scheme(there, pinned=pinned)
     return there
+
+
+def cut(response: httpx2.Response) -> None:
+    """Close a connection under a thread that reads from it, which wakes that thread."""
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if isinstance(connection, socket.socket):
+        with contextlib.suppress(OSError):
+            # Of the base class: an SSL socket would tear down its state under the reader.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:

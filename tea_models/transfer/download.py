@@ -111,12 +111,11 @@ def download(
     partial = PartialFile(destination_partial)
     try:
         return _Download(request, partial, progress or Silent()).run()
-    except (ChecksumMismatchError, MalformedGGUFError):
-        partial.forget()
+    except BaseException as error:
+        if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
+            discard(destination_partial)
         raise
     finally:
-        if partial.size() == 0 and size != 0:
-            discard(destination_partial)
         partial.leave()
 
 
@@ -182,6 +181,7 @@ class _Download:
             attempt.start()
             while not attempt.ended(timeout=_TICK_SECONDS):
                 attempt.add_workers()
+                attempt.limit_by_header()
                 if time.monotonic() - saved >= _SAVE_SECONDS:
                     attempt.save()
                     saved = time.monotonic()

@@ -14,7 +14,7 @@ ENDLESS: Final = 1 << 62
 MIB: Final = 1 << 20
 # A part is big enough that its request costs nothing beside it, small enough that the hash keeps up behind.
 SMALLEST_PART: Final = 8 * MIB
-LARGEST_PART: Final = 64 * MIB
+LARGEST_PART: Final = 128 * MIB
 _SMALLEST_SPLIT: Final = 128 << 10
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tea_models.errors import DiskFullError, MalformedGGUFError, SizeMismatchError, TeaModelsError
+from tea_models.errors import MalformedGGUFError, SizeMismatchError, TeaModelsError
 from tea_models.transfer.answers import StaleError, TransientError, explain_failure
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ class Writer:
         self._flushed = time.monotonic()
         if not self._waiting:
             return self._part.left > 0 or self._to_the_end()
+        if self._attempt.stopping:
+            return False  # the file may have been begun anew by now, for others
         pieces, count = self._pieces, self._waiting
         self._pieces, self._waiting = [], 0
         left = self._part.left
@@ -94,9 +96,11 @@ class Writer:
         if self._part.position == 0:
             self._check_beginning(pieces)
         if self._part.position + count > self._attempt.limit:
-            raise DiskFullError(
-                f"{self._attempt.request.shown}: does not end, and would fill the disk",
-                hint="the server does not say how big the file is; nothing more was read",
+            raise SizeMismatchError(
+                self._attempt.request.shown,
+                expected=self._attempt.limit,
+                actual=self._part.position + count,
+                hint="the server does not say how big the file is, and sends more than its header or the disk allows",
             )
         self._attempt.partial.write(pieces, self._part.position)
         return self._attempt.wrote(self._part, count) or self._to_the_end()
