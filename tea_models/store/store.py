@@ -132,8 +132,9 @@ class Store:
             host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
             unique = "" if exclusive else f".{os.getpid()}-{secrets.token_hex(4)}"
             path = self.partials_dir / f"{key}.{host}{unique}.part"
-            if path.is_symlink():
-                path.unlink()  # planted: never write through it
+            for item in self.partials_dir.glob(f"{path.name}*"):
+                if item.is_symlink():
+                    item.unlink()  # planted: never write through it
             if not exclusive:
                 stack.callback(remove_partial, path)
             yield path
@@ -145,14 +146,25 @@ class Store:
         Where locks do nothing, two processes may still choose one name for different bytes; then one of them finds it
         taken (`NameTakenError`) and chooses again.
         """
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # nothing can be written: then there is nothing to be kept out either
-                self.lock_path("names").parent.mkdir(parents=True, exist_ok=True)
-                self._settled = stack.enter_context(hold(self.lock_path("names")))
+        with self.alone("names") as alone:
+            self._settled = alone
             try:
                 yield
             finally:
                 self._settled = True
+
+    @contextlib.contextmanager
+    def alone(self, key: str) -> Iterator[bool]:
+        """Hold a lock of the store; yields whether it keeps others out.
+
+        Where nothing can be written, nobody has to be kept out of anything, and no lock is taken.
+        """
+        with contextlib.ExitStack() as stack:
+            exclusive = True
+            with contextlib.suppress(OSError):
+                self.lock_path(key).parent.mkdir(parents=True, exist_ok=True)
+                exclusive = stack.enter_context(hold(self.lock_path(key)))
+            yield exclusive
 
     def folder_for(self, files: Sequence[tuple[str, str | None]], folders: Sequence[str]) -> Path:
         """Choose the folder in which all files of a model can lie under their upstream names.
