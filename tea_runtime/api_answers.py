@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
+from tea_runtime.schema_check import mismatch
 
 if TYPE_CHECKING:
     from tea_runtime.backend import LlmCallParams
@@ -225,19 +226,16 @@ def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> N
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        value = None
+        problem = "it is not JSON"
     else:
         schema = (wanted.get("json_schema") or {}).get("schema") if kind == "json_schema" else {"type": "object"}
-        schema = schema if isinstance(schema, Mapping) else {}
-        if schema.get("type") != "object":
-            return
-        if isinstance(value, dict) and all(key in value for key in schema.get("required") or ()):
-            return
-    start = " ".join(content.split())[:80]
-    raise ApiError(
-        f"{where}: asked for {kind} and got something else: {start!r}",
-        hint="the server does not enforce response_format; use one that does, or the local backend",
-    )
+        problem = mismatch(value, schema)
+    if problem:
+        start = " ".join(content.split())[:80]
+        raise ApiError(
+            f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
+            hint="the server does not enforce response_format; use one that does, or the local backend",
+        )
 
 
 def _usage(value: Any) -> dict[str, int] | None:
