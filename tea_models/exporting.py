@@ -38,6 +38,7 @@ def export_model(
     from tea_models.profile import profile_from_headers
 
     with open_model(reference, settings=settings) as model:
+        model.require_loadable()
         here = model_path(model)
         if path is None and here is None:
             raise MissingFileError(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tea_models.errors import IntegrityError
 from tea_models.facts import ProfileFile
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
+from tea_models.gguf.loadable import check_loadable
 from tea_models.gguf.shards import check_shards
 from tea_models.known_models import entry_of, recorded_sha256
 from tea_models.plain_path import plain_path
@@ -43,6 +45,20 @@ class ModelFiles:
     files: tuple[ProfileFile, ...]
     located: Located | None
     entry: Entry | None
+
+    def require_loadable(self) -> None:
+        """Refuse a model that llama.cpp would fail to load or crash on, before anything is worked out for it.
+
+        Raises:
+            IntegrityError: Says which file and why.
+        """
+        for header in self.headers:
+            problems = check_loadable(header, thorough=False)
+            if problems:
+                raise IntegrityError(
+                    f"{header.source.name}: llama.cpp would not load it: {problems[0]}",
+                    hint="get another copy of the model",
+                )
 
     def __enter__(self) -> Self:
         return self

@@ -187,6 +187,7 @@ def _opened(
 
     wishes.check()
     with open_model(path_or_ref, settings=settings) as model:
+        model.require_loadable()
         profile = profile_from_headers(model.headers, model.files, entry=model.entry)
         measurer = choose_measurer(profile, settings, model=model, measure=measure)
         machine = machine or machine_now(settings, measure=measure)

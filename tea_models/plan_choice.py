@@ -244,6 +244,7 @@ class _Judge:
         from tea_models.profile import profile_from_headers
 
         with open_model(reference, settings=self.settings) as model:
+            model.require_loadable()
             profile = profile_from_headers(model.headers, model.files, entry=model.entry)
             measurer = choose_measurer(profile, self.settings, model=model, measure=self.measure)
             size = sum(file.size for file in profile.files)

@@ -121,6 +121,12 @@ def test_a_vocabulary_needs_no_hyperparameters() -> None:
     assert problems(build_gguf(metadata)) == ()
 
 
+def test_the_later_files_of_a_model_are_judged_by_their_layout_alone() -> None:
+    part = {"split.no": typed("uint16", 1), "split.count": typed("uint16", 2)}
+    assert problems(build_gguf(part, [Tensor("a", (32,))])) == ()
+    assert problems(build_gguf(part, [Tensor("a" * 70, (32,))]))
+
+
 def test_per_layer_arrays_of_the_right_length_are_no_problem() -> None:
     changes = {"llama__attention__head_count": array("uint32", [4, 4])}
     assert problems(broken(changes)) == ()

@@ -31,13 +31,17 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     """Reasons why the native loader must not be given this file; empty when there are none.
 
     Args:
-        header: The header of the file, its source open; for a model in several files, of the first.
+        header: The header of the file, its source open; of a model in several files, the first is judged by what it
+            says and the others by their layout.
         thorough: Also look for a token that is there twice, which takes 0.1 s for a large vocabulary.
     """
     found = list(header.problems)
     if header.byte_order != sys.byteorder:
         found.append(f"the file is {header.byte_order}-endian, this machine is not")
     metadata = header.metadata
+    part = metadata.get("split.no")
+    if isinstance(part, int) and part > 0:
+        return tuple(found)  # all that describes the model is in the first of its files
     if metadata.get("general.type") in _NOT_MODELS or metadata.get("general.architecture") == "clip":
         return tuple(found)
     architecture = metadata.get("general.architecture")
