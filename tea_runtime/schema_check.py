@@ -121,10 +121,11 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _bounds(value: Any, schema: Mapping[str, Any], where: str) -> str:
+    def outside(size: Any, least: str, most: str) -> bool:
+        return bool(size < schema.get(least, size) or size > schema.get(most, size))
+
     if isinstance(value, str):
-        if len(value) < schema.get("minLength", 0) or len(value) > schema.get("maxLength", len(value)):
-            return f"{where} has {len(value)} characters"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (value < schema.get("minimum", value) or value > schema.get("maximum", value)):
+        return f"{where} has {len(value)} characters" if outside(len(value), "minLength", "maxLength") else ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and outside(value, "minimum", "maximum"):
         return f"{where} is {value}"
     return ""
