@@ -35,6 +35,10 @@ _FUSED_QKV = frozenset({
     "phi3", "gpt2", "gptneox", "falcon", "bloom", "mpt", "starcoder", "codeshell", "qwen", "dbrx", "nomic-bert",
     "nomic-bert-moe", "modern-bert", "neo-bert", "openelm", "plamo2", "plamo3", "jais", "jais2",
 })  # fmt: skip
+# Attention and feed-forward network read the same norm, and are added together at the end.
+_PARALLEL = frozenset({"phi2", "falcon", "gptj", "command-r", "cohere2", "cohere2moe", "plamo"})
+# The rows that are asked for are picked after the last block, not inside it.
+_PICKS_LATE = frozenset({"gpt-oss", "gemma3n", "gemma4", "mimo2", "ernie4_5"})
 
 
 @dataclass(slots=True)
@@ -152,6 +156,9 @@ class Shape:
     fused_gate: bool
     fused_qkv: bool
     cached: bool
+    rms_norm: bool
+    parallel: bool
+    picks_late: bool
     blocks: tuple[bool, ...]
 
 
@@ -226,6 +233,9 @@ def _shape(
         fused_gate=h.architecture in _FUSED_GATE,
         fused_qkv=h.architecture in _FUSED_QKV,
         cached=h.architecture not in NO_CACHE,
+        rms_norm=h.has("attention.layer_norm_rms_epsilon"),
+        parallel=h.architecture in _PARALLEL or bool(h.number("use_parallel_residual")),
+        picks_late=h.architecture in _PICKS_LATE,
         blocks=_blocks(layout),
     )
 
@@ -264,11 +274,15 @@ def _graph(s: Shape, *, embeddings: bool) -> Graph:
     masks = [graph.input(span * s.tokens * scores) for span in spans]
     picks = graph.input(s.outputs * _F32)
     current = graph.op(s.width * s.tokens * _F32)
+    last = -1 if s.picks_late or not s.cached else len(s.blocks) - 1
     for index, windowed in enumerate(s.blocks):
         number = 1 if windowed and len(masks) > 1 else 0
-        inputs = _Inputs(position, rows, masks[number], spans[number], picks if index == len(s.blocks) - 1 else None)
+        inputs = _Inputs(position, rows, masks[number], spans[number], picks if index == last else None)
         current = _block(graph, s, current, inputs)
-    norm = graph.op(s.width * s.outputs * _F32, current, in_place=True)
+    if s.picks_late:
+        current = graph.op(s.width * s.outputs * _F32, current, picks)
+    # RMSNorm may take over its input's memory, LayerNorm may not (`ggml_op_can_inplace`).
+    norm = graph.op(s.width * s.outputs * _F32, current, in_place=s.rms_norm)
     result = graph.op(s.width * s.outputs * _F32, norm, in_place=True, keep=True)
     if s.cached and not embeddings:
         graph.op(s.vocabulary * s.outputs * _F32, result, keep=True)
@@ -294,6 +308,11 @@ def _block(graph: Graph, s: Shape, source: int, inputs: _Inputs) -> int:
         count = s.outputs
         wide = s.width * count * _F32
         out, source = graph.op(wide, out, inputs.picks), graph.op(wide, source, inputs.picks)
+        if s.parallel:
+            norm = graph.op(wide, norm, inputs.picks)
+    if s.parallel:
+        down = _feed_forward(graph, s, norm, s.feed_forward, count)
+        return graph.op(wide, graph.op(wide, down, out, in_place=True), source, in_place=True)
     residual = graph.op(wide, out, source, in_place=True)
     norm = graph.op(wide, graph.op(wide, residual, in_place=True), in_place=True)
     down = _experts(graph, s, norm, count) if s.experts else _feed_forward(graph, s, norm, s.feed_forward, count)

@@ -231,7 +231,8 @@ def _run(request: dict[str, Any], answer: Any) -> None:
         parameters.n_gpu_layers = layers
         model = engine.llama_model_load_from_file(os.fsencode(request["model"]), parameters)
         if not model:
-            reason = log.errors[-1] if log.errors else "the engine refused the file"
+            # The first error says what is wrong, the last only that something was.
+            reason = log.errors[0].removeprefix("llama_model_load: ") if log.errors else "the engine refused the file"
             answer({"load": number, "n_gpu_layers": layers, "error": reason})
             continue
         answer({
