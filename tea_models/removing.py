@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,12 @@ def remove(names: Sequence[str], *, settings: Settings) -> list[Removed]:
     store = Store(settings.store_dir)
     found: list[tuple[str, Path]] = []
     for name in names:
-        for path in _paths(name, settings):
+        for named in _paths(name, settings):
+            path = store.own(named)
             if not store.contains(path):
                 raise MissingFileError(f"{path} is not in the store ({store.root})", hint="remove it yourself")
+            if not os.path.lexists(path):
+                raise MissingFileError(f"{path}: no such file")
             if all(path != other for _, other in found):
                 found.append((name, path))
     return [Removed(name, path, store.remove(path)) for name, path in found]

@@ -62,6 +62,12 @@ def test_a_quantisation_chooses_the_file_whatever_its_case(server: Server, tmp_p
     assert artifact.license == "apache-2.0"
 
 
+def test_a_quantisation_may_be_the_name_of_a_folder(tmp_path: Path) -> None:
+    with serve(repos={"o/r": Repo({"Q4_0/model.gguf": MODEL, "Q8_0/model.gguf": OTHER})}) as server:
+        (file,) = resolve("hf:o/r:Q8_0", settings(server, tmp_path)).files
+    assert (file.filename, file.sha256) == ("model.gguf", hashlib.sha256(OTHER).hexdigest())
+
+
 def test_shards_are_one_model_each_with_its_hash(server: Server, tmp_path: Path) -> None:
     for text in ("hf:owner/tiny-GGUF:BF16", "hf:owner/tiny-GGUF/big/tiny-BF16-00002-of-00002.gguf"):
         files = resolve(text, settings(server, tmp_path)).files

@@ -182,6 +182,12 @@ def test_the_commands_lock_sync_and_rm(
     assert tea_models("sync", "--frozen") == 1
     assert tea_models("lock") == 0
     assert "written" in capsys.readouterr().out
+    monkeypatch.chdir(store)
+    assert tea_models("rm", "./b-Q4_0.gguf") == 4
+    assert tea_models("rm", "./a-Q4_0.gguf") == 0
+    assert Store(store).installed() == []
+    monkeypatch.chdir(project)
+    assert tea_models("sync") == 0
     assert tea_models("rm", "hf:o/a") == 0
     assert "removed" in capsys.readouterr().out
     assert not (store / "a-Q4_0.gguf").exists()

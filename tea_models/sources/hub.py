@@ -150,8 +150,8 @@ def choose(reference: HubRef, files: Iterable[HubFile]) -> list[HubFile]:
     if wanted is None:
         matching = main or models
     else:
-        exact = [first for first in main if (quantization_of(base_name(first)) or "") == wanted.upper()]
-        loose = [first for first in main if (quantization_of(base_name(first)) or "").endswith(f"-{wanted.upper()}")]
+        exact = [first for first in main if _quantization(first) == wanted.upper()]
+        loose = [first for first in main if _quantization(first).endswith(f"-{wanted.upper()}")]
         matching = {first: models[first] for first in exact or loose}
     known = _described(main or models)
     if not matching:
@@ -364,6 +364,11 @@ def _models(files: Iterable[HubFile]) -> dict[str, list[HubFile]]:
     return models
 
 
+def _quantization(path: str) -> str:
+    """What a file's name says, or else its folder's."""
+    return quantization_of(base_name(path)) or quantization_of(path) or ""
+
+
 def _described(models: dict[str, list[HubFile]]) -> str:
     from tea_models.cli.output import human_size
 
@@ -371,5 +376,5 @@ def _described(models: dict[str, list[HubFile]]) -> str:
     for first, parts in sorted(models.items()):
         sizes = [part.size for part in parts]
         size = f" ({human_size(sum(s for s in sizes if s))})" if all(sizes) else ""
-        shown.append((quantization_of(base_name(first)) or base_name(first)) + size)
+        shown.append((_quantization(first) or base_name(first)) + size)
     return ", ".join(shown[:30]) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")

@@ -89,6 +89,11 @@ class Store:
         """Whether a path lies in the store (and not in its hidden folder)."""
         return path.is_relative_to(self.root) and not path.is_relative_to(self.hidden)
 
+    def own(self, path: Path) -> Path:
+        """A path as the store writes it, if it leads into the store by another way (relative, through a link)."""
+        real, root = path.parent.resolve() / path.name, self.root.resolve()
+        return self.root / real.relative_to(root) if real.is_relative_to(root) else path
+
     def profile_path(self, path: Path) -> Path:
         """Where the resolved profile of a file of the store lies."""
         return self._beside("profiles", path)
