@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -24,6 +25,8 @@ _START_SECONDS = 30.0
 # What it may take to find libpython and, in a relocated Python, the standard library; everything else (tokens among it)
 # stays out of the worker.
 _LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONHOME")
+# Long prompts come and go as large blocks: glibc should keep them instead of asking the kernel for fresh pages each time.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 # Collecting garbage while modules are imported takes a tenth of the start; `main` in the worker turns it on again.
 _BOOT = (
     "import gc, sys; gc.disable(); from importlib.machinery import SourceFileLoader as L; sys.path += sys.argv[3:]; "
@@ -67,7 +70,7 @@ class _Worker:
             self._pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-P", "-s", "-S", "-c", _BOOT, str(MEMORY), _worker_file(), *_library_folders()],
-                {name: os.environ[name] for name in _LOADER_VARIABLES if name in os.environ},
+                _ALLOCATOR | {name: os.environ[name] for name in _LOADER_VARIABLES if name in os.environ},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, request_read, 0),
                     (os.POSIX_SPAWN_DUP2, reply_write, 1),
@@ -302,6 +305,10 @@ def _lost(reason: str, status: int | None) -> dict[str, Any]:
 def _pipe() -> tuple[int, int]:
     """A pipe above the standard descriptors, which may be closed here and are written over in the child."""
     ends = list(os.pipe())
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        # A long prompt should go over in one piece, not in sixteen with a switch of process after each.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 1 << 20)
     low = [end for end in ends if end < 3]
     if low:
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end < 3 else end for end in ends]
