@@ -25,7 +25,7 @@ _START_SECONDS = 30.0
 # What it may take to find libpython and, in a relocated Python, the standard library; everything else (tokens among it)
 # stays out of the worker.
 _LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONHOME")
-# Long prompts come and go as large blocks: glibc should keep them instead of asking the kernel for fresh pages each time.
+# Long prompts come and go as large blocks: glibc should keep them instead of asking the kernel for fresh pages again.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "134217728"}
 # Collecting garbage while modules are imported takes a tenth of the start; `main` in the worker turns it on again.
 _BOOT = (
