@@ -213,6 +213,8 @@ def _chosen(
             real = part.resolve()
             yield Found("folder", f"file:{part.absolute()}", part.name, real, real.stat().st_size, None), None
         return
+    if path.is_dir() and "/" in name:
+        raise MissingFileError(f"{name} is a folder", hint=f"tea-models adopt --folder {name} looks into it")
     every = _everything(settings, folders)
     matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
     if not matching:

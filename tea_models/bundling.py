@@ -70,17 +70,17 @@ def bundle(
         ChecksumMismatchError: A file in the store is not what its lock says.
         DiskFullError, StoreError: The bundle can't be written.
     """
-    lock = _chosen(lock_path, names, settings, progress, note)
-    store = Store(settings.store_dir)
-    files = [item for model in lock.models.values() for item in _located(store, model)]
-    unique = {file.sha256: file for file in files}
-    small = {
-        MANIFEST: json.dumps(_manifest(files), indent=2, ensure_ascii=True) + "\n",
-        LOCK: format_lock(lock),
-        LICENSES: _licenses(files),
-        **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
-    }
-    with _replacing(output) as file:
+    with _replacing(output) as file:  # before anything that takes long: can it be written at all?
+        lock = _chosen(lock_path, names, settings, progress, note)
+        store = Store(settings.store_dir)
+        files = [found for model in lock.models.values() for found in _located(store, model)]
+        unique = {item.sha256: item for item in files}
+        small = {
+            MANIFEST: json.dumps(_manifest(files), indent=2, ensure_ascii=True) + "\n",
+            LOCK: format_lock(lock),
+            LICENSES: _licenses(files),
+            **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
+        }
         for name, text in small.items():
             data = text.encode()
             file.write(header(name, len(data)) + data + padding(len(data)))

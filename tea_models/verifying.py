@@ -257,6 +257,15 @@ def loading_problems(path: Path) -> tuple[str, ...]:
         return tuple(check_loadable(header)) if path.name == first else tuple(header.problems)
 
 
+def _set_aside(store: Store, path: Path) -> Path:
+    """Take broken bytes from their name, but remember what should be there, for when this repair fails."""
+    record = store.record_of(path)
+    aside = store.set_aside(path)
+    if record is not None:
+        store.write_record(record)
+    return aside
+
+
 def _needs_repair(result: VerifyResult) -> bool:
     return result.status in ("corrupt", "missing")
 
@@ -276,10 +285,11 @@ def _repair(
         return result
     from tea_models.pulling import pull_artifact
 
-    if result.status == "corrupt" and store.contains(target.path):
-        store.set_aside(target.path)
+    aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
     only = replace(target.artifact, files=(target.file,))
     (pulled,) = pull_artifact(only, settings=settings, progress=progress, note=note)
+    if aside is not None:
+        aside.unlink(missing_ok=True)
     try:
         problems = loading_problems(pulled.path)
     except (MalformedGGUFError, NotAvailableError) as error:

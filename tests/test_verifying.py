@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.errors import MissingFileError, UnknownModelError
+from tea_models.errors import MissingFileError, NotAvailableError, UnknownModelError
 from tea_models.pulling import pull
 from tea_models.settings import Settings
 from tea_models.verifying import verify
@@ -179,6 +179,25 @@ def test_repair_brings_back_what_is_missing(settings):
     pulled.path.unlink()
     (result,) = verify("small", settings, repair=True)
     assert (result.status, result.repaired, pulled.path.read_bytes()) == ("ok", True, MODEL)
+
+
+def test_a_repair_that_fails_can_be_tried_again(settings, server):
+    (pulled,) = pull("small", settings=settings)
+    damage(pulled.path)
+    honest, server.handler = server.handler, lambda e: e.reply(404)
+    with pytest.raises(NotAvailableError):
+        verify(None, settings, repair=True)
+    assert [result.status for result in verify(None, settings)] == ["missing"]
+    server.handler = honest
+    assert [result.status for result in verify(None, settings, repair=True)] == ["ok"]
+    assert pulled.path.read_bytes() == MODEL
+
+
+def test_a_repair_leaves_no_second_copy(settings):
+    (pulled,) = pull("small", settings=settings)
+    damage(pulled.path)
+    verify(None, settings, repair=True)
+    assert not list((settings.store_dir / ".tea" / "broken").iterdir())
 
 
 def command(settings, *arguments):

@@ -44,6 +44,9 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
             *names,
             *dict.fromkeys(str(item.found.path) if item.found.tool == "folder" else item.found.name for item in ready),
         )
+        if not names:
+            app.out.answer([], lambda: "nothing to adopt that is not in the store")
+            return
     from tea_models.cli.progress import progress_for
 
     results = adopt(names, app.settings, folders=folders, progress=progress_for(app.out))

@@ -10,6 +10,8 @@ from tea_models.cli.frame import answering
 from tea_models.cli.output import printable, table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tea_models.cli.frame import App
     from tea_models.verifying import VerifyResult
 
@@ -30,13 +32,13 @@ def command(app: App, names: tuple[str, ...], repair: bool) -> int:
 
     progress = progress_for(app.out)
     results = verify(names or None, app.settings, repair=repair, progress=progress, note=app.out.note)
-    app.out.answer([result.to_json() for result in results], lambda: _human(app, results, repair))
+    app.out.answer([result.to_json() for result in results], lambda: _human(app, results, repair=repair))
     if any(result.broken for result in results):
         return 3
     return 4 if any(result.status == "missing" for result in results) else 0
 
 
-def _human(app: App, results: list[VerifyResult], repair: bool) -> str:
+def _human(app: App, results: list[VerifyResult], *, repair: bool) -> str:
     if not results:
         return "nothing is installed yet; start with: tea-models pull smollm2-135m"
     width = max(len(_word(result)) for result in results)
@@ -49,7 +51,7 @@ def _human(app: App, results: list[VerifyResult], repair: bool) -> str:
         if result.status == "corrupt" and result.expected_sha256 and result.actual_sha256:
             out += [f"    expected {result.expected_sha256}", f"    found    {result.actual_sha256}"]
         out += [f"    {printable(problem)}" for problem in result.problems]
-    advice = _advice(results, repair)
+    advice = "" if repair else _advice(results, app.settings.store_dir)
     return "\n".join([*out, "", advice] if advice else out)
 
 
@@ -59,9 +61,9 @@ def _word(result: VerifyResult) -> str:
     return "not loadable" if result.status != "corrupt" and result.loadable is False else result.status
 
 
-def _advice(results: list[VerifyResult], repair: bool) -> str:
-    if any(result.status in ("corrupt", "missing") for result in results):
-        return "" if repair else "next: tea-models verify --repair fetches only what is broken"
+def _advice(results: list[VerifyResult], store: Path) -> str:
+    if any(result.status in ("corrupt", "missing") and result.path.is_relative_to(store) for result in results):
+        return "next: tea-models verify --repair fetches only what is broken"
     if any(result.status == "unpinned" for result in results):
         return "unpinned: nobody said beforehand what the hash should be; tea-models lock pins it"
     return ""
