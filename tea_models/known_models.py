@@ -6,7 +6,7 @@ when it mentions the hash of the chat template, or of the file as the store reco
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,39 +34,28 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
     texts = _registry_texts(settings)
     if not isinstance(template, str) and not any("metadata:" in text for text in texts):
         return None  # the only other corrections are of chat templates and stop texts
-    digest = _sha256(template) if isinstance(template, str) else ""
-    if digest and _mentioned(digest, texts):
-        from tea_models.registry import Registry
-
-        for entry in Registry.load(settings).entries.values():
-            if any(override.replaces_sha256 == digest for override in entry.overrides.chat_templates):
-                return entry
     if sha256 is None and path is not None:
         sha256 = recorded_sha256(path, settings)
-    if sha256 is None or not _mentioned(sha256, texts):
+    digest = _sha256(template) if isinstance(template, str) else ""
+    if not any(known and known in text for known in (sha256, digest) for text in texts):
         return None
     from tea_models.registry import Registry
 
-    found = Registry.load(settings).by_sha256(sha256)
-    return found[0] if found else None
-
-
-def _sha256(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _mentioned(digest: str, texts: list[str]) -> bool:
-    return any(digest in text for text in texts)
+    registry = Registry.load(settings)
+    found = registry.by_sha256(sha256) if sha256 is not None else None
+    if found is not None:
+        return found[0]
+    for entry in registry.entries.values():
+        if any(override.replaces_sha256 == digest for override in entry.overrides.chat_templates):
+            # Another model with the same bad template: what else the entry says is not about this one.
+            return replace(entry, license="", overrides=replace(entry.overrides, metadata={}))
+    return None
 
 
 def _registry_texts(settings: Settings) -> list[str]:
-    builtin = next(
-        (path for path in (_PACKAGE / "registry.yaml", _PACKAGE.parent / "registry.yaml") if path.is_file()), None
-    )
+    builtin = [path for path in (_PACKAGE / "registry.yaml", _PACKAGE.parent / "registry.yaml") if path.is_file()]
     texts = []
-    for path in [*([builtin] if builtin else []), *settings.registry_files]:
+    for path in [*builtin[:1], *settings.registry_files]:
         try:
             texts.append(path.read_text("utf-8", "replace"))
         except OSError:
@@ -76,17 +65,21 @@ def _registry_texts(settings: Settings) -> list[str]:
 
 def recorded_sha256(path: str, settings: Settings) -> str | None:
     """The hash of a file of the store that has not changed since it was verified, or None."""
-    root = os.path.realpath(settings.store_dir)
-    if not os.path.realpath(path).startswith(root + os.sep):
+    root, file = settings.store_dir.absolute(), Path(path).absolute()
+    if not file.is_relative_to(root):
         return None
     from tea_models.store import Store
 
-    record = Store(settings.store_dir).record_of(Path(path))
-    status = Path(path).stat()
-    if record is None or (record.size, record.mtime_ns, record.inode) != (
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ino,
-    ):
+    record = Store(root).record_of(file)
+    try:
+        status = file.stat()
+    except OSError:
         return None
-    return record.sha256
+    now = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
+
+
+def _sha256(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -200,6 +200,20 @@ def test_known_capabilities_spare_running_the_template() -> None:
     assert profile_of(build_gguf(), capabilities=known).chat.format == Fact("made-up", "template")
 
 
+def test_another_model_with_a_known_bad_template_gets_no_further_corrections(tmp_path: Path, model: Path) -> None:
+    digest = hashlib.sha256(CHATML.encode()).hexdigest()
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(
+        "schema: tea.registry/1\nmodels:\n  mine:\n    kind: chat\n    license: MIT\n    variants:\n      F32:\n"
+        "        files:\n          - {filename: m.gguf, sources: ['./m.gguf']}\n    overrides:\n      metadata:\n"
+        "        llama.context_length: {value: 99, reason: of that model only}\n      chat_templates:\n"
+        f"        - {{replaces_sha256: '{digest}', template: 'mine<|im_end|>', reason: because}}\n"
+    )
+    profile = resolve_profile(model, settings=Settings(store_dir=tmp_path / "store", registry_files=(registry,)))
+    assert profile.chat.template.value == "mine<|im_end|>"
+    assert profile.context_length == Fact(2048, "gguf:llama.context_length")
+
+
 def test_a_file_named_by_its_path_gets_the_corrections_of_the_registry_too(tmp_path: Path, model: Path) -> None:
     digest = hashlib.sha256(CHATML.encode()).hexdigest()
     registry = tmp_path / "registry.yaml"

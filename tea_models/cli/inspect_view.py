@@ -102,7 +102,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     ]
     if found.transfer is not None:
         seen = found.transfer
-        text = f"{human_size(seen.bytes_read)} in {seen.requests} requests, {seen.seconds:.1f} s"
+        requests = "1 request" if seen.requests == 1 else f"{seen.requests} requests"
+        text = f"{human_size(seen.bytes_read)} in {requests}, {seen.seconds:.1f} s"
         facts.append(("fetched", text + (f" · commit {seen.revision[:12]}" if seen.revision else "")))
     return facts
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("profile", short_help="Facts about a model, portable, with where each came from.")
-@click.argument("models", metavar="MODEL", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL [MODEL]", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write the profile (JSON) there.")
 @click.option("--diff", is_flag=True, help="Compare two: --diff A B.")
 @answering

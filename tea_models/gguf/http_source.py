@@ -134,7 +134,7 @@ class HttpSource:
                 self._prefix.clear()  # a stream can't go on where it broke
             if self._failures + 1 >= ATTEMPTS:
                 problem = str(error) or type(error).__name__
-                raise self._unavailable(problem, "check the address and the network") from None
+                raise self._unavailable(f"can't be reached ({problem})", "check the address and the network") from None
             return 0.2 * (self._failures + 1)
         return None
 

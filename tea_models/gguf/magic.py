@@ -62,4 +62,4 @@ def _explain_text(head: bytes) -> tuple[str, str]:
         )
     if text[:1] in (b"{", b"["):
         return "found JSON", "the server may have answered an error instead of the file"
-    return f"found {head[:4]!r}", ""
+    return f"found {head[:4].decode('ascii', 'backslashreplace')!r}", ""
