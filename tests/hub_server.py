@@ -44,6 +44,7 @@ class Server:
     redirect_to: str = ""
     fail_next: list[int] = field(default_factory=list)
     pause: threading.Event | None = None
+    xet_only: bool = False
     truncate_at: int | None = None
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
@@ -139,6 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Size": str(len(data)),
             "X-Linked-ETag": f'"{digest if repo.lfs else digest[:40]}"',
         }
+        if self.world.xet_only:
+            headers |= {"X-Xet-Hash": digest, "X-Xet-Refresh-Route": "/xet-read-token"}
+            if body and self.headers.get("user-agent", "").startswith("tea-models/"):
+                self.send(409, b"only through Xet", headers, body=body)
+                return
         if self.world.redirect_to:
             headers["Location"] = f"{self.world.redirect_to}/cdn/{file}"
             self.send(302, b"", headers, body=body)

@@ -203,6 +203,19 @@ def test_a_hub_that_is_not_there_and_offline_are_different_errors(tmp_path: Path
         resolve("hf:o/r", offline)
 
 
+def test_what_only_xet_delivers_comes_through_the_hubs_own_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The library's own plain download stands in for the protocol that no test server speaks.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with serve(repos={"o/r": Repo({"x-Q4_0.gguf": MODEL})}, xet_only=True) as server:
+        mine = settings(server, tmp_path)
+        (file,) = resolve("hf:o/r:Q4_0", mine).files
+        arrived = fetch(file, tmp_path / "x.part", settings=mine)
+    assert (arrived.sha256, arrived.revision) == (hashlib.sha256(MODEL).hexdigest(), COMMIT)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("x.part")] == ["x.part"]
+
+
 def test_a_listing_without_hashes_is_completed_by_the_files_themselves(server: Server, tmp_path: Path) -> None:
     server.repos["owner/tiny-GGUF"].lfs = False
     (file,) = resolve("hf:owner/tiny-GGUF:Q8_0", settings(server, tmp_path)).files

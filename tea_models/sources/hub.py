@@ -249,6 +249,7 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
     import os
 
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from tea_models.store import hash_file
 
@@ -258,6 +259,7 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
         found = get_hf_file_metadata(address(reference, settings), token=token, endpoint=settings.hf_endpoint)
         if found.xet_file_data is None:
             return None
+        disable_progress_bars()
         path = hf_hub_download(
             reference.repo,
             str(reference.path),

