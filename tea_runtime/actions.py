@@ -221,17 +221,22 @@ def _embed(backend: LlmBackend, _settings: LlmSettings, params: Mapping[str, Any
     texts = isinstance(text, Sequence) and not isinstance(text, str | bytes) and all(isinstance(t, str) for t in text)
     if not isinstance(text, str) and not texts:
         raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
-    embedding: Any = backend.embed(text if isinstance(text, str) else list(text or ()))
-    first = embedding if isinstance(text, str) else (embedding[0] if embedding else [])
-    return {
-        "embedding": embedding,
-        "dimensions": len(first),
+    given: list[str] = [text] if isinstance(text, str) else list(text or ())
+    vectors = backend.embed(given)
+    # A local model can count; what an API counts it keeps to itself here.
+    count = getattr(backend, "count_tokens", None)
+    tokens = sum(map(count, given)) if count is not None else None
+    result = {
+        "embedding": vectors[0] if isinstance(text, str) else vectors,
+        "dimensions": len(vectors[0]) if vectors else 0,
         "model": _model_name(backend),
         "backend": backend.name,
-        "tokens_used": None,
-        "usage": None,
+        "tokens_used": tokens,
+        "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
         "finish_reason": None,
     }
+    reason = getattr(backend, "reason", "")
+    return result | {"fallback_reason": reason} if reason else result
 
 
 def _model_name(backend: LlmBackend) -> str:

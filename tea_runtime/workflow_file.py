@@ -189,7 +189,8 @@ class Workflow:
         """
         state: dict[str, Any] = {}
         for key, kind in self.spec.state_schema.items():
-            allowed = _TYPES.get(kind) if isinstance(kind, str) else None
+            # `list[dict]` says more than is checked here.
+            allowed = _TYPES.get(kind.partition("[")[0].strip().lower()) if isinstance(kind, str) else None
             value = given.get(key, self.spec.initial_state.get(key))
             if allowed in ((list,), (dict,)) and value is None:
                 state[key] = allowed[0]()

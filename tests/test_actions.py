@@ -262,6 +262,7 @@ def test_the_api_answers_where_no_local_model_can_and_says_why(server, caplog):
     assert (result["content"], result["backend"]) == ("Paris.", "api")
     assert "/nowhere/model.gguf" in result["fallback_reason"]
     assert "/nowhere/model.gguf" in caplog.text
+    assert "/nowhere/model.gguf" in registered(engine)["llm.embed"]({}, text="p")["fallback_reason"]
 
 
 def test_fallback_can_be_forbidden_and_then_nothing_is_sent(server):
@@ -293,6 +294,7 @@ def test_local_actions_chat_and_embed_with_one_model(real_model):
             real_model.name,
             len(embed["embedding"]),
         )
+        assert embed["tokens_used"] == embed["usage"]["total_tokens"] > 0
         assert len(engine._tea_runtime_backends._made) == 1
     finally:
         close_backends(engine)

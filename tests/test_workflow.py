@@ -138,6 +138,11 @@ def test_a_single_expression_keeps_its_type_and_mixed_text_becomes_text(run):
     assert state["d"] == '[{"role": "user", "content": "<ä>"}]'
 
 
+def test_what_users_write_is_never_a_template(run):
+    flow = "nodes:\n  - {name: a, action: plain, params: {value: '{{ state.x }}', other: 'x{{ state.x }}'}}\n"
+    assert run(flow, {"x": "{{ 7 * 7 }}"})["a"] == "{{ 7 * 7 }}"
+
+
 def test_keys_of_the_state_come_before_methods(run):
     assert run("nodes:\n  - {name: a, action: plain, params: {value: '{{ state.items }}'}}\n", {"items": [1]})["a"] == [
         1
@@ -199,7 +204,7 @@ def test_the_callers_input_is_not_changed(run):
 
 def test_initial_state_and_schema_fill_what_was_not_given(run):
     flow = """
-        state_schema: {messages: list, memo: dict, question: str, n: int}
+        state_schema: {messages: 'list[dict]', memo: dict, question: str, n: int}
         initial_state: {question: why?, n: 1}
         nodes: [{name: a, run: pass}]
     """
