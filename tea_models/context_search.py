@@ -61,7 +61,7 @@ class ContextSearch:
         return answer
 
     def largest(
-        self, point: Point, most: int, least: int, *, prepare: Sequence[Point] = ()
+        self, point: Point, most: int, least: int, *, prepare: Sequence[Point] = (), keep_errors: bool = False
     ) -> tuple[Point, MemoryUse] | None:
         """The largest context up to `most` that fits; None where not even `least` does.
 
@@ -70,12 +70,16 @@ class ContextSearch:
             most: Tokens.
             least: Tokens.
             prepare: Further points to measure in the same run.
+            keep_errors: Say why the engine refuses the settings, where it refuses them at `least` too.
+
+        Raises:
+            RefusedError: It refuses them, and `keep_errors` is set.
         """
         steps = self.ladder(point, most, least)
         self.prepare([*steps, *prepare])
         too_large: tuple[int, int] | None = None
         for step in steps:
-            use = self.use(step, keep_errors=step.n_ctx == steps[-1].n_ctx)
+            use = self.use(step, keep_errors=keep_errors and step is steps[-1])
             if use is not None and self._fits(use):
                 return self._refine(step, use, too_large)
             if use is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tea_models.memory import Hyperparameters
+from tea_models.memory import NO_CACHE, Hyperparameters
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def notes_for(
             notes.append(
                 f"the KV cache of {profile.architecture.value} is not one that the formulas know: take it as a guess"
             )
+    if profile.architecture.value in NO_CACHE and profile.kind.value in ("embedding", "reranker"):
+        notes.append("an encoder makes vectors; it can't write text")
     notes += _rope(profile, settings)
     h = Hyperparameters(profile)
     window = h.number("attention.sliding_window")

@@ -173,7 +173,8 @@ class Planner:
                 search.prepare([step for steps in every for step in steps])
             if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
                 break  # what costs precision or speed is for where nothing else reaches the least context
-            found = search.largest(candidate.point, case.trained, least, prepare=prepare)
+            asked = candidate is candidates[0]
+            found = search.largest(candidate.point, case.trained, least, prepare=prepare, keep_errors=asked)
             if found is None:
                 continue
             if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _PURPOSES = ("chat", "embed")
 
 
-@click.command(help="Settings for this machine, with reasons; before the download.")
-@click.argument("model")
+@click.command("plan", short_help="Settings for this machine, with reasons; before the download.")
+@click.argument("model", metavar="MODEL")
 @click.option("--n-ctx", default="auto", metavar="auto|max|N", help="Context in tokens; auto takes as much as fits.")
 @click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, instead of what is free.")
 @click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …")
@@ -33,11 +33,15 @@ _PURPOSES = ("chat", "embed")
 def command(
     app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
 ) -> None:
-    """Plan a model."""
+    """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
+
+    MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. A wish that does
+    not fit is refused with the numbers and with what would fit.
+    """
     wishes = make_wishes(**options)
     if compare:
+        from tea_models.cli.plan_view import comparison_text
         from tea_models.plan_choice import compare_variants
-        from tea_models.plan_text import comparison_text
 
         comparison = compare_variants(model, app.settings, wishes, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
@@ -54,7 +58,7 @@ def command(
         plot.write_text(draw_svg(result, curve), encoding="utf-8")
         app.out.note(f"wrote {plot}")
     document = result.to_json() | {"curve": curve.to_json()} if curve is not None else result.to_json()
-    from tea_models.plan_text import explanation, overview
+    from tea_models.cli.plan_view import explanation, overview
 
     app.out.answer(
         document, lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from tea_models.cli.output import printable
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -36,8 +38,9 @@ def overview(plan: RunPlan, out: Style, reference: str) -> str:
     """
     settings = plan.settings
     trained = f" of {plan.context_length:,}" if plan.context_length and plan.context_length != settings.n_ctx else ""
+    name = out.style(printable(plan.name), "bold")
     lines = [
-        f"{out.style(plan.name, 'bold')}: {out.style(f'{settings.n_ctx:,}', 'green')}{trained} tokens of context",
+        f"{name}: {out.style(f'{settings.n_ctx:,}', 'green')}{trained} tokens of context",
         "",
         *_memory_lines(plan, out),
         "",
@@ -51,7 +54,7 @@ def overview(plan: RunPlan, out: Style, reference: str) -> str:
         room = max(30, out.width - len(prefix) - len(decision.source) - 3)
         lines.append(f"{prefix}{out.style(textwrap.shorten(decision.reason, room, placeholder=' …'), 'dim')}")
     lines += _note_lines(plan, out)
-    lines += ["", f"why, and what else was possible: tea-models plan {reference} --explain"]
+    lines += ["", f"why, and what else was possible: tea-models plan {printable(reference)} --explain"]
     return "\n".join(lines)
 
 
@@ -92,7 +95,7 @@ def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
     width = min(out.width, 100)
     machine = plan.machine
     sections = [
-        (out.style(f"Running {plan.name} here", "bold"), _story(plan, width)),
+        (out.style(f"Running {printable(plan.name)} here", "bold"), _story(plan, width)),
         (out.style("Memory", "bold"), [*_memory_lines(plan, out), "", *_fill(_budget_sentence(plan), width)]),
     ]
     if curve is not None:
@@ -100,8 +103,8 @@ def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
         legend = "█ weights, buffers and process   ▒ KV cache"
         sections.append((out.style("Memory at other contexts", "bold"), [*shown, "", legend]))
     lines = []
-    for decision in plan.decisions:
-        head = f"{decision.setting} = {_value(decision)}"
+    for names, decision in _grouped(plan):
+        head = f"{', '.join(names)} = {_value(decision)}"
         lines.append(f"{out.style(head, 'cyan')}  ({_SOURCES[decision.source]})")
         lines += _fill(decision.reason, width, "  ")
         for other in decision.rejected:
@@ -120,6 +123,17 @@ def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
     footer += "".join(f"; {gpu.description}, {human_bytes(gpu.memory_free)} free" for gpu in machine.gpus)
     body = "\n\n".join(f"{title}\n" + "\n".join(text) for title, text in sections)
     return f"{body}\n\n{out.style(footer, 'dim')}"
+
+
+def _grouped(plan: RunPlan) -> list[tuple[list[str], Decision]]:
+    """Decisions that say the same of two settings (`type_k` and `type_v`) are told once."""
+    groups: list[tuple[list[str], Decision]] = []
+    for decision in plan.decisions:
+        if groups and replace(groups[-1][1], setting=decision.setting) == decision:
+            groups[-1][0].append(decision.setting)
+        else:
+            groups.append(([decision.setting], decision))
+    return groups
 
 
 _SOURCES = {
@@ -188,7 +202,7 @@ def comparison_text(comparison: Comparison, out: Style) -> str:
     for fit in comparison.fits:
         cells = [_cell(fit, n_ctx) for n_ctx in contexts]
         size = human_bytes(fit.size) if fit.size else "?"
-        rows.append([fit.variant or fit.name, size, fit.summary, *cells, fit.method])
+        rows.append([printable(fit.variant or fit.name), size, fit.summary, *cells, fit.method])
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []
     for row in [header, *rows]:
