@@ -82,7 +82,7 @@ def sha256_files(
     shared = _Shared(progress)
     # The biggest first, so that no core is left alone with it at the end.
     order = sorted(range(len(paths)), key=lambda index: -_size(paths[index]))
-    pool = ThreadPoolExecutor(max_workers=max(1, min(workers or len(os.sched_getaffinity(0)), len(paths))))
+    pool = ThreadPoolExecutor(max_workers=max(1, min(workers or _cores(), len(paths))))
     try:
         futures = {index: pool.submit(_digest_or_error, paths[index], shared) for index in order}
         while wait(futures.values(), timeout=0.2).not_done:  # short waits: Ctrl-C is heard in between
@@ -91,6 +91,11 @@ def sha256_files(
         shared.stopped = True
         pool.shutdown(wait=True, cancel_futures=True)
     return [futures[index].result() for index in range(len(paths))]
+
+
+def _cores() -> int:
+    """Cores that this process may use (not all systems tell)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Shared:

@@ -30,13 +30,17 @@ class TransientError(Exception):
         reason: For people.
         retry_after: Seconds that the server asks to wait.
         busy: The server says that it is asked too much.
+        silent: It took long to find out.
     """
 
-    def __init__(self, reason: str, *, retry_after: float | None = None, busy: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, busy: bool = False, silent: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.retry_after = retry_after
         self.busy = busy
+        self.silent = silent
 
 
 class StaleError(Exception):
@@ -182,9 +186,9 @@ def explain_failure(error: Exception, shown: str) -> TransientError | NotAvailab
             hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
         )
     if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return TransientError("no connection within the time allowed")
+        return TransientError("no connection within the time allowed", silent=True)
     if isinstance(error, httpx2.TimeoutException):
-        return TransientError("no bytes for too long")
+        return TransientError("no bytes for too long", silent=True)
     if isinstance(error, httpx2.ConnectError):
         return TransientError(f"can't connect ({_short(error)})")
     if isinstance(error, httpx2.RemoteProtocolError):

@@ -238,7 +238,7 @@ class Attempt:
                     self._changed.notify_all()
             if not part.left:
                 continue  # another worker took over what was left
-            failures = 1 if part.got >= _PROGRESS else failures + 1
+            failures = (0 if part.got >= _PROGRESS else failures) + (2 if trouble.silent else 1)
             if self._retires(failures, trouble):
                 return
             self._pause(self.request.policy.wait(failures, trouble.retry_after))
@@ -270,13 +270,15 @@ class Attempt:
                 # Too many connections for this server, or for something on the way; the others bring the rest.
                 return True
             tries = policy.tries if self._answered_at else policy.first_tries
+            if self._board.done.total - self._resumed >= policy.patient_bytes:
+                tries = policy.patient_tries
         if failures < tries:
             return False
         asked = ""
         if trouble.retry_after is not None and trouble.retry_after > policy.longest_retry_after:
             asked = f"; it asks to wait {trouble.retry_after:,.0f} s"
         raise SourceUnavailableError(
-            f"{self.request.shown}: {trouble.reason} ({failures} times in a row{asked})",
+            f"{self.request.shown}: {trouble.reason} (tried again and again{asked})",
             hint="what has arrived is kept; run the command again later to go on"
             if self._board.done.total
             else "check the network and the address, or try again later",

@@ -16,6 +16,7 @@ MIB: Final = 1 << 20
 SMALLEST_PART: Final = 8 * MIB
 LARGEST_PART: Final = 128 * MIB
 _SMALLEST_SPLIT: Final = 128 << 10
+_WORTH_HELPING: Final = 2.0  # seconds that a connection still needs
 
 
 class Ranges:
@@ -168,20 +169,20 @@ class Board:
         return self.total is not None and self.done.frontier() >= self.total
 
     def _steal(self, silent_seconds: float, rate: float) -> Part | None:
+        """Take over all from a silent connection, or the end of what a slow one has before it; the slowest first."""
         now = time.monotonic()
-        slowest = max(self.active, key=lambda part: part.seconds_left(now), default=None)
-        if slowest is None or not slowest.left or slowest.end == ENDLESS:
-            return None
-        if now - slowest.heard >= silent_seconds * slowest.patience:
-            part = Part(slowest.position, slowest.end, patience=2 * slowest.patience)
-            slowest.end = slowest.position
-            return part
-        seconds = slowest.seconds_left(now)
-        if slowest.left < 2 * _SMALLEST_SPLIT or seconds < 2 or not slowest.got:
-            return None
-        its_rate = slowest.left / seconds
-        kept = slowest.left * its_rate / (its_rate + (rate or its_rate))
-        middle = slowest.position + max(_SMALLEST_SPLIT, int(kept))
-        part = Part(middle, slowest.end)
-        slowest.end = middle
-        return part
+        for part in sorted(self.active, key=lambda one: -one.seconds_left(now)):
+            if not part.left or part.end == ENDLESS:
+                continue
+            if now - part.heard >= silent_seconds * part.patience:
+                stolen = Part(part.position, part.end, patience=2 * part.patience)
+                part.end = part.position
+                return stolen
+            seconds = part.seconds_left(now)
+            if part.got and seconds >= _WORTH_HELPING and part.left >= 2 * _SMALLEST_SPLIT:
+                its_rate = part.rate(now)
+                kept = int(part.left * its_rate / (its_rate + (rate or its_rate)))
+                stolen = Part(part.position + max(_SMALLEST_SPLIT, kept), part.end)
+                part.end = stolen.position
+                return stolen
+        return None

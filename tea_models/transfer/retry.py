@@ -14,8 +14,12 @@ class RetryPolicy:
     """Limits of one download.
 
     Attributes:
-        tries: Failures in a row, without progress between them, after which it gives up.
+        tries: Failures in a row, without progress between them, after which it gives up. Silence counts twice, because
+            each time costs many seconds.
         first_tries: The same while the server has never answered at all.
+        patient_tries: The same when this run has brought `patient_bytes` already: then a network that is gone for a
+            minute or two is waited for.
+        patient_bytes: What is worth waiting for.
         base_seconds: Wait after the first failure; doubled after each further one.
         longest_seconds: Longest wait of our own.
         longest_retry_after: Longest wait that a server may ask for; a longer one is not believed.
@@ -25,11 +29,13 @@ class RetryPolicy:
     """
 
     tries: int = 6
-    first_tries: int = 3
+    first_tries: int = 4
+    patient_tries: int = 10
+    patient_bytes: int = 1 << 20
     base_seconds: float = 0.5
     longest_seconds: float = 20.0
     longest_retry_after: float = 60.0
-    stall_seconds: float = 15.0
+    stall_seconds: float = 10.0
     min_rate: float = 1024.0
     silent_seconds: float = 3.0
 
@@ -55,7 +61,7 @@ def parse_retry_after(value: str | None, *, now: float | None = None) -> float |
     if text.isascii() and text.isdecimal():
         return float(text[:12])
     try:
-        seconds = float(text)
+        seconds = float(text) if text.isascii() else math.nan
     except ValueError:
         pass
     else:

@@ -72,7 +72,7 @@ class Writer:
             rate = self._window_bytes / (now - self._window_began)
             if rate < policy.min_rate:
                 self._flush()
-                raise TransientError(f"only {rate:.0f} bytes a second")
+                raise TransientError(f"only {rate:.0f} bytes a second", silent=True)
             self._window_began, self._window_bytes = now, 0
         return not self._attempt.stopping
 
