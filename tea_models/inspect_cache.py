@@ -6,7 +6,6 @@ a model) looks here. It spares running a chat template and walking through a lar
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -42,6 +41,8 @@ def recall(model: Path | str, settings: Settings) -> dict[str, Any] | None:
     try:
         if place.stat().st_size > _LARGEST_ENTRY:
             return None
+        import json
+
         entry = json.loads(place.read_bytes())
         if entry["key"] == key and isinstance(entry["answer"], dict):
             answer: dict[str, Any] = entry["answer"]
@@ -66,6 +67,8 @@ def remember(model: Path | str, settings: Settings, answer: dict[str, Any]) -> N
     partial = place.with_name(f"{place.name}.{os.getpid()}")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
+        import json
+
         try:
             partial.write_text(json.dumps({"key": key, "answer": answer}), "utf-8")
             partial.replace(place)

@@ -482,6 +482,18 @@ def test_gemma_is_what_is_known_about_it(gemma_model: Path) -> None:
     assert document["warnings"] == []
 
 
+@pytest.mark.real
+def test_inspecting_a_vocabulary_of_262144_tokens_takes_less_than_60_mb(gemma_model: Path) -> None:
+    script = (
+        "import resource, sys\n"
+        "from tea_models.cli.quick import quick\n"
+        "quick(['inspect', sys.argv[1]])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(gemma_model)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) * 1024 < 60_000_000
+
+
 _ENGINE = """
 import json, llama_cpp as l, sys
 params = l.llama_model_default_params()
