@@ -74,6 +74,24 @@ def why_no_chat(kind: str) -> str | None:
     return _REFUSALS.get(kind)
 
 
+def flaws_of(kind: str, architecture: str, tensors: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+    """What conversions of a kind are known to leave out, if this one does.
+
+    Args:
+        kind: From `kind_of`.
+        architecture: `general.architecture`.
+        tensors: All tensors of all shards.
+    """
+    names = {info.name.partition(".")[0] for info in tensors}
+    if kind == "reranker" and "cls" not in names:
+        return ("it has no ranking head (cls, cls.output): its scores mean nothing; get another conversion",)
+    if architecture == "gemma-embedding" and not {"dense_2", "dense_3"} <= names:
+        return (
+            "it lacks the dense layers (dense_2, dense_3): its vectors differ from the model's; get a newer upload",
+        )
+    return ()
+
+
 def _encodes(architecture: str) -> bool:
     return architecture in _ENCODERS or "-bert" in architecture or architecture == "bert"
 

@@ -11,7 +11,7 @@ from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
-from tea_models.model_kind import kind_of, pooling_of
+from tea_models.model_kind import flaws_of, kind_of, pooling_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,6 +57,7 @@ def profile_from_headers(
     kind = kind_of(prefix, facts.values, tensors, template=template.value is not None)
     if entry is not None and kind.value in ("chat", "text") and entry.kind in ("embedding", "reranker"):
         kind = Fact(entry.kind, f"registry:{entry.name}")
+    facts.warnings += flaws_of(kind.value, prefix, tensors)
     parameters = sum(info.elements for info in tensors)
     weights = _weights(tensors)
     return ModelProfile(

@@ -41,6 +41,7 @@ UNLOADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "experts none of which is used": ({"llama__expert_count": 8}, "llama.expert_used_count is 0 of 8"),
     "used experts without experts": ({"llama__expert_used_count": 2}, "is 2 of 0 experts"),
     "rope scaling nobody knows": ({"llama__rope__scaling__type": "magic"}, "'magic'"),
+    "pooling nobody knows": ({"llama__pooling_type": 9}, "llama.pooling_type is 9"),
     "nextn beyond the blocks": ({"llama__nextn_predict_layers": 9}, "beyond 2 blocks"),
     "no tokenizer": ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),
     "no tokens": ({"tokenizer__ggml__tokens": None}, "tokenizer.ggml.tokens is missing"),

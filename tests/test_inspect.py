@@ -215,6 +215,28 @@ def test_what_a_file_is_for_is_recognised(tmp_path: Path, capsys: pytest.Capture
     assert ("no: " in out) is (kind != "chat")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "names", "warning"),
+    [
+        ({"general.architecture": "qwen3", "qwen3.pooling_type": 4}, ["a"], "no ranking head"),
+        ({"general.architecture": "qwen3", "qwen3.pooling_type": 4}, ["cls.output.weight"], ""),
+        ({"general.architecture": "gemma-embedding"}, ["a"], "lacks the dense layers"),
+        ({"general.architecture": "gemma-embedding"}, ["dense_2.weight", "dense_3.weight"], ""),
+    ],
+)
+def test_what_conversions_are_known_to_leave_out_is_warned_about(
+    tmp_path: Path, metadata: dict[str, Any], names: list[str], warning: str
+) -> None:
+    path = written(tmp_path / "m.gguf", metadata, [Tensor(name, (8,)) for name in names])
+    found = inspect_model(path).profile.warnings
+    assert (warning in found[0]) if warning else found == ()
+
+
+def test_further_templates_of_the_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "m.gguf", small_llama_metadata() | {"tokenizer.chat_template.tool_use": "x"})
+    assert "others in the file: tool_use" in command(capsys, path)[1]
+
+
 def test_an_unloadable_file_is_shown_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "m.gguf", PLAIN | {"llama.block_count": 600}, small_llama_tensors())
     document = inspect_model(path).to_json()

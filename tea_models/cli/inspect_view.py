@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _LABEL = 14
 _MOST_ITEMS = 8
+_TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such as tool_use
 
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
@@ -158,8 +159,13 @@ def _template(found: Inspection) -> str:
     chat = found.profile.chat
     if chat.template.value is None or chat.template_sha256.value is None:
         return ""
-    origin = " · from the registry" if chat.template.source.startswith("registry:") else ""
-    return f"sha256 {chat.template_sha256.value[:16]}… · {len(chat.template.value):,} characters{origin}"
+    parts = [f"sha256 {chat.template_sha256.value[:16]}…", f"{len(chat.template.value):,} characters"]
+    if chat.template.source.startswith("registry:"):
+        parts.append("from the registry")
+    others = [key.removeprefix(_TEMPLATES) for key in found.metadata if key.startswith(_TEMPLATES)]
+    if others:
+        parts.append(f"others in the file: {one_line(', '.join(others), 30)}")
+    return " · ".join(parts)
 
 
 def _tokenizer(found: Inspection) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_LAST_POOLING = 4  # LLAMA_POOLING_TYPE_RANK; another one aborts when the first text is embedded
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
 _WITHOUT_VOCABULARY = ("none", "no_vocab")
 _WITH_MERGES = ("gpt2", "gemma4", "hybriddna", "whitespace")
@@ -77,6 +78,9 @@ class _Hyperparameters:
             self.problems.append(f"{self._shown('nextn_predict_layers')} is {nextn:,}, beyond {layers} blocks")
         for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
             self._per_layer(name, layers)
+        pooling = self.metadata.get(self._key("pooling_type"))
+        if isinstance(pooling, int) and not 0 <= pooling <= _LAST_POOLING:
+            self.problems.append(f"{self._shown('pooling_type')} is {pooling:,}, llama.cpp knows 0 to {_LAST_POOLING}")
         self._experts()
         self._heads()
         scaling = self.metadata.get(self._key("rope.scaling.type"), "none")
