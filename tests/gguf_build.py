@@ -184,7 +184,7 @@ def small_vocabulary() -> tuple[list[str], list[float], list[int]]:
     texts = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     types = [2, 3, 3] + [6] * 256
     words = ["\u2581", "\u2581the", "e", "t", "h", "a", "o", "\u2581a", "n", "i", "s", "r", "th", "he", "\u2581t"]
-    texts += words + ["<|im_start|>", "<|im_end|>"]
+    texts += [*words, "<|im_start|>", "<|im_end|>"]
     types += [1] * len(words) + [3, 3]
     texts += [f"<unused{index}>" for index in range(288 - len(texts))]
     types += [5] * (288 - len(types))
