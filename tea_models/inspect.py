@@ -202,7 +202,7 @@ def _tensor(info: TensorInfo) -> dict[str, Any]:
         "shape": list(info.shape),
         "type": info.type.name,
         "offset": info.offset,
-        "size": info.size,
+        "bytes": info.size,
     }
 
 

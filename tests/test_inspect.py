@@ -63,7 +63,7 @@ def test_the_document_has_the_keys_of_the_contract(model: Path) -> None:
     assert set(document["gguf"]) == {"version", "byte_order", "alignment", "kv_count", "tensor_count", "header_size"}
     assert set(document["tokenizer"]) >= {"model", "vocab_size", "bos", "eos", "eot"}
     assert set(document["chat"]) >= {"template", "template_sha256", "format", "system_role", "tools", "stop"}
-    assert set(document["tensors"][0]) == {"name", "shape", "type", "offset", "size"}
+    assert set(document["tensors"][0]) == {"name", "shape", "type", "offset", "bytes"}
 
 
 def test_the_document_says_what_the_file_says(model: Path) -> None:
