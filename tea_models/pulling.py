@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tea_models.artifact import Artifact, ArtifactFile, public, upstream_folder
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError, TeaModelsError
 from tea_models.gguf.bytes_source import FileSource
-from tea_models.reference import FileRef, WheelRef
+from tea_models.reference import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.store import (
@@ -97,14 +97,16 @@ def pull(
         StoreError: The store can't be written.
     """
     settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
+    texts = [names] if isinstance(names, str) else list(names)
     registry: Registry | None = None
-    results: list[PullResult] = []
-    for name in [names] if isinstance(names, str) else names:
-        if registry is None and _is_name(name):
-            from tea_models.registry import Registry
+    if any(isinstance(parse_reference(text), NameRef) for text in texts):
+        from tea_models.registry import Registry
 
-            registry = Registry.load(settings)
-        artifact = _resolve(name, settings, registry, note)
+        registry = Registry.load(settings)
+    # All names are resolved first: a misspelt one must not show after an hour of downloading the others.
+    artifacts = [_resolve(text, settings, registry, note) for text in texts]
+    results: list[PullResult] = []
+    for artifact in artifacts:
         results += pull_artifact(artifact, settings=settings, progress=progress, note=note, adopt=adopt)
     return results
 
@@ -122,12 +124,6 @@ def pull_artifact(
     results = [job.bring(file) for file in artifact.files]
     job.write_profile(results[0].path)
     return results
-
-
-def _is_name(text: str) -> bool:
-    from tea_models.reference import NameRef, parse_reference
-
-    return isinstance(parse_reference(text), NameRef)
 
 
 def _resolve(text: str, settings: Settings, registry: Registry | None, note: Callable[[str], None] | None) -> Artifact:

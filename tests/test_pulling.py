@@ -120,6 +120,12 @@ def test_an_unknown_name_is_told_with_the_nearest(settings: Settings) -> None:
     assert "smollm2-135m" in caught.value.hint
 
 
+def test_a_misspelt_name_is_told_before_anything_is_fetched(world: Server, settings: Settings) -> None:
+    with pytest.raises(UnknownModelError):
+        pull([pinned(world, "m.gguf", MODEL), "no-such-model"], settings=settings)
+    assert world.requests == []
+
+
 def test_wrong_bytes_leave_nothing_behind(world: Server, settings: Settings) -> None:
     with pytest.raises(IntegrityError):
         one(f"{world.url}/m.gguf#sha256={digest(OTHER)}", settings)
@@ -239,7 +245,10 @@ def test_offline_and_absent_is_an_error_of_its_own(world: Server, settings: Sett
     assert one(pinned(world, "m.gguf", MODEL), offline).status == "present"
 
 
-def test_where_the_hub_can_not_be_asked_what_was_pulled_before_is_taken(settings: Settings, tmp_path: Path) -> None:
+def test_where_the_hub_can_not_be_asked_what_was_pulled_before_is_taken(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tea_models.sources.hub.time.sleep", lambda _: None)
     with serve(repos={"o/r": Repo({"x-F32.gguf": MODEL})}) as server:
         environ = {"HOME": str(tmp_path), "HF_ENDPOINT": server.url}
         mine = Settings.resolve(environ, cwd=tmp_path, store_dir=settings.store_dir)
