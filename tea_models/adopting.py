@@ -19,7 +19,7 @@ from tea_models.other_tools import Found, find_all, folder_files, hub_caches, ol
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tea_models.pulling import PullResult
     from tea_models.registry import Registry
@@ -119,6 +119,7 @@ def adopt(
     *,
     folders: Sequence[Path] = (),
     progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
@@ -127,6 +128,7 @@ def adopt(
         settings: Where the store and the tools are.
         folders: Further folders to look into.
         progress: Told about bytes hashed.
+        note: Told what a user should know.
 
     Raises:
         MissingFileError: No tool has such a file.
@@ -134,14 +136,16 @@ def adopt(
         ChecksumMismatchError: The bytes are not those that the other tool's bookkeeping, or the registry, says.
         MalformedGGUFError: It is not a GGUF file.
     """
+    from tea_models.pulling import write_profile
     from tea_models.registry import Registry
 
     registry = Registry.load(settings)
     job = _Adoption(settings, registry, progress)
-    results = []
+    results: list[PullResult] = []
     for name in names:
-        for found, expected in _chosen(name, settings, registry, folders):
-            results.append(job.take(name, found, expected))
+        shards = [job.take(name, found, expected) for found, expected in _chosen(name, settings, registry, folders)]
+        write_profile(shards[0].path, Store(settings.store_dir), settings=settings, note=note or (lambda _: None))
+        results += shards
     return results
 
 
@@ -223,7 +227,7 @@ def _chosen(
         if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
             shown = ", ".join(sorted(found.name for found in matching)[:5])
             raise UsageError(f"{name}: several files could be meant: {shown}", hint="give the path of one")
-        yield matching[0], None
+        yield from ((shard, None) for shard in _all_shards(matching[0], every))
         return
     try:
         reference = parse_reference(name)
@@ -245,6 +249,18 @@ def _chosen(
         tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
         revision = owner.revision if owner else None
         yield Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision), file.sha256
+
+
+def _all_shards(found: Found, every: list[Found]) -> list[Found]:
+    """All files of the model that a file is a part of, in order."""
+    by_name = {other.name: other for other in every if other.tool == found.tool}
+    shards = []
+    for part in shard_names(found.filename):
+        name = found.name.replace(found.filename, part)
+        if name not in by_name:
+            raise MissingFileError(f"{found.tool} has no {part}, which {found.filename} needs", hint="pull the model")
+        shards.append(by_name[name])
+    return shards
 
 
 def _everything(settings: Settings, folders: Sequence[Path]) -> list[Found]:

@@ -341,19 +341,23 @@ class _Job:
         )
 
     def write_profile(self, path: Path) -> None:
-        """Write the resolved profile beside the file, if it is not there."""
-        target = self.store.profile_path(path)
-        if target.exists():
-            return
-        import json
+        write_profile(path, self.store, settings=self.settings, note=self.note)
 
-        from tea_models.profile import resolve_profile, to_json
 
-        try:
-            with self.store.alone(f"profile-{path.name}"):
-                if target.exists():
-                    return  # another process was faster
-                document = to_json(resolve_profile(str(path), settings=self.settings))
-                self.store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
-        except TeaModelsError as error:
-            self.note(f"{path.name}: no profile was written: {error.message}")
+def write_profile(path: Path, store: Store, *, settings: Settings, note: Callable[[str], None]) -> None:
+    """Write the resolved profile of a file of the store, if there is none; that it can't be resolved is only noted."""
+    target = store.profile_path(path)
+    if target.exists():
+        return
+    import json
+
+    from tea_models.profile import resolve_profile, to_json
+
+    try:
+        with store.alone(f"profile-{path.name}"):
+            if target.exists():
+                return  # another process was faster
+            document = to_json(resolve_profile(str(path), settings=settings))
+            store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
+    except TeaModelsError as error:
+        note(f"{path.name}: no profile was written: {error.message}")

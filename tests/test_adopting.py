@@ -77,7 +77,7 @@ def in_hub(cache: Path, data: bytes, repo: str = "owner/repo-GGUF", name: str = 
     folder = cache / f"models--{repo.replace('/', '--')}"
     blob = put(folder / "blobs" / sha(data), data)
     link = folder / "snapshots" / COMMIT / "sub" / name
-    link.parent.mkdir(parents=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(os.path.relpath(blob, link.parent))
     return blob
 
@@ -219,6 +219,24 @@ def test_all_shards_are_adopted_together_and_a_missing_one_is_named(home):
     put(home / "x/m-00002-of-00002.gguf", OTHER)
     results = adopt([str(first)], settings)
     assert [result.sha256 for result in results] == [sha(MODEL), sha(OTHER)]
+
+
+def test_a_shard_of_the_hub_cache_brings_the_others(home):
+    cache = home / ".cache/huggingface/hub"
+    in_hub(cache, MODEL, name="m-00001-of-00002.gguf")
+    settings = settings_for(home)
+    name = "hf:owner/repo-GGUF/sub/m-00001-of-00002.gguf"
+    with pytest.raises(MissingFileError, match="00002-of-00002"):
+        adopt([name], settings)
+    in_hub(cache, OTHER, name="m-00002-of-00002.gguf")
+    assert [result.sha256 for result in adopt([name], settings)] == [sha(MODEL), sha(OTHER)]
+
+
+def test_an_adopted_model_has_a_profile(home):
+    in_ollama(home / ".ollama/models", MODEL)
+    settings = settings_for(home)
+    (result,) = adopt(["small"], settings)
+    assert Store(settings.store_dir).profile_path(result.path).is_file()
 
 
 def test_a_name_that_means_two_different_files_is_refused(home):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tea_models.artifact import shard_names
 from tea_models.cli.frame import answering
 from tea_models.cli.output import human_size, printable, table
 
@@ -39,7 +40,7 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
         app.out.answer([candidate.to_json() for candidate in shown], lambda: _human(shown))
         return
     if everything:
-        ready = [item for item in candidates(app.settings, folders=folders) if not item.problem and not item.installed]
+        ready = [item for item in candidates(app.settings, folders=folders) if _ready(item)]
         names = (
             *names,
             *dict.fromkeys(str(item.found.path) if item.found.tool == "folder" else item.found.name for item in ready),
@@ -49,9 +50,15 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
             return
     from tea_models.cli.progress import progress_for
 
-    results = adopt(names, app.settings, folders=folders, progress=progress_for(app.out))
+    results = adopt(names, app.settings, folders=folders, progress=progress_for(app.out), note=app.out.note)
     rows = [[item.name, human_size(item.size), item.status, str(item.path)] for item in results]
     app.out.answer([item.to_json() for item in results], lambda: printable(table(rows, right=frozenset({1}))))
+
+
+def _ready(item: Candidate) -> bool:
+    """Whether `--all` takes it; the later shards of a model come with the first."""
+    first = shard_names(item.found.filename)[0] == item.found.filename
+    return first and not item.problem and not item.installed
 
 
 def _human(shown: list[Candidate]) -> str:
