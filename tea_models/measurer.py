@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tea_models.profile import ModelProfile
 
 # Python with the engine loaded, and what the engine keeps for each piece of the vocabulary.
-_ENGINE = 42 * MIB
-_PIECE = 170
+_ENGINE = 54 * MIB
+_PIECE = 121
 #: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
 PROCESS = _ENGINE + LIBRARIES
 

@@ -246,7 +246,7 @@ def choose_measurer(
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
     target = ProbeTarget(profile.header_sha256, path=path, model=None if path else model)
     try:
-        prober = Prober(target, cache_dir=settings.store_dir / ".tea" / "probe", environ=settings.environ or None)
+        prober = Prober(target, cache_dir=_cache_dir(settings), environ=settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)
@@ -274,9 +274,14 @@ def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
     if not measure:
         return machine
     try:
-        return machine.with_gpus(engine_info(settings.environ or None).gpus)
+        info = engine_info(settings.environ or None, cache_dir=_cache_dir(settings))
     except ProbeError:
         return machine
+    return machine.with_gpus(info.gpus)
+
+
+def _cache_dir(settings: Settings) -> Path:
+    return settings.store_dir / ".tea" / "probe"
 
 
 def _name(path_or_ref: str | Path) -> str:

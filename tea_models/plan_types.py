@@ -148,9 +148,9 @@ def fits(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> bool:
         budget: Bytes of the machine's own memory that may be used.
         device_budgets: Bytes of each device that may be used.
     """
-    return use.host <= budget and all(
-        sum(parts) <= device_budgets[name] for name, parts in use.devices.items() if name in device_budgets
-    )
+    own = {name: sum(parts) for name, parts in use.devices.items() if name in device_budgets}
+    # A device without a budget of its own works in the machine's memory.
+    return use.total - sum(own.values()) <= budget and all(size <= device_budgets[name] for name, size in own.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,17 +136,32 @@ def engine_build() -> str | None:
     return digest.hexdigest()[:16]
 
 
-def engine_info(environ: Mapping[str, str] | None = None, *, timeout: float = TIMEOUT) -> EngineInfo:
+def engine_info(
+    environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None, timeout: float = TIMEOUT
+) -> EngineInfo:
     """Ask the engine, in a subprocess, what it is and which devices it can use.
 
     Args:
         environ: The environment of the subprocess; by default that of this process.
+        cache_dir: Where the answer is kept, or None to keep none. A build that can use a GPU is asked each time: the
+            free memory of a GPU changes.
         timeout: Seconds.
 
     Raises:
         EngineError: It is not installed, or can't be started.
     """
+    build = engine_build()
+    file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
+    if file is not None:
+        known = _read_json(file)
+        if isinstance(known.get("engine"), dict) and known["engine"].get("gpu_offload") is False:
+            try:
+                return _engine([known])
+            except (KeyError, TypeError):
+                pass  # damaged; ask again
     documents = _run_worker({"points": []}, environ, timeout)
+    if file is not None:
+        _write_json(file, next((document for document in documents if "engine" in document), {}))
     return _engine(documents)
 
 
@@ -223,25 +238,34 @@ class Prober:
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             return {}
-        try:
-            document = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        points = document.get("points") if isinstance(document, dict) and document.get("format") == _FORMAT else None
+        document = _read_json(self._file)
+        points = document.get("points") if document.get("format") == _FORMAT else None
         return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
 
     def _write_cache(self) -> None:
         if self._file is None:
             return
-        # A store that can't be written is no reason not to answer.
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            merged = self._read_cache() | self._known
-            temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"format": _FORMAT, "points": merged}), encoding="utf-8")
-            temporary.replace(self._file)
-        except OSError:
-            return
+        merged = self._read_cache() | self._known
+        _write_json(self._file, {"format": _FORMAT, "points": merged})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    """Keep an answer; a store that can't be written is no reason not to give it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(document), encoding="utf-8")
+        temporary.replace(file)
+    except OSError:
+        return
 
 
 class _CrashError(ProbeError):
