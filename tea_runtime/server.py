@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hmac
 import json
@@ -10,6 +11,7 @@ import logging
 import threading
 import time
 import uuid
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -23,6 +25,7 @@ from tea_runtime.errors import ApiError, ContextOverflowError, UnsupportedError
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from types import FrameType
 
     from starlette.requests import Request
 
@@ -47,7 +50,7 @@ def build_app(backend: LlmBackend, *, name: str, key: str = "") -> Starlette:
         key: If not empty, requests must carry it as `Authorization: Bearer …`.
     """
     endpoint = _Endpoint(backend, name, key)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", endpoint.health, methods=["GET"]),
             Route("/v1/models", endpoint.answered(endpoint.models), methods=["GET"]),
@@ -57,16 +60,25 @@ def build_app(backend: LlmBackend, *, name: str, key: str = "") -> Starlette:
         ],
         exception_handlers={404: _not_found, 405: _not_found},
     )
+    app.state.end = endpoint.end
+    return app
 
 
 def serve(app: Starlette, listener: socket.socket) -> None:
-    """Serve until interrupted; connections that are open then get a second to finish."""
+    """Serve until interrupted (SIGINT, SIGTERM); what is being generated then is ended, and its clients are told."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            super().handle_exit(sig, frame)
+            app.state.end()
+
+    # Failures are logged where they are handled; the server itself would log tracebacks of requests that it cancels.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False, lifespan="off"
+        app, log_level="critical", access_log=False, timeout_graceful_shutdown=5, server_header=False, lifespan="off"
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # the signal is raised again when the server has ended
+        Server(config).run(sockets=[listener])
 
 
 class _Endpoint:
@@ -75,6 +87,12 @@ class _Endpoint:
         self._name = name
         self._key = key
         self._started = int(time.time())
+        self._jobs: weakref.WeakSet[_Job] = weakref.WeakSet()
+
+    def end(self) -> None:
+        """End everything that is being generated."""
+        for job in list(self._jobs):
+            job.end()
 
     def answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Check the key, and turn what a handler raises into an error as OpenAI's API writes it."""
@@ -122,6 +140,7 @@ class _Endpoint:
 
     async def _generate(self, request: Request, wanted: GenerationRequest) -> Response:
         job = _Job(functools.partial(self._work, wanted))
+        self._jobs.add(job)
         chat = wanted.messages is not None
         head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
@@ -212,6 +231,11 @@ class _Job:
         """End the generation at its next token."""
         self._stopped.set()
 
+    def end(self) -> None:
+        """End the generation, and tell whoever waits for it."""
+        self.stop()
+        self._put(_EndingError("the server is ending"))
+
 
 async def _events(
     job: _Job, item: str | list[LlmCallResult] | BaseException, head: Mapping[str, Any], *, chat: bool, usage: bool
@@ -253,6 +277,10 @@ class _NotAuthenticatedError(UsageError):
 
 
 class _GoneError(UsageError):
+    pass
+
+
+class _EndingError(NotAvailableError):
     pass
 
 

@@ -285,5 +285,5 @@ def test_serve_answers_and_ends_at_once_when_told(real_model):
         answer = httpx2.post(where["url"] + "/chat/completions", json=body, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] <= 4
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        assert process.communicate(timeout=30) == ("", "")
         assert process.returncode == 130

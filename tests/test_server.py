@@ -266,6 +266,27 @@ def test_a_client_that_goes_away_stops_the_generation(stream):
         served.close()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_that_ends_tells_the_clients_that_wait(stream):
+    served = Served(Parrot())
+    served.backend.slow = True
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    try:
+        answers = []
+        waiting = threading.Thread(target=lambda: answers.append(ask(served, "chat/completions", body, timeout=30)))
+        waiting.start()
+        while not served.backend.seen:
+            time.sleep(0.01)
+        served.server.config.app.state.end()
+        waiting.join()
+        assert "the server is ending" in answers[0].text
+        assert answers[0].status_code == (200 if stream else 503)
+        assert served.backend.stopped.wait(10)
+    finally:
+        served.backend.slow = False
+        served.close()
+
+
 def test_a_key_is_wanted_where_one_is_set():
     served = Served(Parrot(), key="k-1")
     try:

@@ -26,7 +26,7 @@ from tea_runtime.errors import MissingExtraError
 @click.option("--embedding", is_flag=True, help="The model is for embeddings.")
 @model_options
 @answering
-def command(app: App, *, ref: str, host: str, port: int, name: str | None, **options: Any) -> None:
+def command(app: App, *, ref: str, host: str, port: int, name: str | None, **options: Any) -> int:
     """Serve the model REF: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /health.
 
     If TEA_SERVE_KEY is set, clients must send it as their API key. Ctrl-C ends the server.
@@ -47,6 +47,8 @@ def command(app: App, *, ref: str, host: str, port: int, name: str | None, **opt
             sys.stdout.flush()
         app.out.note(f"serving {name} at {url}  (Ctrl-C ends it)")
         serve(build_app(backend, name=name, key=key), listener)
+        app.out.note("ended")
+    return 130
 
 
 def _listener(host: str, port: int) -> socket.socket:
