@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import IntegrityError, MissingFileError
+from tea_models.errors import IntegrityError, MissingFileError, TeaModelsError
 from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
@@ -59,7 +59,25 @@ def examine(path: Path, settings: Settings) -> ModelProfile:
                 raise IntegrityError(
                     f"{source.name}: llama.cpp can't load it: {problems[0]}", hint="get the file again, or another one"
                 )
+        recorded = _recorded(path, settings)
+        if recorded is not None and recorded.files[0].size == model.files[0].size:
+            return recorded
         return profile_from_headers(model.headers, model.files, entry=model.entry)
+
+
+def _recorded(path: Path, settings: Settings) -> ModelProfile | None:
+    """The profile that `pull` wrote beside a file of the store, as long as the file is the one that was pulled."""
+    from tea_models.profile_document import load_profile
+    from tea_models.store import Store
+
+    store = Store(settings.store_dir)
+    record = store.record_of(path) if store.contains(path) else None
+    if record is None or not store.intact(record):
+        return None
+    try:
+        return load_profile(store.profile_path(path))
+    except (TeaModelsError, OSError):
+        return None  # damaged bookkeeping is worth nothing; the header says the same
 
 
 def check_text(profile: ModelProfile, path: Path) -> None:

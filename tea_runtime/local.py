@@ -77,6 +77,11 @@ class LocalLlmBackend(LlmBackend):
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         examined = examine(self.model_path, settings)
+        if profile is not None and profile.header_sha256 != examined.header_sha256:
+            raise UsageError(
+                f"the profile of {profile.files[0].name} is not one of {self.model_path}: their headers differ",
+                hint=f"make a new one: tea-models profile {self.model_path} --json",
+            )
         self.profile = profile or examined
         check_vectors(self.profile, self.model_path)
         self.plan: RunPlan = make_plan(
@@ -90,9 +95,7 @@ class LocalLlmBackend(LlmBackend):
             purpose="embed" if embedding else "chat",
         )
         chosen = self.plan.settings
-        load = LoadOptions(
-            n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock
-        )
+        load = LoadOptions(n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock)
         self._weights = acquire(self.model_path, load)
         self._options = ContextOptions(
             n_ctx=chosen.n_ctx,

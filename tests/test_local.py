@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 
+from tea_models import Settings, pull, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, UsageError
+from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
 from tea_runtime.engine import loaded
 from tea_runtime.errors import ContextOverflowError, LlmError, UnsupportedError
@@ -455,6 +458,32 @@ def test_a_load_is_told_in_one_line(tmp_path, caplog):
 
 def test_the_result_carries_the_plan(speaker):
     assert speaker.call(greedy()).plan is speaker.plan
+
+
+def test_a_profile_of_another_file_is_refused(tmp_path):
+    one, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
+    build_scripted(one, [["Hello"]])
+    build_scripted(other, [["Hello"]], metadata={"llama.context_length": 512})
+    with pytest.raises(UsageError, match="their headers differ"):
+        opened(one, profile=resolve_profile(other))
+    with opened(one, profile=resolve_profile(one)) as backend:
+        assert backend.call(greedy()).content == "Hello"
+
+
+def test_a_pulled_model_starts_from_the_profile_that_was_written_with_it(tmp_path, own_world):
+    source = tmp_path / "m.gguf"
+    build_scripted(source, [["Hello"]])
+    settings = Settings.resolve({"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}, cwd=tmp_path)
+    (pulled,) = pull([f"file:{source}"], settings=settings)
+    written = Store(settings.store_dir).profile_path(Path(pulled.path))
+    document = json.loads(written.read_text())
+    document["name"]["value"] = "As written"
+    written.write_text(json.dumps(document))
+    with opened(pulled.path, settings=settings) as backend:
+        assert backend.profile.name.value == "As written"
+    written.write_text("damaged")
+    with opened(pulled.path, settings=settings) as backend:
+        assert backend.profile.name.value == "Small Llama"
 
 
 # Templates ------------------------------------------------------------------------------------------------------------
