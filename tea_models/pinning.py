@@ -38,13 +38,13 @@ def update_lock(
 ) -> tuple[Lock, bool]:
     """Write the lock of a project.
 
-    With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more, or
-    the references to upgrade. Without one, `given` is what is locked; without anything, what was locked before.
+    With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more.
+    Without one, `given` is what is locked; without anything, what was locked before.
 
     Args:
         path: The lock.
         given: References, and paths of YAML files.
-        upgrade: Resolve anew what is locked already.
+        upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
         settings: Store, hosts, what is allowed.
         progress: Told about bytes as they arrive.
         note: Told what was fetched and what could not be found out.
@@ -57,10 +57,12 @@ def update_lock(
         TeaModelsError: As for `make_lock` and `read_lock`.
     """
     old = read_lock(path) if path.is_file() else None
-    references, inputs, names = _asked(path, given, old)
     renewed: bool | list[str] = upgrade
-    if upgrade and (path.parent / MODELS_FILE).is_file():
-        renewed = [text for text in given if not _is_yaml(text)] or True
+    some = [text for text in given if not _is_yaml(text)]
+    if upgrade and some and old is not None and all(public(text) in old.models for text in some):
+        renewed = some
+        given = [text for text in given if _is_yaml(text)]
+    references, inputs, names = _asked(path, given, old)
     lock = make_lock(
         references,
         inputs=inputs,
@@ -71,6 +73,9 @@ def update_lock(
         progress=progress,
         note=note,
     )
+    gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
+    if gone and note is not None:
+        note(f"no longer locked: {', '.join(gone)}")
     return lock, write_lock(path, lock)
 
 

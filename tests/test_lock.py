@@ -72,6 +72,21 @@ def test_what_is_locked_stays_until_it_is_upgraded(tmp_path: Path) -> None:
         assert upgraded.models["hf:o/r"].files[0].sha256 == digest(OTHER)
 
 
+def test_one_model_can_be_upgraded_alone(tmp_path: Path) -> None:
+    path = tmp_path / "models.lock"
+    with serve(repos={"o/a": Repo({"a-Q4_0.gguf": MODEL}), "o/b": Repo({"b-Q4_0.gguf": MODEL})}) as server:
+        mine = settings(tmp_path, server)
+        first, _ = update_lock(path, ["hf:o/a", "hf:o/b"], settings=mine)
+        for name, repo in server.repos.items():
+            repo.commit, repo.files = OTHER_COMMIT, {f"{name[-1]}-Q4_0.gguf": OTHER}
+        second, _ = update_lock(path, ["hf:o/b"], upgrade=True, settings=mine)
+        assert second.models["hf:o/a"] == first.models["hf:o/a"]
+        assert second.models["hf:o/b"].files[0].sha256 == digest(OTHER)
+        notes: list[str] = []
+        update_lock(path, ["hf:o/b"], settings=mine, note=notes.append)
+        assert notes == ["no longer locked: hf:o/a"]
+
+
 def test_adding_a_model_changes_only_its_own_lines(tmp_path: Path) -> None:
     path = tmp_path / "models.lock"
     with serve(repos={"o/a": Repo({"a-Q4_0.gguf": MODEL}), "o/b": Repo({"b-Q4_0.gguf": OTHER})}) as server:

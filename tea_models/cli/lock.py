@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("lock", short_help="Pin sources and hashes in models.lock.")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE.yaml]...")
 @click.option("--check", is_flag=True, help="Write nothing; fail if the lock is out of date.")
-@click.option("--upgrade", is_flag=True, help="Resolve everything anew (or, with models.yaml, the NAMEs given).")
+@click.option("--upgrade", is_flag=True, help="Resolve anew what is locked; all of it, or the NAMEs given.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"), show_default=True,
     help="The lock file.",
