@@ -42,7 +42,7 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
         yield False
         return
     while True:
-        descriptor = os.open(path, _FLAGS, 0o666)
+        descriptor = _open(path)
         try:
             locked = _lock(descriptor, waiting)
             # Whoever cleans up may have removed the file between open and lock: then this lock guards no name.
@@ -59,7 +59,7 @@ def try_hold(path: Path) -> bool:
     if fcntl is None:
         return True
     try:
-        descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
+        descriptor = os.open(path, _FLAGS & ~(os.O_RDWR | os.O_CREAT) | os.O_RDONLY)
     except OSError:
         return True
     try:
@@ -69,6 +69,14 @@ def try_hold(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, _FLAGS, 0o666)
+    except PermissionError:
+        # In a store that several users share, the file may be another's. A lock needs no right to write.
+        return os.open(path, _FLAGS & ~(os.O_RDWR | os.O_CREAT) | os.O_RDONLY)
 
 
 def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:

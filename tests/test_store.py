@@ -226,6 +226,26 @@ def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
     assert process.communicate(timeout=20)[0] == b"True\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
+def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    with store.partial("key") as partial:
+        partial.write_bytes(b"theirs")
+    for path in (store.root, store.hidden, store.partials_dir, store.lock_path("key").parent):
+        path.chmod(0o777)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    code = (
+        "import os, sys; from pathlib import Path; from tea_models.store import Store\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "with Store(Path(sys.argv[1])).partial('key') as partial: partial.write_bytes(b'mine'); print(partial.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.root], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith(".part"), done.stderr
+    assert done.stdout.strip() != partial.name
+    assert [path.read_bytes() for path in store.partials_dir.iterdir()] == [b"theirs"]
+
+
 def test_removing_takes_record_profile_and_empty_folders_along(store: Store) -> None:
     path = put(store, b"bytes", folder="owner/repo")
     store.write_hidden(store.profile_path(path), "{}")

@@ -135,12 +135,14 @@ class Store:
             with writing(self.root):
                 exclusive = stack.enter_context(hold(self.lock_path(key), waiting=waiting))
             host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-            unique = "" if exclusive else f".{os.getpid()}-{secrets.token_hex(4)}"
-            path = self.partials_dir / f"{key}.{host}{unique}.part"
+            path = self.partials_dir / f"{key}.{host}.part"
+            others = path.exists() and not os.access(path, os.W_OK)  # left by another user of a shared store
+            if others or not exclusive:
+                path = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
             for item in self.partials_dir.glob(f"{path.name}*"):
                 if item.is_symlink():
                     item.unlink()  # planted: never write through it
-            if not exclusive:
+            if others or not exclusive:
                 stack.callback(remove_partial, path)
             yield path
 
