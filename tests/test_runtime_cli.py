@@ -256,6 +256,19 @@ def test_chat_answers_once_without_a_terminal(cli, real_model):
 
 
 @pytest.mark.real
+def test_a_model_that_is_not_here_is_pulled_when_that_is_asked_for(cli, real_model, tmp_path, monkeypatch):
+    (tmp_path / "registry.yaml").write_text(
+        "schema: tea.registry/1\nmodels:\n  mine:\n    kind: chat\n    license: Apache-2.0\n    default: only\n"
+        "    variants:\n      only:\n        files:\n"
+        f"          - {{filename: {real_model.name}, sources: ['file:{real_model}']}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, _out, err = cli("embed", "mine", "a")
+    assert (code, "tea-models pull mine" in err) == (4, True)
+    assert cli("embed", "mine", "a", "--pull")[0] == 0
+
+
+@pytest.mark.real
 def test_embed_prints_vectors_and_how_alike_they_are(cli, real_model):
     code, out, _err = cli("embed", str(real_model), "a cat", "a dog")
     assert code == 0

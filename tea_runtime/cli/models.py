@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,8 +32,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def opened(app: App, ref: str, *, embedding: bool = False, **options: Any) -> Iterator[LlmBackend]:
+def opened(
+    app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
+) -> Iterator[LlmBackend]:
     """Load the model REF by its plan, note what was chosen, and close it afterwards.
+
+    Args:
+        app: The invocation.
+        ref: A file or a reference.
+        embedding: Plan for embeddings.
+        auto_pull: Download the model first if it is not here, with a progress bar.
+        **options: Further keys of `settings.llm`.
 
     Raises:
         TeaModelsError: The model is not there, does not fit, or can't be loaded.
@@ -41,7 +51,12 @@ def opened(app: App, ref: str, *, embedding: bool = False, **options: Any) -> It
     from tea_runtime.llm_settings import LlmSettings
 
     settings = LlmSettings.parse({"backend": "local", "fallback": False, "embedding": embedding}, prefix=())
-    settings = settings.overridden(**{key: value for key, value in options.items() if value})
+    settings = settings.overridden(**{key: value for key, value in options.items() if value is not None})
+    if auto_pull and not Path(ref).exists():
+        from tea_models.cli.progress import progress_for
+        from tea_models.pulling import pull
+
+        pull([ref], settings=app.settings, progress=progress_for(app.out), note=app.out.note)
     with logged(app.out):
         backend = create_llm_backend(settings, gguf=ref, environ=environment(app))
         try:
