@@ -40,6 +40,10 @@ class TeaModelsError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        # A log line or an uncaught error should say what to do too.
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
     @property
     def type(self) -> str:
         """The name under which the error is reported with `--json`."""

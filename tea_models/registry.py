@@ -299,7 +299,8 @@ def _no_number(value: Any) -> Any:
 
 def _sha256(value: str) -> str:
     if not _SHA256.match(value):
-        raise ValueError(f"expected 64 lower-case hexadecimal digits, found {len(value)} characters")
+        found = "upper-case letters" if _SHA256.match(value.lower()) else f"{len(value)} characters"
+        raise ValueError(f"expected 64 lower-case hexadecimal digits, found {found}")
     return value
 
 

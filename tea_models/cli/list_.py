@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from tea_models.store import Store
 
 
+# As in registry.Kind; repeated here so that `--help` needs no pydantic.
+KINDS = ("chat", "text", "embedding", "reranker", "projector", "adapter", "test")
+
+
 @click.command("list", short_help="Models of the registry, and which are installed.")
 @click.option("--installed", is_flag=True, help="Only what is in the store.")
-@click.option("--kind", help="Only models of this kind (chat, text, embedding, reranker, test).")
+@click.option("--kind", type=click.Choice(KINDS), help="Only models of this kind.")
 @click.option("--fit", is_flag=True, help="Say of each model whether it fits this machine.")
 @answering
 def command(app: App, installed: bool, kind: str | None, fit: bool) -> None:
@@ -62,20 +66,27 @@ def _row(entry: Entry, variant: Variant, store: Store) -> dict[str, Any]:
 def _human(app: App, rows: list[dict[str, Any]], *, installed: bool) -> str:
     if not rows:
         return "nothing installed yet; start with: tea-models pull smollm2-135m" if installed else "no such models"
-    cells = []
-    for row in rows:
-        name = row["name"] if row["default"] else f"{row['name']}:{row['variant']}"
-        size = human_size(row["size"]) if row["size"] else "?"
-        mark = "yes" if row["installed"] else ""
-        line = [name, row["variant"], size, row["kind"], mark, row["license"]]
-        if "fit" in row:
-            line.insert(5, str(row["fit"]["summary"]) if row["fit"] else "unknown")
-        cells.append(line)
-    header = ["NAME", "VARIANT", "SIZE", "KIND", "INSTALLED", "LICENSE"]
+    columns = {
+        "NAME": [row["name"] if row["default"] else f"{row['name']}:{row['variant']}" for row in rows],
+        "SIZE": [human_size(row["size"]) if row["size"] else "?" for row in rows],
+        "INSTALLED": ["yes" if row["installed"] else "" for row in rows],
+        "KIND": [row["kind"] for row in rows],
+        "VARIANT": [row["variant"] for row in rows],
+        "LICENSE": [row["license"] for row in rows],
+    }
     if "fit" in rows[0]:
-        header.insert(5, "HERE")
-    text = table(cells, header=header, right=frozenset({2}))
+        summaries = [str(row["fit"]["summary"]) if row["fit"] else "unknown" for row in rows]
+        columns = {"NAME": columns.pop("NAME"), "SIZE": columns.pop("SIZE"), "HERE": summaries, **columns}
+    text = _table(columns)
+    while len(columns) > 2 and max(map(len, text.splitlines())) > app.out.width:
+        columns.popitem()  # the last columns are the least wanted
+        text = _table(columns)
     total = sum(row["size"] or 0 for row in rows if row["installed"])
     if installed:
         return f"{text}\n\n{human_size(total)} in {app.settings.store_dir}"
     return f"{text}\n\nnext: tea-models pull NAME, or tea-models plan NAME to see whether it fits"
+
+
+def _table(columns: dict[str, list[str]]) -> str:
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return table(rows, header=list(columns), right=frozenset({1}))
