@@ -75,6 +75,8 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, _FLAGS, 0o666)
     except PermissionError:
+        if not path.exists():
+            raise
         # In a store that several users share, the file may be another's. A lock needs no right to write.
         return os.open(path, _FLAGS & ~(os.O_RDWR | os.O_CREAT) | os.O_RDONLY)
 

@@ -334,16 +334,23 @@ def test_a_store_that_may_only_be_read_serves_what_it_has(world: Server, setting
     code = (
         "import sys, os; from pathlib import Path; from tea_models.settings import Settings\n"
         "from tea_models.pulling import pull; from tea_models.errors import StoreError\n"
-        "import tea_models.sources.http, tea_models.transfer, tea_models.inspect\n"
+        # Once as the user who may read this environment, so that every module is loaded.
+        "pull([sys.argv[3]], settings=Settings(store_dir=Path(sys.argv[4])), adopt=False)\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "mine = Settings.resolve({'HOME': '/nonexistent'}, cwd=Path('/'), store_dir=Path(sys.argv[1]))\n"
         "print(pull([sys.argv[2]], settings=mine, adopt=False)[0].status)\n"
         "try: pull([sys.argv[3]], settings=mine, adopt=False)\n"
         "except StoreError as error: print(error.message)\n"
     )
-    arguments = [str(store), pinned(world, "m.gguf", MODEL), pinned(world, "other/m.gguf", OTHER)]
+    arguments = [
+        str(store),
+        pinned(world, "m.gguf", MODEL),
+        pinned(world, "other/m.gguf", OTHER),
+        str(tmp_path / "else"),
+    ]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    first, second = done.stdout.splitlines() or [done.stderr, ""]
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
     assert first == "present"
     assert "can't be written" in second
 
