@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 import threading
 import weakref
 from collections import deque
@@ -93,6 +94,8 @@ def llama() -> Any:
     """
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingExtraError("running a local model", package="llama-cpp-python", extra="llm-local")
+    # Read by the C library when an assertion fails: without it, it starts a debugger on this process.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     try:
         module = importlib.import_module("llama_cpp")
     except Exception as error:
@@ -151,8 +154,15 @@ class Turnstile:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner: int | None = None
+        self._process = os.getpid()
 
     def __enter__(self) -> None:
+        if self._process != os.getpid():
+            # The threads of llama.cpp are not there in a fork: it would wait for them for ever.
+            raise LlmError(
+                "a model can't be used in a process that was forked after it was loaded",
+                hint="load it in the new process, or start processes by multiprocessing's 'spawn'",
+            )
         if self._owner == threading.get_ident():
             raise LlmError(
                 "a model can't be called from the callback of its own stream",

@@ -59,6 +59,22 @@ def test_without_the_package_a_local_backend_is_an_import_error_that_names_the_e
     assert "pip install 'tea-models[llm-local]'" in done.stdout
 
 
+def test_a_failed_assertion_in_the_engine_starts_no_debugger():
+    program = (
+        "import ctypes, os\n"
+        "os.environ.pop('GGML_NO_BACKTRACE', None)\n"
+        "from tea_runtime.engine import llama\n"
+        "from pathlib import Path\n"
+        "library = next((Path(llama().__file__).parent / 'lib').glob('*ggml-base*'), None)\n"
+        "get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p\n"
+        "print(get(b'GGML_NO_BACKTRACE'), flush=True)\n"
+        "if library: ctypes.CDLL(str(library)).ggml_abort(b'here.c', 7, b'stop')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "b'1'\n"
+    assert [line for line in done.stderr.splitlines() if line.strip()] in ([], ["here.c:7: stop"])
+
+
 def test_the_same_file_is_loaded_once(small_file):
     first, second = acquire(small_file, LoadOptions()), acquire(small_file, LoadOptions())
     assert first is second
