@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tea_models.errors import UsageError
 from tea_runtime.api_answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api_client import EXTENSIONS, ApiClient
-from tea_runtime.backend import LlmBackend, LlmCallParams, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, check_messages, check_texts
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ class ApiLlmBackend(LlmBackend):
     def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
     def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
         """Turn a text into a vector, or several texts into a list of vectors; raises as `call` does."""
-        texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(one, str) for one in texts):
-            raise UsageError("text: expected a text or a list of texts")
+        texts = check_texts(text)
         if not texts:
             return []
         where = self._where(self.embedding_model)

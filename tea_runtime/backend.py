@@ -280,7 +280,27 @@ def _check_number(name: str, value: Any, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
         raise UsageError(f"{name}: expected {wanted}, found {value!r}")
     if not math.isfinite(value) or not least <= value <= most:
-        raise UsageError(f"{name}: expected {wanted} from {least:g} to {most:g}, found {value}")
+        raise UsageError(f"{name}: expected {wanted} from {_number(least)} to {_number(most)}, found {value}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def check_texts(text: Any) -> list[str]:
+    """The texts of a call of `embed`: one text, or a list of texts.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if isinstance(text, str):
+        return [text]
+    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
+        raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
+    for index, one in enumerate(text):
+        if not isinstance(one, str):
+            raise UsageError(f"text[{index}]: expected a text, found {_kind(one)}")
+    return list(text)
 
 
 def _check_stop(stop: Any) -> None:

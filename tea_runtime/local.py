@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import UsageError
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.chat_formats import chat_format_of
 from tea_runtime.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.context import ContextOptions
@@ -217,9 +217,7 @@ class LocalLlmBackend(LlmBackend):
             ContextOverflowError: A text is longer than the context.
             UnsupportedError: The model has no embeddings.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        if not all(isinstance(one, str) for one in texts):
-            raise UsageError("text: expected a text or a list of texts")
+        texts = check_texts(text)
         with self._weights_in_use().turnstile:
             self._weights_in_use()
             vectors = self._embedder.embed(texts)

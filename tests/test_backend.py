@@ -8,7 +8,7 @@ import pytest
 
 import tea_runtime
 from tea_models.errors import UsageError
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.errors import ContextOverflowError, LlmError, MissingExtraError
 
 
@@ -69,6 +69,26 @@ def test_parameters_have_the_defaults_of_the_contract():
 def test_a_value_that_makes_no_sense_is_refused_and_named(name, value):
     with pytest.raises(UsageError, match=name):
         LlmCallParams("hi", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bounds"),
+    [
+        ("max_tokens", -1, "from 0 to 2,147,483,647, found -1"),
+        ("top_k", -5, "to 2,147,483,647, found -5"),
+        ("seed", 2**70, "to 9,223,372,036,854,775,807"),
+        ("top_p", 1.5, "from 0 to 1, found 1.5"),
+    ],
+)
+def test_bounds_are_written_out(name, value, bounds):
+    with pytest.raises(UsageError, match=bounds):
+        LlmCallParams("hi", **{name: value})
+
+
+@pytest.mark.parametrize("given", [None, 5, b"x", {"a": 1}, ["x", None], [["x"]]])
+def test_only_a_text_or_a_list_of_texts_can_be_embedded(given):
+    with pytest.raises(UsageError, match=r"text(\[\d\])?: expected a text"):
+        check_texts(given)
 
 
 def test_a_prompt_that_is_no_text_is_refused():
