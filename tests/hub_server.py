@@ -25,6 +25,7 @@ class Repo:
     older: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
     private_token: str | None = None
+    listed: bool = False
     license: str = "apache-2.0"
     lfs: bool = True
 
@@ -102,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def model_info(self, path: str, *, body: bool) -> None:
         name, _, revision = path.partition("/revision/")
         repo = self.world.repos.get(name)
-        if not self.allowed(repo, body=body) or repo is None:
+        if repo is None or not (repo.listed or self.allowed(repo, body=body)):
+            if repo is None:
+                self.allowed(repo, body=body)
             return
         files = repo.at(revision or "main")
         if files is None:

@@ -136,6 +136,17 @@ def test_a_gated_model_says_how_to_get_access(tmp_path: Path) -> None:
             assert "HF_TOKEN" in caught.value.hint
 
 
+def test_a_model_that_is_listed_and_not_given_away_says_how_to_get_access(tmp_path: Path) -> None:
+    repo = Repo({"x-Q4_0.gguf": MODEL}, gated=True, private_token=TOKEN, listed=True)
+    with serve(repos={"meta/gated": repo}) as server:
+        mine = settings(server, tmp_path, HF_TOKEN="hf_wrong")
+        (file,) = resolve("hf:meta/gated", mine).files
+        with pytest.raises(AccessDeniedError) as caught:
+            fetch(file, tmp_path / "x.part", settings=mine)
+        assert "accept its licence" in caught.value.hint
+        assert "hf_wrong" not in caught.value.message + caught.value.hint
+
+
 def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(tmp_path: Path) -> None:
     with serve(files={"/cdn/x-Q4_0.gguf": MODEL}) as cdn:
         repo = Repo({"x-Q4_0.gguf": MODEL}, gated=True, private_token=TOKEN)
