@@ -15,6 +15,7 @@ from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFile
 from tea_models.reference import parse_reference
 from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, writing
 from tea_models.tarball import Reader
+from tea_models.transfer.partial import discard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,6 +213,7 @@ class _Unpacking:
     def _receive(self, partial: Path, file: _FileModel) -> None:
         from tea_models.gguf import FileSource, read_header
 
+        discard(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(self._store.root), os.fdopen(os.open(partial, flags, 0o666), "wb") as writer:

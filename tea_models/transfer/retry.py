@@ -34,7 +34,7 @@ class RetryPolicy:
     patient_bytes: int = 1 << 20
     base_seconds: float = 0.5
     longest_seconds: float = 20.0
-    longest_retry_after: float = 60.0
+    longest_retry_after: float = 30.0
     stall_seconds: float = 10.0
     min_rate: float = 1024.0
     silent_seconds: float = 3.0
