@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml | check-python
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time the engine (llama.cpp) is compiled: about six minutes on two cores."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,llm-local]'
+	@$(BIN)/python -m compileall -q tea_models tea_runtime
 	@touch $@
 
 $(VENV)/.demo-installed: pyproject.toml | check-python
@@ -31,6 +32,7 @@ $(VENV)/.demo-installed: pyproject.toml | check-python
 	@[ -f $(STAMP) ] || { \
 	  echo "Installing into $(VENV); the first time the engine (llama.cpp) is compiled: about six minutes on two cores."; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[llm-local]'; }
+	@$(BIN)/python -m compileall -q tea_models tea_runtime
 	@touch $@
 
 demo: $(VENV)/.demo-installed
