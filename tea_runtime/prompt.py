@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
+from tea_runtime.contents import Contents
 from tea_runtime.engine import llama
 from tea_runtime.vocabulary import encode
 
@@ -108,7 +109,7 @@ class ChatPrompt:
 
     def __init__(self, vocabulary: Vocabulary, template: str, render: Callable[..., str]) -> None:
         self._vocabulary = vocabulary
-        self._render = render
+        self._contents = Contents(render)
         self._markers = Markers(vocabulary, template)
 
     def tokens(
@@ -122,17 +123,24 @@ class ChatPrompt:
         Raises:
             TemplateError: The template fails on these messages.
             UsageError: A text has half a character.
+            UnsupportedError: A message has a part that is no text.
         """
         given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
-        texts = list(_strings(given))
+        try:
+            texts = list(_strings(given))
+        except RecursionError:
+            raise UsageError("messages: they are nested too deeply, or hold themselves") from None
+        given["messages"] = self._contents.arranged(messages)
+        if given["messages"] != list(messages):  # joined texts may hold what none of them held alone
+            texts = list(_strings(given))
         for text in texts:
             encode(text)
         dangerous = self._dangerous(texts)
         if not dangerous:
-            return self._vocabulary.prompt(self._render(**given))
+            return self._vocabulary.prompt(self._contents.render(**given))
         stand_ins = _stand_ins(dangerous, texts)
         pattern = re.compile("|".join(map(re.escape, sorted(stand_ins, key=len, reverse=True))))
-        rendered = self._render(**_replaced(given, pattern, stand_ins))
+        rendered = self._contents.render(**_replaced(given, pattern, stand_ins))
         return self._vocabulary.with_bos(self._tokenize(rendered, stand_ins))
 
     def _dangerous(self, texts: list[str]) -> set[str]:

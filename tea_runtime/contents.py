@@ -1,0 +1,98 @@
+"""Contents of messages that are no plain text, for templates that were written for plain texts: parts, and null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tea_models.chat import TemplateError
+from tea_models.errors import UsageError
+from tea_runtime.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_SEEN = "zqxj part"
+# What may stand before a message of a role; of the other roles (tool) templates expect text.
+_BEFORE: dict[str, list[dict[str, Any]]] = {
+    "user": [],
+    "system": [],
+    "assistant": [{"role": "user", "content": "zqxj"}],
+}
+_AFTER: dict[str, list[dict[str, Any]]] = {"user": [], "system": [{"role": "user", "content": "zqxj"}], "assistant": []}
+
+
+class Contents:
+    """Brings the contents of messages into the form that a template takes.
+
+    A list of text parts stays one where the template renders it, so that the prompt is what `transformers` renders;
+    elsewhere the texts are joined, as templates that take a list do it themselves.
+
+    Args:
+        render: Renders messages and tools by the template.
+    """
+
+    def __init__(self, render: Callable[..., str]) -> None:
+        self._render = render
+        self._takes: dict[str, bool] = {}
+
+    def arranged(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The messages with every content in a form that the template takes.
+
+        Raises:
+            UnsupportedError: A part is a picture, a sound or something else that is no text.
+            UsageError: A part has no type or no text.
+        """
+        found = []
+        for index, message in enumerate(messages):
+            content = message.get("content")
+            if not isinstance(content, list | tuple):
+                found.append(message)
+                continue
+            texts = _texts(content, index)
+            found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
+        return found
+
+    def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> str:
+        """The prompt; a content that is null (beside tool calls) becomes an empty one where the template needs a text.
+
+        Raises:
+            TemplateError: The template fails on these messages.
+        """
+        if all(message.get("content") is not None for message in messages):
+            return self._render(messages=messages, **given)
+        try:
+            return self._render(messages=messages, **given)
+        except TemplateError:
+            filled = [{**message, "content": ""} if message.get("content") is None else message for message in messages]
+            return self._render(messages=filled, **given)
+
+    def _takes_parts(self, role: str) -> bool:
+        if role not in _BEFORE:
+            return False
+        if role not in self._takes:
+            probe = {"role": role, "content": [{"type": "text", "text": _SEEN}]}
+            try:
+                text = self._render(messages=[*_BEFORE[role], probe, *_AFTER[role]], tools=None)
+            except (TemplateError, UsageError):
+                text = ""
+            self._takes[role] = _SEEN in text and "'type'" not in text and '"type"' not in text
+        return self._takes[role]
+
+
+def _texts(parts: Sequence[Any], index: int) -> str:
+    texts = []
+    for place, part in enumerate(parts):
+        where = f"messages[{index}].content[{place}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(kind, str):
+            raise UsageError(f'{where}: expected a part such as {{"type": "text", "text": "…"}}, found {part!r:.60}')
+        if kind != "text":
+            raise UnsupportedError(
+                f"{where}: a local model gets text only, found a part of type {kind!r}",
+                hint="leave the part out, or use a server for models with eyes and ears (backend: api)",
+            )
+        if not isinstance(part.get("text"), str):
+            raise UsageError(f"{where}.text: expected a text, found {type(part.get('text')).__name__}")
+        texts.append(part["text"])
+    return "".join(texts)
