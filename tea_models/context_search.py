@@ -24,13 +24,13 @@ class ContextSearch:
 
     Args:
         measurer: Answers what settings take.
-        fits: Whether an answer fits.
+        excess: Bytes by which an answer is too large; it fits where they are no more than 0.
         whole_batch: The batch has to hold the context, so both grow together.
     """
 
-    def __init__(self, measurer: Measurer, fits: Callable[[MemoryUse], bool], *, whole_batch: bool) -> None:
+    def __init__(self, measurer: Measurer, excess: Callable[[MemoryUse], int], *, whole_batch: bool) -> None:
         self._measurer = measurer
-        self._fits = fits
+        self._excess = excess
         self._whole_batch = whole_batch
         self._known: dict[Point, MemoryUse | RefusedError] = {}
 
@@ -77,13 +77,13 @@ class ContextSearch:
         """
         steps = self.ladder(point, most, least)
         self.prepare([*steps, *prepare])
-        too_large: tuple[int, int] | None = None
+        too_large: tuple[int, int] | None = None  # a context, and the bytes by which it is too large
         for step in steps:
             use = self.use(step, keep_errors=keep_errors and step is steps[-1])
             if use is not None and self._fits(use):
                 return self._refine(step, use, too_large)
             if use is not None:
-                too_large = (step.n_ctx, use.total)
+                too_large = (step.n_ctx, self._excess(use))
         return None
 
     def ladder(self, point: Point, most: int, least: int) -> list[Point]:
@@ -94,29 +94,36 @@ class ContextSearch:
         contexts.append(min(most, least))
         return [self.at(point, n_ctx) for n_ctx in dict.fromkeys(contexts)]
 
+    def _fits(self, use: MemoryUse) -> bool:
+        return self._excess(use) <= 0
+
     def _refine(self, point: Point, use: MemoryUse, too_large: tuple[int, int] | None) -> tuple[Point, MemoryUse]:
-        """Close in on the limit between a context that fits and one that does not."""
+        """Close in on the limit between a context that fits and one that does not.
+
+        Memory grows nearly evenly between two contexts, so the guess is good; what lies around it is measured with it.
+        """
         if too_large is None:
             return point, use
-        low, high = point.n_ctx, too_large[0]
+        low, high, over = point.n_ctx, *too_large
         best = (point, use)
-        for _ in range(3):
-            middle = (low + high) // 2 // _STEP * _STEP
-            guesses = sorted({_between(low, high, share) for share in (0.25, 0.5, 0.75)} | {middle})
-            guesses = [guess for guess in guesses if low < guess < high]
-            if not guesses:
+        for _ in range(4):
+            room = -self._excess(best[1])
+            guess = low + (high - low) * room // max(1, room + over)
+            around = [guess + offset * _STEP for offset in (-8, -4, -2, -1, 0, 1, 2, 4, 8)]
+            even = [low + (high - low) * part // 8 for part in range(1, 8)]
+            contexts = sorted({n_ctx // _STEP * _STEP for n_ctx in (*around, *even)})
+            points = [self.at(point, n_ctx) for n_ctx in contexts if low < n_ctx < high]
+            if not points:
                 break
-            # All guesses cost one run of the engine: each round leaves a quarter, or less, of the range.
-            fine = [_between(low, high, part / 16) for part in range(1, 16)]
-            points = [self.at(point, n_ctx) for n_ctx in dict.fromkeys(fine) if low < n_ctx < high]
             self.prepare(points)
             for step in points:
                 found = self.use(step, keep_errors=False)
                 if found is not None and self._fits(found):
                     best, low = (step, found), step.n_ctx
-                else:
-                    high = step.n_ctx
-                    break
+                    continue
+                high = step.n_ctx
+                over = self._excess(found) if found is not None else over
+                break
         return best
 
     def gpu_layers(self, point: Point, layers: int) -> tuple[int, str, list[Rejected]]:
@@ -155,7 +162,3 @@ class ContextSearch:
                 low, high = best, (min(larger) - 1 if larger else high)
         reason = f"{low} of {layers} layers fit on the GPU" if low else "not one layer fits on the GPU"
         return low, reason, rejected
-
-
-def _between(low: int, high: int, share: float) -> int:
-    return int(low + (high - low) * share) // _STEP * _STEP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError
@@ -46,9 +47,9 @@ def export_model(
                 hint=f"tea-models pull {reference}, or say with --path where it will lie",
             )
         profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-        measurer = choose_measurer(profile, settings, model=model, measure=measure)
         name = _short(reference, here)
-        plan = plan_profile(profile, machine_now(settings, measure=measure), wishes, measurer, name=name)
+        with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
+            plan = plan_profile(profile, machine_now(settings, measure=measure), wishes, measurer, name=name)
     return export_plan(
         target,
         ExportInput(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from tea_models.memory import KV_TYPES, MIB, MemoryUse, cache_layout, kv_cache_bytes, pad
 from tea_models.memory_compute import compute_bytes
-from tea_models.probe import LIBRARIES, Point, ProbeError, Prober, RefusedError
+from tea_models.probe import LIBRARIES, Point, Prober, RefusedError
+from tea_models.probe_process import ProbeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,9 @@ class Measurer(Protocol):
     def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
         """What each combination of settings takes, or why it is refused."""
 
+    def close(self) -> None:
+        """Give back what is held open."""
+
 
 class Estimator:
     """Answers by formula.
@@ -48,6 +52,9 @@ class Estimator:
     def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
         """What each combination of settings takes by formula."""
         return [self._estimate(point) for point in points]
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def _estimate(self, point: Point) -> MemoryUse | RefusedError:
         layout, profile = self._layout, self._profile
@@ -131,3 +138,7 @@ class Measured:
             except ProbeError as error:
                 self.reason = error.message
         return self._fallback.measure(points)
+
+    def close(self) -> None:
+        """End the dry run."""
+        self._prober.close()

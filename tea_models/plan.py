@@ -8,7 +8,7 @@ silently.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,8 @@ from tea_models.machine import Machine, detect_machine
 from tea_models.measurer import Estimator, Measured, Measurer
 from tea_models.memory import KV_TYPES
 from tea_models.plan_types import Decision, MemoryPlan, PlanSettings, Rejected, RunPlan
-from tea_models.probe import ProbeError, Prober, ProbeTarget, engine_info
+from tea_models.probe import Prober, ProbeTarget, engine_info
+from tea_models.probe_process import ProbeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,10 +190,10 @@ def _opened(
     with open_model(path_or_ref, settings=settings) as model:
         model.require_loadable()
         profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-        measurer = choose_measurer(profile, settings, model=model, measure=measure)
-        machine = machine or machine_now(settings, measure=measure)
-        plan = plan_profile(profile, machine, wishes, measurer, name=_name(path_or_ref))
-        yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
+        with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
+            machine = machine or machine_now(settings, measure=measure)
+            plan = plan_profile(profile, machine, wishes, measurer, name=_name(path_or_ref))
+            yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
 
 
 def plan_profile(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
 from tea_models.memory import MIB, NO_CACHE, CacheLayout, MemoryUse, cache_layout, kv_bytes_per_token
-from tea_models.plan_types import Decision, Rejected, fits
+from tea_models.plan_types import Decision, Rejected, excess
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ class Budget:
 
     def fits(self, use: MemoryUse) -> bool:
         """Whether something fits everywhere."""
-        return fits(use, self.host, self.devices)
+        return self.excess(use) <= 0
+
+    def excess(self, use: MemoryUse) -> int:
+        """Bytes by which something is too large where it is most so."""
+        return excess(use, self.host, self.devices)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ alone decides, and the answer says so.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -246,9 +247,9 @@ class _Judge:
         with open_model(reference, settings=self.settings) as model:
             model.require_loadable()
             profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-            measurer = choose_measurer(profile, self.settings, model=model, measure=self.measure)
             size = sum(file.size for file in profile.files)
-            return *self._plan(profile, measurer, reference), profile, size
+            with closing(choose_measurer(profile, self.settings, model=model, measure=self.measure)) as measurer:
+                return *self._plan(profile, measurer, reference), profile, size
 
     def _plan(self, profile: ModelProfile, measurer: Any, name: str) -> tuple[RunPlan | int, dict[int, int]]:
         try:

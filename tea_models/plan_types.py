@@ -108,7 +108,7 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         """Whether the machine's memory and every device have room."""
-        return fits(self.use, self.budget, self.device_budgets)
+        return excess(self.use, self.budget, self.device_budgets) <= 0
 
     def to_json(self) -> dict[str, Any]:
         """The contract's keys and more, in bytes."""
@@ -140,8 +140,8 @@ class MemoryPlan:
         return document
 
 
-def fits(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> bool:
-    """Whether something fits into the machine's memory and into every device.
+def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
+    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits.
 
     Args:
         use: What it takes.
@@ -150,7 +150,8 @@ def fits(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> bool:
     """
     own = {name: sum(parts) for name, parts in use.devices.items() if name in device_budgets}
     # A device without a budget of its own works in the machine's memory.
-    return use.total - sum(own.values()) <= budget and all(size <= device_budgets[name] for name, size in own.items())
+    host = use.total - sum(own.values()) - budget
+    return max(host, *(size - device_budgets[name] for name, size in own.items())) if own else host
 
 
 @dataclass(frozen=True, slots=True)

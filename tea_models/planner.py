@@ -55,7 +55,7 @@ class Planner:
         self._measurer = measurer
         self._ledger = Ledger()
         whole = self._case.encoder and wishes.n_ubatch is None
-        self._search = ContextSearch(measurer, self._case.budget.fits, whole_batch=whole)
+        self._search = ContextSearch(measurer, self._case.budget.excess, whole_batch=whole)
 
     def plan(self) -> RunPlan:
         """Decide everything.

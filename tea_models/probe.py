@@ -14,17 +14,16 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from contextlib import contextmanager
+import weakref
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import EngineError
 from tea_models.machine import Gpu
 from tea_models.memory import MemoryUse
+from tea_models.probe_process import CrashError, ProbeError, ProbeProcess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0
-_WORKER = Path(__file__).with_name("probe_worker.py")
 _FORMAT = 1
 
 
@@ -90,10 +88,6 @@ class EngineInfo:
     mmap: bool
     mlock: bool
     gpus: tuple[Gpu, ...]
-
-
-class ProbeError(EngineError):
-    """The dry run gave no answer: the engine crashed, refused the file, or took too long."""
 
 
 class RefusedError(ProbeError):
@@ -159,7 +153,11 @@ def engine_info(
                 return _engine([known])
             except (KeyError, TypeError):
                 pass  # damaged; ask again
-    documents = _run_worker({"points": []}, environ, timeout)
+    process = _start(environ)
+    try:
+        documents = process.ask({"points": []}, timeout)
+    finally:
+        process.close()
     if file is not None:
         _write_json(file, next((document for document in documents if "engine" in document), {}))
     return _engine(documents)
@@ -191,10 +189,14 @@ class Prober:
             raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
         self._file = cache_dir / f"{target.header_sha256[:32]}-{build}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
+        self._process: ProbeProcess | None = None
+        self._path: Path | None = None
+        self._opened = ExitStack()
+        weakref.finalize(self, self._opened.close)
         self.runs = 0
 
     def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
-        """Measure combinations of settings, all unknown ones in one run of the engine.
+        """Measure combinations of settings, all unknown ones in one question to the engine.
 
         Args:
             points: The combinations.
@@ -211,29 +213,43 @@ class Prober:
             self._write_cache()
         return [_result(self._known[point.key]) for point in points]
 
+    def close(self) -> None:
+        """End the dry run; it is started again if more is asked."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+        self._opened.close()
+        self._path = None
+
     def _measure(self, points: list[Point]) -> None:
         self.runs += 1
-        with _model_file(self._target) as path:
-            request = {"model": str(path), "points": [asdict(point) for point in points]}
-            try:
-                documents = _run_worker(request, self._environ, self._timeout)
-            except _CrashError as error:
-                # Reading the exact sizes is the one thing that another build of the engine may not survive.
-                documents = error.documents
-                if not any("point" in document for document in documents):
-                    documents = _run_worker(request | {"exact": False}, self._environ, self._timeout)
+        if self._path is None:
+            self._path = self._opened.enter_context(_model_file(self._target))
+        request = {"model": str(self._path), "points": [asdict(point) for point in points]}
+        try:
+            documents = self._ask(request)
+        except CrashError as error:
+            # Reading the exact sizes is the one thing that another build of the engine may not survive.
+            documents = error.documents
+            if not any("point" in document for document in documents):
+                documents = self._ask(request | {"exact": False})
         loads: dict[int, dict[str, Any]] = {}
         for document in documents:
             if "load" in document:
                 if "error" in document:
                     raise ProbeError(f"llama.cpp does not load this file: {document['error']}")
-                loads[document["n_gpu_layers"]] = document
+                loads[document["load"]] = document
             elif "point" in document:
                 point = points[document["point"]]
                 self._known[point.key] = document | {"load": loads[point.n_gpu_layers]}
         missing = [point for point in points if point.key not in self._known]
         if missing:
             raise ProbeError(f"the dry run of llama.cpp ended before it had measured n_ctx {missing[0].n_ctx:,}")
+
+    def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._process is None or self._process.ended:
+            self._process = _start(self._environ)
+        return self._process.ask(request, self._timeout)
 
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
@@ -266,12 +282,6 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
         temporary.replace(file)
     except OSError:
         return
-
-
-class _CrashError(ProbeError):
-    def __init__(self, message: str, documents: list[dict[str, Any]]) -> None:
-        super().__init__(message)
-        self.documents = documents
 
 
 def _complete(value: Any) -> bool:
@@ -364,42 +374,7 @@ def _model_file(target: ProbeTarget) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_worker(request: dict[str, Any], environ: Mapping[str, str] | None, timeout: float) -> list[dict[str, Any]]:
+def _start(environ: Mapping[str, str] | None) -> ProbeProcess:
     if engine_version() is None:
         raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
-    environment = dict(os.environ if environ is None else environ)
-    # Without this, a failed assertion starts gdb.
-    environment |= {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(_WORKER)],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ProbeError(f"the dry run of llama.cpp took longer than {timeout:.0f} s") from None
-    except OSError as error:
-        raise ProbeError(f"the dry run can't be started: {error.strerror or error}") from None
-    documents = []
-    for line in done.stdout.splitlines():
-        try:
-            documents.append(json.loads(line))
-        except ValueError:
-            continue
-    if done.returncode != 0:
-        raise _CrashError(f"llama.cpp {_why(done.returncode, done.stderr)}", documents)
-    return documents
-
-
-def _why(code: int, stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = next(
-        (line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()), lines[-1] if lines else ""
-    )
-    what = f"was stopped by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    return f"{what}: {telling[:300]}" if telling else what
+    return ProbeProcess(environ)

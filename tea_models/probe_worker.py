@@ -1,13 +1,14 @@
 """The subprocess side of the memory dry run: asks llama.cpp what a model would take, without loading a weight.
 
 Started as a script by `tea_models.probe` (never imported there), because an assertion in ggml kills the process it is
-in. It reads one JSON request from stdin and answers a JSON document a line, so that what was measured before a crash
+in. Each line of stdin is a JSON request; the answer is a JSON document a line, so that what was measured before a crash
 is not lost:
 
     {"engine": {"version", "system", "gpu_offload", "devices": [...]}}
-    {"load": 0, "rss", "weights": {device: bytes}}               a model was opened without its weights
+    {"load": 0, "rss", "size"}                                   the model was opened, with so many layers on a GPU
     {"point": 3, "kv_cache", "compute", "output", ...}           one combination of settings
     {"point": 4, "error": "…"}                                   the engine refused it
+    {"done": true}                                               the end of the answer
 """
 
 from __future__ import annotations
@@ -208,46 +209,65 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
         engine.llama_free(context)
 
 
-def _run(request: dict[str, Any], answer: Any) -> None:
-    import llama_cpp as engine
+class _Session:
+    """The engine, and the one model that is open in it."""
 
-    log = _Log(engine)
-    engine.llama_backend_init()
-    information = {
-        "version": engine.__version__,
-        "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
-        "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-        "mmap": bool(engine.llama_supports_mmap()),
-        "mlock": bool(engine.llama_supports_mlock()),
-        "devices": _devices(engine),
-    }
-    answer({"engine": information})
-    points = request.get("points", [])
-    for number, layers in enumerate(sorted({point.get("n_gpu_layers", 0) for point in points})):
+    def __init__(self) -> None:
+        import llama_cpp as engine
+
+        self.engine = engine
+        self.log = _Log(engine)
+        engine.llama_backend_init()
+        self._model: Any = None
+        self._key: tuple[str, int] | None = None
+        self._load: dict[str, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        engine = self.engine
+        return {
+            "version": engine.__version__,
+            "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
+            "gpu_offload": bool(engine.llama_supports_gpu_offload()),
+            "mmap": bool(engine.llama_supports_mmap()),
+            "mlock": bool(engine.llama_supports_mlock()),
+            "devices": _devices(engine),
+        }
+
+    def run(self, request: dict[str, Any], answer: Any) -> None:
+        points = request.get("points", [])
+        for layers in sorted({point.get("n_gpu_layers", 0) for point in points}):
+            answer(self._open(request["model"], layers))
+            if not self._model:
+                continue
+            for index, point in enumerate(points):
+                if point.get("n_gpu_layers", 0) == layers:
+                    exact = request.get("exact", True)
+                    answer({"point": index, **_measure(self.engine, self._model, point, self.log, exact=exact)})
+
+    def _open(self, path: str, layers: int) -> dict[str, Any]:
+        if self._key == (path, layers):
+            return self._load
+        engine, log = self.engine, self.log
+        if self._model:
+            engine.llama_model_free(self._model)
         log.clear()
         parameters = engine.llama_model_default_params()
         parameters.no_alloc = True
         parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE: with a memory map it asserts
         parameters.n_gpu_layers = layers
-        model = engine.llama_model_load_from_file(os.fsencode(request["model"]), parameters)
-        if not model:
+        self._model = engine.llama_model_load_from_file(os.fsencode(path), parameters)
+        self._key, self._load = (path, layers), {"load": layers}
+        if self._model:
+            self._load |= {"rss": _resident(), "size": engine.llama_model_size(self._model)}
+        else:
             # The first error says what is wrong, the last only that something was.
             reason = log.errors[0].removeprefix("llama_model_load: ") if log.errors else "the engine refused the file"
-            answer({"load": number, "n_gpu_layers": layers, "error": reason})
-            continue
-        answer({
-            "load": number, "n_gpu_layers": layers, "rss": _resident(), "size": engine.llama_model_size(model),
-            "n_layer": engine.llama_model_n_layer(model), "encoder": bool(engine.llama_model_has_encoder(model)),
-        })  # fmt: skip
-        for index, point in enumerate(points):
-            if point.get("n_gpu_layers", 0) == layers:
-                measured = _measure(engine, model, point, log, exact=request.get("exact", True))
-                answer({"point": index, **measured})
-        engine.llama_model_free(model)
+            self._load["error"] = reason
+        return self._load
 
 
-def main() -> int:
-    """Answer the request on stdin; whatever the engine prints itself goes to stderr."""
+def main() -> None:
+    """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -258,11 +278,17 @@ def main() -> int:
         answers.write(json.dumps(document) + "\n")
         answers.flush()
 
-    _run(json.load(sys.stdin), answer)
+    session = None
+    for line in sys.stdin:
+        if session is None:
+            session = _Session()
+            answer({"engine": session.describe()})
+        session.run(json.loads(line), answer)
+        answer({"done": True})
     # Unloading the backends has crashed on some drivers after all was said.
     answers.close()
     os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

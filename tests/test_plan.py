@@ -277,6 +277,9 @@ class Card:
     def __init__(self, profile: Any) -> None:
         self._estimator = Estimator(profile)
 
+    def close(self) -> None:
+        pass
+
     def measure(self, points: Any) -> list[Any]:
         uses = self._estimator.measure(points)
         return [

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-import tea_models.probe
+import tea_models.probe_process
 from tea_models.measurer import Estimator, Measured
 from tea_models.memory import MemoryUse
 from tea_models.model_files import open_model
 from tea_models.probe import (
     Point,
-    ProbeError,
     Prober,
     ProbeTarget,
     RefusedError,
@@ -26,6 +25,7 @@ from tea_models.probe import (
     engine_info,
     engine_version,
 )
+from tea_models.probe_process import ProbeError
 from tea_models.profile import profile_from_headers
 from tests.gguf_build import build_gguf
 
@@ -80,6 +80,18 @@ def test_many_points_cost_one_run(small_file: Path) -> None:
     assert third.kv_cache == 4 * first.kv_cache
 
 
+def test_one_process_answers_many_questions_until_it_is_closed(small_file: Path) -> None:
+    measured = prober(small_file)
+    measured.measure([SMALL])
+    first = measured._process
+    measured.measure([Point(n_ctx=512, n_batch=64, n_ubatch=64)])
+    assert measured._process is first
+    assert first is not None
+    measured.close()
+    assert first.ended
+    assert isinstance(measured.measure([Point(n_ctx=768, n_batch=64, n_ubatch=64)])[0], MemoryUse)
+
+
 def test_one_refused_point_leaves_the_others_alone(small_file: Path) -> None:
     refused = Point(n_ctx=256, n_batch=64, n_ubatch=64, type_v="q8_0", flash_attn=False)
     answers = prober(small_file).measure([SMALL, refused, SMALL])
@@ -123,10 +135,18 @@ def test_a_file_that_the_engine_refuses_is_said_with_its_reason(tmp_path: Path) 
         prober(path).measure([SMALL])
 
 
+def test_a_process_that_died_in_between_is_started_again(small_file: Path) -> None:
+    measured = prober(small_file)
+    measured.measure([SMALL])
+    assert measured._process is not None
+    measured._process._process.kill()
+    assert isinstance(measured.measure([Point(n_ctx=512, n_batch=64, n_ubatch=64)])[0], MemoryUse)
+
+
 def worker_that(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "worker.py"
     script.write_text(program)
-    monkeypatch.setattr(tea_models.probe, "_WORKER", script)
+    monkeypatch.setattr(tea_models.probe_process, "_WORKER", script)
 
 
 def test_a_failed_assertion_of_the_engine_is_an_error_here(
@@ -164,7 +184,7 @@ def test_a_worker_that_talks_nonsense_is_an_error(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_that("print('hello'); print('{\"engine\": 1')", tmp_path, monkeypatch)
-    with pytest.raises(ProbeError, match="ended before"):
+    with pytest.raises(ProbeError, match="ended with exit code 0"):
         prober(small_file).measure([SMALL])
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.errors import UsageError
+from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan import Wishes
+    from tea_models.plan import RunPlan, Wishes
 
 _PURPOSES = ("chat", "embed")
 
@@ -46,12 +46,12 @@ def command(
         comparison = compare_variants(model, app.settings, wishes, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
-    from tea_models.plan import plan_with_curve, resolve_wishes
+    from tea_models.plan import plan_with_curve
 
     if plot is not None or explain:
         result, curve = plan_with_curve(model, app.settings, wishes, measure=not estimate)
     else:
-        result, curve = resolve_wishes(model, app.settings, wishes, measure=not estimate), None
+        result, curve = _plan(app, model, wishes, measure=not estimate), None
     if plot is not None and curve is not None:
         from tea_models.plot import draw_svg
 
@@ -63,6 +63,17 @@ def command(
     app.out.answer(
         document, lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model)
     )
+
+
+def _plan(app: App, model: str, wishes: Wishes, *, measure: bool) -> RunPlan:
+    from tea_models.plan import resolve_wishes
+
+    try:
+        return resolve_wishes(model, app.settings, wishes, measure=measure)
+    except (OfflineError, SourceUnavailableError) as error:
+        by_size = f"without its header, only its size can be judged: tea-models plan {model} --compare"
+        error.hint = f"{error.hint}; {by_size}" if error.hint else by_size
+        raise
 
 
 def make_wishes(

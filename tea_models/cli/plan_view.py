@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tea_models.plan_choice import Comparison, Fit
     from tea_models.plan_types import Decision, RunPlan, Setting
 
+# The settings of the overview; those that only follow a default are listed without their reason.
+_TOLD = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers", "use_mmap")
+_LABELS = {"type_k": "KV cache type"}
 _PARTS = (("weights", "Weights"), ("kv_cache", "KV cache"), ("compute", "Compute buffers"), ("overhead", "Process"))
 
 
@@ -45,17 +48,29 @@ def overview(plan: RunPlan, out: Style, reference: str) -> str:
         *_memory_lines(plan, out),
         "",
     ]
-    names = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers")
-    for name in names:
+    told = [name for name in _TOLD if name in ("n_ctx", "n_ubatch") or not _follows_default(plan, name)]
+    for name in told:
         decision = plan.decision(name)
-        value = _value(decision)
-        label = "KV cache type" if name == "type_k" else name
-        prefix = f"{label:<14} {value:<8} "
-        room = max(30, out.width - len(prefix) - len(decision.source) - 3)
-        lines.append(f"{prefix}{out.style(textwrap.shorten(decision.reason, room, placeholder=' …'), 'dim')}")
+        prefix = f"{_LABELS.get(name, name):<14} {_value(decision):<8} "
+        reason = _fill(decision.reason, max(30, min(out.width, 110) - len(prefix)))
+        lines.append(prefix + out.style(reason[0], "dim"))
+        lines += [" " * len(prefix) + out.style(line, "dim") for line in reason[1:]]
+    quiet = [f"{_LABELS.get(name, name)} {_value(plan.decision(name))}" for name in _TOLD if name not in told]
+    lines += _fill(", ".join(quiet), min(out.width, 110))
     lines += _note_lines(plan, out)
     lines += ["", f"why, and what else was possible: tea-models plan {printable(reference)} --explain"]
     return "\n".join(lines)
+
+
+def _follows_default(plan: RunPlan, name: str) -> bool:
+    """Whether a setting is what it would be for any model on any machine of this kind."""
+    decision = plan.decision(name)
+    if decision.source in ("user", "project", "registry"):
+        return False
+    usual = {"type_k": "f16", "swa_full": False, "flash_attn": True, "n_gpu_layers": 0, "use_mmap": True}
+    if name == "n_threads":
+        return plan.settings.n_threads == plan.machine.cores_physical
+    return decision.value == usual[name] and not (name == "n_gpu_layers" and plan.machine.gpus)
 
 
 def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
