@@ -19,6 +19,11 @@ def no_ones_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+# Threads that spin while they wait make a generation five times slower on a machine that is busy with other things, as
+# those that run tests are. Read when the engine is loaded; programs that tests start inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @pytest.fixture(autouse=True)
 def own_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a home of its own, and none of the user's settings or tokens."""
