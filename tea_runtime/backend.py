@@ -24,7 +24,7 @@ Callback = Callable[[str], object]
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
     "top_p": (0.0, 1.0),
-    "top_k": (0, 2**31 - 1),
+    "top_k": (-1, 2**31 - 1),
     "min_p": (0.0, 1.0),
     "repeat_penalty": (1e-3, 100.0),
     "presence_penalty": (-100.0, 100.0),
@@ -46,12 +46,12 @@ class LlmCallParams:
         temperature: 0 takes the most likely token each time.
         stop: Texts that end the answer; they are not part of it.
         top_p: Nucleus sampling; None leaves the backend's default.
-        top_k: Sample from the k most likely tokens.
+        top_k: Sample from the k most likely tokens; 0 and -1 mean from all.
         min_p: Drop tokens less likely than this share of the most likely one.
         repeat_penalty: Over 1 makes repeats less likely, as llama.cpp does.
         presence_penalty: As in OpenAI's API.
         frequency_penalty: As in OpenAI's API.
-        seed: The same seed gives the same answer on the same machine and settings.
+        seed: The same seed gives the same answer on the same machine and settings; None and -1 mean any.
         response_format: As in OpenAI's API: `{"type": "text"}`, `{"type": "json_object"}`, or
             `{"type": "json_schema", "json_schema": {"schema": {…}}}`.
         grammar: A GBNF grammar that the answer must follow (local models only).
@@ -110,6 +110,11 @@ class LlmCallParams:
                     hint="known options: " + ", ".join(sorted(known)),
                 )
         return cls(prompt=prompt, max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
+
+    @property
+    def random(self) -> bool:
+        """Whether any seed will do: none is given, or -1, as llama.cpp's programs take it."""
+        return self.seed is None or self.seed == -1
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import threading
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ class Context:
         self._memory: Any = engine.llama_get_memory(pointer)
         self._batch: Any = engine.llama_batch_init(options.n_batch, 0, 1)
         self._free = weakref.finalize(self, _free, engine, pointer, self._batch)
+        self._free.atexit = False  # a thread may still compute with it when the process ends
         self.sequences: list[list[int]] = [[] for _ in range(options.n_seq_max)]
 
     @property
@@ -106,6 +108,8 @@ class Context:
         Raises:
             GenerationError: llama.cpp refused or failed.
         """
+        if _ending.is_set():
+            raise SystemExit  # which ends a thread without a word
         batch = self._batch
         lengths = {item.sequence: len(self.sequences[item.sequence]) for item in items}
         for index, item in enumerate(items):
@@ -219,6 +223,14 @@ class Context:
         self.pointer = None
         self._memory = None
         self.sequences = [[] for _ in self.sequences]
+
+
+_ending = threading.Event()
+
+
+def end_process() -> None:
+    """Let every thread that is computing stop at its next batch: the process is about to end."""
+    _ending.set()
 
 
 def kv_type(name: str) -> int:

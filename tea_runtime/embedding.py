@@ -39,6 +39,7 @@ class Embedder:
 
     Attributes:
         opening: Called with the size of a context before it is opened.
+        running: Texts are being worked on.
     """
 
     def __init__(self, weights: Weights, vocabulary: Vocabulary, options: ContextOptions, *, pooling: str) -> None:
@@ -50,6 +51,7 @@ class Embedder:
         self._causal = True
         self._context: Context | None = None
         self.opening: Callable[[int], None] | None = None
+        self.running = False
 
     @property
     def size(self) -> int:
@@ -71,9 +73,13 @@ class Embedder:
         """
         tokens = [self._tokens(text) for text in texts]
         vectors: list[list[float]] = []
-        while len(vectors) < len(tokens):
-            group = self._group(tokens[len(vectors) :])
-            vectors.extend(self._embed_group(group))
+        self.running = True
+        try:
+            while len(vectors) < len(tokens):
+                group = self._group(tokens[len(vectors) :])
+                vectors.extend(self._embed_group(group))
+        finally:
+            self.running = False
         return vectors
 
     def _tokens(self, text: str) -> list[int]:

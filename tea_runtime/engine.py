@@ -175,6 +175,13 @@ class Turnstile:
         self._owner = None
         self._lock.release()
 
+    def is_free_within(self, seconds: float) -> bool:
+        """Wait until nobody is inside."""
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._lock.release()
+        return True
+
 
 class Weights:
     """The loaded weights of one file. Made by `acquire`, given back by `release`.
@@ -215,6 +222,7 @@ class Weights:
         self.recurrent = bool(engine.llama_model_is_recurrent(pointer) or engine.llama_model_is_hybrid(pointer))
         self.log = tuple(lines)
         self._free = weakref.finalize(self, engine.llama_model_free, pointer)
+        self._free.atexit = False  # a thread may still compute with them when the process ends
         architecture = self.metadata("general.architecture")
         original = self.metadata(f"{architecture}.rope.scaling.original_context_length") or ""
         #: The context before RoPE scaling, where the header has one.

@@ -68,9 +68,9 @@ class MissingExtraError(LlmError, ImportError):
     exit_code = 4
 
     def __init__(self, what: str, *, package: str, extra: str) -> None:
-        command = f"pip install 'tea-models[{extra}]'"
         super().__init__(
-            f"{what} needs {package}, which is not installed: {command}", hint=f"install it with: {command}"
+            f"{what} needs {package}, which comes with the extra {extra} and is not installed",
+            hint=f"pip install 'tea-models[{extra}]'",
         )
         self.package = package
         self.extra = extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -10,7 +11,7 @@ from tea_models.errors import UsageError
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.chat_formats import chat_format_of
 from tea_runtime.constraint import call_grammar, check_tools, demanded_tools, grammar_of
-from tea_runtime.context import ContextOptions
+from tea_runtime.context import ContextOptions, end_process
 from tea_runtime.embedding import Embedder, share_room
 from tea_runtime.engine import LoadOptions, Weights, acquire, llama, release
 from tea_runtime.errors import LlmError, UnsupportedError
@@ -22,7 +23,6 @@ from tea_runtime.session import START, Session
 from tea_runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from tea_models.plan import RunPlan
@@ -129,7 +129,7 @@ class LocalLlmBackend(LlmBackend):
         share_room(self._session, self._embedder, chosen.n_ctx)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
-        self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights)
+        self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights, os.getpid())
         try:
             if chat_format:
                 self._chat_prompt()
@@ -376,7 +376,14 @@ class _Request:
         self.callback = callback
 
 
-def _close(session: Session, embedder: Embedder, weights: Weights) -> None:
+def _close(session: Session, embedder: Embedder, weights: Weights, process: int) -> None:
+    if process != os.getpid():
+        return  # what a fork has copied is not its own
+    if session.running or embedder.running:
+        # Only when the process ends: a daemon thread is still computing. What it uses can't be freed under it.
+        end_process()
+        if not weights.turnstile.is_free_within(10):
+            return
     session.close()
     embedder.close()
     release(weights)

@@ -43,6 +43,7 @@ class Sampler:
         chain = engine.llama_sampler_chain_init(engine.llama_sampler_chain_default_params())
         self._chain = chain
         self._free = weakref.finalize(self, _free, engine, chain, self._grammar)
+        self._free.atexit = False
         for sampler in _samplers(engine, weights.n_vocab, params):
             engine.llama_sampler_chain_add(chain, sampler)
         self._candidates: _Candidates | None = None
@@ -143,7 +144,8 @@ def _samplers(engine: Any, n_vocab: int, params: LlmCallParams) -> list[Any]:
     top_k = TOP_K if params.top_k is None else params.top_k
     top_p = TOP_P if params.top_p is None else params.top_p
     min_p = MIN_P if params.min_p is None else params.min_p
-    seed = engine.LLAMA_DEFAULT_SEED if params.seed is None else params.seed % 0xFFFFFFFF
+    # llama.cpp takes this one number for "any": no seed of a user may become it.
+    seed = engine.LLAMA_DEFAULT_SEED if params.random else params.seed % engine.LLAMA_DEFAULT_SEED
     return [
         *chain,
         engine.llama_sampler_init_top_k(top_k),

@@ -41,6 +41,7 @@ class Session:
 
     Attributes:
         opening: Called with the size of a context before it is opened.
+        running: A request is being worked on.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Session:
         self._kv_budget = kv_budget
         self._in_memory = in_memory
         self.opening: Callable[[int], None] | None = None
+        self.running = False
         self._opened = opened
         self._context: Context | None = None
 
@@ -95,6 +97,7 @@ class Session:
         Whatever goes wrong in one (its callback raises, its grammar gets stuck) ends all of them and is raised; what is
         in the context's memory stays true, so that the next run may build on it.
         """
+        self.running = True
         try:
             for generation in generations:
                 self.check(generation.prompt)
@@ -104,12 +107,13 @@ class Session:
             elif waiting:
                 self._run_together(waiting)
         finally:
+            self.running = False
             for generation in generations:
                 generation.close()
 
     def _run_one(self, generation: Generation) -> None:
         context = self._ensure(len(generation.prompt) + min(generation.remaining or _ANSWER, _ANSWER))
-        if generation.params.seed is not None:
+        if not generation.params.random:
             # Tokens that were evaluated one by one differ in the last bits from those of a prompt. Whoever gives a seed
             # wants the same answer again, whatever was asked before.
             context.drop(0)

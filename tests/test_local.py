@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from tea_models import Settings, pull, resolve_profile
-from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, UsageError
+from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
 from tea_runtime.engine import loaded
@@ -414,6 +416,69 @@ def test_a_dropped_backend_is_freed(tmp_path):
     build_scripted(path, [["Hello"]])
     opened(path).call(greedy())
     assert path not in [file for file, _ in loaded()]
+
+
+def run(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_backend_that_was_never_closed_lets_the_process_end_quietly(tmp_path):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [["Hello"]])
+    program = (
+        "import sys; from tea_runtime import *\n"
+        "backend = LocalLlmBackend(sys.argv[1], n_threads=1); backend.embed('x')\n"
+        "print(backend.call(LlmCallParams('\\n', temperature=0)).content)\n"
+    )
+    done = run(program, path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+
+
+def test_a_process_may_end_while_a_thread_is_still_generating(tmp_path):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [[f" w{index}" for index in range(60)]], loop=True)
+    program = (
+        "import sys, threading; from tea_runtime import *\n"
+        "backend = LocalLlmBackend(sys.argv[1], n_threads=1); going = threading.Event()\n"
+        "params = LlmCallParams('\\n', 2000, temperature=0)\n"
+        "work = lambda: backend.stream(params, lambda piece: going.set())\n"
+        "threading.Thread(target=work, daemon=True).start(); going.wait(60)\n"
+    )
+    done = run(program, path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_is_told_to_load_its_own_model(tmp_path):
+    path = tmp_path / "m.gguf"
+    build_scripted(path, [["Hello"]])
+    program = (
+        "import os, sys; from tea_runtime import *\n"
+        "backend = LocalLlmBackend(sys.argv[1], n_threads=1)\n"
+        "params = LlmCallParams('\\n', temperature=0); backend.call(params)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    try: backend.call(params)\n"
+        "    except Exception as error: print(error, flush=True)\n"
+        "    sys.exit(0)\n"
+        "os.waitpid(child, 0); print(backend.call(params).content)\n"
+    )
+    done = run(program, path)
+    assert "forked after it was loaded" in done.stdout
+    assert done.stdout.endswith("Hello\n")
+
+
+def test_a_folder_is_no_model(tmp_path):
+    with pytest.raises(TeaModelsError, match=str(tmp_path)):
+        opened(tmp_path)
+
+
+def test_messages_that_hold_themselves_are_refused(speaker):
+    part = {"type": "text", "text": "x"}
+    part["part"] = part
+    with pytest.raises(UsageError, match="nested too deeply"):
+        speaker.chat([{"role": "user", "content": [part]}])
 
 
 def test_a_missing_file_is_named(tmp_path):
