@@ -35,6 +35,12 @@ _FUSED_QKV = frozenset({
     "phi3", "gpt2", "gptneox", "falcon", "bloom", "mpt", "starcoder", "codeshell", "qwen", "dbrx", "nomic-bert",
     "nomic-bert-moe", "modern-bert", "neo-bert", "openelm", "plamo2", "plamo3", "jais", "jais2",
 })  # fmt: skip
+# The block's input is not normalised first: attention and feed-forward network read it as it is.
+_WITHOUT_PRE_NORM = frozenset({"exaone4", "olmo2"})
+# As in the first transformer: a LayerNorm after each sum.
+_POST_NORM = frozenset({"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3"})
+# Positions are added to the embeddings, not rotated into queries and keys.
+_WITHOUT_ROPE = frozenset({"bert", "jina-bert-v2", "gpt2", "bloom", "mpt", "starcoder"})
 # Attention and feed-forward network read the same norm, and are added together at the end.
 _PARALLEL = frozenset({"phi2", "falcon", "gptj", "command-r", "cohere2", "cohere2moe", "plamo"})
 # The rows that are asked for are picked after the last block, not inside it.
@@ -159,6 +165,9 @@ class Shape:
     rms_norm: bool
     parallel: bool
     picks_late: bool
+    pre_norm: bool
+    post_norm: bool
+    rotated: bool
     blocks: tuple[bool, ...]
 
 
@@ -236,6 +245,9 @@ def _shape(
         rms_norm=h.has("attention.layer_norm_rms_epsilon"),
         parallel=h.architecture in _PARALLEL or bool(h.number("use_parallel_residual")),
         picks_late=h.architecture in _PICKS_LATE,
+        pre_norm=h.architecture not in _WITHOUT_PRE_NORM | _POST_NORM,
+        post_norm=h.architecture in _POST_NORM,
+        rotated=h.architecture not in _WITHOUT_ROPE,
         blocks=_blocks(layout),
     )
 
@@ -292,17 +304,9 @@ def _graph(s: Shape, *, embeddings: bool) -> Graph:
 def _block(graph: Graph, s: Shape, source: int, inputs: _Inputs) -> int:
     tokens = s.tokens
     wide = s.width * tokens * _F32
-    norm = graph.op(wide, graph.op(wide, source, in_place=True), in_place=True)
-    # Heads are views, and memory is not taken over from a view: rotation makes new tensors.
-    if s.fused_qkv:
-        value = joined = graph.op((s.query + s.key + s.value) * tokens * _F32, norm)
-        query = graph.op(s.query * tokens * _F32, joined, inputs.position)
-        key = graph.op(s.key * tokens * _F32, joined, inputs.position)
-    else:
-        query = graph.op(s.query * tokens * _F32, graph.op(s.query * tokens * _F32, norm), inputs.position)
-        value = graph.op(s.value * tokens * _F32, norm)
-        key = graph.op(s.key * tokens * _F32, graph.op(s.key * tokens * _F32, norm), inputs.position)
-    out = graph.op(wide, _attention(graph, s, (query, key, value), inputs))
+    norm = graph.op(wide, source, in_place=True) if s.pre_norm else source
+    heads = _heads(graph, s, norm, inputs.position)
+    out = graph.op(wide, _attention(graph, s, heads, inputs))
     count = tokens
     if inputs.picks is not None:
         count = s.outputs
@@ -314,9 +318,27 @@ def _block(graph: Graph, s: Shape, source: int, inputs: _Inputs) -> int:
         down = _feed_forward(graph, s, norm, s.feed_forward, count)
         return graph.op(wide, graph.op(wide, down, out, in_place=True), source, in_place=True)
     residual = graph.op(wide, out, source, in_place=True)
-    norm = graph.op(wide, graph.op(wide, residual, in_place=True), in_place=True)
+    if s.post_norm:
+        residual = graph.op(wide, residual)
+    norm = graph.op(wide, residual, in_place=True) if s.pre_norm else residual
     down = _experts(graph, s, norm, count) if s.experts else _feed_forward(graph, s, norm, s.feed_forward, count)
-    return graph.op(wide, down, residual, in_place=True)
+    total = graph.op(wide, down, residual, in_place=True)
+    return graph.op(wide, total) if s.post_norm else total
+
+
+def _heads(graph: Graph, s: Shape, norm: int, position: int) -> tuple[int, int, int]:
+    """Query, key and value. Heads are views, and memory is not taken over from a view: rotation makes new tensors."""
+    query, key, value = (width * s.tokens * _F32 for width in (s.query, s.key, s.value))
+    if s.fused_qkv:
+        joined = graph.op(query + key + value, norm)
+        if not s.rotated:
+            return joined, joined, joined
+        return graph.op(query, joined, position), graph.op(key, joined, position), joined
+    if not s.rotated:
+        return graph.op(query, norm), graph.op(key, norm), graph.op(value, norm)
+    rotated = graph.op(query, graph.op(query, norm), position)
+    values = graph.op(value, norm)
+    return rotated, graph.op(key, graph.op(key, norm), position), values
 
 
 def _attention(graph: Graph, s: Shape, heads: tuple[int, int, int], inputs: _Inputs) -> int:

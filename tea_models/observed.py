@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _KEPT = 20
+# The engine's log gives sizes to 0.01 MiB, a buffer each.
+_ROUNDING = 64 * 1024
 # What else a process may do beside the model before its peak says that the plan was wrong.
 _OTHER_WORK = 64 * 1024 * 1024
 # A load tells something about a plan if these were the same.
@@ -71,7 +73,7 @@ class ObservedLoad:
             if not predicted or actual is None:
                 continue
             difference = actual / predicted - 1
-            if part == "peak" and actual - predicted < _OTHER_WORK:
+            if abs(actual - predicted) < _ROUNDING or (part == "peak" and actual - predicted < _OTHER_WORK):
                 continue
             if difference > tolerance or (part != "peak" and difference < -tolerance):
                 found[part] = difference

@@ -11,6 +11,7 @@ import pytest
 
 from tea_models.cgroups import read_limits
 from tea_models.machine import Gpu, detect_machine, parse_cpu_list, parse_vm_stat
+from tests.gguf_build import build_gguf
 from tests.hosts import GIB, HOSTS, write_host
 
 MIB = 1024**2
@@ -167,24 +168,27 @@ def cgroup() -> Path:
     pytest.skip("no memory cgroup can be made here (not root, or no controller)")
 
 
-def test_a_process_in_a_real_cgroup_of_512_mib_sees_512_mib(cgroup: Path) -> None:
+def test_a_process_in_a_real_cgroup_of_512_mib_sees_and_plans_for_512_mib(cgroup: Path, tmp_path: Path) -> None:
     limit = cgroup / ("memory.limit_in_bytes" if (cgroup / "memory.limit_in_bytes").exists() else "memory.max")
     limit.write_text(str(512 * MIB))
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(build_gguf())
     program = (
-        "import os,sys; open(sys.argv[1], 'w').write(str(os.getpid()));"
-        "from tea_models.machine import detect_machine; m = detect_machine();"
-        "print(m.memory_limit, m.memory_usable, m.limited, m.memory_limit_source)"
+        "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "from tea_models.machine import detect_machine; m = detect_machine()\n"
+        "print(m.memory_limit, m.memory_usable, m.limited, m.memory_limit_source)\n"
+        "from tea_models import resolve_plan; p = resolve_plan(sys.argv[2], measure=False)\n"
+        "print(p.memory.budget, p.memory.budget_reason)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(cgroup / "cgroup.procs")],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    arguments = [sys.executable, "-c", program, str(cgroup / "cgroup.procs"), str(model)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
-    found, usable, limited, source = done.stdout.split(maxsplit=3)
+    limits, plan = done.stdout.splitlines()
+    found, usable, limited, source = limits.split(maxsplit=3)
     assert int(found) == 512 * MIB
     assert 400 * MIB < int(usable) <= 512 * MIB
     assert limited == "True"
     assert cgroup.name in source
+    budget, reason = plan.split(maxsplit=1)
+    assert 340 * MIB < int(budget) < 512 * MIB
+    assert cgroup.name in reason
