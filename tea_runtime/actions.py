@@ -12,15 +12,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tea_models.errors import TeaModelsError, UsageError
+from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
 from tea_runtime.backend import LlmBackend, LlmCallParams
 from tea_runtime.errors import BackendUnavailableError
 from tea_runtime.llm_settings import LlmSettings
-
-if TYPE_CHECKING:
-    from tea_runtime.backend import LlmCallResult
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +152,8 @@ def _action(name: str, act: Callable[..., dict[str, Any]], backends: _Backends, 
                 return _ask_host(previous, name, state, params)
             try:
                 settings = backends.settings(params)
-                return act(backends.get(settings), settings, params, backends.engine)
-            except BackendUnavailableError as error:
+                return act(lambda: backends.get(settings), settings, params, backends.engine)
+            except (BackendUnavailableError, UnknownModelError) as error:
                 if previous is None or params.get("fallback") is False:
                     raise
                 logger.warning("%s: %s; the host's own action answers", name, error.message)
@@ -175,25 +172,30 @@ def _action(name: str, act: Callable[..., dict[str, Any]], backends: _Backends, 
     return action
 
 
-def _call(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+# Each looks at its parameters before it opens the backend: a slip must not cost the loading of a model.
+_Open = Callable[[], LlmBackend]
+
+
+def _call(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
     if params.get("stream") is True:
-        return _stream(backend, settings, params, engine)
+        return _stream(opened, settings, params, engine)
     messages = _messages(params, chat=False)
-    if messages is None:
-        return backend.call(_call_params(_prompt(params), settings, params)).to_dict()
-    return _chatting(backend.chat, messages, settings, params)
+    if messages is not None:
+        return opened().chat(messages, **_options(settings, params)).to_dict()
+    call = LlmCallParams(prompt=_prompt(params), **_options(settings, params))
+    return opened().call(call).to_dict()
 
 
-def _chat(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _chat(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
     messages = _messages(params, chat=True)
     if params.get("stream") is True:
-        return _stream(backend, settings, {**params, "messages": messages, "prompt": None, "system": None}, engine)
-    return _chatting(backend.chat, messages, settings, params)
+        return _stream(opened, settings, {**params, "messages": messages, "prompt": None, "system": None}, engine)
+    return opened().chat(messages, **_options(settings, params)).to_dict()
 
 
-def _stream(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _stream(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
     """`llm.stream`: as `llm.call`, and every piece of text appears as it comes."""
     callback = _callback(params, engine)
     count = 0
@@ -204,24 +206,25 @@ def _stream(backend: LlmBackend, settings: LlmSettings, params: Mapping[str, Any
         callback(text)
 
     messages = _messages(params, chat=False)
-    if messages is None:
-        result = backend.stream(_call_params(_prompt(params), settings, params), piece).to_dict()
+    options = _options(settings, params)
+    if messages is not None:
+        result = opened().stream_chat(messages, piece, **options)
     else:
-        result = _chatting(
-            lambda talk, **options: backend.stream_chat(talk, piece, **options), messages, settings, params
-        )
+        call = LlmCallParams(prompt=_prompt(params), **options)
+        result = opened().stream(call, piece)
     if callback is _to_stdout:
         _to_stdout("\n")
-    return {**result, "streamed": True, "chunk_count": count}
+    return {**result.to_dict(), "streamed": True, "chunk_count": count}
 
 
-def _embed(backend: LlmBackend, _settings: LlmSettings, params: Mapping[str, Any], _engine: Any) -> dict[str, Any]:
+def _embed(opened: _Open, _settings: LlmSettings, params: Mapping[str, Any], _engine: Any) -> dict[str, Any]:
     """`llm.embed`: the vector of `text`, or the vectors of a list of texts."""
     text = params.get("text")
     texts = isinstance(text, Sequence) and not isinstance(text, str | bytes) and all(isinstance(t, str) for t in text)
     if not isinstance(text, str) and not texts:
         raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
     given: list[str] = [text] if isinstance(text, str) else list(text or ())
+    backend = opened()
     vectors = backend.embed(given)
     # A local model can count; what an API counts it keeps to itself here.
     count = getattr(backend, "count_tokens", None)
@@ -244,21 +247,15 @@ def _model_name(backend: LlmBackend) -> str:
     return getattr(backend, "embedding_model", "") if path is None else str(path.name)
 
 
-def _chatting(
-    chat: Callable[..., LlmCallResult], messages: Any, settings: LlmSettings, params: Mapping[str, Any]
-) -> dict[str, Any]:
-    options = {key: value for key in _OPTIONS if (value := _plain(key, params.get(key))) is not None}
-    return chat(messages, temperature=_temperature(settings, params), **options).to_dict()
-
-
-def _call_params(prompt: str, settings: LlmSettings, params: Mapping[str, Any]) -> LlmCallParams:
-    options = {key: value for key in _OPTIONS if (value := _plain(key, params.get(key))) is not None}
-    return LlmCallParams(prompt=prompt, temperature=_temperature(settings, params), **options)
+def _options(settings: LlmSettings, params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
+    given = {key: _plain(key, params[key]) for key in _OPTIONS if params.get(key, "") != ""}
+    return given | {"temperature": _temperature(settings, params)}
 
 
 def _temperature(settings: LlmSettings, params: Mapping[str, Any]) -> Any:
     given = _plain("temperature", params.get("temperature"))
-    if given is not None:
+    if given not in (None, ""):
         return given
     return _DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
 
@@ -269,7 +266,7 @@ def _plain(name: str, value: Any) -> Any:
         try:
             return int(value) if name in _WHOLE else float(value)
         except ValueError:
-            return value or None
+            return value
     return value
 
 

@@ -210,7 +210,8 @@ class _Run:
             raise
         except Exception as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == _FUNCTION]
-            hint = "give it with --input" if isinstance(error, KeyError) else ""
+            absent = isinstance(error, KeyError) and error.args and error.args[0] not in self.state
+            hint = "give it with --input" if absent else ""
             place = self._place(node.name, path, line=frames[-1].lineno if frames else None)
             raise WorkflowError(f"{place}: {type(error).__name__}: {error}", hint=hint) from error
 

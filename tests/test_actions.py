@@ -107,6 +107,21 @@ def test_numbers_that_arrive_as_text_are_numbers(server):
     assert (body["max_tokens"], body["temperature"], body["seed"]) == (12, 0.5, 3)
 
 
+def test_no_limit_of_tokens_can_be_asked_for(server):
+    registry = registered(host_engine(server))
+    registry["llm.call"]({}, prompt="p")
+    registry["llm.call"]({}, prompt="p", max_tokens=None)
+    registry["llm.chat"]({}, prompt="p", max_tokens="", temperature="", stop=None)
+    assert [body.get("max_tokens") for body in server.bodies] == [100, None, 100]
+    assert server.bodies[2]["temperature"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["llm.call", "llm.chat", "llm.stream", "llm.embed"])
+def test_a_slip_is_found_before_a_model_is_loaded(name):
+    engine = host_engine(backend="local", model_path="/nowhere/model.gguf", fallback=False)
+    assert "expected" in registered(engine)[name]({})["error"]
+
+
 def test_a_stream_goes_to_the_callback_and_the_result_holds_the_whole(server):
     registry = registered(host_engine(server))
     pieces: list[str] = []
