@@ -92,6 +92,8 @@ class Estimator:
             swa_full=point.swa_full,
             flash_attn=flash_attn,
             embeddings=point.embeddings,
+            type_k=point.type_k,
+            type_v=point.type_v,
         )
         vocabulary = profile.tokenizer.vocab_size.value or 0
         use = MemoryUse(

@@ -8,10 +8,11 @@ transformer block and the output stage; blocks repeat, so two of them show the w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tea_models.memory import NO_CACHE, RECURRENT, CacheLayout, Hyperparameters, pad
+from tea_models.graph_replay import Graph
+from tea_models.memory import KV_TYPES, NO_CACHE, RECURRENT, CacheLayout, Hyperparameters, pad
 
 if TYPE_CHECKING:
     from tea_models.profile import ModelProfile
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 _F32, _F16 = 4, 2
 _BLOCKS = 3  # the first, one that stands for all between, the last
 _PATTERN = 7  # longer than any pattern of layers with and without a sliding window
-_ALIGNMENT = 32
 # Feed-forward networks without a gate: up, activation, down.
 _UNGATED = frozenset({
     "bert", "bloom", "codeshell", "falcon", "gpt2", "gptj", "gptneox", "jais", "jais2", "jina-bert-v3", "mpt",
@@ -45,96 +45,6 @@ _WITHOUT_ROPE = frozenset({"bert", "jina-bert-v2", "gpt2", "bloom", "mpt", "star
 _PARALLEL = frozenset({"phi2", "falcon", "gptj", "command-r", "cohere2", "cohere2moe", "plamo"})
 # The rows that are asked for are picked after the last block, not inside it.
 _PICKS_LATE = frozenset({"gpt-oss", "gemma3n", "gemma4", "mimo2", "ernie4_5"})
-
-
-@dataclass(slots=True)
-class _Node:
-    size: int
-    sources: tuple[int, ...]
-    in_place: bool = False
-    keep: bool = False
-    is_input: bool = False
-
-
-@dataclass(slots=True)
-class Graph:
-    """Nodes in the order in which the engine computes them."""
-
-    nodes: list[_Node] = field(default_factory=list)
-
-    def input(self, size: int) -> int:
-        """Add an input; inputs get their place before anything else."""
-        self.nodes.append(_Node(size, (), is_input=True))
-        return len(self.nodes) - 1
-
-    def op(self, size: int, *sources: int, in_place: bool = False, keep: bool = False) -> int:
-        """Add a tensor of `size` bytes that is computed from others; `in_place` may take over a source's memory."""
-        self.nodes.append(_Node(size, sources, in_place=in_place, keep=keep))
-        return len(self.nodes) - 1
-
-    def peak(self) -> int:
-        """Bytes that the engine's allocator reserves for the graph."""
-        allocator = _Allocator()
-        children = [0] * len(self.nodes)
-        for node in self.nodes:
-            for source in node.sources:
-                children[source] += 1
-        places: dict[int, int] = {}
-        for index, node in enumerate(self.nodes):
-            if node.is_input:
-                places[index] = allocator.allocate(node.size)
-        for index, node in enumerate(self.nodes):
-            if node.is_input:
-                continue
-            reused = self._reusable(node, children, places) if node.in_place else None
-            if reused is not None:
-                places[index] = places.pop(reused)
-            elif node.size:
-                places[index] = allocator.allocate(node.size)
-            for source in node.sources:
-                children[source] -= 1
-                if children[source] == 0 and source in places and not self.nodes[source].keep:
-                    allocator.free(places.pop(source), self.nodes[source].size)
-        return allocator.peak
-
-    def _reusable(self, node: _Node, children: list[int], places: dict[int, int]) -> int | None:
-        for source in node.sources:
-            other = self.nodes[source]
-            if source in places and not other.keep and other.size == node.size and children[source] == 1:
-                return source
-        return None
-
-
-class _Allocator:
-    """Best fit over free blocks, the last one without end (`ggml_dyn_tallocr`)."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._free: list[list[int]] = [[0, 1 << 62]]  # offset and size, sorted
-
-    def allocate(self, size: int) -> int:
-        size = pad(size, _ALIGNMENT)
-        fitting = [block for block in self._free[:-1] if block[1] >= size]
-        # Of equal blocks the engine takes the last.
-        block = min(reversed(fitting), key=lambda block: block[1]) if fitting else self._free[-1]
-        offset = block[0]
-        block[0] += size
-        block[1] -= size
-        if not block[1]:
-            self._free.remove(block)
-        self.peak = max(self.peak, offset + size)
-        return offset
-
-    def free(self, offset: int, size: int) -> None:
-        self._free.append([offset, pad(size, _ALIGNMENT)])
-        self._free.sort()
-        merged: list[list[int]] = []
-        for block in self._free:
-            if merged and sum(merged[-1]) == block[0]:
-                merged[-1][1] += block[1]
-            else:
-                merged.append(block)
-        self._free = merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +78,8 @@ class Shape:
     pre_norm: bool
     post_norm: bool
     rotated: bool
+    turned_key: bool
+    turned_value: bool
     blocks: tuple[bool, ...]
 
 
@@ -181,6 +93,8 @@ def compute_bytes(
     swa_full: bool = False,
     flash_attn: bool = True,
     embeddings: bool = False,
+    type_k: str = "f16",
+    type_v: str = "f16",
 ) -> int:
     """Bytes of the compute buffer on the processor.
 
@@ -193,12 +107,20 @@ def compute_bytes(
         swa_full: Whether layers with a sliding window keep the whole context.
         flash_attn: Whether attention is computed without the matrix of all scores.
         embeddings: The context is for embeddings.
+        type_k: Type of the key cache.
+        type_v: Type of the value cache.
     """
     h = Hyperparameters(profile)
     cells = pad(n_ctx, 256)
     tokens = min(n_ubatch, n_batch, cells) if h.architecture not in NO_CACHE else min(n_ubatch, n_batch)
     window = cells if swa_full else pad(min(cells, layout.window + tokens), 256)
     shape = _shape(h, profile, layout, tokens=tokens, cells=cells, window=window, flash_attn=flash_attn)
+    shape = replace(
+        shape,
+        # What goes into a quantised cache is turned by a Hadamard matrix first (`attn_rot_k` of `llama_kv_cache`).
+        turned_key=KV_TYPES[type_k][1] > 1 and layout.head_size_key % 64 == 0,
+        turned_value=KV_TYPES[type_v][1] > 1 and layout.head_size_value % 64 == 0,
+    )
     if h.architecture in RECURRENT:
         return _recurrent_graph(h, shape).peak()
     return _graph(shape, embeddings=embeddings).peak()
@@ -248,6 +170,8 @@ def _shape(
         pre_norm=h.architecture not in _WITHOUT_PRE_NORM | _POST_NORM,
         post_norm=h.architecture in _POST_NORM,
         rotated=h.architecture not in _WITHOUT_ROPE,
+        turned_key=False,
+        turned_value=False,
         blocks=_blocks(layout),
     )
 
@@ -306,7 +230,10 @@ def _block(graph: Graph, s: Shape, source: int, inputs: _Inputs) -> int:
     wide = s.width * tokens * _F32
     norm = graph.op(wide, source, in_place=True) if s.pre_norm else source
     heads = _heads(graph, s, norm, inputs.position)
-    out = graph.op(wide, _attention(graph, s, heads, inputs))
+    attended = _attention(graph, s, heads, inputs)
+    if s.turned_value:
+        attended = graph.op(s.attended * tokens * _F32, attended)
+    out = graph.op(wide, attended)
     count = tokens
     if inputs.picks is not None:
         count = s.outputs
@@ -334,11 +261,20 @@ def _heads(graph: Graph, s: Shape, norm: int, position: int) -> tuple[int, int, 
         if not s.rotated:
             return joined, joined, joined
         return graph.op(query, joined, position), graph.op(key, joined, position), joined
-    if not s.rotated:
-        return graph.op(query, norm), graph.op(key, norm), graph.op(value, norm)
-    rotated = graph.op(query, graph.op(query, norm), position)
+    queries = graph.op(query, norm)
+    if s.rotated:
+        queries = graph.op(query, queries, position)
+    if s.turned_key:
+        queries = graph.op(query, queries)
     values = graph.op(value, norm)
-    return rotated, graph.op(key, graph.op(key, norm), position), values
+    if s.turned_value:
+        values = graph.op(value, values)
+    keys = graph.op(key, norm)
+    if s.rotated:
+        keys = graph.op(key, keys, position)
+    if s.turned_key:
+        keys = graph.op(key, keys)
+    return queries, keys, values
 
 
 def _attention(graph: Graph, s: Shape, heads: tuple[int, int, int], inputs: _Inputs) -> int:

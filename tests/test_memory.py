@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tea_models.graph_replay import Graph
 from tea_models.memory import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, row_bytes
-from tea_models.memory_compute import Graph, compute_bytes
+from tea_models.memory_compute import compute_bytes
 from tests.architectures import CASES, measure
 from tests.plan_profiles import GIB, profile_of
 
@@ -174,6 +175,7 @@ def estimate(name: str, point: dict[str, Any], measured: dict[str, Any]) -> tupl
         n_ubatch=point["n_ubatch"],
         swa_full=point["swa_full"],
         flash_attn=flash,
+        **types,
     )
     return kept, computed
 
