@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,20 @@ from tests.gguf_build import (
 )
 
 TEXTS, SCORES, TYPES = small_vocabulary()
+GPT2: dict[str, Any] = {
+    "tokenizer__ggml__model": "gpt2",
+    "tokenizer__ggml__merges": array("string", ["t h", ""]),
+    "tokenizer__ggml__token_type": array("int32", [1] * len(TEXTS)),
+}
+
+
+def rwkv_tokens(*, without: str = "") -> list[str]:
+    """The bytes, each as RWKV vocabularies write it, then longer tokens."""
+    single = ["\\t", "\\n", "\\r", *(f"\\x{byte:02x}" for byte in range(256) if byte not in (9, 10, 13))]
+    texts = [text for text in single if text != (without if without != "\\x0a" else "\\n")]
+    longer = ["\\n\\n", "\\x0aa", "\\\\the", "the"]
+    return texts + longer + [f"a{index}" for index in range(len(TEXTS) - len(texts) - len(longer))]
+
 
 UNLOADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "no architecture": ({"general__architecture": None}, "general.architecture is missing"),
@@ -66,6 +81,53 @@ UNLOADABLE: dict[str, tuple[dict[str, Any], str]] = {
         {"tokenizer__ggml__tokens": array("string", [*TEXTS[:-1], "<s>"])},
         "'<s>' is in tokenizer.ggml.tokens twice (again at 287)",
     ),
+    "no byte tokens": (
+        {"tokenizer__ggml__tokens": array("string", [text.replace("<0x", "<0y") for text in TEXTS])},
+        "tokenizer.ggml.tokens lacks 247 of the 256 bytes, the first is <0x00>",
+    ),
+    "one byte token less": (
+        {"tokenizer__ggml__tokens": array("string", [text.replace("<0xE6>", "<0yE6>") for text in TEXTS])},
+        "tokenizer.ggml.tokens lacks 1 of the 256 bytes, the first is <0xE6>",
+    ),
+    "no byte tokens, PLaMo": (
+        {
+            "tokenizer__ggml__model": "plamo2",
+            "tokenizer__ggml__tokens": array("string", [text.replace("<0x", "<0y") for text in TEXTS]),
+        },
+        "lacks 256 of the 256 bytes",
+    ),
+    "an RWKV token whose first byte is no token": (
+        {"tokenizer__ggml__model": "rwkv", "tokenizer__ggml__tokens": array("string", rwkv_tokens(without="\\x0a"))},
+        "has tokens that begin with <0x0A>, but not that byte alone",
+    ),
+    "byte tokens of BERT": ({"tokenizer__ggml__model": "bert"}, "tokenizer.ggml.token_type has byte tokens"),
+    "a BERT vocabulary of 100 tokens": (
+        {
+            "tokenizer__ggml__model": "bert",
+            "tokenizer__ggml__tokens": array("string", TEXTS[:100]),
+            "tokenizer__ggml__scores": None,
+            "tokenizer__ggml__token_type": None,
+        },
+        "the tokenizer adds a separator token, but the vocabulary has none",
+    ),
+    "BOS wanted, but GLM has none": (
+        GPT2 | {"tokenizer__ggml__pre": "glm4", "tokenizer__ggml__bos_token_id": None},
+        "the tokenizer adds a BOS token, but the vocabulary has none",
+    ),
+    "Gemma 4 without BOS": (
+        GPT2
+        | {
+            "tokenizer__ggml__model": "gemma4",
+            "tokenizer__ggml__add_bos_token": False,
+            "tokenizer__ggml__bos_token_id": None,
+        },
+        "the tokenizer adds a BOS token",
+    ),
+    "a negative epsilon": ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "rms_epsilon is -1, llama.cpp takes 0"),
+    "an epsilon that is no number": (
+        {"llama__attention__layer_norm_rms_epsilon": float("nan")},
+        "llama.attention.layer_norm_rms_epsilon is nan",
+    ),
     "an array of arrays": ({"x__nested": array("array", [array("bool", [True])])}, "array of arrays"),
     "an odd alignment": ({"general__alignment": 24}, "powers of two"),
 }
@@ -97,6 +159,33 @@ def test_a_token_that_is_there_twice_is_only_looked_for_when_asked() -> None:
 def test_several_empty_tokens_are_no_problem() -> None:
     changes = {"tokenizer__ggml__tokens": array("string", [*TEXTS[:-2], "", ""])}
     assert problems(broken(changes)) == ()
+
+
+def test_a_byte_may_be_a_token_as_it_is() -> None:
+    texts = [text.replace("<0x61>", "a long word") for text in TEXTS]  # "a" is one of the words
+    assert "a" in texts
+    assert problems(broken({"tokenizer__ggml__tokens": array("string", texts)})) == ()
+
+
+def test_other_tokenizers_need_no_byte_tokens() -> None:
+    texts = array("string", [text.replace("<0x", "<0y") for text in TEXTS])
+    assert problems(broken(GPT2 | {"tokenizer__ggml__tokens": texts})) == ()
+    assert problems(broken({"tokenizer__ggml__tokens": texts, "tokenizer__ggml__model": "t5"})) == ()
+
+
+def test_an_rwkv_vocabulary_with_every_byte_is_no_problem() -> None:
+    changes = {"tokenizer__ggml__model": "rwkv", "tokenizer__ggml__tokens": array("string", rwkv_tokens())}
+    assert problems(broken(changes)) == ()
+
+
+def test_a_token_that_is_added_may_have_the_default_number() -> None:
+    assert problems(broken(GPT2 | {"tokenizer__ggml__bos_token_id": None})) == ()
+    assert problems(broken({"tokenizer__ggml__bos_token_id": 1 << 20})) == ()
+
+
+def test_bytes_of_a_token_that_are_no_text_are_shown_as_one_escape_each() -> None:
+    changes = {"tokenizer__ggml__tokens": array("string", [*TEXTS[:-2], b"\xff", b"\xff"])}
+    assert problems(broken(changes)) == ("the token '\\xff' is in tokenizer.ggml.tokens twice (again at 287)",)
 
 
 def test_the_other_byte_order_is_not_loadable_here() -> None:
@@ -144,18 +233,54 @@ def test_llama_cpp_refuses_what_we_refuse(tmp_path: Path, real_model: Path) -> N
         "rope scaling nobody knows",
         "a token twice",
         "no merges",
+        "byte tokens of BERT",
     ):
         path = tmp_path / "bad.gguf"
         path.write_bytes(broken(UNLOADABLE[case][0]))
         assert not loads(path), case
 
 
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "case", ["no byte tokens", "one byte token less", "a BERT vocabulary of 100 tokens", "BOS wanted, but GLM has none"]
+)
+def test_llama_cpp_loads_such_a_vocabulary_and_dies_of_the_first_text(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    metadata = small_llama_metadata(**UNLOADABLE[case][0])
+    path.write_bytes(build_gguf(metadata, small_llama_tensors(metadata)))
+    assert loads(path)
+    assert run_engine(path, TOKENIZE) == -signal.SIGABRT
+
+
+@pytest.mark.real
+def test_llama_cpp_reads_texts_with_the_good_vocabularies(tmp_path: Path) -> None:
+    path = tmp_path / "good.gguf"
+    rwkv = {"tokenizer__ggml__model": "rwkv", "tokenizer__ggml__tokens": array("string", rwkv_tokens())}
+    for changes in ({}, rwkv, GPT2):
+        path.write_bytes(broken(changes))
+        assert problems(path.read_bytes()) == ()
+        assert run_engine(path, TOKENIZE) == 0
+
+
+TOKENIZE = (
+    "text = 'a\u00e9\u6f22\\n'.encode()\n"
+    "tokens = (llama_cpp.llama_token * 99)()\n"
+    "vocabulary = llama_cpp.llama_model_get_vocab(model)\n"
+    "assert llama_cpp.llama_tokenize(vocabulary, text, len(text), tokens, 99, True, False) > 0\n"
+)
+
+
 def loads(path: Path) -> bool:
-    """Whether llama.cpp loads a file; in a process of its own, because an assertion ends the process."""
+    """Whether llama.cpp loads a file."""
+    return run_engine(path) == 0
+
+
+def run_engine(path: Path, then: str = "") -> int:
+    """Exit code of a process that loads a file and does more; of its own, because an assertion ends the process."""
     script = (
         "import llama_cpp, sys\n"
         "model = llama_cpp.llama_model_load_from_file(sys.argv[1].encode(), llama_cpp.llama_model_default_params())\n"
-        "sys.exit(0 if model else 9)\n"
+        f"if not model: sys.exit(9)\n{then}"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
@@ -164,4 +289,4 @@ def loads(path: Path) -> bool:
         check=False,
         timeout=60,
     )
-    return done.returncode == 0
+    return done.returncode

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.types import ValueType
+from tea_models.gguf.vocabulary import default_adds, default_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,15 @@ _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _LAST_POOLING = 4  # LLAMA_POOLING_TYPE_RANK; another one aborts when the first text is embedded
 _ROPE_SCALING = ("none", "linear", "yarn", "longrope")
+_EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "attention.group_norm_epsilon")
 _WITHOUT_VOCABULARY = ("none", "no_vocab")
 _WITH_MERGES = ("gpt2", "gemma4", "hybriddna", "whitespace")
+_ALWAYS_WITH_BOS = ("gemma4", "granite-embed-multi-311m")  # pre-tokenizers that add one whatever the file says
+_WITHOUT_BOS = ("chatglm-bpe", "glm4", "glm5")  # pre-tokenizers that have none unless the file names one
+_SEPARATOR = 102  # special_sep_id of `bert`
+_BYTE_TYPE = 6  # LLAMA_TOKEN_TYPE_BYTE
+_ESCAPES = {ord("t"): 9, ord("n"): 10, ord("r"): 13}
+_BYTE_TEXTS = frozenset(b"<0x%02X>" % byte for byte in range(256))
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf\Z")  # llama_split_prefix
 _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
@@ -81,6 +89,10 @@ class _Hyperparameters:
         pooling = self.metadata.get(self._key("pooling_type"))
         if isinstance(pooling, int) and not 0 <= pooling <= _LAST_POOLING:
             self.problems.append(f"{self._shown('pooling_type')} is {pooling:,}, llama.cpp knows 0 to {_LAST_POOLING}")
+        for name in _EPSILONS:
+            value = self.metadata.get(self._key(name), 0.0)
+            if isinstance(value, float) and not value >= 0:  # NaN too; ggml asserts it at the first token
+                self.problems.append(f"{self._shown(name)} is {value:g}, llama.cpp takes 0 and more")
         self._experts()
         self._heads()
         scaling = self.metadata.get(self._key("rope.scaling.type"), "none")
@@ -172,6 +184,9 @@ class _Vocabulary:
         pre = self.metadata.get("tokenizer.ggml.pre")
         if self._array("merges", (ValueType.STRING,)) is None and model in _WITH_MERGES and pre != "kimi-k2":
             self.problems.append("tokenizer.ggml.merges is missing")
+        if not self.problems:
+            self._special_tokens(model, pre, tokens.count)
+            self._bytes(model, tokens)
         if thorough and not self.problems:
             self._unique(tokens)
         return self.problems
@@ -199,6 +214,84 @@ class _Vocabulary:
             text = raw or b"[EMPTY_%d]" % index
             if text in seen:
                 shown = text[:40].decode("utf-8", "backslashreplace")
-                self.problems.append(f"the token {shown!r} is in tokenizer.ggml.tokens twice (again at {index:,})")
+                self.problems.append(f"the token '{shown}' is in tokenizer.ggml.tokens twice (again at {index:,})")
                 return
             seen.add(text)
+
+    def _special_tokens(self, model: str, pre: Value | None, count: int) -> None:
+        """`llama_vocab::impl::tokenize` asserts the tokens that it is told to add."""
+        name = pre if isinstance(pre, str) else None
+        bos, eos = default_ids(model)
+        if name in _WITHOUT_BOS:
+            bos = None
+        add_bos, add_eos = default_adds(model, name)
+        add_bos = self.metadata.get("tokenizer.ggml.add_bos_token", add_bos) is True
+        add_eos = self.metadata.get("tokenizer.ggml.add_eos_token", add_eos) is True
+        if model == "bert":
+            self._special("bos", bos, count, "BOS")
+            self._special("seperator", _SEPARATOR, count, "separator")  # llama.cpp spells it so
+            return
+        if model not in ("llama", "t5", *_WITH_MERGES):
+            return  # adds none
+        if add_bos or model == "gemma4" or name in _ALWAYS_WITH_BOS:
+            self._special("bos", bos, count, "BOS")
+        if add_eos:
+            self._special("eos", eos, count, "EOS")
+
+    def _special(self, name: str, default: int | None, count: int, shown: str) -> None:
+        value = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        named = isinstance(value, int) and 0 <= value < count
+        if not named and (default is None or default >= count):
+            self.problems.append(f"the tokenizer adds a {shown} token, but the vocabulary has none")
+
+    def _bytes(self, model: str, tokens: ArrayValue) -> None:
+        """What no token covers is written byte by byte, and a byte that has no token ends the process."""
+        if model in ("llama", "plamo2"):
+            self._every_byte(tokens, or_plain=model == "llama")
+        elif model == "rwkv":
+            self._every_first_byte(tokens)
+        elif model == "bert":
+            types = self.metadata.get("tokenizer.ggml.token_type")
+            if isinstance(types, ArrayValue) and types.positions(_BYTE_TYPE, most=1):
+                self.problems.append("tokenizer.ggml.token_type has byte tokens, which a bert tokenizer can't have")
+
+    def _every_byte(self, tokens: ArrayValue, *, or_plain: bool) -> None:
+        """`llama_vocab::byte_to_token`: the text `<0xXX>`, or for `llama` the byte itself."""
+        left = set(_BYTE_TEXTS)
+        plain = {b"%c" % byte: b"<0x%02X>" % byte for byte in range(1, 256)} if or_plain else {}
+        for raw in tokens.raw_strings():
+            if raw in left:
+                left.remove(raw)
+                if not left:
+                    return
+        if plain:
+            left -= {plain[raw] for raw in tokens.raw_strings() if raw in plain}
+        if left:
+            first = min(left).decode("ascii")
+            self.problems.append(f"tokenizer.ggml.tokens lacks {len(left)} of the 256 bytes, the first is {first}")
+
+    def _every_first_byte(self, tokens: ArrayValue) -> None:
+        """`llm_tokenizer_rwkv_session`: a text that only begins like a token is tokenized for ever."""
+        firsts: set[int] = set()
+        whole: set[int] = set()
+        for raw in tokens.raw_strings():
+            text = _unescape_first(raw)
+            if text is not None:
+                firsts.add(text[0])
+                if text[1]:
+                    whole.add(text[0])
+        if firsts - whole:
+            shown = f"<0x{min(firsts - whole):02X}>"
+            self.problems.append(f"tokenizer.ggml.tokens has tokens that begin with {shown}, but not that byte alone")
+
+
+def _unescape_first(raw: bytes) -> tuple[int, bool] | None:
+    """The first byte of an RWKV token's text, and whether it is all of it (`llama_unescape_rwkv_token`)."""
+    if raw[:1] != b"\\":
+        return (raw[0], len(raw) == 1) if raw else None
+    if raw[1:2] != b"x":
+        return (_ESCAPES.get(raw[1], raw[1]), len(raw) == 2) if len(raw) > 1 else None
+    if len(raw) < 4:
+        return None
+    high, low = (digit - 87 if digit >= 97 else digit - 48 for digit in raw[2:4])
+    return ((high << 4) + low) & 255, len(raw) == 4
