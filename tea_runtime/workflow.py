@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import MissingFileError, TeaModelsError
-from tea_models.yamlfile import nearest
+from tea_models.yamlfile import dotted, nearest
 from tea_runtime import actions, templating
 from tea_runtime.errors import WorkflowError
 from tea_runtime.workflow_file import END, START, read_workflow, workflow_from_data
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
 Action = Callable[..., Any]
+_Keys = tuple[str | int, ...]
 # Where the parts of an action's result are that a node without `output` keeps.
 _MAIN_KEYS = ("content", "embedding")
 
@@ -235,11 +236,16 @@ class _Run:
             f"{self._place(name, path)}: no edge applies {where}", hint="add one without a condition for what is left"
         )
 
-    def _render(self, node: Node, keys: tuple[str, ...], value: Any, extra: Mapping[str, Any] | None = None) -> Any:
+    def _render(self, node: Node, keys: _Keys, value: Any, extra: Mapping[str, Any] | None = None) -> Any:
+        """Fill in the templates of a value; an error names the place of the very text it is in."""
+        if isinstance(value, Mapping):
+            return {key: self._render(node, (*keys, key), item, extra) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._render(node, (*keys, index), item, extra) for index, item in enumerate(value)]
         try:
             return templating.render(value, {**self._context(), **(extra or {})})
         except TeaModelsError as error:
-            raise _placed(error, self._place(node.name, node.path(*keys)) + f": {keys[-1]}") from None
+            raise _placed(error, f"{self._place(node.name, node.path(*keys))}: {dotted(keys[1:])}") from None
 
     def _context(self) -> dict[str, Any]:
         spec = self.workflow.spec

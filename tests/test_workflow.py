@@ -220,6 +220,22 @@ def test_input_of_another_type_than_declared_is_refused(run, key, value):
         run(flow, {key: value})
 
 
+def test_an_error_in_a_template_names_the_very_line_it_is_on(run):
+    flow = """
+        nodes:
+          - name: a
+            action: plain
+            params:
+              value:
+                - {role: system, content: fine}
+                - {role: user, content: "{{ state.nope }}"}
+    """
+    with pytest.raises(
+        UsageError, match=r"flow\.yaml:8: node a: value\[1\]\.content: {{ state\.nope }}: there is no key"
+    ):
+        run(flow)
+
+
 @pytest.mark.parametrize(
     ("flow", "message"),
     [
