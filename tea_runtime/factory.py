@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import ConfigError, DoesNotFitError, IntegrityError, MissingFileError, TeaModelsError, UsageError
+from tea_models.errors import (
+    ConfigError,
+    DoesNotFitError,
+    IntegrityError,
+    MissingFileError,
+    TeaModelsError,
+    UnknownModelError,
+    UsageError,
+)
 from tea_models.settings import Settings
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llm_settings import LlmSettings
@@ -44,6 +52,7 @@ def create_llm_backend(
 
     Raises:
         ConfigError: The block has an unknown key or a wrong value.
+        UnknownModelError: `model` is no name of the registry, and no API is there whose model it could be.
         BackendUnavailableError: Neither a local model nor an API can be used; says why for each.
         MissingExtraError: The one backend that may be used needs a package that is not installed.
         TeaModelsError: `fallback` is false, and loading failed.
@@ -56,7 +65,7 @@ def create_llm_backend(
         return api
     try:
         local = _local(block, environ, gguf)
-    except (ConfigError, UsageError):
+    except (ConfigError, UsageError, UnknownModelError):
         raise
     except (TeaModelsError, OSError, MemoryError) as error:
         return _fall_back(block.expanded(environ), environ, error)
@@ -108,7 +117,9 @@ def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception)
     if not block.fallback:
         raise error
     logger.warning("no local model can be used: %s", reason)
-    missing = _api_problem(block, environ)
+    from tea_runtime.fallback import FallbackApiBackend, api_problem
+
+    missing = api_problem(block, environ)
     if missing:
         if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
             # As long as there is no API to go to, this error says best what to do (and the first is an ImportError).
@@ -116,8 +127,6 @@ def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception)
         raise BackendUnavailableError(
             f"no backend can be used. local: {reason}. api: {missing}", hint=getattr(error, "hint", "")
         ) from error
-    from tea_runtime.fallback import FallbackApiBackend
-
     api = FallbackApiBackend.from_settings(_without_local_model(block), environ=environ)
     assert isinstance(api, FallbackApiBackend)
     api.reason = reason
@@ -135,19 +144,6 @@ def _api(block: LlmSettings, environ: Mapping[str, str]) -> ApiLlmBackend:
             f"the API can't be used: {problem}", hint="set OPENAI_API_KEY, or settings.llm.api_base for another server"
         )
     return api
-
-
-def _api_problem(block: LlmSettings, environ: Mapping[str, str]) -> str:
-    """Why the API can't take over, or ""."""
-    from tea_runtime.api import ApiLlmBackend, is_installed
-
-    if not is_installed():
-        return "the openai package is not installed (pip install 'tea-models[api]')"
-    api = ApiLlmBackend.from_settings(block, environ=environ)
-    try:
-        return api.unavailable_reason()
-    finally:
-        api.close()
 
 
 def _without_local_model(block: LlmSettings) -> LlmSettings:

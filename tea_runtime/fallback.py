@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.api import ApiLlmBackend
+from tea_runtime.api import ApiLlmBackend, is_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
+    from tea_runtime.llm_settings import LlmSettings
 
 
 class FallbackApiBackend(ApiLlmBackend):
@@ -54,3 +55,14 @@ class FallbackApiBackend(ApiLlmBackend):
         """As `ApiLlmBackend.stream_chat`."""
         result = super().stream_chat(messages, callback, max_tokens, temperature, stop, **options)
         return replace(result, fallback_reason=self.reason)
+
+
+def api_problem(block: LlmSettings, environ: Mapping[str, str]) -> str:
+    """Why no API can take the place of a local model, or ""."""
+    if not is_installed():
+        return "the openai package is not installed (pip install 'tea-models[api]')"
+    api = ApiLlmBackend.from_settings(block, environ=environ)
+    try:
+        return api.unavailable_reason()
+    finally:
+        api.close()

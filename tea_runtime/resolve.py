@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Self
 
-from tea_models.errors import MissingFileError, TeaModelsError
+from tea_models.errors import MissingFileError, TeaModelsError, UnknownModelError
 from tea_models.settings import Settings
 from tea_runtime.llm_settings import LlmSettings, expand
 
@@ -23,9 +23,8 @@ logger = logging.getLogger("tea_runtime")
 _BUNDLED = Path("usr/share/models")
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModelPath(os.PathLike[str]):
-    """A model file that was found. Use it wherever a path is taken.
+class ResolvedModelPath(str):
+    """A model file that was found: its path as a text, which is equal to the same path as a `Path` too.
 
     Attributes:
         path: The file, or the first of its shards.
@@ -36,17 +35,43 @@ class ResolvedModelPath(os.PathLike[str]):
         skipped: What was named more explicitly and could not be used, with the reasons.
     """
 
+    __slots__ = ("path", "profile", "reference", "skipped", "source")
+
     path: Path
     source: str
     reference: str
-    profile: ModelProfile | None = None
-    skipped: tuple[str, ...] = ()
+    profile: ModelProfile | None
+    skipped: tuple[str, ...]
+
+    def __new__(
+        cls,
+        path: str | os.PathLike[str],
+        source: str = "",
+        reference: str = "",
+        profile: ModelProfile | None = None,
+        skipped: tuple[str, ...] = (),
+    ) -> Self:
+        self = super().__new__(cls, os.fspath(path))
+        self.path = Path(path)
+        self.source = source
+        self.reference = reference
+        self.profile = profile
+        self.skipped = skipped
+        return self
 
     def __fspath__(self) -> str:
-        return str(self.path)
+        return str(self)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str.__str__(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self.path == other if isinstance(other, PurePath) else str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 def resolve_model_path(
@@ -60,7 +85,8 @@ def resolve_model_path(
     It is the first that exists of `gguf` (`--gguf`), `TEA_MODEL_PATH`, `settings.llm.profile`,
     `settings.llm.model_path`, `settings.llm.model`, `$APPDIR/usr/share/models` and the store.
     `~` and `$VAR` are expanded. The last two hold files without a name for them, so one is taken only where there is no
-    choice. What is named and can't be found is logged as a warning. Nothing is downloaded.
+    choice; and from the store only where nothing was named, or the file of that very name: no other model may answer in
+    the place of one that is missing. What is named and can't be found is logged as a warning. Nothing is downloaded.
 
     Args:
         settings: The `settings.llm` block.
@@ -70,6 +96,7 @@ def resolve_model_path(
     Raises:
         ConfigError: The block has an unknown key or a wrong value.
         MissingFileError: `gguf` can't be found.
+        UnknownModelError: `settings.llm.model` is no name of the registry, and no API is there whose model it could be.
     """
     return search(settings, gguf=gguf, environ=environ).found
 
@@ -95,18 +122,21 @@ def search(
     block = LlmSettings.parse(settings)
     world = Settings.resolve(environ, cwd=Path.cwd())
     skipped: list[str] = []
+    missing: set[str] = set()
     for source, written in _named(block, gguf, environ):
         try:
             path, profile = _look(source, expand(written, environ), world)
         except TeaModelsError as error:
             if pull and source in ("--gguf", "settings.llm.model") and isinstance(error, MissingFileError):
                 return Search(None, tuple(skipped), written)
-            if source == "--gguf":
+            if source == "--gguf" or (isinstance(error, UnknownModelError) and not _is_for_an_api(block, environ)):
                 raise
+            missing.add(Path(expand(written, environ)).name)
             skipped.append(f"{source}: {error.message}")
             continue
         return _found(ResolvedModelPath(path, source, written, profile, tuple(skipped)))
-    for source, paths in _unnamed(environ, world):
+    for source, found in _unnamed(environ, world):
+        paths = [path for path in found if path.name in missing] if missing and source == "store" else found
         if len(paths) == 1:
             return _found(ResolvedModelPath(paths[0], source, str(paths[0]), None, tuple(skipped)))
         if paths:
@@ -130,6 +160,18 @@ def _named(block: LlmSettings, gguf: str | None, environ: Mapping[str, str]) -> 
         ("settings.llm.model", block.model),
     )
     return ((source, written) for source, written in candidates if written)
+
+
+def _is_for_an_api(block: LlmSettings, environ: Mapping[str, str]) -> bool:
+    """Whether a name that the registry does not know may be one of an API's models."""
+    if block.backend == "api":
+        return True
+    # Whoever asks for `local` means a local model, unless the settings name the server that may take over.
+    if block.backend == "local" and not block.api_base:
+        return False
+    from tea_runtime.fallback import api_problem
+
+    return block.fallback and not api_problem(block.expanded(environ), environ)
 
 
 def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile | None]:

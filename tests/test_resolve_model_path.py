@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tea_models import Settings, pull
-from tea_models.errors import ConfigError, MissingFileError
+from tea_models.errors import ConfigError, MissingFileError, UnknownModelError
 from tea_models.profile import resolve_profile
 from tea_models.profile_document import to_json
-from tea_runtime import resolve_model_path
+from tea_runtime import create_llm_backend, resolve_model_path
+from tea_runtime.errors import BackendUnavailableError
 from tests.gguf_build import build_gguf
 
 
@@ -62,7 +64,49 @@ def test_the_first_that_exists_is_taken_level_by_level(world):
         path.unlink()
         if source == "--gguf":
             gguf = None
+        if source == "APPDIR":  # what is left is for workflows that name no model
+            block, environ = {}, {**environ, "TEA_MODEL_PATH": ""}
     assert resolve_model_path(block, environ=environ) is None
+
+
+@pytest.mark.parametrize("block", [{"model_path": "/nope.gguf"}, {"model": "/nope.gguf"}, {"model": "smollm2-135m"}])
+def test_a_named_model_that_is_missing_is_not_replaced_by_another_one(own_world, block):
+    model(own_world / "models" / "stored.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    assert resolve_model_path(block, environ=environ) is None
+    assert resolve_model_path({}, environ={**environ, "TEA_MODEL_PATH": "/nope.gguf"}) is None
+    with pytest.raises(BackendUnavailableError, match=r"nope|smollm2"):
+        create_llm_backend(block, environ=environ)
+
+
+def test_a_path_of_another_machine_finds_the_file_of_that_name_in_the_store(own_world):
+    path = model(own_world / "models" / "named.gguf")
+    model(own_world / "models" / "other.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
+    found = resolve_model_path({"model_path": "/elsewhere/named.gguf"}, environ=environ)
+    assert (found, found.source, len(found.skipped)) == (path, "store", 1)
+
+
+@pytest.mark.parametrize(("block", "key"), [({}, {}), ({"backend": "local"}, {"OPENAI_API_KEY": "k"})])
+def test_a_mistyped_name_is_an_error_that_says_the_nearest(own_world, block, key):
+    model(own_world / "models" / "stored.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")} | key
+    for ask in (resolve_model_path, create_llm_backend):
+        with pytest.raises(UnknownModelError, match="phi5-mini") as caught:
+            ask(block | {"model": "phi5-mini"}, environ=environ)
+        assert "phi4-mini" in caught.value.hint
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [({"backend": "api"}, {}), ({}, {"OPENAI_API_KEY": "k"}), ({"api_base": "http://127.0.0.1:9/v1"}, {})],
+)
+def test_an_unknown_name_may_be_that_of_an_apis_model(own_world, block, key):
+    pytest.importorskip("openai")
+    model(own_world / "models" / "stored.gguf")
+    environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")} | key
+    assert resolve_model_path(block | {"model": "gpt-next"}, environ=environ) is None
 
 
 def test_what_was_passed_over_is_told_with_its_reason(world, caplog):
@@ -146,3 +190,21 @@ def test_the_result_is_a_path(world):
     levels, environ, block = world
     found = resolve_model_path(block, environ=environ)
     assert os.fspath(found) == str(found) == str(levels["TEA_MODEL_PATH"])
+    assert type(str(found)) is str
+
+
+def test_the_result_compares_with_texts_and_paths_and_is_a_text(world):
+    levels, environ, block = world
+    found = resolve_model_path(block, environ=environ)
+    path = levels["TEA_MODEL_PATH"]
+    assert found == path
+    assert path == found
+    assert found == str(path)
+    assert str(path) == found
+    assert found not in (path.parent, "x", None)
+    assert not found != path  # noqa: SIM202 - `!=` is what is tested
+    assert {str(path): 1}[found] == 1
+    assert found.endswith("env.gguf")
+    assert json.loads(json.dumps({"path": found})) == {"path": str(path)}
+    twin = copy.deepcopy(found)
+    assert (twin, twin.source, twin.path) == (found, "TEA_MODEL_PATH", path)
