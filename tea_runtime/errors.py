@@ -84,17 +84,26 @@ class ContextOverflowError(DoesNotFitError):
         n_ctx: Length of the context.
         reserved: Tokens that must stay free for the answer.
         what: What is too long.
+        at_least: The length is a lower bound: it was too long to be counted.
         hint: What to do next.
     """
 
     def __init__(
-        self, *, prompt_tokens: int, n_ctx: int, reserved: int = 1, what: str = "prompt", hint: str = ""
+        self,
+        *,
+        prompt_tokens: int,
+        n_ctx: int,
+        reserved: int = 1,
+        what: str = "prompt",
+        at_least: bool = False,
+        hint: str = "",
     ) -> None:
+        more = "at least " if at_least else ""
         over = prompt_tokens + reserved - n_ctx
         super().__init__(
-            f"the {what} has {prompt_tokens:,} tokens and the context holds {n_ctx:,}"
+            f"the {what} has {more}{prompt_tokens:,} tokens and the context holds {n_ctx:,}"
             + (f", of which {reserved:,} must stay free for the answer" if reserved else "")
-            + f": {over:,} too many",
+            + f": {more}{over:,} too many",
             hint=hint or f"shorten the {what}, or give the model a larger n_ctx",
         )
         self.prompt_tokens = prompt_tokens

@@ -108,7 +108,7 @@ class LocalLlmBackend(LlmBackend):
             type_v=chosen.type_v,
             swa_full=chosen.swa_full,
         )
-        self._vocabulary = Vocabulary(self._weights)
+        self._vocabulary = Vocabulary(self._weights, limit=chosen.n_ctx)
         use = self.plan.memory.use
         recorder.plan = self.plan
         self._recorder = recorder

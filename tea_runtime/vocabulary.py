@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
 from tea_runtime.engine import llama
+from tea_runtime.errors import ContextOverflowError
 
 if TYPE_CHECKING:
     from tea_runtime.engine import Weights
@@ -21,15 +22,21 @@ _LONGEST = 2**31 - 2
 class Vocabulary:
     """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is.
 
+    Args:
+        weights: The model.
+        limit: Tokens that can be of use. Some tokenizers take minutes for a few megabytes of blanks, so a text that
+            can't be that short is refused before it is tokenised.
+
     Attributes:
         bos: Id of the token that begins a text, or None.
         bos_text: Its text, or "".
         add_bos: The header asks for BOS at the beginning of a text.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, limit: int | None = None) -> None:
         engine = llama()
         self._weights = weights
+        self._limit = limit
         self._engine = engine
         self._vocab = weights.vocab
         self.size = weights.n_vocab
@@ -69,8 +76,10 @@ class Vocabulary:
 
         Raises:
             UsageError: The text has a lone surrogate, or is longer than llama.cpp can take.
+            ContextOverflowError: The text has more tokens than the limit, whatever they are.
         """
         raw = encode(text)
+        self._check_length(len(raw))
         if len(raw) > _LONGEST:
             raise UsageError(f"the text has {len(raw):,} bytes: more than llama.cpp can tokenise")
         # A token stands for at least one byte; the tokenizer may add a few at the ends.
@@ -82,6 +91,21 @@ class Vocabulary:
             tokens = (ctypes.c_int32 * room)()
             count = self._engine.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, special)
         return list(tokens[: max(count, 0)])
+
+    def _check_length(self, size: int) -> None:
+        # Most tokens are short: a text of a plausible size needs no closer look.
+        if self._limit is not None and size > 16 * self._limit:
+            least = size // self._longest
+            if least > self._limit:
+                raise ContextOverflowError(
+                    prompt_tokens=least, n_ctx=self._limit, reserved=0, what="text", at_least=True
+                )
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        names = (self._engine.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.size))
+        return max(1, *map(len, names))
 
     def prompt(self, text: str) -> list[int]:
         """Tokens of a raw prompt or a rendered template: control tokens parsed, and exactly one BOS where one belongs.

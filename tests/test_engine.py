@@ -13,7 +13,7 @@ import pytest
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.engine import LoadOptions, Turnstile, acquire, check_version, llama, loaded, log, release
-from tea_runtime.errors import LlmError
+from tea_runtime.errors import ContextOverflowError, LlmError
 from tea_runtime.sampling import Sampler
 from tea_runtime.vocabulary import PieceDecoder, Vocabulary
 from tests.scripted_model import build_scripted
@@ -156,6 +156,14 @@ def test_nul_is_a_character_like_others(weights):
     vocabulary = Vocabulary(weights)
     tokens = vocabulary.tokenize("a\0b", special=False)
     assert b"".join(vocabulary.piece(token) for token in tokens) == b"a\0b"
+
+
+def test_a_text_that_can_only_be_too_long_is_refused_before_it_is_tokenised(weights):
+    longest = max(len(Vocabulary(weights).text(token).encode()) for token in range(weights.n_vocab))
+    vocabulary = Vocabulary(weights, limit=100)
+    assert len(vocabulary.tokenize("a" * 1000, special=False)) == 1000
+    with pytest.raises(ContextOverflowError, match="at least 1,000 tokens"):
+        vocabulary.tokenize("a" * 1000 * longest, special=False)
 
 
 def test_half_a_character_is_refused_with_its_place(weights):
