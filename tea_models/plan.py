@@ -105,7 +105,7 @@ def resolve_plan(
     n_threads: int | None = None,
     n_gpu_layers: int | None = None,
     kv_type: str | None = None,
-    memory: int | None = None,
+    memory: int | str | None = None,
     purpose: Purpose | None = None,
     measure: bool = True,
     n_batch: int | None = None,
@@ -124,7 +124,7 @@ def resolve_plan(
         n_threads: Threads; by default one a physical core that may be used.
         n_gpu_layers: Layers on a GPU; by default as many as fit.
         kv_type: Type of the KV cache.
-        memory: Bytes that may be used; by default what is available now, less a margin.
+        memory: Bytes that may be used, or a size such as `8GiB`; by default what is available now, less a margin.
         purpose: `chat` or `embed`; by default what the model is for.
         measure: Ask the engine, if it is installed; otherwise estimate.
         n_batch: Logical batch in tokens.
@@ -140,6 +140,10 @@ def resolve_plan(
         MalformedGGUFError: The file is broken.
         NotAvailableError: The model can't be had from here.
     """
+    if isinstance(memory, str):
+        from tea_models.sizes import parse_bytes
+
+        memory = parse_bytes(memory)
     wishes = Wishes(
         n_ctx=n_ctx,
         n_threads=n_threads,

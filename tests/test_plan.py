@@ -17,6 +17,7 @@ from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
 from tea_models.plan_types import SOURCES
 from tea_models.probe import Point, RefusedError, engine_version
 from tea_models.settings import Settings
+from tea_models.sizes import parse_bytes
 from tests.architectures import CASES
 from tests.gguf_build import build_gguf
 from tests.hosts import write_host
@@ -371,6 +372,18 @@ def test_a_file_is_planned_from_its_path(tmp_path: Path) -> None:
     assert found.name == "tiny.gguf"
     assert found.memory.method == "estimated"
     assert any("estimated" in note for note in found.notes)
+
+
+def test_memory_may_be_written_as_people_do(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf())
+    settings = settings_for(tmp_path)
+    assert resolve_plan(path, settings=settings, measure=False, memory="1.5GiB").memory.budget == 3 * GIB // 2
+    assert parse_bytes("2GB") == 2 * 10**9
+    assert parse_bytes("512 MiB") == parse_bytes("512m") == 512 * MIB
+    for text in ("", "GiB", "1e9", "-1GiB", "5 apples", "0"):
+        with pytest.raises(UsageError, match="size"):
+            resolve_plan(path, settings=settings, measure=False, memory=text)
 
 
 def test_a_file_that_llama_cpp_would_not_load_is_never_shown_to_it(tmp_path: Path) -> None:
