@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import IntegrityError, MissingFileError, TeaModelsError
+from tea_models.errors import IntegrityError, MissingFileError, TeaModelsError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
@@ -27,6 +27,8 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         MissingFileError: No such file, or the model is not in the store; the hint says how to pull it.
         UsageError: It is no path and no reference.
     """
+    if not str(model):
+        raise UsageError("model_path: it is empty")
     path = Path(model).expanduser()
     if not isinstance(model, str) or path.exists():
         if not path.exists():
@@ -105,10 +107,22 @@ def check_vectors(profile: ModelProfile, path: Path) -> None:
 
 
 def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:
-    """The settings for this machine, with the user's wishes (see `tea_models.resolve_plan`)."""
+    """The settings for this machine, with the user's wishes (see `tea_models.resolve_plan`).
+
+    Raises:
+        IntegrityError: The engine dies of the file: seen in another process, not in this one.
+    """
     from tea_models import resolve_plan
 
-    return resolve_plan(path, settings=settings, **{key: wish for key, wish in wishes.items() if wish is not None})
+    plan = resolve_plan(path, settings=settings, **{key: wish for key, wish in wishes.items() if wish is not None})
+    if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
+        from tea_models.dry_load import DryLoader
+
+        with DryLoader(settings) as loader:
+            refusal = loader.refusal(path)
+        if refusal is not None and refusal.died:
+            raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
+    return plan
 
 
 def describe(path: Path, plan: RunPlan) -> str:

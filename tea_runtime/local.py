@@ -157,7 +157,11 @@ class LocalLlmBackend(LlmBackend):
         return self._run([self._raw(params, callback)])[0]
 
     def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]:
-        """Continue several raw prompts, decoded together; raises as `call` does."""
+        """Continue several raw prompts, decoded together; raises as `call` does.
+
+        What all prompts begin with is evaluated once. Sums of many numbers depend on their order in the last digits, so
+        an answer can differ from that of a single call where two tokens are about equally likely.
+        """
         return self._run([self._raw(one, None) for one in params])
 
     def chat(

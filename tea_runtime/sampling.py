@@ -38,7 +38,7 @@ class Sampler:
     def __init__(self, weights: Weights, params: LlmCallParams, grammar: str | None = None) -> None:
         engine = llama()
         self._engine = engine
-        self._vocab_size = weights.n_vocab
+        self._weights = weights
         self._grammar = _grammar(weights, grammar) if grammar is not None else None
         chain = engine.llama_sampler_chain_init(engine.llama_sampler_chain_default_params())
         self._chain = chain
@@ -67,7 +67,7 @@ class Sampler:
         # As llama.cpp's common_sampler_sample: most choices obey the grammar anyway, and testing one token is much
         # cheaper than masking a whole vocabulary. Only a choice that doesn't is taken back and made again.
         engine = self._engine
-        candidates = self._candidates = self._candidates or _Candidates(engine, self._vocab_size)
+        candidates = _candidates_of(self._weights)
         logits = engine.llama_get_logits_ith(context, index)
         array = candidates.fill(logits)
         engine.llama_sampler_apply(self._chain, ctypes.byref(array))
@@ -129,6 +129,17 @@ class _Candidates:
 
     def any_left(self) -> bool:
         return bool(self._numpy.isfinite(self._data["logit"]).any())
+
+
+# One for each model: a vocabulary of 262,144 tokens takes 4 MiB, and requests use it one after the other.
+_candidates: weakref.WeakKeyDictionary[Weights, _Candidates] = weakref.WeakKeyDictionary()
+
+
+def _candidates_of(weights: Weights) -> _Candidates:
+    found = _candidates.get(weights)
+    if found is None:
+        found = _candidates[weights] = _Candidates(llama(), weights.n_vocab)
+    return found
 
 
 def _samplers(engine: Any, n_vocab: int, params: LlmCallParams) -> list[Any]:
