@@ -462,6 +462,19 @@ def test_a_model_whose_size_nobody_says_ends_where_its_header_says(partial):
     assert partial.stat().st_size < 100 * MIB
 
 
+def test_a_model_that_was_cut_short_is_told_by_its_header(partial):
+    model = build_gguf(small_llama_metadata(), small_llama_tensors())
+
+    def handler(exchange):
+        exchange.head(200)
+        exchange.send(model[:-1000])
+        exchange.end()
+
+    with FaultyServer(model, handler) as server, pytest.raises(SizeMismatchError):
+        fetch(server, partial, expect_gguf=True)
+    assert not partial.exists()
+
+
 def test_other_bytes_than_the_pinned_ones_are_refused_and_removed(partial):
     with FaultyServer(SMALL) as server, pytest.raises(ChecksumMismatchError) as caught:
         fetch(server, partial, sha256="0" * 64)

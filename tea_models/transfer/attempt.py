@@ -11,7 +11,7 @@ from tea_models.errors import SizeMismatchError, SourceUnavailableError, TeaMode
 from tea_models.transfer.answers import Answer, StaleError, TransientError, Version, explain_failure, read_answer
 from tea_models.transfer.client import cut, open_stream
 from tea_models.transfer.frontier import FrontierHasher
-from tea_models.transfer.growing import LONGEST_HEADER, size_by_header
+from tea_models.transfer.growing import LONGEST_HEADER, SLACK, size_by_header
 from tea_models.transfer.partial import PartialFile, State, check_space, fingerprint, room
 from tea_models.transfer.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 from tea_models.transfer.writer import Writer
@@ -70,6 +70,7 @@ class Attempt:
         self.limit = ENDLESS  # where a file of unknown size must end, so that it does not fill the disk
         self._header_looked_for = _FIRST_LOOK
         self.reconnected = False
+        self._trouble = "the connection broke"
         self._resumed = self._board.done.total
         self._changed = threading.Condition()
         self._workers: list[threading.Thread] = []
@@ -114,7 +115,7 @@ class Attempt:
             expected = frontier
         if expected is not None:
             self._header_looked_for = ENDLESS
-            self.limit = min(self.limit, expected)
+            self.limit = min(self.limit, expected + SLACK)
 
     def _network_is_slow(self) -> bool:
         """Whether more connections could help: not where one brings as much as this process can take in."""
@@ -266,6 +267,7 @@ class Attempt:
         policy = self.request.policy
         with self._changed:
             self.reconnected = True
+            self._trouble = trouble.reason
             if self._working > 1 and (failures > 1 or trouble.busy):
                 # Too many connections for this server, or for something on the way; the others bring the rest.
                 return True
@@ -321,7 +323,7 @@ class Attempt:
         whole = part.end in (ENDLESS, self._board.total)
         if self._plain:
             if not first:
-                raise StaleError(f"{self.request.shown}: the connection broke, and the server can't go on", plain=True)
+                raise StaleError(f"{self.request.shown}: {self._trouble}, and the server can't go on", plain=True)
             return headers, False
         if first and whole:
             return headers, False

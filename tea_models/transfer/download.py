@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 from tea_models.errors import (
     ChecksumMismatchError,
     MalformedGGUFError,
+    SizeMismatchError,
     SourceUnavailableError,
 )
 from tea_models.transfer.answers import StaleError
 from tea_models.transfer.attempt import Attempt, Request
 from tea_models.transfer.client import check_scheme, display_url, has_credentials
+from tea_models.transfer.growing import size_by_header
 from tea_models.transfer.partial import PartialFile, State, discard, fingerprint
 from tea_models.transfer.progress import Progress, Silent
 from tea_models.transfer.ranges import Ranges
@@ -142,10 +144,11 @@ class _Download:
                 self._plain = self._plain or error.plain or stale > 1
                 if stale > _STALE_LIMIT:
                     raise SourceUnavailableError(
-                        f"{error.reason}, again and again", hint="the file changes, or the server is broken; try later"
+                        f"{error.reason}, again and again", hint="try later, or another source"
                     ) from None
                 continue
             if self._request.sha256 in (None, digest):
+                self._check_whole(total)
                 return TransferResult(digest, total, resumed, self._request.shown)
             if mistrusted or not (resumed or attempt.reconnected):
                 raise ChecksumMismatchError(
@@ -157,6 +160,17 @@ class _Download:
             # Pieces of two files, or a leftover that was damaged: once more, from one answer.
             mistrusted = True
             self._plain = True
+
+    def _check_whole(self, total: int) -> None:
+        """Without a pin and a length, a model that was cut short can be told by its header only."""
+        request = self._request
+        if request.sha256 is not None or not request.expect_gguf:
+            return
+        needed = size_by_header(self._partial, total)
+        if needed is not None and total < needed:
+            self._partial.forget()
+            hint = "by its own header the model is bigger: something cut it short; nothing was kept"
+            raise SizeMismatchError(request.shown, expected=needed, actual=total, hint=hint)
 
     def _usable_state(self) -> State | None:
         """The state of an earlier run, if its bytes can be a part of what is wanted now."""

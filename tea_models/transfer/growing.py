@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Vocabularies of a quarter of a million tokens make 10 MB; no header comes near this.
 LONGEST_HEADER: Final = 512 << 20
 # What may follow the last tensor: padding to the alignment, and a little for whoever appends something.
-_SLACK: Final = 1 << 20
+SLACK: Final = 1 << 20
 
 
 class _Growing:
@@ -33,7 +33,7 @@ class _Growing:
 
 
 def size_by_header(partial: PartialFile, end: int) -> int | None:
-    """How big the file can be at most, by its header; None if that can't be read (yet).
+    """How big the file must be, by its header; None if that can't be read (yet).
 
     Args:
         partial: The file.
@@ -45,5 +45,5 @@ def size_by_header(partial: PartialFile, end: int) -> int | None:
         header = read_header(_Growing(partial, end))
     except TeaModelsError:
         return None
-    tensors = max((info.offset + info.size for info in header.tensors), default=0)
-    return int(header.data_offset + tensors + _SLACK)
+    tensors = [header.data_offset + info.offset + info.size for info in header.tensors]
+    return max(tensors, default=header.header_size)
