@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from tea_models.errors import UsageError
+from tea_runtime.template_limits import Budget, LimitedEnvironment
 
 _BRACES = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
 _NAME = re.compile(r"(!?)\s*([A-Za-z_]\w*)")
@@ -39,7 +39,7 @@ class _Missing(StrictUndefined):
         return f"{type(self._undefined_obj).__name__} has no {self._undefined_name!r}"
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Environment(LimitedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         # `state.items` means the key, as everywhere in a workflow, and the method only where there is no such key.
         if isinstance(obj, Mapping) and attribute in obj:
@@ -111,9 +111,10 @@ def _render_text(text: str, context: Mapping[str, Any]) -> Any:
     if template is None:
         return text
     try:
-        if isinstance(template, str):
-            return _present(_expression(template)(**context))
-        return template.render(**context)
+        with Budget():
+            if isinstance(template, str):
+                return _present(_expression(template)(**context))
+            return template.render(**context)
     except UndefinedError as error:
         raise UsageError(f"{_shown(text)}: {error.message}", hint=_hint(text)) from None
     except SecurityError as error:
@@ -144,6 +145,7 @@ def _environment() -> _Environment:
     environment.filters["fromjson"] = json.loads
     environment.filters["sha256"] = lambda text: hashlib.sha256(str(text).encode()).hexdigest()
     environment.globals["len"] = len
+    environment.limit()
     return environment
 
 
