@@ -18,6 +18,7 @@ from tea_models.store import HIDDEN, Record, Store, means
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tea_models.dry_load import DryLoader
     from tea_models.registry import Registry
     from tea_models.settings import Settings
     from tea_models.transfer.progress import Progress
@@ -110,7 +111,7 @@ def verify(
     else:
         wanted = [names] if isinstance(names, str) else names
         targets = [target for name in wanted for target in _named_targets(name, store, registry, settings)]
-    results = _check(targets, registry, progress)
+    results = _check(targets, registry, settings, progress)
     if not repair:
         return results
     return [
@@ -194,7 +195,11 @@ def _file_target(name: str, file: ArtifactFile, artifact: Artifact, store: Store
     return _Target(name, path, file.sha256, file.sha256 is not None, file, artifact)
 
 
-def _check(targets: list[_Target], registry: Registry, progress: Progress | None) -> list[VerifyResult]:
+def _check(
+    targets: list[_Target], registry: Registry, settings: Settings, progress: Progress | None
+) -> list[VerifyResult]:
+    from tea_models.dry_load import DryLoader
+
     sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
     paths = sorted(sizes)
     if progress is not None and paths:
@@ -205,7 +210,8 @@ def _check(targets: list[_Target], registry: Registry, progress: Progress | None
     finally:
         if progress is not None and paths:
             progress.finish()
-    return [_judge(target, digests.get(target.path), registry) for target in targets]
+    with DryLoader(settings) as loader:
+        return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
 
 def _is_file(path: Path) -> bool:
@@ -218,7 +224,7 @@ def _is_file(path: Path) -> bool:
     return True
 
 
-def _judge(target: _Target, digest: str | Exception | None, registry: Registry) -> VerifyResult:
+def _judge(target: _Target, digest: str | Exception | None, registry: Registry, loader: DryLoader) -> VerifyResult:
     if digest is None:
         return VerifyResult(target.name, target.path, "missing", target.expected, None)
     if isinstance(digest, Exception):
@@ -235,14 +241,14 @@ def _judge(target: _Target, digest: str | Exception | None, registry: Registry) 
         return VerifyResult(target.name, target.path, "corrupt", expected, digest, None, (why,))
     status: Status = "ok" if target.pinned or known else "unpinned"
     try:
-        problems = loading_problems(target.path)
+        problems = _loading_problems(target.path, loader)
     except MalformedGGUFError as error:
         return VerifyResult(target.name, target.path, "corrupt", expected, digest, False, (error.message,))
     return VerifyResult(target.name, target.path, status, expected, digest, not problems, problems)
 
 
-def loading_problems(path: Path) -> tuple[str, ...]:
-    """Why the engine must not be given a file that is legal by the specification; empty if it may.
+def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
+    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads.
 
     Raises:
         MalformedGGUFError: The file is not legal.
@@ -254,7 +260,11 @@ def loading_problems(path: Path) -> tuple[str, ...]:
         header = read_header(source)
         first = shard_names(path.name)[0]
         # The later shards of a model carry tensors only; what the loader asks of the metadata is in the first.
-        return tuple(check_loadable(header)) if path.name == first else tuple(header.problems)
+        problems = check_loadable(header) if path.name == first else header.problems
+    if problems or path.name != first:
+        return tuple(problems)
+    refusal = loader.refusal(path)
+    return (refusal.reason,) if refusal else ()
 
 
 def _set_aside(store: Store, path: Path) -> Path:
@@ -290,8 +300,11 @@ def _repair(
     (pulled,) = pull_artifact(only, settings=settings, progress=progress, note=note)
     if aside is not None:
         aside.unlink(missing_ok=True)
+    from tea_models.dry_load import DryLoader
+
     try:
-        problems = loading_problems(pulled.path)
+        with DryLoader(settings) as loader:
+            problems = _loading_problems(pulled.path, loader)
     except (MalformedGGUFError, NotAvailableError) as error:
         problems = (error.message,)
     return VerifyResult(

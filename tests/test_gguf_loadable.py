@@ -55,6 +55,20 @@ UNLOADABLE: dict[str, tuple[dict[str, Any], str]] = {
     "too many experts": ({"llama__expert_count": 5000, "llama__expert_used_count": 2}, "llama.expert_count is 5,000"),
     "experts none of which is used": ({"llama__expert_count": 8}, "llama.expert_used_count is 0 of 8"),
     "used experts without experts": ({"llama__expert_used_count": 2}, "is 2 of 0 experts"),
+    "groups without experts": ({"llama__expert_group_count": 3}, "llama.expert_group_count is 3 for 0 experts"),
+    "experts that groups do not divide": (
+        {"llama__expert_count": 8, "llama__expert_used_count": 2, "llama__expert_group_count": 3},
+        "llama.expert_group_count is 3 for 8 experts",
+    ),
+    "all groups used": (
+        {
+            "llama__expert_count": 8,
+            "llama__expert_used_count": 2,
+            "llama__expert_group_count": 4,
+            "llama__expert_group_used_count": 4,
+        },
+        "llama.expert_group_used_count is 4 of 4 groups",
+    ),
     "rope scaling nobody knows": ({"llama__rope__scaling__type": "magic"}, "'magic'"),
     "pooling nobody knows": ({"llama__pooling_type": 9}, "llama.pooling_type is 9"),
     "nextn beyond the blocks": ({"llama__nextn_predict_layers": 9}, "beyond 2 blocks"),
@@ -230,6 +244,7 @@ def test_llama_cpp_refuses_what_we_refuse(tmp_path: Path, real_model: Path) -> N
     for case in (
         "513 blocks",
         "used experts without experts",
+        "groups without experts",
         "rope scaling nobody knows",
         "a token twice",
         "no merges",

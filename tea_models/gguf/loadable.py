@@ -48,10 +48,7 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     if header.byte_order != sys.byteorder:
         found.append(f"the file is {header.byte_order}-endian, this machine is not")
     metadata = header.metadata
-    part = metadata.get("split.no")
-    if isinstance(part, int) and part > 0:
-        return tuple(found)  # all that describes the model is in the first of its files
-    if metadata.get("general.type") in _NOT_MODELS or metadata.get("general.architecture") == "clip":
+    if not is_loaded(header):
         return tuple(found)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
@@ -63,6 +60,19 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     has_weights = bool(header.tensors) or "split.count" in metadata
     layers = _Hyperparameters(metadata, header.value_types, architecture).check() if has_weights else []
     return (*found, *layers, *vocabulary)
+
+
+def is_loaded(header: Header) -> bool:
+    """Whether llama.cpp's loader of models is given this file by its name.
+
+    It is not given adapters, projectors and importance matrices, nor the later files of a model, which it finds itself:
+    all that describes the model is in the first.
+    """
+    metadata = header.metadata
+    part = metadata.get("split.no")
+    if isinstance(part, int) and part > 0:
+        return False
+    return metadata.get("general.type") not in _NOT_MODELS and metadata.get("general.architecture") != "clip"
 
 
 class _Hyperparameters:
@@ -138,6 +148,11 @@ class _Hyperparameters:
             self.problems.append(f"{self._shown('expert_count')} is {count:,}, llama.cpp takes up to {_MAX_EXPERTS:,}")
         elif used > count or (count and not used):
             self.problems.append(f"{self._shown('expert_used_count')} is {used:,} of {count:,} experts")
+        groups, used_groups = self._optional("expert_group_count"), self._optional("expert_group_used_count")
+        if groups and (groups >= count or (groups > 1 and count % groups)):
+            self.problems.append(f"{self._shown('expert_group_count')} is {groups:,} for {count:,} experts")
+        elif groups > 1 and not 0 < used_groups < groups:
+            self.problems.append(f"{self._shown('expert_group_used_count')} is {used_groups:,} of {groups:,} groups")
 
     def _heads(self) -> None:
         heads, kv_heads = (
