@@ -153,7 +153,7 @@ class _Run:
             steps += 1
             if steps > self.max_steps:
                 raise WorkflowError(
-                    f"{self._place(current)}: stopped after {self.max_steps:,} steps",
+                    f"{self._place(current)}: stopped after {self.max_steps:,} step{'s' * (self.max_steps != 1)}",
                     hint="a loop of the workflow does not end; check its conditions, or raise --max-steps",
                 )
             self._step(self.workflow.nodes[current])
@@ -182,6 +182,8 @@ class _Run:
             raise _placed(error, self._place(node.name, node.path("action"))) from error.__cause__
         except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
             raise
+        except SystemExit as error:
+            raise self._failed(node, node.path(), f"{node.action}: {_exit(error)}") from error
         except Exception as error:
             raise self._failed(node, node.path(), f"{node.action}: {type(error).__name__}: {error}") from error
         failed = isinstance(result, Mapping) and result.get("success") is False and "error" in result
@@ -209,12 +211,13 @@ class _Run:
             raise _placed(error, self._place(node.name, path)) from error.__cause__
         except BrokenPipeError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == _FUNCTION]
             absent = isinstance(error, KeyError) and error.args and error.args[0] not in self.state
             hint = "give it with --input" if absent else ""
             place = self._place(node.name, path, line=frames[-1].lineno if frames else None)
-            raise WorkflowError(f"{place}: {type(error).__name__}: {error}", hint=hint) from error
+            problem = _exit(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+            raise WorkflowError(f"{place}: {problem}", hint=hint) from error
 
     def _merge(self, node: Node, result: Any) -> None:
         if isinstance(result, Mapping):
@@ -289,6 +292,12 @@ def _function(code: str, file: str, line: int) -> Callable[[dict[str, Any]], Cal
     return bind
 
 
+def _exit(error: SystemExit) -> str:
+    """What to say of a node that would have ended the whole process."""
+    code = "" if error.code is None else repr(error.code)
+    return f"it called sys.exit({code}); a node ends by return, and a run by an edge to __end__"
+
+
 def _main_value(result: Any) -> Any:
     if isinstance(result, Mapping):
         for key in _MAIN_KEYS:
@@ -320,7 +329,7 @@ def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
             module = _module(item, workflow.folder or Path.cwd())
         except MissingFileError as error:
             raise _placed(error, f"{workflow.document.file}:{workflow.document.line(path)}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise workflow.document.error(f"{name}: {type(error).__name__}: {error}", path) from error
         register = getattr(module, "register_actions", None)
         if not callable(register):
@@ -328,7 +337,7 @@ def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
         registered: dict[str, Action] = {}
         try:
             register(registered, engine)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problem = f"{name}: register_actions failed: {type(error).__name__}: {error}"
             raise workflow.document.error(problem, path) from error
         prefix = f"{item.namespace}." if item.namespace else ""

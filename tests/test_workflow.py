@@ -411,3 +411,38 @@ def test_templates_can_not_leave_the_sandbox(run):
     for expression in ("{{ state.__class__ }}", "{{ ''.__class__.__mro__ }}", "x{{ state.update({'a': 1}) }}"):
         with pytest.raises(UsageError):
             run(f'nodes:\n  - {{name: a, action: plain, params: {{value: "{expression}"}}}}\n')
+
+
+@pytest.mark.parametrize(("code", "shown"), [("3", "3"), ("", ""), ("'bye'", "'bye'"), ("0", "0")])
+def test_a_block_that_exits_fails_as_a_node_and_not_the_process(run, code, shown):
+    with pytest.raises(WorkflowError, match=rf"flow\.yaml:6: node leave: it called sys\.exit\({shown}\)"):
+        run(f"""
+            nodes:
+              - name: leave
+                run: |
+                  import sys
+                  sys.exit({code})
+        """)
+
+
+def test_an_action_or_a_module_that_exits_is_an_error_of_the_workflow(run, tmp_path):
+    (tmp_path / "leaving.py").write_text(
+        "def register_actions(registry, engine):\n    registry['leave'] = lambda state: exit(2)\n"
+    )
+    flow = "imports: [{path: leaving.py}]\nnodes: [{name: a, action: leave}]\n"
+    (tmp_path / "w.yaml").write_text(flow)
+    with pytest.raises(WorkflowError, match=r"node a: leave: it called sys\.exit\(2\)"):
+        run_workflow(tmp_path / "w.yaml")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(4)\n")
+    with pytest.raises(ConfigError, match=r"leaving\.py: SystemExit: 4"):
+        run_workflow(tmp_path / "w.yaml")
+
+
+def test_an_interrupt_passes(run):
+    with pytest.raises(KeyboardInterrupt):
+        run("nodes: [{name: a, run: 'raise KeyboardInterrupt'}]")
+
+
+def test_one_step_is_one_step(run):
+    with pytest.raises(WorkflowError, match=r"stopped after 1 step\b"):
+        run("nodes: [{name: a, run: 'pass'}, {name: b, run: 'pass'}]", max_steps=1)
