@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import re
+import tempfile
+import threading
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -12,6 +17,8 @@ from tea_runtime.engine import explanation, llama, log
 from tea_runtime.errors import GenerationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tea_runtime.backend import LlmCallParams
     from tea_runtime.engine import Weights
 
@@ -21,6 +28,10 @@ TOP_K, TOP_P, MIN_P, LAST_N = 40, 0.95, 0.05, 64
 # llama.cpp parses a grammar by recursion: an open bracket a level. It crashes somewhere beyond 50,000.
 _GRAMMAR_DEPTH = 500
 _GRAMMAR_SIZE = 4 * 1024 * 1024
+
+# The parser prints to stderr: "parse: error parsing grammar: what at the rest of the text", then the whole text.
+_PARSE_ERROR = re.compile(r"error parsing grammar: ([^\n]{0,160})")
+_stderr_lock = threading.Lock()
 
 
 class Sampler:
@@ -181,12 +192,43 @@ def _grammar(weights: Weights, text: str) -> Any:
     if deepest > _GRAMMAR_DEPTH:
         raise UsageError(f"grammar: its brackets are nested more than {_GRAMMAR_DEPTH} deep")
     engine = llama()
-    with log.capture() as lines:
+    with log.capture() as lines, _held_stderr() as printed:
         sampler = engine.llama_sampler_init_grammar(weights.vocab, text.encode("utf-8", "replace"), b"root")
+        if not sampler:
+            found = _PARSE_ERROR.search(printed())
     if not sampler:
-        reason = explanation(lines) or "llama.cpp can't read it"
+        reason = (
+            (re.sub(r" at\s*$", " at its end", found[1]) if found else "")
+            or explanation(lines)
+            or "llama.cpp can't read it"
+        )
         raise UsageError(f"grammar: {reason}", hint="a GBNF grammar begins with: root ::= …")
     return sampler
+
+
+@contextmanager
+def _held_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what llama.cpp's grammar parser prints to stderr, past its log; what others print meanwhile is passed on."""
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+
+        def printed() -> str:
+            held.seek(0)
+            return held.read().decode("utf-8", "replace")
+
+        try:
+            saved = os.dup(2)
+        except OSError:  # closed: nothing can be printed
+            yield printed
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield printed
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            text = printed()
+            if text and not _PARSE_ERROR.search(text):
+                os.write(2, text.encode())
 
 
 def _free(engine: Any, chain: Any, grammar: Any) -> None:

@@ -186,9 +186,9 @@ def test_bytes_that_are_no_text_become_replacement_characters():
         ("", "empty"),
         ("  \n", "empty"),
         ('foo ::= "a"', "root"),
-        ("root ::= missing", "failed to parse"),
+        ("root ::= missing", "Undefined rule identifier 'missing'"),
         ('root ::= root "a" | "b"', "left recursion"),
-        ("root ::= (((", "failed to parse"),
+        ("root ::= (((", r"expecting '\)' at its end"),
         ('root ::= "a\0b"', "NUL"),
         ("root ::= " + "(" * 200_000 + '"a"' + ")" * 200_000, "nested"),
         ('root ::= "' + "a" * 5_000_000 + '"', "more than"),
@@ -197,6 +197,17 @@ def test_bytes_that_are_no_text_become_replacement_characters():
 def test_a_grammar_that_cant_be_used_is_refused_with_the_reason(weights, grammar, problem):
     with pytest.raises(UsageError, match=problem):
         Sampler(weights, LlmCallParams("x"), grammar)
+
+
+@pytest.mark.parametrize("grammar", ["root ::= missing", "root ::= (((", "foo", 'root ::= "a" }'])
+def test_a_bad_grammar_is_told_once_and_prints_nothing(weights, capfd, grammar):
+    with pytest.raises(UsageError, match=r"grammar: \w+") as caught:
+        Sampler(weights, LlmCallParams("x"), grammar)
+    assert capfd.readouterr().err == ""
+    assert "can't read it" not in caught.value.message
+    Sampler(weights, LlmCallParams("x"), 'root ::= "a"').close()
+    print("heard", file=sys.stderr)
+    assert capfd.readouterr().err == "heard\n"
 
 
 def test_samplers_are_freed_by_the_garbage_collector_too(weights):
