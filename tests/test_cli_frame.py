@@ -102,6 +102,16 @@ def test_control_characters_never_reach_the_terminal() -> None:
     assert printable("über\tΩ\n") == "über\tΩ\n"
 
 
+def test_json_has_no_control_character_and_keeps_the_values(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), *"\u061c\u200e\u200f\u2028\u202a\u202e\u2066\u2069"]
+    value = {"k\x9bey": "".join(bad), "plain": "caf\u00e9 \u6f22\U0001f600 \\ \\u009b"}
+    Output(as_json=True).answer(value, str)
+    printed = capsys.readouterr().out
+    assert not set(printed) & (set(bad) - {"\n"})
+    assert "caf\u00e9 \u6f22\U0001f600" in printed
+    assert json.loads(printed) == value
+
+
 def test_lone_surrogates_are_legal_json(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=True).answer({"a": "\ud800"}, str)
     assert json.loads(capsys.readouterr().out) == {"a": "\ud800"}

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from tea_models.errors import TeaModelsError
 
-# C0 and C1 controls, DEL, bidirectional overrides and separators: what a file's text could do to a terminal.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls, DEL, bidirectional controls and separators: what a file's text could do to a terminal.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -55,8 +57,9 @@ class Output:
         if self.as_json:
             import json
 
-            # Lone surrogates can't be encoded as UTF-8; as \\u escapes they are legal JSON.
-            sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=not _encodable(data), allow_nan=False) + "\n")
+            # stdout may be a terminal, and lone surrogates can't be encoded; as \\u escapes the values are the same.
+            text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(_CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
             return
         text = human()
         if text:
@@ -133,13 +136,3 @@ def table(rows: list[list[str]], *, header: list[str] | None = None, right: froz
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def _encodable(data: Any) -> bool:
-    if isinstance(data, str):
-        return data.isascii() or not any("\ud800" <= character <= "\udfff" for character in data)
-    if isinstance(data, dict):
-        return all(_encodable(key) and _encodable(value) for key, value in data.items())
-    if isinstance(data, list | tuple):
-        return all(map(_encodable, data))
-    return True
