@@ -194,6 +194,11 @@ def test_tools_that_are_wanted_in_the_system_message_are_a_warning() -> None:
     assert any("ignores the variable `tools`" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize("template", ["{{ messages }}", "{{ messages | tojson }}"])
+def test_a_template_that_writes_whole_messages_wants_no_tools_in_them(template: str) -> None:
+    assert not any("`tools`" in warning for warning in probe_template(template).warnings)
+
+
 def test_how_calls_and_results_are_taken_is_found() -> None:
     assert (probed("qwen3").tool_calls, probed("qwen3").tool_results) == (True, True)
     assert probed("llama-3.1").tool_arguments == "object"

@@ -178,7 +178,9 @@ class _Probe:
             self.warnings.append("does not render the user's text")
         system = self._system()
         tools = any(TOOL in self.texts.get(name, "") for name in ("tools", "tools-system"))
-        if not tools and TOOL in self.texts.get("tools-in-message", ""):
+        shown = self.texts.get("tools-in-message", "")
+        # A template that writes whole messages, with the names of their parts, knows nothing of tools.
+        if not tools and TOOL in shown and "'tools'" not in shown and '"tools"' not in shown:
             self.warnings.append(
                 "ignores the variable `tools`: it wants them as JSON text under `tools` of the system message"
             )
