@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +18,10 @@ from tea_runtime.llm_settings import LlmSettings, expand
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+logger = logging.getLogger("tea_runtime")
+
 START, END = "__start__", "__end__"
+_ALIKE = 0.75
 # Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
 _HOST_NODE_KEYS = {
     "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
@@ -230,6 +235,7 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
     _refuse_host_features(document)
     spec = validate(WorkflowSpec, document)
     _parse_llm(spec.settings.get("llm"), document, {})
+    _warn_of_slips(spec, document)
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
         node = _node(node_spec, index, document)
@@ -254,6 +260,15 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
                 raise document.error(error.message, ("settings", "llm", key)) from None
         block = filled
     return LlmSettings.parse(block, document=document)
+
+
+def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
+    """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
+    for key in spec.settings:
+        if key != "llm" and difflib.SequenceMatcher(None, key.lower(), "llm").ratio() >= _ALIKE:
+            line = document.line(("settings", key))
+            place = document.file + (f":{line}" if line and document.lines else "")
+            logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
 
 
 def _refuse_host_features(document: Document) -> None:

@@ -182,6 +182,24 @@ def test_whatever_is_in_the_state_json_can_hold_it(cli, flow):
     assert cli("run", name)[0] == 0
 
 
+def test_what_json_cant_hold_is_said_once_with_its_place(cli, flow):
+    name = flow("nodes: [{name: a, run: \"return {'x': [1.0, float('nan')], 'y': {'z': object()}, 's': (1,)}\"}]")
+    code, out, err = cli("run", name, "--json")
+    assert (code, json.loads(out)["x"]) == (0, [1.0, None])
+    assert err.count("JSON can't hold") == 1
+    assert "x[1] (nan became null), y.z (object became a text)" in err
+    assert "can't hold" not in cli("run", flow("nodes: [{name: a, run: 'return 1.5'}]"), "--json")[2]
+
+
+@pytest.mark.parametrize("argv", [["--check"], ["--json"]])
+def test_a_key_that_nearly_says_llm_is_remarked(cli, flow, argv):
+    text = "nodes: [{name: a, run: 'return 1'}]\nsettings:\n  lm: {}\n  opik: {}\n"
+    code, _, err = cli("run", flow(text), *argv)
+    assert code == 0
+    assert "flow.yaml:3: settings.lm means nothing here; did you mean settings.llm?" in err
+    assert "opik" not in err
+
+
 def test_a_vector_is_shortened_for_people_and_whole_in_json(cli, flow):
     name = flow('nodes: [{name: v, run: "return [0.25] * 100"}]\n')
     assert cli("run", name)[1] == "v: [0.25, 0.25, 0.25, 0.25, … 100 numbers]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import MissingFileError, UsageError
-from tea_runtime.cli.screen import Stream, environment, logged, plain, readable, stdout_to_stderr
+from tea_runtime.cli.screen import Stream, changed, environment, logged, plain, readable, stdout_to_stderr
 
 
 @click.command("run")
@@ -36,7 +37,8 @@ def command(
 
     state = _input(given)
     if check:
-        nodes = check_workflow(workflow, state, environ=environment(app))
+        with logged(app.out):
+            nodes = check_workflow(workflow, state, environ=environment(app))
         app.out.answer({"workflow": str(workflow), "nodes": nodes}, lambda: f"{workflow}: ok, {' → '.join(nodes)}")
         return
     redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
@@ -56,6 +58,9 @@ def command(
             stream.end_line()
     if stream.used and not app.out.as_json and final:
         sys.stdout.write("\n")
+    places = list(itertools.islice(changed(final), 4)) if app.out.as_json else []
+    if places:
+        app.out.warn("JSON can't hold all of the state: " + ", ".join(places[:3]) + (", …" if places[3:] else ""))
     app.out.answer(plain(final), lambda: readable(final, app.out))
 
 

@@ -110,6 +110,23 @@ def plain(value: Any) -> Any:
     return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
+def changed(value: Any, place: str = "") -> Iterator[str]:
+    """Where `plain` makes something else of a value: places such as `scores[2]`."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from changed(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            yield from changed(item, f"{place}[{index}]")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"{place} ({value} became null)"
+    elif hasattr(value, "tolist"):
+        yield from changed(value.tolist(), place)
+    elif not (value is None or isinstance(value, str | bool | int)):
+        yield f"{place} ({type(value).__name__} became a text)"
+
+
 def readable(state: Mapping[str, Any], out: Output) -> str:
     """The state for a person: a key a line, long texts indented, vectors shortened."""
     lines: list[str] = []
