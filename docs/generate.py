@@ -20,7 +20,7 @@ def reference() -> str:
     parts = []
     for root in (models(), runtime()):
         parts.append(f"## {root.name}\n")
-        top = click.Context(root, info_name=root.name, max_content_width=100, terminal_width=100)
+        top = click.Context(root, info_name=root.name, terminal_width=100, **root.context_settings)
         for name in root.list_commands(top):
             command = root.get_command(top, name)
             if command is None:

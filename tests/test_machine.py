@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,18 @@ def test_macos_says_what_is_free_in_pages() -> None:
     assert parse_vm_stat("", 8 * GIB) == 4 * GIB
 
 
+def _remove(group: Path) -> None:
+    """The kernel lets go of a group some time after the last process in it has ended."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    group.rmdir()
+
+
 @pytest.fixture
 def cgroup() -> Path:
     """A real memory cgroup of this machine, of version 1 or 2, removed afterwards."""
@@ -162,7 +175,7 @@ def cgroup() -> Path:
             continue
         if (group / "memory.limit_in_bytes").exists() or (group / "memory.max").exists():
             yield group
-            group.rmdir()
+            _remove(group)
             return
         group.rmdir()
     pytest.skip("no memory cgroup can be made here (not root, or no controller)")
