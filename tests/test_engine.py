@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.engine import LoadOptions, Turnstile, acquire, check_version, llama, loaded, log, release
+from tea_runtime.engine import LoadOptions, Turnstile, acquire, check_version, llama, loaded, log, prepare, release
 from tea_runtime.errors import ContextOverflowError, LlmError
 from tea_runtime.sampling import Sampler
 from tea_runtime.vocabulary import PieceDecoder, Vocabulary
@@ -73,6 +74,36 @@ def test_a_failed_assertion_in_the_engine_starts_no_debugger():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "b'1'\n"
     assert [line for line in done.stderr.splitlines() if line.strip()] in ([], ["here.c:7: stop"])
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "spins"),
+    [
+        ({}, 2, "10000"),
+        ({}, 64, None),
+        ({"GOMP_SPINCOUNT": "7"}, 2, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, 2, None),
+    ],
+)
+def test_threads_on_few_cpus_spin_shortly_unless_the_user_says_otherwise(given, cpus, spins):
+    environ = dict(given)
+    prepare(environ, cpus=cpus)
+    assert environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_openmp_reads_what_was_set_when_the_engine_is_loaded():
+    program = (
+        "import os\n"
+        "for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'): os.environ.pop(name, None)\n"
+        "os.environ['OMP_DISPLAY_ENV'] = 'verbose'\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from tea_runtime.engine import llama; llama()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this llama.cpp was built without GNU OpenMP")
+    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
 
 
 def test_the_same_file_is_loaded_once(small_file):
