@@ -24,7 +24,15 @@ SETTLED_NS = 2_000_000_000  # a file that was just written may change again with
 _LARGEST_ENTRY = 8 << 20
 _PACKAGE = Path(__file__).parent
 # What the answer depends on beside the file: this code, and the registry.
-_CODE = ("inspect.py", "profile_facts.py", "memory.py", "chat/capabilities.py", "cli/inspect_view.py", "registry.yaml")
+_CODE = (
+    "inspect.py",
+    "profile_facts.py",
+    "gguf/loadable.py",
+    "memory.py",
+    "chat/capabilities.py",
+    "cli/inspect_view.py",
+    "registry.yaml",
+)
 
 
 def recall(model: Path | str, settings: Settings) -> dict[str, Any] | None:

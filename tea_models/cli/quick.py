@@ -5,7 +5,9 @@ Only the plain forms are taken here; anything else, and every wrong usage, goes 
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,4 +55,28 @@ def _inspect(model: str, flags: set[str]) -> int:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if "--offline" in flags else None)
         show(model, settings, out, full="--full" in flags, tensors="--tensors" in flags)
 
-    return guarded(command, out)
+    # What is read here has no cycles worth looking for.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return guarded(command, out)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def leave(code: int) -> None:
+    """End the process; in the plain case at once, because to free every object takes a tenth of the time of `inspect`.
+
+    Args:
+        code: The exit code.
+    """
+    # Where threads or processes were started, they are ended in order.
+    if not {"threading", "subprocess", "concurrent.futures"} & sys.modules.keys():
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError:
+            sys.exit(code)  # which says what is wrong with them
+        os._exit(code)
+    sys.exit(code)
