@@ -20,6 +20,8 @@ _ENGINE = 54 * MIB
 _PIECE = 121
 #: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
 PROCESS = _ENGINE + LIBRARIES
+# The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
+_LARGEST_MEASURED = 1 << 22
 
 
 class Measurer(Protocol):
@@ -120,7 +122,7 @@ def _on_gpu(use: MemoryUse, profile: ModelProfile, layers: int) -> MemoryUse:
 
 
 class Measured:
-    """Answers by the engine's dry run, and by formula from the moment on in which that fails.
+    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts.
 
     Args:
         prober: The dry run.
@@ -134,12 +136,15 @@ class Measured:
 
     def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
         """What each combination of settings takes, measured if that works."""
-        if not self.reason:
+        small = [point for point in points if point.n_ctx <= _LARGEST_MEASURED]
+        measured: list[MemoryUse | RefusedError] = []
+        if small and not self.reason:
             try:
-                return self._prober.measure(points)
+                measured = self._prober.measure(small)
             except ProbeError as error:
                 self.reason = error.message
-        return self._fallback.measure(points)
+        answers = dict(zip(small, measured or self._fallback.measure(small), strict=True))
+        return [answers[point] if point in answers else self._fallback.measure([point])[0] for point in points]
 
     def close(self) -> None:
         """End the dry run."""

@@ -8,7 +8,7 @@ silently.
 from __future__ import annotations
 
 import os
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -98,7 +98,7 @@ class Wishes:
 
 
 def resolve_plan(
-    path_or_ref: str | Path,
+    path_or_ref: str | Path | ModelProfile,
     *,
     settings: Settings | None = None,
     n_ctx: int | Literal["auto", "max"] = "auto",
@@ -118,7 +118,8 @@ def resolve_plan(
     """Plan a model that lies here or that is still far away (then only its header is fetched).
 
     Args:
-        path_or_ref: A path, or a reference as a user types it.
+        path_or_ref: A path, a reference as a user types it, or a profile (or the path of a saved one, `.json`), which
+            is planned by formula, because there is no header to measure.
         settings: Where the store and the hosts are; by default from the environment.
         n_ctx: Tokens, `auto` or `max`.
         n_threads: Threads; by default one a physical core that may be used.
@@ -165,7 +166,12 @@ def resolve_plan(
 
 
 def resolve_wishes(
-    path_or_ref: str | Path, settings: Settings, wishes: Wishes, *, measure: bool = True, machine: Machine | None = None
+    path_or_ref: str | Path | ModelProfile,
+    settings: Settings,
+    wishes: Wishes,
+    *,
+    measure: bool = True,
+    machine: Machine | None = None,
 ) -> RunPlan:
     """Plan a model for wishes that were put together before; as `resolve_plan` otherwise."""
     with _opened(path_or_ref, settings, wishes, measure=measure, machine=machine) as (plan, _measurer):
@@ -173,7 +179,12 @@ def resolve_wishes(
 
 
 def plan_with_curve(
-    path_or_ref: str | Path, settings: Settings, wishes: Wishes, *, measure: bool = True, machine: Machine | None = None
+    path_or_ref: str | Path | ModelProfile,
+    settings: Settings,
+    wishes: Wishes,
+    *,
+    measure: bool = True,
+    machine: Machine | None = None,
 ) -> tuple[RunPlan, Curve]:
     """Plan a model, and measure what it would take at other contexts; as `resolve_plan` otherwise."""
     from tea_models.curve import memory_curve
@@ -184,20 +195,33 @@ def plan_with_curve(
 
 @contextmanager
 def _opened(
-    path_or_ref: str | Path, settings: Settings, wishes: Wishes, *, measure: bool, machine: Machine | None
+    path_or_ref: str | Path | ModelProfile,
+    settings: Settings,
+    wishes: Wishes,
+    *,
+    measure: bool,
+    machine: Machine | None,
 ) -> Iterator[tuple[RunPlan, Measurer]]:
     from tea_models.model_files import open_model
     from tea_models.observed import read_observed
-    from tea_models.profile import profile_from_headers
+    from tea_models.profile import ModelProfile, load_profile, profile_from_headers
 
     wishes.check()
-    with open_model(path_or_ref, settings=settings) as model:
-        model.require_loadable()
-        profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-        with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
-            machine = machine or machine_now(settings, measure=measure)
-            plan = plan_profile(profile, machine, wishes, measurer, name=_name(path_or_ref))
-            yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
+    with ExitStack() as stack:
+        model = None
+        if isinstance(path_or_ref, ModelProfile):
+            profile = path_or_ref
+        elif str(path_or_ref).endswith(".json"):
+            profile = load_profile(Path(path_or_ref))
+        else:
+            model = stack.enter_context(open_model(path_or_ref, settings=settings))
+            model.require_loadable()
+            profile = profile_from_headers(model.headers, model.files, entry=model.entry)
+        measurer = stack.enter_context(closing(choose_measurer(profile, settings, model=model, measure=measure)))
+        machine = machine or machine_now(settings, measure=measure)
+        name = profile.files[0].name if isinstance(path_or_ref, ModelProfile) else _name(path_or_ref)
+        plan = plan_profile(profile, machine, wishes, measurer, name=name)
+        yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
 
 
 def plan_profile(

@@ -16,6 +16,7 @@ from tea_models.memory import MemoryUse
 from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
 from tea_models.plan_types import SOURCES
 from tea_models.probe import Point, RefusedError, engine_version
+from tea_models.profile import to_json
 from tea_models.settings import Settings
 from tea_models.sizes import parse_bytes
 from tests.architectures import CASES
@@ -372,6 +373,24 @@ def test_a_file_is_planned_from_its_path(tmp_path: Path) -> None:
     assert found.name == "tiny.gguf"
     assert found.memory.method == "estimated"
     assert any("estimated" in note for note in found.notes)
+
+
+def test_a_profile_or_a_saved_one_is_planned_without_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.profile.json"
+    path.write_text(json.dumps(to_json(SMOL)))
+    settings = Settings.resolve({}, cwd=tmp_path, store_dir=tmp_path / "store")
+    for given in (SMOL, path, str(path)):
+        found = resolve_plan(given, settings=settings, machine=machine_with(8 * GIB))
+        assert found.memory.use.method == "estimated"
+        assert found.settings.n_ctx == SMOL.context_length.value
+
+
+def test_an_absurd_context_is_refused_at_once_and_by_formula(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf())
+    settings = Settings.resolve({}, cwd=tmp_path, store_dir=tmp_path / "store")
+    with pytest.raises(MemoryDoesNotFitError, match="estimated"):
+        resolve_plan(path, settings=settings, n_ctx=2**31 - 1)
 
 
 def test_memory_may_be_written_as_people_do(tmp_path: Path) -> None:
