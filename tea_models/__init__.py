@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tea_models.inspect import Inspection, inspect_model
-    from tea_models.plan import RunPlan, resolve_plan
+    from tea_models.plan.resolve import RunPlan, resolve_plan
     from tea_models.profile import ModelProfile, resolve_profile
     from tea_models.pulling import PullResult, pull
     from tea_models.registry import Registry
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Inspection": "tea_models.inspect",
-    "ModelProfile": "tea_models.profile",
+    "ModelProfile": "tea_models.profile.resolve",
     "PullResult": "tea_models.pulling",
     "Registry": "tea_models.registry",
-    "RunPlan": "tea_models.plan",
+    "RunPlan": "tea_models.plan.resolve",
     "Settings": "tea_models.settings",
     "inspect_model": "tea_models.inspect",
     "pull": "tea_models.pulling",
-    "resolve_plan": "tea_models.plan",
-    "resolve_profile": "tea_models.profile",
+    "resolve_plan": "tea_models.plan.resolve",
+    "resolve_profile": "tea_models.profile.resolve",
 }
 
 __all__ = [
@@ -39,10 +40,4 @@ __all__ = [
     "resolve_profile",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

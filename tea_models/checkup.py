@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TeaModelsError
-from tea_models.machine import Machine, detect_machine
-from tea_models.plan_case import make_budget
-from tea_models.probe import EngineInfo, engine_info, engine_version
+from tea_models.machine.detect import Machine, detect_machine
+from tea_models.memory.probe import EngineInfo, engine_info, engine_version
+from tea_models.plan.case import make_budget
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.observed import ObservedLoad
+    from tea_models.memory.observed import ObservedLoad
     from tea_models.settings import Settings
 
 _LITTLE_SPACE = 2 * 1024**3
@@ -78,7 +78,7 @@ def check_up(settings: Settings) -> CheckUp:
     Args:
         settings: Where the store and the registry are.
     """
-    from tea_models.observed import all_observed
+    from tea_models.memory.observed import all_observed
 
     engine, engine_check = _engine(settings)
     machine = detect_machine(gpus=engine.gpus if engine else ())
@@ -212,7 +212,7 @@ def _network(settings: Settings) -> list[Check]:
 
 
 def _loads(loads: tuple[ObservedLoad, ...]) -> list[Check]:
-    from tea_models.observed import describe
+    from tea_models.memory.observed import describe
 
     wrong = [
         f"{load.name}: {describe(load, part, difference)}"

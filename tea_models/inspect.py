@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.gguf.arrays import ArrayValue
-from tea_models.gguf.loadable import check_loadable
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.types import ValueType
-from tea_models.model_files import open_model
-from tea_models.profile_facts import profile_from_headers
+from tea_models.profile.gather import profile_from_headers
+from tea_models.profile.model_files import open_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.facts import ChatFacts, ModelProfile, TokenizerFacts
     from tea_models.gguf.header import Header, TensorInfo, Value
-    from tea_models.model_files import ModelFiles
+    from tea_models.profile.facts import ChatFacts, ModelProfile, TokenizerFacts
+    from tea_models.profile.model_files import ModelFiles
     from tea_models.settings import Settings
 
 MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
@@ -48,6 +48,7 @@ class Inspection:
         full: `metadata` has whole arrays.
         with_tensors: `to_json` has the tensor table.
         problems: Why llama.cpp would not load it.
+        risks: Why it would load and then end the process.
         transfer: What was fetched, for a remote file.
     """
 
@@ -59,6 +60,7 @@ class Inspection:
     full: bool
     with_tensors: bool
     problems: tuple[str, ...]
+    risks: tuple[str, ...]
     transfer: Transfer | None
 
     @property
@@ -70,7 +72,8 @@ class Inspection:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know, the gravest first."""
         unloadable = tuple(f"llama.cpp would not load it: {problem}" for problem in self.problems)
-        return unloadable + self.profile.warnings + self.profile.chat.warnings
+        deadly = tuple(f"llama.cpp would load it, but die of the first text: {risk}" for risk in self.risks)
+        return unloadable + deadly + self.profile.warnings + self.profile.chat.warnings
 
     def to_json(self) -> dict[str, Any]:
         """The document that `inspect --json` prints."""
@@ -135,6 +138,7 @@ def inspect_model(
     with open_model(path_or_ref, settings=settings, hashes=False) as model:
         profile = profile_from_headers(model.headers, model.files, entry=model.entry, header_sha256="")
         header = model.headers[0]
+        problems = check_loadable(header, thorough=False)
         return Inspection(
             path=model.where,
             profile=profile,
@@ -143,7 +147,8 @@ def inspect_model(
             metadata={key: json_value(value, full=full) for key, value in header.metadata.items()},
             full=full,
             with_tensors=tensors,
-            problems=check_loadable(header, thorough=False),
+            problems=problems,
+            risks=() if problems else check_tokenizable(header),
             transfer=_transfer(model, time.monotonic() - started),
         )
 

@@ -26,9 +26,9 @@ _PACKAGE = Path(__file__).parent
 # What the answer depends on beside the file: this code, and the registry.
 _CODE = (
     "inspect.py",
-    "profile_facts.py",
+    "profile/gather.py",
     "gguf/loadable.py",
-    "memory.py",
+    "memory/formula.py",
     "chat/capabilities.py",
     "cli/inspect_view.py",
     "registry.yaml",

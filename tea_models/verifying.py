@@ -18,7 +18,7 @@ from tea_models.store import HIDDEN, Record, Store, means
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_models.dry_load import DryLoader
+    from tea_models.memory.dry_load import DryLoader
     from tea_models.registry import Registry
     from tea_models.settings import Settings
     from tea_models.transfer.progress import Progress
@@ -198,7 +198,7 @@ def _file_target(name: str, file: ArtifactFile, artifact: Artifact, store: Store
 def _check(
     targets: list[_Target], registry: Registry, settings: Settings, progress: Progress | None
 ) -> list[VerifyResult]:
-    from tea_models.dry_load import DryLoader
+    from tea_models.memory.dry_load import DryLoader
 
     sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
     paths = sorted(sizes)
@@ -300,7 +300,7 @@ def _repair(
     (pulled,) = pull_artifact(only, settings=settings, progress=progress, note=note)
     if aside is not None:
         aside.unlink(missing_ok=True)
-    from tea_models.dry_load import DryLoader
+    from tea_models.memory.dry_load import DryLoader
 
     try:
         with DryLoader(settings) as loader:

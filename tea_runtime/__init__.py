@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tea_runtime.actions import register_actions
-    from tea_runtime.api import ApiLlmBackend
+    from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.local import LocalLlmBackend
     from tea_runtime.model_info import get_model_info
     from tea_runtime.resolve import resolve_model_path
-    from tea_runtime.workflow import run_workflow
+    from tea_runtime.workflow.runner import run_workflow
 
 _HOME = {
-    "ApiLlmBackend": "tea_runtime.api",
+    "ApiLlmBackend": "tea_runtime.api.backend",
     "LlmBackend": "tea_runtime.backend",
     "LlmCallParams": "tea_runtime.backend",
     "LlmCallResult": "tea_runtime.backend",
@@ -25,7 +26,7 @@ _HOME = {
     "get_model_info": "tea_runtime.model_info",
     "register_actions": "tea_runtime.actions",
     "resolve_model_path": "tea_runtime.resolve",
-    "run_workflow": "tea_runtime.workflow",
+    "run_workflow": "tea_runtime.workflow.runner",
     # What the TEA host reads about a package of actions.
     "__tea_actions__": "tea_runtime.actions",
 }
@@ -43,10 +44,4 @@ __all__ = [
     "run_workflow",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -24,7 +24,7 @@ from tea_runtime.resolve import Search, search
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tea_runtime.api import ApiLlmBackend
+    from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend
     from tea_runtime.local import LocalLlmBackend
 
@@ -74,7 +74,7 @@ def create_llm_backend(
 
 def _local(block: LlmSettings, environ: Mapping[str, str], gguf: str | None) -> LocalLlmBackend:
     # The package comes first: without it there is no need to look for files, least of all to download one.
-    from tea_runtime.engine import llama
+    from tea_runtime.llama.engine import llama
 
     llama()
     from tea_runtime.local import LocalLlmBackend
@@ -135,7 +135,7 @@ def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception)
 
 
 def _api(block: LlmSettings, environ: Mapping[str, str]) -> ApiLlmBackend:
-    from tea_runtime.api import ApiLlmBackend
+    from tea_runtime.api.backend import ApiLlmBackend
 
     api = ApiLlmBackend.from_settings(block, environ=environ)
     problem = api.unavailable_reason()

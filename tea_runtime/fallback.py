@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.api import ApiLlmBackend, is_installed
+from tea_runtime.api.backend import ApiLlmBackend, is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

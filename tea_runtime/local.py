@@ -9,27 +9,35 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import UsageError
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
-from tea_runtime.chat_formats import chat_format_of
-from tea_runtime.constraint import call_grammar, check_tools, demanded_tools, grammar_of
-from tea_runtime.context import ContextOptions, end_process
-from tea_runtime.embedding import Embedder, share_room
-from tea_runtime.engine import LoadOptions, Weights, acquire, llama, release
 from tea_runtime.errors import LlmError, UnsupportedError
-from tea_runtime.generation import Generation
-from tea_runtime.loading import check_text, check_vectors, default_settings, describe, examine, find_file, make_plan
-from tea_runtime.prompt import ChatPrompt
-from tea_runtime.recording import LoadRecorder
-from tea_runtime.session import START, Session
-from tea_runtime.vocabulary import Vocabulary
+from tea_runtime.llama.chat_formats import chat_format_of
+from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
+from tea_runtime.llama.context import ContextOptions, end_process
+from tea_runtime.llama.embedding import Embedder, share_room
+from tea_runtime.llama.engine import LoadOptions, Weights, acquire, llama, release
+from tea_runtime.llama.generation import Generation
+from tea_runtime.llama.loading import (
+    check_text,
+    check_vectors,
+    default_settings,
+    describe,
+    examine,
+    find_file,
+    make_plan,
+)
+from tea_runtime.llama.prompt import ChatPrompt
+from tea_runtime.llama.recording import LoadRecorder
+from tea_runtime.llama.session import START, Session
+from tea_runtime.llama.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tea_models.plan import RunPlan
+    from tea_models.plan.resolve import RunPlan
     from tea_models.profile import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
-    from tea_runtime.chat_formats import ChatFormat
+    from tea_runtime.llama.chat_formats import ChatFormat
 
 logger = logging.getLogger("tea_runtime")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.loading import default_settings
+from tea_runtime.llama.loading import default_settings
 
 if TYPE_CHECKING:
     import os

@@ -194,7 +194,7 @@ def _file(path: Path, world: Settings) -> Path:
 
 
 def _by_profile(path: Path, world: Settings) -> tuple[Path, ModelProfile]:
-    from tea_models.profile_document import load_profile
+    from tea_models.profile.document import load_profile
     from tea_models.store import Store
 
     if not path.is_file():

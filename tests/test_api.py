@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.api import ApiLlmBackend
+from tea_runtime.api.backend import ApiLlmBackend
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tests.api_server import USAGE, ApiServer, serve_api

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tea_runtime.schema_check import mismatch
+from tea_runtime.api.schema_check import mismatch
 
 CITY = {
     "type": "object",

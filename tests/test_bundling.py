@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.bundling import bundle, unpack_bundle
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
-from tea_models.lock import read_lock
-from tea_models.pinning import update_lock
+from tea_models.lock.bundling import bundle, unpack_bundle
+from tea_models.lock.document import read_lock
+from tea_models.lock.pinning import update_lock
 from tea_models.pulling import pull
 from tea_models.settings import Settings
 from tea_models.store import Store

@@ -10,7 +10,7 @@ from tea_models.chat import TemplateError
 from tea_models.chat.messages import arguments_as_objects
 from tea_models.errors import UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.chat_formats import ChatFormat
+from tea_runtime.llama.chat_formats import ChatFormat
 
 AS_JSON = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
 AS_TEXT = (

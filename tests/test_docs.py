@@ -113,6 +113,16 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_place_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = re.findall(r"`((?:tea_models|tea_runtime)/[\w/.]*)`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    packages = [path for name in ("tea_models", "tea_runtime") for path in (ROOT / name).iterdir() if path.is_dir()]
+    missing = [path.name for path in packages if (path / "__init__.py").exists() and f"{path.name}/`" not in text]
+    assert missing == []
+
+
 def test_the_command_reference_is_what_the_commands_print() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None

@@ -13,10 +13,20 @@ import pytest
 
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.engine import LoadOptions, Turnstile, acquire, check_version, llama, loaded, log, prepare, release
 from tea_runtime.errors import ContextOverflowError, LlmError
-from tea_runtime.sampling import Sampler
-from tea_runtime.vocabulary import PieceDecoder, Vocabulary
+from tea_runtime.llama.engine import (
+    LoadOptions,
+    Turnstile,
+    acquire,
+    check_version,
+    llama,
+    loaded,
+    log,
+    prepare,
+    release,
+)
+from tea_runtime.llama.sampling import Sampler
+from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
@@ -64,7 +74,7 @@ def test_a_failed_assertion_in_the_engine_starts_no_debugger():
     program = (
         "import ctypes, os\n"
         "os.environ.pop('GGML_NO_BACKTRACE', None)\n"
-        "from tea_runtime.engine import llama\n"
+        "from tea_runtime.llama.engine import llama\n"
         "from pathlib import Path\n"
         "library = next((Path(llama().__file__).parent / 'lib').glob('*ggml-base*'), None)\n"
         "get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p\n"
@@ -98,7 +108,7 @@ def test_openmp_reads_what_was_set_when_the_engine_is_loaded():
         "for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'): os.environ.pop(name, None)\n"
         "os.environ['OMP_DISPLAY_ENV'] = 'verbose'\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from tea_runtime.engine import llama; llama()\n"
+        "from tea_runtime.llama.engine import llama; llama()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     if "GOMP_SPINCOUNT" not in done.stderr:

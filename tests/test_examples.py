@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tea_runtime.workflow import run_workflow
-from tea_runtime.workflow_file import read_workflow
+from tea_runtime.workflow.file import read_workflow
+from tea_runtime.workflow.runner import run_workflow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ALL = sorted(EXAMPLES.glob("*.yaml"))

@@ -11,8 +11,8 @@ import pytest
 
 from tea_runtime import actions
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.workflow import run_workflow
-from tea_runtime.workflow_file import WorkflowSpec, parse_workflow
+from tea_runtime.workflow.file import WorkflowSpec, parse_workflow
+from tea_runtime.workflow.runner import run_workflow
 
 PAGE = (Path(__file__).parent.parent / "docs" / "yaml.md").read_text("utf-8")
 RUNNABLE = re.findall(r"<!-- run (\{.*?\}) -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)

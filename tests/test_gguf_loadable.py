@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tea_models.gguf import BytesSource, check_loadable, read_header
+from tea_models.gguf import BytesSource, check_loadable, check_tokenizable, read_header
 from tests.gguf_build import (
     Tensor,
     array,
@@ -148,7 +148,8 @@ UNLOADABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def problems(data: bytes) -> tuple[str, ...]:
-    return check_loadable(read_header(BytesSource(data)))
+    header = read_header(BytesSource(data))
+    return check_loadable(header) or check_tokenizable(header)
 
 
 def broken(changes: dict[str, Any]) -> bytes:
@@ -163,6 +164,12 @@ def test_a_good_file_has_no_problems() -> None:
 def test_what_the_native_loader_would_fail_on_is_named(case: str) -> None:
     changes, expected = UNLOADABLE[case]
     assert any(expected in problem for problem in problems(broken(changes)))
+
+
+def test_what_only_tokenizing_dies_of_may_be_loaded_and_planned() -> None:
+    header = read_header(BytesSource(broken(UNLOADABLE["no byte tokens"][0])))
+    assert check_loadable(header) == ()
+    assert "lacks 247 of the 256 bytes" in check_tokenizable(header)[0]
 
 
 def test_a_token_that_is_there_twice_is_only_looked_for_when_asked() -> None:

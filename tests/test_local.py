@@ -15,9 +15,9 @@ from tea_models import Settings, pull, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.engine import loaded
 from tea_runtime.errors import ContextOverflowError, LlmError, UnsupportedError
-from tea_runtime.generation import StopMatcher
+from tea_runtime.llama.engine import loaded
+from tea_runtime.llama.generation import StopMatcher
 from tests.encoder_model import build_encoder
 from tests.gguf_build import CHATML, build_gguf, small_llama_metadata
 from tests.scripted_model import CONTROL, Vocabulary, build_scripted

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.cgroups import read_limits
-from tea_models.machine import Gpu, detect_machine, parse_cpu_list, parse_vm_stat
+from tea_models.machine.cgroups import read_limits
+from tea_models.machine.detect import Gpu, detect_machine, parse_cpu_list, parse_vm_stat
 from tests.gguf_build import build_gguf
 from tests.hosts import GIB, HOSTS, write_host
 
@@ -188,7 +188,7 @@ def test_a_process_in_a_real_cgroup_of_512_mib_sees_and_plans_for_512_mib(cgroup
     model.write_bytes(build_gguf())
     program = (
         "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
-        "from tea_models.machine import detect_machine; m = detect_machine()\n"
+        "from tea_models.machine.detect import detect_machine; m = detect_machine()\n"
         "print(m.memory_limit, m.memory_usable, m.limited, m.memory_limit_source)\n"
         "from tea_models import resolve_plan; p = resolve_plan(sys.argv[2], measure=False)\n"
         "print(p.memory.budget, p.memory.budget_reason)"

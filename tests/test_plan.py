@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
-from tea_models.machine import Gpu, detect_machine
-from tea_models.measurer import Estimator
-from tea_models.memory import MemoryUse
-from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
-from tea_models.plan_types import SOURCES
-from tea_models.probe import Point, RefusedError, engine_version
+from tea_models.machine.detect import Gpu, detect_machine
+from tea_models.memory.formula import MemoryUse
+from tea_models.memory.measurer import Estimator
+from tea_models.memory.probe import Point, RefusedError, engine_version
+from tea_models.plan.resolve import RunPlan, Wishes, plan_profile, resolve_plan
+from tea_models.plan.types import SOURCES
 from tea_models.profile import to_json
 from tea_models.settings import Settings
 from tea_models.sizes import parse_bytes
@@ -55,7 +55,7 @@ def test_auto_takes_the_largest_context_that_fits() -> None:
 
 
 def _point(found: RunPlan, n_ctx: int) -> Point:
-    from tea_models.curve import point_of
+    from tea_models.plan.curve import point_of
 
     return point_of(found, n_ctx)
 

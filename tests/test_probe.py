@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-import tea_models.probe_process
-from tea_models.measurer import Estimator, Measured
-from tea_models.memory import MemoryUse
-from tea_models.model_files import open_model
-from tea_models.probe import (
+import tea_models.memory.probe_process
+from tea_models.memory.formula import MemoryUse
+from tea_models.memory.measurer import Estimator, Measured
+from tea_models.memory.probe import (
     Point,
     Prober,
     ProbeTarget,
@@ -25,8 +24,9 @@ from tea_models.probe import (
     engine_info,
     engine_version,
 )
-from tea_models.probe_process import ProbeError
+from tea_models.memory.probe_process import ProbeError
 from tea_models.profile import profile_from_headers
+from tea_models.profile.model_files import open_model
 from tests.gguf_build import build_gguf
 
 needs_engine = pytest.mark.skipif(engine_version() is None, reason="llama-cpp-python is not installed")
@@ -49,8 +49,17 @@ def prober(path: Path, **more: Any) -> Prober:
 def test_the_engine_describes_itself_in_a_subprocess() -> None:
     info = engine_info()
     assert info.version == engine_version()
-    assert "llama_cpp" not in sys.modules
     assert info.gpus == tuple(gpu for gpu in info.gpus if gpu.kind in ("gpu", "igpu"))
+
+
+def test_this_package_never_imports_the_engine_in_its_own_process() -> None:
+    program = (
+        "import sys; from tea_models.memory.probe import engine_info; engine_info()\n"
+        "import tea_models.plan.resolve, tea_models.verifying, tea_models.checkup\n"
+        "print('llama_cpp' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"
 
 
 def test_a_build_has_a_name_that_stays() -> None:
@@ -146,7 +155,7 @@ def test_a_process_that_died_in_between_is_started_again(small_file: Path) -> No
 def worker_that(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "worker.py"
     script.write_text(program)
-    monkeypatch.setattr(tea_models.probe_process, "_WORKER", script)
+    monkeypatch.setattr(tea_models.memory.probe_process, "_WORKER", script)
 
 
 def test_a_failed_assertion_of_the_engine_is_an_error_here(

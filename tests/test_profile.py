@@ -13,7 +13,6 @@ from tea_models.chat.capabilities import TemplateCapabilities
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
-from tea_models.facts import Fact, ModelProfile
 from tea_models.gguf import BytesSource, read_header
 from tea_models.profile import (
     ProfileFile,
@@ -24,6 +23,7 @@ from tea_models.profile import (
     resolve_profile,
     to_json,
 )
+from tea_models.profile.facts import Fact, ModelProfile
 from tea_models.registry import Entry, MetadataOverride, Overrides, TemplateOverride
 from tea_models.settings import Settings
 from tests.gguf_build import CHATML, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors

@@ -8,9 +8,9 @@ import pytest
 
 from tea_models.chat import render_chat
 from tea_models.errors import UsageError
-from tea_runtime.engine import LoadOptions, acquire, release
-from tea_runtime.prompt import ChatPrompt
-from tea_runtime.vocabulary import Vocabulary
+from tea_runtime.llama.engine import LoadOptions, acquire, release
+from tea_runtime.llama.prompt import ChatPrompt
+from tea_runtime.llama.vocabulary import Vocabulary
 from tests.gguf_build import CHATML
 from tests.scripted_model import USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts

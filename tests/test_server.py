@@ -14,7 +14,7 @@ import uvicorn
 
 from tea_runtime.backend import LlmBackend, LlmCallResult, check_messages
 from tea_runtime.errors import ApiError, ContextOverflowError, UnsupportedError
-from tea_runtime.server import MAX_BODY, build_app
+from tea_runtime.server.app import MAX_BODY, build_app
 
 
 class Parrot(LlmBackend):

@@ -12,11 +12,11 @@ import pytest
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
-from tea_models.lock import read_lock
-from tea_models.pinning import update_lock
+from tea_models.lock.document import read_lock
+from tea_models.lock.pinning import update_lock
+from tea_models.lock.syncing import sync
 from tea_models.settings import Settings
 from tea_models.store import Store
-from tea_models.syncing import sync
 from tests.gguf_build import build_gguf
 from tests.hub_server import OTHER_COMMIT, Repo, Server, serve
 
@@ -197,7 +197,7 @@ def test_the_commands_lock_sync_and_rm(
 
 
 def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.bundling import bundle
+    from tea_models.lock.bundling import bundle
 
     mine = settings(project, server)
     sync(project / "models.lock", settings=mine)
@@ -213,7 +213,7 @@ def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server
 
 
 def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.bundling import bundle
+    from tea_models.lock.bundling import bundle
 
     mine = settings(project, server)
     other = tmp_path / "other"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime import run_workflow, template_limits
-from tea_runtime.templating import render
-from tea_runtime.templating import test as decide
+from tea_runtime import run_workflow
+from tea_runtime.workflow import template_limits
+from tea_runtime.workflow.templating import render
+from tea_runtime.workflow.templating import test as decide
 
 STATE = {"state": {"items": [1, 2, 3], "text": "a\tb", "big": "x" * 1_000_000}}
 

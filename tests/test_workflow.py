@@ -8,8 +8,8 @@ import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
-from tea_runtime.workflow import run_workflow
-from tea_runtime.workflow_file import parse_workflow, read_workflow
+from tea_runtime.workflow.file import parse_workflow, read_workflow
+from tea_runtime.workflow.runner import run_workflow
 
 ECHO = """
 def register_actions(registry, engine):

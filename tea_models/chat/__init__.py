@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tea_models.errors import TemplateError
+from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tea_models.chat.capabilities import TemplateCapabilities, probe_template
@@ -23,10 +23,4 @@ _HOME = {
 
 __all__ = ["TemplateCapabilities", "TemplateError", "ToolCall", "parse_tool_calls", "probe_template", "render_chat"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -11,7 +11,7 @@ from tea_models.cli.output import human_size, printable, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.collecting import Leftover
+    from tea_models.store.collecting import Leftover
 
 
 @click.command("gc", short_help="Remove leftovers from the store.")
@@ -22,8 +22,8 @@ def command(app: App, yes: bool) -> None:
 
     Models stay (see: tea-models rm), and so does what another process is downloading.
     """
-    from tea_models.collecting import collect, leftovers
     from tea_models.store import Store
+    from tea_models.store.collecting import collect, leftovers
 
     store = Store(app.settings.store_dir)
     found = leftovers(store)

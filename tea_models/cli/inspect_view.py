@@ -135,7 +135,7 @@ def _embedding(found: Inspection) -> str:
 
 
 def _chat(found: Inspection) -> str:
-    from tea_models.model_kind import why_no_chat
+    from tea_models.profile.kind import why_no_chat
 
     chat = found.profile.chat
     if chat.template.value is None:
@@ -195,7 +195,7 @@ def _needs(found: Inspection) -> str:
     weights = human_size(profile.weights.total)
     if not context or context > 1 << 24:
         return f"{weights} for the weights"
-    from tea_models.memory import cache_layout, kv_cache_bytes
+    from tea_models.memory.formula import cache_layout, kv_cache_bytes
 
     cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
     if not cache:

@@ -36,7 +36,7 @@ def command(app: App, installed: bool, kind: str | None, fit: bool) -> None:
     if installed:
         rows = [row for row in rows if row["installed"]]
     if fit:
-        from tea_models.plan_choice import fit_table
+        from tea_models.plan.choice import fit_table
 
         fits = fit_table(entries, app.settings)
         for row in rows:

@@ -11,7 +11,7 @@ from tea_models.cli.frame import App, answering
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan, Wishes
+    from tea_models.plan.resolve import RunPlan, Wishes
 
 _PURPOSES = ("chat", "embed")
 
@@ -41,19 +41,19 @@ def command(
     wishes = make_wishes(**options)
     if compare:
         from tea_models.cli.plan_view import comparison_text
-        from tea_models.plan_choice import compare_variants
+        from tea_models.plan.choice import compare_variants
 
         comparison = compare_variants(model, app.settings, wishes, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
-    from tea_models.plan import plan_with_curve
+    from tea_models.plan.resolve import plan_with_curve
 
     if plot is not None or explain:
         result, curve = plan_with_curve(model, app.settings, wishes, measure=not estimate)
     else:
         result, curve = _plan(app, model, wishes, measure=not estimate), None
     if plot is not None and curve is not None:
-        from tea_models.plot import draw_svg
+        from tea_models.plan.plot import draw_svg
 
         plot.write_text(draw_svg(result, curve), encoding="utf-8")
         app.out.note(f"wrote {plot}")
@@ -66,7 +66,7 @@ def command(
 
 
 def _plan(app: App, model: str, wishes: Wishes, *, measure: bool) -> RunPlan:
-    from tea_models.plan import resolve_wishes
+    from tea_models.plan.resolve import resolve_wishes
 
     try:
         return resolve_wishes(model, app.settings, wishes, measure=measure)
@@ -80,7 +80,7 @@ def make_wishes(
     *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
     swa_full: bool | None,
 ) -> Wishes:  # fmt: skip
-    from tea_models.plan import Wishes
+    from tea_models.plan.resolve import Wishes
     from tea_models.sizes import parse_bytes
 
     wishes = Wishes(

@@ -10,9 +10,9 @@ from tea_models.cli.output import printable
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.curve import Curve
-    from tea_models.plan_choice import Comparison, Fit
-    from tea_models.plan_types import Decision, RunPlan, Setting
+    from tea_models.plan.choice import Comparison, Fit
+    from tea_models.plan.curve import Curve
+    from tea_models.plan.types import Decision, RunPlan, Setting
 
 # The settings of the overview; those that only follow a default are listed without their reason.
 _TOLD = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers", "use_mmap")
@@ -105,7 +105,7 @@ def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
         curve: Memory against context, if it was measured.
         out: Where the text goes.
     """
-    from tea_models.plot import draw_text
+    from tea_models.plan.plot import draw_text
 
     width = min(out.width, 100)
     machine = plan.machine

@@ -13,7 +13,7 @@ from tea_models.errors import UsageError
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.facts import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 
 @click.command("profile", short_help="Facts about a model, portable, with where each came from.")

@@ -29,7 +29,7 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
     from tea_models.pulling import pull
 
     if fit:
-        from tea_models.plan_choice import best_fit
+        from tea_models.plan.choice import best_fit
 
         choices = [best_fit(name, app.settings) for name in names]
         for choice in choices:

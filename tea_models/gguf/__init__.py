@@ -5,7 +5,7 @@ from __future__ import annotations
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.bytes_source import ByteSource, BytesSource, FileSource
 from tea_models.gguf.header import Header, TensorInfo, Value, read_header
-from tea_models.gguf.loadable import check_loadable
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
 
 __all__ = [
     "ArrayValue",
@@ -16,5 +16,6 @@ __all__ = [
     "TensorInfo",
     "Value",
     "check_loadable",
+    "check_tokenizable",
     "read_header",
 ]

@@ -62,6 +62,15 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     return (*found, *layers, *vocabulary)
 
 
+def check_tokenizable(header: Header) -> tuple[str, ...]:
+    """Reasons why llama.cpp would load this file and then die of the first text; empty when there are none.
+
+    Args:
+        header: The header of a (first) file that `check_loadable` has no objection to, its source open.
+    """
+    return tuple(_Vocabulary(header.metadata).check_tokenizing()) if is_loaded(header) else ()
+
+
 def is_loaded(header: Header) -> bool:
     """Whether llama.cpp's loader of models is given this file by its name.
 
@@ -199,11 +208,24 @@ class _Vocabulary:
         pre = self.metadata.get("tokenizer.ggml.pre")
         if self._array("merges", (ValueType.STRING,)) is None and model in _WITH_MERGES and pre != "kimi-k2":
             self.problems.append("tokenizer.ggml.merges is missing")
-        if not self.problems:
-            self._special_tokens(model, pre, tokens.count)
-            self._bytes(model, tokens)
+        types = self.metadata.get("tokenizer.ggml.token_type")
+        if (
+            model == "bert"
+            and isinstance(types, ArrayValue)
+            and not self.problems
+            and types.positions(_BYTE_TYPE, most=1)
+        ):
+            self.problems.append("tokenizer.ggml.token_type has byte tokens, which a bert tokenizer can't have")
         if thorough and not self.problems:
             self._unique(tokens)
+        return self.problems
+
+    def check_tokenizing(self) -> list[str]:
+        model = self.metadata.get("tokenizer.ggml.model")
+        tokens = self._array("tokens", (ValueType.STRING,))
+        if isinstance(model, str) and model not in _WITHOUT_VOCABULARY and tokens is not None:
+            self._special_tokens(model, self.metadata.get("tokenizer.ggml.pre"), tokens.count)
+            self._bytes(model, tokens)
         return self.problems
 
     def _array(self, name: str, item_types: tuple[ValueType, ...]) -> ArrayValue | None:
@@ -265,10 +287,6 @@ class _Vocabulary:
             self._every_byte(tokens, or_plain=model == "llama")
         elif model == "rwkv":
             self._every_first_byte(tokens)
-        elif model == "bert":
-            types = self.metadata.get("tokenizer.ggml.token_type")
-            if isinstance(types, ArrayValue) and types.positions(_BYTE_TYPE, most=1):
-                self.problems.append("tokenizer.ggml.token_type has byte tokens, which a bert tokenizer can't have")
 
     def _every_byte(self, tokens: ArrayValue, *, or_plain: bool) -> None:
         """`llama_vocab::byte_to_token`: the text `<0xXX>`, or for `llama` the byte itself."""

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from tea_models.errors import IntegrityError, StoreError
-from tea_models.locking import hold
 from tea_models.store.files import clone, hash_file, link_new, remove_partial, sync, writing
+from tea_models.store.locking import hold
 from tea_models.store.names import check_name, folded, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
 

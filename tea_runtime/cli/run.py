@@ -33,7 +33,7 @@ def command(
 
     With --json, stdout is exactly the final state, and streamed text goes to stderr.
     """
-    from tea_runtime.workflow import check_workflow, run_workflow
+    from tea_runtime.workflow.runner import check_workflow, run_workflow
 
     state = _input(given)
     if check:

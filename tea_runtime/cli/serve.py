@@ -34,7 +34,7 @@ def command(app: App, *, ref: str, host: str, port: int, name: str | None, **opt
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("serve", package=package, extra="server")
-    from tea_runtime.server import build_app, serve
+    from tea_runtime.server.app import build_app, serve
 
     key = app.settings.environ.get("TEA_SERVE_KEY", "")
     name = name or (Path(ref).name if Path(ref).is_file() else ref)

@@ -1,0 +1,1 @@
+"""`models.lock`: pins, frozen installs, bundles."""

@@ -1,0 +1,1 @@
+"""What this machine can give a model: memory, cores, GPUs."""

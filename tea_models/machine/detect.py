@@ -1,0 +1,269 @@
+"""What this machine can give a model right now: memory under every limit, cores that really compute, GPUs.
+
+Everything is read from `/proc` and `/sys` under a `root` that tests replace by recorded files. Nothing is cached: a
+plan is made for the moment in which it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tea_models.machine.cgroups import read_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A device that the installed llama.cpp build can use, as it reports it.
+
+    Attributes:
+        name: llama.cpp's name of the device (`CUDA0`, `Metal`, `Vulkan0`).
+        description: The product's name.
+        kind: `gpu`, `igpu` (shares the machine's memory) or `accelerator`.
+        memory_total: Bytes.
+        memory_free: Bytes, now.
+    """
+
+    name: str
+    description: str
+    kind: str
+    memory_total: int
+    memory_free: int
+
+    @property
+    def unified(self) -> bool:
+        """Whether its memory is the machine's own memory."""
+        return self.kind == "igpu" or self.name.startswith("Metal")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine at one moment.
+
+    Attributes:
+        system: `linux`, `darwin`, …
+        cpu: Name of the processor.
+        memory_total: Bytes of memory that the machine has.
+        memory_available: Bytes that can be had now without swapping, before limits.
+        memory_limit: Bytes that this process and its group may use at most, or None without a limit.
+        memory_limit_free: Bytes left under the tightest limit, or None.
+        memory_limit_source: Which limit that is (`cgroup v2 memory.max of /docker/ab12`).
+        cores_logical: Logical processors that are online.
+        cores_physical: Physical cores that are online (only the fast ones where there are two kinds).
+        cores_allowed: Physical cores that this process may run on (affinity, cpuset).
+        cpu_quota: Processors' worth of time that the cgroup grants, or None.
+        gpus: What llama.cpp could use beside the processor.
+    """
+
+    system: str
+    cpu: str
+    memory_total: int
+    memory_available: int
+    memory_limit: int | None
+    memory_limit_free: int | None
+    memory_limit_source: str
+    cores_logical: int
+    cores_physical: int
+    cores_allowed: int
+    cpu_quota: float | None
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def memory_usable(self) -> int:
+        """Bytes that can be had now, under every limit."""
+        free = (
+            self.memory_available
+            if self.memory_limit_free is None
+            else min(self.memory_available, self.memory_limit_free)
+        )
+        return max(0, free)
+
+    @property
+    def limited(self) -> bool:
+        """Whether a limit, and not the machine, decides how much memory there is."""
+        return self.memory_limit_free is not None and self.memory_limit_free < self.memory_available
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute at full speed: one a physical core, within affinity and quota.
+
+        A thread above the quota is stopped for a part of every period, and all others wait for it at the next barrier.
+        """
+        if self.cpu_quota is None:
+            return self.cores_allowed
+        return max(1, min(self.cores_allowed, int(self.cpu_quota + 1e-6)))
+
+    @property
+    def unified_memory(self) -> bool:
+        """Whether a GPU works in the machine's own memory."""
+        return any(gpu.unified for gpu in self.gpus)
+
+    def with_gpus(self, gpus: Iterable[Gpu]) -> Machine:
+        """The same machine with the devices that the engine reports."""
+        return replace(self, gpus=tuple(gpus))
+
+
+def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
+    """Look at this machine, now.
+
+    Args:
+        root: Where `proc` and `sys` lie.
+        gpus: Devices that the engine reports (`probe.engine_info`).
+    """
+    if root == _ROOT and sys.platform == "darwin":
+        return _darwin(gpus)
+    total, available = _memory(root)
+    limits = read_limits(root)
+    logical, physical, allowed = _cores(root)
+    return Machine(
+        system="linux" if root != _ROOT or sys.platform.startswith("linux") else sys.platform,
+        cpu=_cpu_name(root),
+        memory_total=total,
+        memory_available=available,
+        memory_limit=limits.memory.limit if limits.memory else None,
+        memory_limit_free=limits.memory.free if limits.memory else None,
+        memory_limit_source=limits.memory.source if limits.memory else "",
+        cores_logical=logical,
+        cores_physical=physical,
+        cores_allowed=allowed,
+        cpu_quota=limits.cpu_quota,
+        gpus=tuple(gpus),
+    )
+
+
+def _memory(root: Path) -> tuple[int, int]:
+    fields: dict[str, int] = {}
+    for line in read_text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        parts = rest.split()
+        if parts and parts[0].isdecimal():
+            fields[name] = int(parts[0]) * (1024 if parts[-1] == "kB" else 1)
+    total = fields.get("MemTotal", 0)
+    if not total:
+        pages, page = _sysconf("SC_PHYS_PAGES"), _sysconf("SC_PAGE_SIZE")
+        return pages * page, _sysconf("SC_AVPHYS_PAGES") * page
+    if "MemAvailable" in fields:
+        return total, min(total, fields["MemAvailable"])
+    # Linux before 3.14: what the kernel would count, without its reserves.
+    return total, min(total, sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable")))
+
+
+def _sysconf(name: str) -> int:
+    try:
+        return max(0, os.sysconf(name))
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def _cores(root: Path) -> tuple[int, int, int]:
+    """Logical processors online, physical cores online, physical cores this process may run on."""
+    cpus = root / "sys/devices/system/cpu"
+    online = parse_cpu_list(read_text(cpus / "online"))
+    if not online:
+        online = {int(entry.name[3:]) for entry in cpus.glob("cpu[0-9]*")} or set(range(os.cpu_count() or 1))
+    allowed = online
+    for line in read_text(root / "proc/self/status").splitlines():
+        if line.startswith("Cpus_allowed_list:"):
+            allowed = (parse_cpu_list(line.partition(":")[2]) & online) or online
+    # Two kinds of cores: a slow one would hold up all the others, which is why llama.cpp leaves them out too.
+    fast = parse_cpu_list(read_text(root / "sys/devices/cpu_core/cpus")) & online
+    counted = fast or online
+    usable = (allowed & fast) or allowed
+    return len(online), _physical(cpus, counted), _physical(cpus, usable)
+
+
+def _physical(cpus: Path, logical: set[int]) -> int:
+    cores: set[str] = set()
+    for cpu in logical:
+        topology = cpus / f"cpu{cpu}" / "topology"
+        # `core_cpus_list` is the newer name of `thread_siblings_list`.
+        siblings = read_text(topology / "core_cpus_list") or read_text(topology / "thread_siblings_list")
+        cores.add(siblings or f"cpu{cpu}")
+    return max(1, len(cores))
+
+
+def _cpu_name(root: Path) -> str:
+    names = ("model name", "Model", "cpu model", "Hardware")
+    fields: dict[str, str] = {}
+    for line in read_text(root / "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    for name in names:
+        if fields.get(name):
+            return " ".join(fields[name].split())
+    return "unknown processor"
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """Numbers of a list as the kernel writes it (`0-3,8,10-11`); a malformed part is skipped."""
+    numbers: set[int] = set()
+    for part in text.replace("\n", ",").split(","):
+        first, dash, last = part.strip().partition("-")
+        if first.isdecimal() and (not dash or last.isdecimal()):
+            numbers.update(range(int(first), min(int(last) if dash else int(first), int(first) + 65536) + 1))
+    return numbers
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of `/proc` or `/sys`, stripped; empty where there is none or it may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _darwin(gpus: Sequence[Gpu]) -> Machine:
+    total = _sysctl_number("hw.memsize")
+    physical = _sysctl_number("hw.perflevel0.physicalcpu") or _sysctl_number("hw.physicalcpu") or os.cpu_count() or 1
+    return Machine(
+        system="darwin",
+        cpu=_command("sysctl", "-n", "machdep.cpu.brand_string") or "unknown processor",
+        memory_total=total,
+        memory_available=parse_vm_stat(_command("vm_stat"), total),
+        memory_limit=None,
+        memory_limit_free=None,
+        memory_limit_source="",
+        cores_logical=os.cpu_count() or 1,
+        cores_physical=physical,
+        cores_allowed=physical,
+        cpu_quota=None,
+        gpus=tuple(gpus),
+    )
+
+
+def parse_vm_stat(text: str, total: int) -> int:
+    """Bytes that macOS can hand out now: free, inactive, speculative and purgeable pages of `vm_stat`.
+
+    Args:
+        text: Output of `vm_stat`.
+        total: Bytes of memory; half of it is the answer where the text can't be read.
+    """
+    page, pages = 4096, 0
+    for line in text.splitlines():
+        if "page size of" in line:
+            page = int("".join(filter(str.isdecimal, line.partition("page size of")[2])) or page)
+        name, _, value = line.partition(":")
+        if name in ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable"):
+            pages += int(value.strip(" .") or 0)
+    return min(total, pages * page) if pages else total // 2
+
+
+def _sysctl_number(name: str) -> int:
+    text = _command("sysctl", "-n", name)
+    return int(text) if text.isdecimal() else 0
+
+
+def _command(*arguments: str) -> str:
+    try:
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,201 @@
+"""What loading a model has really taken here, recorded by the runtime and compared with the plan.
+
+One small JSON file a model, in the hidden folder of the store: the last loads with their settings, predicted and
+actual bytes. A prediction that parts from reality is shown by `plan` and `doctor` instead of being trusted for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tea_models.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tea_models.plan.types import PlanSettings, RunPlan
+
+_FORMAT = 1
+_KEPT = 20
+# The engine's log gives sizes to 0.01 MiB, a buffer each.
+_ROUNDING = 64 * 1024
+# What else a process may do beside the model before its peak says that the plan was wrong.
+_OTHER_WORK = 64 * 1024 * 1024
+# A load tells something about a plan if these were the same.
+_SAME = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
+#: Relative difference above which a prediction is called wrong: KV cache, compute buffers, peak of the process.
+TOLERANCE = {"kv_cache": 0.0, "compute": 0.02, "peak": 0.10}
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLoad:
+    """One load of a model.
+
+    Attributes:
+        name: What the model is called.
+        when: Time, ISO 8601 in UTC.
+        engine: Version of llama-cpp-python.
+        n_ctx: Context that was opened; with `auto` it may be smaller than the plan's.
+        n_ubatch: Physical batch.
+        type_k: Type of the key cache.
+        type_v: Type of the value cache.
+        swa_full: Whether windowed layers keep the whole context.
+        n_gpu_layers: Layers on a GPU.
+        predicted: Bytes that the plan predicted for exactly these settings, by part.
+        actual: Bytes that the load took, by part: `kv_cache`, `compute`, `peak` (the process's peak), as far as known.
+    """
+
+    name: str
+    when: str
+    engine: str
+    n_ctx: int
+    n_ubatch: int
+    type_k: str
+    type_v: str
+    swa_full: bool
+    n_gpu_layers: int
+    predicted: dict[str, int]
+    actual: dict[str, int]
+
+    def differences(self) -> dict[str, float]:
+        """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance.
+
+        The peak of a process counts only when it is above the prediction: buffers that were never touched take
+        nothing.
+        """
+        found = {}
+        for part, tolerance in TOLERANCE.items():
+            predicted, actual = self.predicted.get(part), self.actual.get(part)
+            if not predicted or actual is None:
+                continue
+            difference = actual / predicted - 1
+            if abs(actual - predicted) < _ROUNDING or (part == "peak" and actual - predicted < _OTHER_WORK):
+                continue
+            if difference > tolerance or (part != "peak" and difference < -tolerance):
+                found[part] = difference
+        return found
+
+
+def record_load(
+    store_dir: Path,
+    plan: RunPlan,
+    *,
+    engine: str,
+    actual: dict[str, int],
+    predicted: dict[str, int] | None = None,
+    n_ctx: int | None = None,
+) -> ObservedLoad | None:
+    """Record what a load took; a store that can't be written is no error.
+
+    Args:
+        store_dir: Folder of the store.
+        plan: The plan that the load followed.
+        engine: Version of llama-cpp-python.
+        actual: Bytes by part: `kv_cache`, `compute`, `peak`.
+        predicted: Bytes that were predicted for this load; by default the plan's, if the context is the plan's.
+        n_ctx: Context that was opened; by default the plan's.
+
+    Returns:
+        The record, or None where it can't be kept.
+    """
+    settings: PlanSettings = plan.settings
+    opened = settings.n_ctx if n_ctx is None else n_ctx
+    use = plan.memory.use
+    if predicted is None:
+        predicted = {"peak": use.total}
+        if opened == settings.n_ctx:
+            predicted |= {"kv_cache": use.kv_cache, "compute": use.compute}
+    load = ObservedLoad(
+        name=plan.name,
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=engine,
+        n_ctx=opened,
+        n_ubatch=settings.n_ubatch,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        swa_full=settings.swa_full,
+        n_gpu_layers=settings.n_gpu_layers,
+        predicted=predicted,
+        actual=actual,
+    )
+    path = _path(store_dir, plan.header_sha256)
+    loads = [*_read(path), load][-_KEPT:]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
+        document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
+        temporary.write_text(json.dumps(document), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        return None
+    return load
+
+
+def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
+    """The last load with a plan's own settings, as `plan --json` shows it; None where there was none.
+
+    Args:
+        store_dir: Folder of the store.
+        plan: The plan.
+    """
+    settings = plan.settings
+    for load in reversed(_read(_path(store_dir, plan.header_sha256))):
+        same = all(getattr(load, name) == getattr(settings, name) for name in _SAME)
+        if same:
+            return {
+                "when": load.when,
+                "engine": load.engine,
+                "predicted": load.predicted,
+                "actual": load.actual,
+                "warnings": [describe(load, part, difference) for part, difference in load.differences().items()],
+            }
+    return None
+
+
+def all_observed(store_dir: Path) -> list[ObservedLoad]:
+    """The last load of each model, newest first.
+
+    Args:
+        store_dir: Folder of the store.
+    """
+    folder = store_dir / ".tea" / "observed"
+    try:
+        files = sorted(folder.glob("*.json"))
+    except OSError:
+        return []
+    last = [loads[-1] for loads in map(_read, files) if loads]
+    return sorted(last, key=lambda load: load.when, reverse=True)
+
+
+def describe(load: ObservedLoad, part: str, difference: float) -> str:
+    """One sentence on a prediction that was wrong.
+
+    Args:
+        load: The load.
+        part: `kv_cache`, `compute` or `peak`.
+        difference: actual / predicted - 1.
+    """
+    names = {"kv_cache": "the KV cache", "compute": "the compute buffers", "peak": "the process at its peak"}
+    predicted, actual = human_bytes(load.predicted[part]), human_bytes(load.actual[part])
+    way = "more" if difference > 0 else "less"
+    return f"{names[part]} took {actual}, {abs(difference):.0%} {way} than the {predicted} planned"
+
+
+def _path(store_dir: Path, header_sha256: str) -> Path:
+    return store_dir / ".tea" / "observed" / f"{header_sha256[:32]}.json"
+
+
+def _read(path: Path) -> list[ObservedLoad]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != _FORMAT:
+            return []
+        return [ObservedLoad(**item) for item in document["loads"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        # Bookkeeping that was damaged is worth nothing, and no reason to fail.
+        return []

@@ -1,0 +1,71 @@
+"""`export_model`: plan a model and write the plan for another server."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from tea_models.errors import MissingFileError
+from tea_models.plan.export import Export, ExportInput, export_plan
+from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tea_models.plan.resolve import Wishes
+    from tea_models.settings import Settings
+
+
+def export_model(
+    reference: str, target: str, settings: Settings, wishes: Wishes, *, path: str | None = None, measure: bool = True
+) -> Export:
+    """Plan a model and write the plan for a server.
+
+    Args:
+        reference: A path, or a reference as a user types it.
+        target: One of `export.TARGETS`.
+        settings: Where the store and the hosts are.
+        wishes: What was asked for.
+        path: Where the file lies on the machine that will serve it; by default where it lies here.
+        measure: Whether the engine may be asked.
+
+    Raises:
+        MissingFileError: The file is not here, and no path was given.
+        MemoryDoesNotFitError: What was asked for does not fit.
+        UsageError: The target is unknown, or a value can't be written in its format.
+    """
+    from tea_models.plan.resolve import model_path
+    from tea_models.profile import profile_from_headers
+    from tea_models.profile.model_files import open_model
+
+    with open_model(reference, settings=settings) as model:
+        model.require_loadable()
+        here = model_path(model)
+        if path is None and here is None:
+            raise MissingFileError(
+                f"{reference} is not on this machine, so its path is not known",
+                hint=f"tea-models pull {reference}, or say with --path where it will lie",
+            )
+        profile = profile_from_headers(model.headers, model.files, entry=model.entry)
+        name = _short(reference, here)
+        with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
+            plan = plan_profile(profile, machine_now(settings, measure=measure), wishes, measurer, name=name)
+    return export_plan(
+        target,
+        ExportInput(
+            plan=plan,
+            path=path if path is not None else str(here.resolve() if here else ""),
+            name=name,
+            stop=profile.chat.stop.value,
+            layers=len(profile.weights.blocks),
+            pooling=profile.pooling.value,
+            template_replaced=profile.chat.template.source.startswith("registry"),
+        ),
+    )
+
+
+def _short(reference: str, here: Path | None) -> str:
+    """A name that servers accept: that of the registry, or the file's without its suffix."""
+    if "/" not in reference and not reference.endswith(".gguf"):
+        return reference
+    return here.name.removesuffix(".gguf") if here else reference.rpartition("/")[2].removesuffix(".gguf")

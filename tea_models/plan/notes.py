@@ -1,0 +1,67 @@
+"""What a user should know beside the settings: estimates, positions beyond the training, windows that are not used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tea_models.memory.formula import NO_CACHE, Hyperparameters
+from tea_models.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from tea_models.memory.formula import CacheLayout, MemoryUse
+    from tea_models.plan.types import PlanSettings
+    from tea_models.profile import ModelProfile
+
+
+def notes_for(
+    profile: ModelProfile, settings: PlanSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
+) -> tuple[str, ...]:
+    """Notes on a plan, a sentence each, most important first.
+
+    Args:
+        profile: The model.
+        settings: What was decided.
+        use: What it takes.
+        estimated_because: Why nothing was measured; empty where it was.
+        layout: What the model keeps between tokens.
+    """
+    notes = []
+    if estimated_because:
+        notes.append(f"memory is estimated, not measured: {estimated_because}")
+        if not layout.exact:
+            notes.append(
+                f"the KV cache of {profile.architecture.value} is not one that the formulas know: take it as a guess"
+            )
+    if profile.architecture.value in NO_CACHE and profile.kind.value in ("embedding", "reranker"):
+        notes.append("an encoder makes vectors; it can't write text")
+    notes += _rope(profile, settings)
+    h = Hyperparameters(profile)
+    window = h.number("attention.sliding_window")
+    if window and not layout.windowed:
+        notes.append(
+            f"llama.cpp does not use the sliding window of {window:,} tokens that the file names for this architecture"
+        )
+    if use.repacked and settings.use_mmap:
+        notes.append(
+            f"{human_bytes(use.repacked)} of the weights are rearranged for this processor, beside the mapped file"
+        )
+    return tuple(notes)
+
+
+def _rope(profile: ModelProfile, settings: PlanSettings) -> list[str]:
+    h = Hyperparameters(profile)
+    notes = []
+    trained = profile.context_length.value
+    original = h.number("rope.scaling.original_context_length")
+    if original and settings.n_ctx > original and profile.architecture.value in ("phi3", "phimoe", "minicpm3"):
+        notes.append(
+            f"with a context above {original:,} tokens llama.cpp uses the long RoPE factors for every position, "
+            f"short prompts too; at {original:,} or less it uses the short ones"
+        )
+    elif original and settings.n_ctx > original:
+        notes.append(
+            f"the context reaches beyond the original {original:,} tokens by RoPE scaling, which the file sets"
+        )
+    if trained and settings.n_ctx > trained:
+        notes.append(f"beyond {trained:,} tokens positions are ones that the model has never seen")
+    return notes

@@ -1,0 +1,265 @@
+"""The choices of a plan, one after the other: batch, GPU layers, then the largest context that fits beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from tea_models.errors import MemoryDoesNotFitError
+from tea_models.memory.formula import MIB, MemoryUse
+from tea_models.memory.probe import Point
+from tea_models.plan.case import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, Ledger, make_case
+from tea_models.plan.context_search import ContextSearch
+from tea_models.plan.notes import notes_for
+from tea_models.plan.reasons import alternatives, explain_batches, explain_cache, explain_mmap, explain_threads
+from tea_models.plan.types import MemoryPlan, PlanSettings, Rejected, RunPlan
+from tea_models.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from tea_models.machine.detect import Machine
+    from tea_models.memory.measurer import Measurer
+    from tea_models.plan.resolve import Wishes
+    from tea_models.profile import ModelProfile
+
+#: Context for which layers are put on a GPU that can't hold everything.
+GPU_CONTEXT = 8192
+_STEP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Settings that might be taken, and what was given up for them: setting → the price."""
+
+    point: Point
+    prices: dict[str, str] = field(default_factory=dict)
+
+
+class Planner:
+    """Makes one plan.
+
+    Args:
+        profile: Facts about the model.
+        machine: Where it is to run.
+        wishes: What was asked for.
+        measurer: Answers what settings take.
+        name: What to call the model; by default what the file says.
+
+    Raises:
+        UsageError: The file is no model that runs by itself.
+    """
+
+    def __init__(
+        self, profile: ModelProfile, machine: Machine, wishes: Wishes, measurer: Measurer, *, name: str = ""
+    ) -> None:
+        self._case = make_case(profile, machine, wishes, name)
+        self._measurer = measurer
+        self._ledger = Ledger()
+        whole = self._case.encoder and wishes.n_ubatch is None
+        self._search = ContextSearch(measurer, self._case.budget.excess, whole_batch=whole)
+
+    def plan(self) -> RunPlan:
+        """Decide everything.
+
+        Raises:
+            MemoryDoesNotFitError: What was asked for does not fit.
+            RefusedError: The engine refuses it.
+        """
+        case, ledger, search = self._case, self._ledger, self._search
+        point = self._start()
+        point = replace(point, n_gpu_layers=self._gpu_layers(point))
+        point, use = self._context(point)
+        explain_batches(case, ledger, search, point)
+        explain_cache(case, ledger, search, point, use)
+        threads = explain_threads(case, ledger)
+        use_mmap = explain_mmap(ledger, use)
+        settings = PlanSettings(
+            n_ctx=point.n_ctx,
+            n_batch=point.n_batch,
+            n_ubatch=point.n_ubatch,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_gpu_layers=point.n_gpu_layers,
+            flash_attn=use.flash_attn is not False,
+            type_k=point.type_k,
+            type_v=point.type_v,
+            swa_full=point.swa_full,
+            use_mmap=use_mmap,
+        )
+        order = list(settings.to_json())
+        return RunPlan(
+            name=case.name,
+            purpose=case.purpose,
+            context_length=case.profile.context_length.value,
+            settings=settings,
+            memory=MemoryPlan(use, case.budget.host, case.budget.reason, case.budget.devices),
+            decisions=tuple(sorted(ledger.decisions, key=lambda decision: order.index(decision.setting))),
+            notes=notes_for(case.profile, settings, use, self._measurer.reason, case.layout),
+            machine=case.machine,
+            header_sha256=case.profile.header_sha256,
+        )
+
+    def _start(self) -> Point:
+        case, wishes = self._case, self._case.wishes
+        batch, ubatch = self._batches()
+        kv_type = wishes.kv_type or "f16"
+        return Point(
+            n_ctx=case.trained,
+            n_batch=batch,
+            n_ubatch=ubatch,
+            type_k=kv_type,
+            type_v=kv_type,
+            swa_full=bool(wishes.swa_full),
+            flash_attn=wishes.flash_attn,
+            embeddings=case.purpose == "embed",
+        )
+
+    def _batches(self) -> tuple[int, int]:
+        """Logical and physical batch to start with: logits of a batch no larger than half the weights."""
+        case, wishes = self._case, self._case.wishes
+        if case.encoder:
+            # The whole text is one batch, so it holds the context; the search moves both together.
+            return wishes.n_batch or case.trained, wishes.n_ubatch or case.trained
+        if wishes.n_ubatch is not None:
+            return max(wishes.n_batch or BATCHES[0], wishes.n_ubatch), wishes.n_ubatch
+        batch = wishes.n_batch or BATCHES[0]
+        limit = max(160 * MIB, case.profile.weights.total // 2)
+        fitting = (size for size in BATCHES if 4 * case.vocabulary * size <= limit)
+        return batch, min(next(fitting, BATCHES[-1]), batch)
+
+    def _gpu_layers(self, point: Point) -> int:
+        case, ledger = self._case, self._ledger
+        asked, gpus = case.wishes.n_gpu_layers, case.machine.gpus
+        if asked is not None:
+            reason = "asked for"
+            if asked and not gpus:
+                reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
+            ledger.decide("n_gpu_layers", asked, case.wishes.source, reason)
+            return asked
+        if not gpus:
+            ledger.decide("n_gpu_layers", 0, "hardware", "the installed llama.cpp reports no GPU")
+            return 0
+        at = replace(point, n_ctx=min(case.trained, GPU_CONTEXT))
+        layers, reason, rejected = self._search.gpu_layers(at, len(case.profile.weights.blocks))
+        ledger.decide("n_gpu_layers", layers, "hardware", reason, *rejected)
+        return layers
+
+    def _context(self, point: Point) -> tuple[Point, MemoryUse]:
+        wish = self._case.wishes.n_ctx
+        if wish == "auto":
+            return self._auto_context(point)
+        case, search = self._case, self._search
+        n_ctx = case.trained if wish == "max" else int(wish)
+        asked = search.at(point, n_ctx)
+        candidates = self._cheaper(asked)
+        search.prepare([*(candidate.point for candidate in candidates), *alternatives(case, asked)])
+        for candidate in candidates:
+            use = search.use(candidate.point, keep_errors=candidate.point == asked)
+            if use is not None and case.budget.fits(use):
+                reason = "the whole trained context was asked for" if wish == "max" else "asked for"
+                self._ledger.decide("n_ctx", n_ctx, case.wishes.source, reason + self._beyond(n_ctx))
+                self._give_way(candidate, asked)
+                return candidate.point, use
+        raise self._does_not_fit(asked)
+
+    def _auto_context(self, point: Point) -> tuple[Point, MemoryUse]:
+        case, search = self._case, self._search
+        least = min(case.trained, SMALLEST_CONTEXT)
+        prepare = alternatives(case, search.at(point, case.trained))
+        best: tuple[Candidate, MemoryUse] | None = None
+        candidates = self._cheaper(point)
+        for candidate in candidates:
+            if candidate is not candidates[0]:  # it did not fit whole: one run of the engine for all that may follow
+                every = [search.ladder(other.point, case.trained, least) for other in candidates]
+                search.prepare([step for steps in every for step in steps])
+            if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
+                break  # what costs precision or speed is for where nothing else reaches the least context
+            asked = candidate is candidates[0]
+            found = search.largest(candidate.point, case.trained, least, prepare=prepare, keep_errors=asked)
+            if found is None:
+                continue
+            if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:
+                best = Candidate(found[0], candidate.prices), found[1]
+            if found[0].n_ctx == case.trained:
+                break
+        if best is None:
+            raise self._does_not_fit(search.at(point, least))
+        chosen, use = best
+        self._explain_context(chosen.point, use)
+        self._give_way(chosen, point)
+        return chosen.point, use
+
+    def _explain_context(self, chosen: Point, use: MemoryUse) -> None:
+        case, ledger = self._case, self._ledger
+        fact = case.profile.context_length
+        budget = human_bytes(case.budget.host)
+        if chosen.n_ctx == case.trained:
+            source = "registry" if fact.source.startswith("registry") else "gguf"
+            reason = f"the whole trained context fits: {human_bytes(use.total)} of {budget}"
+            if fact.value is None:
+                source, reason = (
+                    "default",
+                    f"the file does not say what it was trained with; {case.trained:,} is assumed",
+                )
+            ledger.decide("n_ctx", chosen.n_ctx, source, reason)
+            return
+        full = self._search.use(self._search.at(chosen, case.trained), keep_errors=False)
+        need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
+        reason = (
+            f"the largest that fits into {budget}; each token of context costs {human_bytes(case.token_bytes(chosen))}"
+        )
+        ledger.decide("n_ctx", chosen.n_ctx, "hardware", reason, Rejected(case.trained, need))
+
+    def _give_way(self, chosen: Candidate, wanted: Point) -> None:
+        """Say which other settings were given up for the context."""
+        for setting, price in chosen.prices.items():
+            value, before = getattr(chosen.point, setting), getattr(wanted, setting)
+            if value != before:
+                self._ledger.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
+
+    def _cheaper(self, point: Point) -> list[Candidate]:
+        """The point, then the same with what costs least to give up: a smaller batch, then a smaller type of cache."""
+        case = self._case
+        candidates = [Candidate(point)]
+        prices: dict[str, str] = {}
+        if case.batch_is_free:
+            for size, price in ((FAST_BATCH, "about as fast on a processor"), (SMALL_BATCH, "prompts get slower")):
+                if size < point.n_ubatch:
+                    prices = {"n_ubatch": f"leaves more room for the context; {price}"}
+                    candidates.append(Candidate(replace(point, n_ubatch=size), prices))
+        if case.cache_type_is_free:
+            batch = candidates[-1].point.n_ubatch
+            for kv_type in SMALLER_TYPES:
+                smaller = replace(point, type_k=kv_type, type_v=kv_type, n_ubatch=batch)
+                price = f"makes the context fit, at some loss of precision; {point.type_k} would not"
+                candidates.append(Candidate(smaller, prices | {"type_k": price, "type_v": price}))
+        return candidates
+
+    def _beyond(self, n_ctx: int) -> str:
+        trained = self._case.profile.context_length.value
+        if trained and n_ctx > trained:
+            return f"; beyond the {trained:,} tokens that the model was trained with, so expect poor answers there"
+        return ""
+
+    def _does_not_fit(self, point: Point) -> MemoryDoesNotFitError:
+        case, search = self._case, self._search
+        use = search.use(point, keep_errors=True)
+        assert use is not None  # keep_errors raises instead
+        nearest: dict[str, str] = {}
+        most, least = min(point.n_ctx, case.trained), min(point.n_ctx, _STEP)
+        candidates = self._cheaper(point)
+        search.prepare([step for candidate in candidates for step in search.ladder(candidate.point, most, least)])
+        for candidate in candidates:
+            found = search.largest(candidate.point, most, least)
+            if found is not None:
+                option = f" --kv-type {candidate.point.type_k}" if candidate.point.type_k != point.type_k else ""
+                nearest[option] = f"--n-ctx {found[0].n_ctx}{option}"
+        parts = (
+            f"weights {human_bytes(use.weights)}, KV cache {human_bytes(use.kv_cache)}, "
+            f"compute {human_bytes(use.compute)}, process {human_bytes(use.overhead)}; {use.method}"
+        )
+        message = (
+            f"{case.name} with a context of {point.n_ctx:,} tokens needs {human_bytes(use.total)} ({parts}), "
+            f"but {human_bytes(case.budget.host)} may be used: {case.budget.reason}"
+        )
+        hint = "no context of it fits: take a smaller quantisation or a smaller model"
+        return MemoryDoesNotFitError(message, hint=f"would fit: {', or '.join(nearest.values())}" if nearest else hint)

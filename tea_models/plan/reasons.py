@@ -1,0 +1,160 @@
+"""Why the settings beside the context are what they are, and what was rejected."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tea_models.plan.case import BATCHES, FAST_BATCH, SMALLER_TYPES, Case, Ledger
+from tea_models.plan.types import Rejected
+from tea_models.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from tea_models.memory.formula import MemoryUse
+    from tea_models.memory.probe import Point
+    from tea_models.plan.context_search import ContextSearch
+
+
+def alternatives(case: Case, point: Point) -> list[Point]:
+    """What the reasons compare a point with; asked for together, they cost one run of the engine.
+
+    Args:
+        case: What is planned.
+        point: The settings.
+    """
+    others = []
+    if case.batch_is_free:
+        others += [replace(point, n_ubatch=size) for size in BATCHES if size != point.n_ubatch]
+    if case.cache_type_is_free:
+        others += [replace(point, type_k=kv_type, type_v=kv_type) for kv_type in SMALLER_TYPES]
+    if case.wishes.swa_full is None and case.layout.windowed:
+        others.append(replace(point, swa_full=True))
+    return others
+
+
+def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: Point) -> None:
+    """Decide on `n_batch` and `n_ubatch`."""
+    wishes = case.wishes
+    if case.encoder:
+        reason = "an encoder sees the whole text at once, so a batch holds the context"
+        ledger.decide("n_batch", point.n_batch, wishes.source if wishes.n_batch else "gguf", reason)
+        ledger.decide("n_ubatch", point.n_ubatch, wishes.source if wishes.n_ubatch else "gguf", reason)
+        return
+    reason = "tokens handed over at a time; more changes neither memory nor speed"
+    ledger.decide("n_batch", point.n_batch, wishes.source if wishes.n_batch else "default", reason)
+    if wishes.n_ubatch is not None:
+        ledger.decide("n_ubatch", point.n_ubatch, wishes.source, "asked for")
+        return
+    if ledger.has("n_ubatch"):
+        return
+    search.prepare(alternatives(case, point))
+    rejected = []
+    for size in BATCHES:
+        use = search.use(replace(point, n_ubatch=size), keep_errors=False)
+        if use is not None and size != point.n_ubatch:
+            slower = ", slower prompts" if size < min(FAST_BATCH, point.n_ubatch) else ""
+            rejected.append(Rejected(size, f"compute buffers of {human_bytes(use.compute)}{slower}"))
+    logits, most = 4 * case.vocabulary * point.n_ubatch, 4 * case.vocabulary * BATCHES[0]
+    if point.n_ubatch == min(BATCHES[0], point.n_batch):
+        reason = f"tokens computed at a time; their logits take {human_bytes(logits)}"
+        ledger.decide("n_ubatch", point.n_ubatch, "default", reason, *rejected)
+        return
+    reason = (
+        f"logits take {human_bytes(logits)}; of {BATCHES[0]} tokens at a time they would take {human_bytes(most)}, "
+        f"because the vocabulary has {case.vocabulary:,} pieces"
+    )
+    ledger.decide("n_ubatch", point.n_ubatch, "gguf", reason, *rejected)
+
+
+def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: Point, use: MemoryUse) -> None:
+    """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
+    wishes = case.wishes
+    search.prepare(alternatives(case, point))
+    _explain_attention(case, ledger, use)
+    if not ledger.has("type_k"):
+        source, reason = "default", "this model keeps no KV cache"
+        rejected: list[Rejected] = []
+        if wishes.kv_type is not None:
+            source, reason = wishes.source, "asked for"
+        elif case.layout.layers:
+            reason = "full precision; smaller types are for where they buy the context that was asked for"
+            rejected = _smaller_caches(case, search, point)
+        for setting in ("type_k", "type_v"):
+            ledger.decide(setting, point.type_k, source, reason, *rejected)
+    if wishes.swa_full is not None:
+        ledger.decide("swa_full", point.swa_full, wishes.source, "asked for")
+    elif case.layout.windowed:
+        other = search.use(replace(point, swa_full=True), keep_errors=False)
+        whole = [Rejected(value=True, reason=f"a KV cache of {human_bytes(other.kv_cache)}")] if other else []
+        reason = f"layers with a window of {case.layout.window:,} tokens keep only that window"
+        ledger.decide("swa_full", point.swa_full, "gguf", reason, *whole)
+    else:
+        ledger.decide("swa_full", point.swa_full, "default", "no layer has a sliding window")
+
+
+def _explain_attention(case: Case, ledger: Ledger, use: MemoryUse) -> None:
+    flash = use.flash_attn is not False
+    if case.wishes.flash_attn is not None:
+        ledger.decide("flash_attn", flash, case.wishes.source, "asked for")
+    elif flash:
+        ledger.decide("flash_attn", flash, "hardware", "never holds the matrix of all scores in memory")
+    else:
+        ledger.decide("flash_attn", flash, "hardware", "the engine does not have it for this model here")
+
+
+def _smaller_caches(case: Case, search: ContextSearch, point: Point) -> list[Rejected]:
+    if not case.cache_type_is_free:
+        return []
+    rejected = []
+    for kv_type in SMALLER_TYPES:
+        use = search.use(replace(point, type_k=kv_type, type_v=kv_type), keep_errors=False)
+        if use is not None:
+            rejected.append(Rejected(kv_type, f"a KV cache of {human_bytes(use.kv_cache)}, at some loss of precision"))
+    return rejected
+
+
+def explain_threads(case: Case, ledger: Ledger) -> int:
+    """Decide on `n_threads` and `n_threads_batch`.
+
+    Returns:
+        The number of threads.
+    """
+    machine, asked = case.machine, case.wishes.n_threads
+    threads = asked or machine.threads
+    source = case.wishes.source if asked else "hardware"
+    rejected = []
+    if asked:
+        reason = "asked for"
+    elif machine.cpu_quota is not None and threads < machine.cores_allowed:
+        reason = f"the cgroup grants {machine.cpu_quota:g} processors' time; a thread above that holds up the others"
+        rejected = [Rejected(machine.cores_allowed, "the cores that may be used, but not all the time")]
+    elif machine.cores_allowed < machine.cores_physical:
+        reason = f"one a physical core; {machine.cores_allowed} of {machine.cores_physical} may be used (affinity)"
+    else:
+        reason = "one a physical core"
+    if not asked and machine.cores_logical > machine.cores_physical == threads:
+        rejected = [Rejected(machine.cores_logical, "two threads on a core share its arithmetic units")]
+    for setting in ("n_threads", "n_threads_batch"):
+        ledger.decide(setting, threads, source, reason, *rejected)
+    return threads
+
+
+def explain_mmap(ledger: Ledger, use: MemoryUse) -> bool:
+    """Decide on `use_mmap` and `use_mlock`.
+
+    Returns:
+        Whether to map the file.
+    """
+    mapped = use.mapped
+    if mapped:
+        ledger.decide("use_mmap", mapped, "default", "pages are read when needed, and shared between processes")
+    else:
+        reason = (
+            f"llama.cpp rearranges {human_bytes(use.repacked)} of the weights for this processor; "
+            "with a mapped file they would be in memory twice"
+        )
+        ledger.decide("use_mmap", mapped, "hardware", reason)
+    ledger.decide(
+        "use_mlock", value=False, source="default", reason="the system may use the memory when the model rests"
+    )
+    return mapped

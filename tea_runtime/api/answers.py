@@ -1,0 +1,252 @@
+"""What an OpenAI-compatible server sent, checked: an answer is either what was asked for or an `ApiError`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tea_runtime.api.schema_check import mismatch
+from tea_runtime.backend import LlmCallResult
+from tea_runtime.errors import ApiError
+
+if TYPE_CHECKING:
+    from tea_runtime.backend import LlmCallParams
+
+
+def read_json(body: bytes, where: str) -> Mapping[str, Any]:
+    """Parse the body of an answer.
+
+    Raises:
+        ApiError: It is not a JSON object, or it reports an error with status 200.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        nonsense(where, "a JSON object", body)
+    if not isinstance(data, Mapping):
+        nonsense(where, "a JSON object", body)
+    if data.get("error"):
+        raise ApiError(f"{where}: {error_text(data)}")
+    return data
+
+
+def read_completion(data: Mapping[str, Any], where: str, params: LlmCallParams, model: str) -> LlmCallResult:
+    """Turn a (chat) completion into a result.
+
+    Raises:
+        ApiError: A part is missing or has the wrong type, or the text is not in the form that was asked for.
+    """
+    choices = data.get("choices")
+    choice = choices[0] if isinstance(choices, Sequence) and not isinstance(choices, str) and choices else None
+    if not isinstance(choice, Mapping):
+        nonsense(where, "choices[0]", data)
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
+    calls = read_tool_calls(message, where) if isinstance(message, Mapping) else None
+    if content is None and isinstance(message, Mapping) and message.get("refusal"):
+        raise ApiError(f"{where}: the model refused: {message['refusal']}")
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        nonsense(where, "a text as the answer", choice)
+    result = LlmCallResult(
+        content=content,
+        model=model,
+        finish_reason=_text(choice.get("finish_reason")),
+        tool_calls=calls,
+        logprobs=_mapping(choice.get("logprobs")),
+    )
+    return _checked(result, data, where, params)
+
+
+def read_tool_calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]] | None:
+    """The tool calls of a message, or None."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return None
+    if not isinstance(calls, list) or not all(
+        isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) for call in calls
+    ):
+        nonsense(where, "a list of tool calls", calls)
+    return calls
+
+
+@dataclass(slots=True)
+class StreamedAnswer:
+    """Puts the pieces of a stream together.
+
+    Attributes:
+        where: Who is asked, for messages.
+        chat: Whether the pieces are of a chat.
+    """
+
+    where: str
+    chat: bool
+    _texts: list[str] = field(default_factory=list)
+    _calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _logprobs: list[Any] = field(default_factory=list)
+    _usage: Any = None
+    _model: Any = None
+    _reason: str | None = None
+
+    def add(self, data: Any) -> str:
+        """Take one event in and return the text it brings.
+
+        Raises:
+            ApiError: The event is not one of a completion.
+        """
+        if not isinstance(data, Mapping):
+            nonsense(self.where, "an event with choices", data)
+        self._model = data.get("model") or self._model
+        self._usage = data.get("usage") or self._usage
+        choices = data.get("choices")
+        if not isinstance(choices, list):
+            nonsense(self.where, "an event with choices", data)
+        if not choices:  # the last event carries only the usage
+            return ""
+        choice = choices[0]
+        if not isinstance(choice, Mapping):
+            nonsense(self.where, "choices[0]", data)
+        self._reason = _text(choice.get("finish_reason")) or self._reason
+        part: Any = choice.get("delta") if self.chat else choice
+        text = (part.get("content" if self.chat else "text") or "") if isinstance(part, Mapping) else ""
+        if not isinstance(text, str):
+            nonsense(self.where, "a text in the event", choice)
+        if isinstance(part, Mapping):
+            for call in part.get("tool_calls") or ():
+                self._add_call(call)
+        logprobs = choice.get("logprobs")
+        if isinstance(logprobs, Mapping) and isinstance(logprobs.get("content"), list):
+            self._logprobs += logprobs["content"]
+        self._texts.append(text)
+        return text
+
+    def _add_call(self, part: Any) -> None:
+        function = part.get("function") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or not isinstance(function, Mapping):
+            nonsense(self.where, "a tool call", part)
+        index = part.get("index")
+        call = self._calls.setdefault(
+            index if isinstance(index, int) else len(self._calls),
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+        )
+        call["id"] = part.get("id") or call["id"]
+        for key in ("name", "arguments"):
+            call["function"][key] += function.get(key) or ""
+
+    def finish(self, params: LlmCallParams, model: str) -> LlmCallResult:
+        """The whole answer.
+
+        Raises:
+            ApiError: The stream ended before the answer did, or the text is not in the form that was asked for.
+        """
+        content = "".join(self._texts)
+        if self._reason is None:
+            raise ApiError(
+                f"{self.where}: the stream ended before the answer did, after {len(content):,} characters",
+                hint="the server or something on the way closed the connection; try again",
+            )
+        result = LlmCallResult(
+            content=content,
+            model=model,
+            finish_reason=self._reason,
+            tool_calls=[self._calls[index] for index in sorted(self._calls)] or None,
+            logprobs={"content": self._logprobs} if self._logprobs else None,
+        )
+        return _checked(result, {"usage": self._usage, "model": self._model}, self.where, params)
+
+
+def read_vectors(data: Mapping[str, Any], where: str, count: int) -> list[list[float]]:
+    """The vectors of an embedding answer, in the order of the texts.
+
+    Raises:
+        ApiError: There are not `count` vectors of one length.
+    """
+    items = data.get("data")
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        nonsense(where, "a list of embeddings", data)
+    if len(items) != count:
+        raise ApiError(f"{where}: expected {count} embeddings, found {len(items)}")
+    if all(isinstance(item.get("index"), int) for item in items):
+        items = sorted(items, key=lambda item: item["index"])
+    vectors = [item.get("embedding") for item in items]
+    for vector in vectors:
+        if (
+            not isinstance(vector, list)
+            or not vector
+            or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in vector)
+        ):
+            nonsense(where, "a vector of numbers", vector)
+    if len({len(vector) for vector in vectors}) > 1:
+        raise ApiError(f"{where}: the embeddings have different lengths")
+    return [[float(value) for value in vector] for vector in vectors]
+
+
+def error_text(body: Any) -> str:
+    """The message in the body of an error, whatever form the server gave it."""
+    if isinstance(body, Mapping):
+        for key in ("error", "message", "detail"):
+            if body.get(key):
+                return error_text(body[key])
+    text = " ".join(str(body).split()) if body is not None else ""
+    return text if len(text) <= 300 else text[:297] + "…"
+
+
+def nonsense(where: str, expected: str, found: Any) -> NoReturn:
+    """Raise for an answer that can't be understood."""
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else json.dumps(found, default=str)
+    text = " ".join(text.split())
+    shown = (text if len(text) <= 120 else text[:117] + "…") or "nothing"
+    raise ApiError(
+        f"{where}: the answer can't be understood: expected {expected}, found {shown}",
+        hint="check that api_base is the address of an OpenAI-compatible server (it mostly ends in /v1)",
+    )
+
+
+def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params: LlmCallParams) -> LlmCallResult:
+    if not result.tool_calls and result.finish_reason != "length":
+        _check_form(result.content, params.response_format, where)
+    usage = _usage(data.get("usage"))
+    return replace(
+        result,
+        model=_text(data.get("model")) or result.model,
+        tokens_used=usage.get("total_tokens") if usage else None,
+        usage=usage,
+        backend="api",
+    )
+
+
+def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
+    """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
+    kind = wanted.get("type") if wanted else None
+    if kind not in ("json_object", "json_schema") or wanted is None:
+        return
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        problem = "it is not JSON"
+    else:
+        schema = (wanted.get("json_schema") or {}).get("schema") if kind == "json_schema" else {"type": "object"}
+        problem = mismatch(value, schema)
+    if problem:
+        start = " ".join(content.split())[:80]
+        raise ApiError(
+            f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
+            hint="the server does not enforce response_format; use one that does, or the local backend",
+        )
+
+
+def _usage(value: Any) -> dict[str, int] | None:
+    if not isinstance(value, Mapping):
+        return None
+    return {key: number for key, number in value.items() if isinstance(number, int) and not isinstance(number, bool)}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    return value if isinstance(value, Mapping) else None

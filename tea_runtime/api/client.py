@@ -1,0 +1,245 @@
+"""Requests to an OpenAI-compatible server: bounded in time and size, and every failure one clear `ApiError`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tea_runtime.api.answers import error_text, nonsense, read_json
+from tea_runtime.errors import ApiError, ApiUnavailableError, LlmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+# Sampling options that llama-server, vLLM and others know, but not OpenAI's own API.
+EXTENSIONS = ("top_k", "min_p", "repeat_penalty", "chat_template_kwargs")
+_CONNECT_TIMEOUT = 10.0
+_MAX_DELAY = 30.0
+_MAX_BODY = 64 * 1024 * 1024
+_REASONS = {
+    400: "bad request",
+    401: "not authenticated",
+    403: "not allowed",
+    404: "not found",
+    413: "request too large",
+    422: "request not understood",
+    429: "too many requests",
+}
+
+
+@dataclass(slots=True)
+class ApiClient:
+    """A server and how it is asked. The connection is made with the first request; every method is thread-safe.
+
+    Attributes:
+        base: Base address.
+        key: Key, or "" where the server needs none.
+        key_name: Name of the environment variable that holds it, for messages.
+        azure_version: Version of Azure's API, or None for every other server.
+        timeout: Seconds that a request may take.
+        max_retries: How often a request that failed by overload or network is repeated.
+    """
+
+    base: str
+    key: str = field(repr=False)
+    key_name: str
+    azure_version: str | None
+    timeout: float
+    max_retries: int
+    _client: Any = field(default=None, repr=False)
+    # What this server turned out not to take, so that it is asked the right way from the second request on.
+    _changes: frozenset[str] = frozenset()
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def host(self) -> str:
+        """Host and port, for messages."""
+        return urlsplit(self.base).netloc.rpartition("@")[2]
+
+    def post(self, path: str, body: dict[str, Any], where: str) -> Mapping[str, Any]:
+        """Send a request and return the JSON object of the answer.
+
+        Raises:
+            ApiError: The server refused, failed, or sent something else.
+            ApiUnavailableError: It can't be reached or does not answer in time.
+        """
+
+        def send(client: Any, current: dict[str, Any]) -> bytes:
+            deadline = time.monotonic() + self.timeout
+            data = bytearray()
+            with _endpoint(client, path).with_streaming_response.create(**_arguments(current)) as response:
+                for part in response.iter_bytes():
+                    data += part
+                    if len(data) > _MAX_BODY:
+                        raise ApiError(f"{where}: the answer is longer than {_MAX_BODY // 1024**2} MiB")
+                    if time.monotonic() > deadline:
+                        raise ApiUnavailableError(f"{where}: no complete answer within {self.timeout:g} s")
+            return bytes(data)
+
+        with self._explained(where):
+            return read_json(self._adapting(send, body), where)
+
+    def events(self, path: str, body: dict[str, Any], where: str) -> Generator[Any]:
+        """Send a request and yield the events of the answer as they come; raises as `post` does."""
+
+        def send(client: Any, current: dict[str, Any]) -> Any:
+            return _endpoint(client, path).create(**_arguments(current))
+
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self._explained(where), contextlib.closing(self._adapting(send, body)) as stream:
+            for event in stream:
+                yield event.to_dict() if hasattr(event, "to_dict") else event
+
+    def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _adapting(self, send: Callable[[Any, dict[str, Any]], Any], body: dict[str, Any]) -> Any:
+        """Send; again without what the server does not take and nobody insists on; again when it was overloaded.
+
+        What timed out is not tried again: it would only take as long once more.
+        """
+        import openai
+
+        client = self._open()
+        failures = 0
+        while True:
+            current = _changed(body, self._changes)
+            try:
+                return send(client, current)
+            except openai.BadRequestError as error:
+                change = _wanted_change(error_text(error.body) or str(error), current)
+                if change is None or change in self._changes:
+                    raise
+                logger.info("%s does not take %s as it was sent; adapting", self.host, change)
+                self._changes |= {change}
+            except openai.APITimeoutError:
+                raise
+            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                delay = _delay(error, failures)
+                if failures >= self.max_retries or delay > _MAX_DELAY:
+                    raise
+                failures += 1
+                time.sleep(delay)
+
+    def _open(self) -> Any:
+        import openai
+
+        with self._lock:
+            if self._client is None:
+                options: dict[str, Any] = {
+                    "api_key": self.key or "not-needed",
+                    "timeout": openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
+                    "max_retries": 0,
+                }
+                self._client = (
+                    openai.AzureOpenAI(azure_endpoint=self.base, api_version=self.azure_version, **options)
+                    if self.azure_version
+                    else openai.OpenAI(base_url=self.base, **options)
+                )
+            return self._client
+
+    @contextlib.contextmanager
+    def _explained(self, where: str) -> Iterator[None]:
+        import openai
+
+        try:
+            yield
+        except LlmError:
+            raise
+        except openai.APITimeoutError:
+            hint = "settings.llm.timeout gives it more time"
+            raise ApiUnavailableError(f"{where}: no answer within {self.timeout:g} s", hint=hint) from None
+        except openai.APIStatusError as error:
+            raise self._refused(error, where) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise ApiUnavailableError(
+                f"{where}: can't be reached: {self._clean(str(cause) or type(cause).__name__)}",
+                hint=f"is the server at {self.base} running?",
+            ) from None
+        except openai.APIError as error:
+            raise ApiError(f"{where}: {self._clean(error.message)}") from None
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            # The client parses events itself; one that is not JSON ends here.
+            nonsense(where, "events of a completion", self._clean(str(error)))
+        except Exception as error:
+            if not type(error).__module__.startswith(("httpx", "httpcore", "h11", "openai")):
+                raise
+            broken = f"{where}: the connection broke: {self._clean(str(error) or type(error).__name__)}"
+            raise ApiUnavailableError(broken, hint="try again") from None
+
+    def _refused(self, error: Any, where: str) -> ApiError:
+        status = int(error.status_code)
+        text = self._clean(error_text(error.body))
+        message = f"{where}: {status} {_REASONS.get(status, 'refused' if status < 500 else 'the server failed')}"
+        said = error.response.headers.get("retry-after", "")
+        hint = self._advice(status, said if said.isdecimal() else "")
+        return ApiError(message + (f": {text}" if text else ""), status=status, hint=hint)
+
+    def _advice(self, status: int, said: str) -> str:
+        if status in (401, 403):
+            return f"check {self.key_name}" if self.key else f"the server wants a key: set {self.key_name}"
+        if status == 404:
+            return f"check the model and api_base ({self.base})"
+        if status == 429:
+            return "wait" + (f" {said} s" if said else "") + ", or check the plan and quota of your account"
+        return "try again later" if status >= 500 else ""
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self.key, "***") if self.key else text
+
+
+def _endpoint(client: Any, path: str) -> Any:
+    for part in path.split("/"):
+        client = getattr(client, part)
+    return client
+
+
+def _arguments(body: dict[str, Any]) -> dict[str, Any]:
+    extra = {key: body[key] for key in EXTENSIONS if key in body}
+    known = {key: value for key, value in body.items() if key not in extra}
+    return {**known, "extra_body": extra} if extra else known
+
+
+def _delay(error: Any, failures: int) -> float:
+    """Seconds to wait: what the server says, otherwise longer each time."""
+    response = getattr(error, "response", None)
+    said = response.headers.get("retry-after", "") if response is not None else ""
+    try:
+        return max(0.0, float(said))
+    except ValueError:  # a date, or nothing
+        return float(0.5 * 2**failures)
+
+
+def _wanted_change(text: str, body: Mapping[str, Any]) -> str | None:
+    """Newer models take `max_completion_tokens`, some no temperature, older servers no `stream_options`."""
+    if "max_tokens" in body and "max_completion_tokens" in text:
+        return "max_tokens"
+    if "stream_options" in body and "stream_options" in text:
+        return "stream_options"
+    # 0.7 is the default of our methods: nobody insists on it.
+    if body.get("temperature") == 0.7 and "temperature" in text and "support" in text:
+        return "temperature"
+    return None
+
+
+def _changed(body: dict[str, Any], changes: frozenset[str]) -> dict[str, Any]:
+    current = dict(body)
+    if "max_tokens" in changes and "max_tokens" in current:
+        current["max_completion_tokens"] = current.pop("max_tokens")
+    if "stream_options" in changes:
+        current.pop("stream_options", None)
+    if "temperature" in changes and current.get("temperature") == 0.7:
+        current.pop("temperature")
+    return current

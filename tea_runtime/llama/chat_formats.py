@@ -1,0 +1,174 @@
+"""Which template renders a chat: the file's own, or one that the user names, gives as text or as a file."""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import UsageError
+from tea_runtime.errors import UnsupportedError
+from tea_runtime.llama.engine import llama
+from tea_runtime.llama.vocabulary import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tea_models.profile import ModelProfile
+
+# Names that llama-cpp-python gives to formats which llama.cpp knows under another one.
+_ALIASES = {
+    "llama-2": "llama2",
+    "llama-3": "llama3",
+    "qwen": "chatml",
+    "mistral-instruct": "mistral-v1",
+    "phi-3": "phi3",
+    "phi-4-mini": "phi4",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a chat is rendered.
+
+    Attributes:
+        template: Jinja source, or "" for a format of llama.cpp's own.
+        builtin: Name of a format of llama.cpp's own, or "".
+        name: A name for people and for the parser of tool calls.
+        stop: Texts that end a turn.
+        tools: It renders tools.
+    """
+
+    template: str
+    builtin: str
+    name: str
+    stop: tuple[str, ...]
+    tools: bool
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        **variables: Any,
+    ) -> str:
+        """The prompt as text, ending with the opening of the assistant's turn."""
+        if self.builtin:
+            return _render_builtin(self.builtin, messages)
+        from tea_models.chat import TemplateError, render_chat
+        from tea_models.chat.messages import arguments_as_objects
+
+        given = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, **variables}
+        arranged = arguments_as_objects(messages)
+        try:
+            return render_chat(self.template, arranged, **given)
+        except TemplateError:
+            # A few templates (DeepSeek's) want the JSON text of a call's arguments, as the API has it.
+            if arranged == list(messages):
+                raise
+            return render_chat(self.template, messages, **given)
+
+
+def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Sequence[str] = ()) -> ChatFormat | None:
+    """Choose how to render a chat; None where the file has no template and none was given.
+
+    Args:
+        profile: Facts about the file.
+        wanted: The user's `chat_format`: the name of a format, a Jinja template, or the path of one (`*.jinja`).
+        token_texts: Texts of the control tokens, for finding the turn end of a given template.
+
+    Raises:
+        UsageError: No such format; the message lists the names.
+    """
+    chat = profile.chat
+    if not wanted or wanted == "auto":
+        if chat.template.value is None:
+            return None
+        return ChatFormat(
+            chat.template.value, "", chat.format.value or "custom", tuple(chat.stop.value), chat.tools.value
+        )
+    if wanted.endswith((".jinja", ".jinja2", ".j2")):
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise UsageError(f"chat_format {wanted}: no such file")
+        return _of_template(path.read_text(encoding="utf-8"), profile, token_texts)
+    if "{{" in wanted or "{%" in wanted:
+        return _of_template(wanted, profile, token_texts)
+    if wanted == chat.format.value and chat.template.value is not None:
+        return chat_format_of(profile, None)
+    name = wanted.lower()
+    known = builtin_formats()
+    found = next((name for name in (name, _ALIASES.get(name, "")) if name in known), None)
+    if found is None:
+        names = sorted({*known, *_ALIASES})
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UsageError(
+            f"chat_format {wanted!r}: no such format" + (f"; did you mean {near[0]!r}?" if near else ""),
+            hint="known: " + ", ".join(names) + "; or a Jinja template, as text or as the path of a .jinja file",
+        )
+    return ChatFormat("", found, found, _builtin_stop(found), tools=False)
+
+
+def _of_template(template: str, profile: ModelProfile, token_texts: Sequence[str]) -> ChatFormat:
+    from tea_models.chat import probe_template
+
+    tokenizer = profile.tokenizer
+    capabilities = probe_template(
+        template,
+        bos_token=tokenizer.bos_token.value or "",
+        eos_token=tokenizer.eos_token.value or "",
+        token_texts=token_texts,
+    )
+    return ChatFormat(template, "", capabilities.format, capabilities.stop, capabilities.tools)
+
+
+def builtin_formats() -> tuple[str, ...]:
+    """Names of the formats that llama.cpp renders itself (`llama_chat_builtin_templates`)."""
+    engine = llama()
+    count = engine.llama_chat_builtin_templates(None, 0)
+    names = (ctypes.c_char_p * count)()
+    engine.llama_chat_builtin_templates(names, count)
+    return tuple(name.decode() for name in names if name)
+
+
+def _render_builtin(name: str, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+    engine = llama()
+    chat = (engine.llama_chat_message * len(messages))()
+    for index, message in enumerate(messages):
+        content = _text_of(message.get("content"), index)
+        if "\0" in content:
+            raise UsageError(f"messages[{index}].content: the format {name} can't hold a NUL character")
+        chat[index].role = encode(str(message["role"]))
+        chat[index].content = encode(content)
+    room = 2 * sum(len(message.content) for message in chat) + 64 * len(messages) + 1024
+    for _ in range(2):
+        buffer = ctypes.create_string_buffer(room)
+        length = engine.llama_chat_apply_template(name.encode(), chat, len(messages), answer, buffer, room)
+        if 0 <= length <= room:
+            return buffer.raw[:length].decode("utf-8", "replace")
+        room = length + 1
+    raise UnsupportedError(f"chat_format {name}: llama.cpp could not render the messages")
+
+
+def _text_of(content: Any, index: int) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = [part.get("text") for part in content if hasattr(part, "get") and part.get("type") == "text"]
+    if len(texts) != len(content):
+        raise UsageError(f"messages[{index}].content: expected text, found {json.dumps(content)[:80]}")
+    return "\n".join(map(str, texts))
+
+
+def _builtin_stop(name: str) -> tuple[str, ...]:
+    """What the format writes between an answer and the next turn, as far as it looks like a token."""
+    reply = "zqxj reply"
+    messages = [{"role": "user", "content": "zqxj"}, {"role": "assistant", "content": reply}]
+    rendered = _render_builtin(name, messages, answer=False)
+    tail = rendered.partition(reply)[2].strip()
+    end = tail.split("\n")[0].strip()
+    return (end,) if end[:1] in ("<", "[") else ()

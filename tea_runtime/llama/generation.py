@@ -1,0 +1,178 @@
+"""One answer while it is made: sampling, text that is safe to show, stop texts, the reason for the end."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tea_runtime.llama.engine import llama
+from tea_runtime.llama.sampling import Sampler
+from tea_runtime.llama.vocabulary import PieceDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tea_runtime.backend import Callback, LlmCallParams
+    from tea_runtime.llama.engine import Weights
+    from tea_runtime.llama.vocabulary import Vocabulary
+
+
+class StopMatcher:
+    """Lets text through up to the first stop text, and holds back what could be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        """Add text and return what is certainly before any stop text."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            safe, self._held = self._held[: min(found)], ""
+            return safe
+        hold = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        safe, self._held = self._held[: len(self._held) - hold], self._held[len(self._held) - hold :]
+        return safe
+
+    def flush(self) -> str:
+        """Return what was held back, at the end."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+class Generation:
+    """The state of one request, from its prompt to its last token.
+
+    Args:
+        weights: The model.
+        vocabulary: Its vocabulary.
+        prompt: The prompt as tokens; may not be empty.
+        params: The request.
+        stops: Texts that end the answer, those of the template included.
+        grammar: GBNF that the answer must follow, or None.
+        callback: Gets each piece of text, or None.
+        special: Control tokens are part of the text (tool calls of some models are made of them).
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        vocabulary: Vocabulary,
+        prompt: list[int],
+        params: LlmCallParams,
+        *,
+        stops: Sequence[str] = (),
+        grammar: str | None = None,
+        callback: Callback | None = None,
+        special: bool = False,
+    ) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.output: list[int] = []
+        self.finish_reason: str | None = None
+        self.reused = 0
+        self.logprobs: list[dict[str, Any]] | None = [] if params.logprobs not in (None, False) else None
+        #: Tokens that are not in the context's memory yet.
+        self.pending: list[int] = []
+        self._vocabulary = vocabulary
+        self._callback = callback
+        self._special = special
+        self._decoder = PieceDecoder()
+        self._matcher = StopMatcher(stops)
+        self._stop_tokens = {vocabulary.specials[stop] for stop in stops if stop in vocabulary.specials}
+        self._text: list[str] = []
+        self._sampler = Sampler(weights, params, grammar)
+        self._sampler.accept_prompt(prompt)
+        if params.max_tokens == 0:
+            self.finish("length")
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
+
+    @property
+    def remaining(self) -> int | None:
+        """Tokens the answer may still get, or None for any number."""
+        return None if self.params.max_tokens is None else self.params.max_tokens - len(self.output)
+
+    def length(self, most: int) -> int:
+        """Tokens of the prompt and of the longest answer it may get, `most` at most."""
+        return most if self.params.max_tokens is None else min(len(self.prompt) + self.params.max_tokens, most)
+
+    def step(self, context: Any, index: int) -> None:
+        """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
+        token = self._sampler.sample(context, index)
+        if self._vocabulary.is_end(token) or token in self._stop_tokens:
+            self.finish("stop")
+            return
+        self.output.append(token)
+        self.pending = [token]
+        if self.logprobs is not None:
+            self.logprobs.append(self._logprob(context, index, token))
+        self._emit(self._matcher.feed(self._decoder.feed(self._vocabulary.piece(token, special=self._special))))
+        if self._matcher.stopped:
+            self.finish("stop")
+        elif self.remaining == 0:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        """End the answer; text that was held back for a stop text comes out now."""
+        self.finish_reason = reason
+        self.pending = []
+        self._sampler.close()
+        self._emit(self._matcher.flush())
+
+    def close(self) -> None:
+        """Free the sampler, however the generation ended."""
+        self._sampler.close()
+
+    def usage(self) -> dict[str, int]:
+        """Tokens as OpenAI counts them, and how many of the prompt were still in memory."""
+        prompt, output = len(self.prompt), len(self.output)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "cached_tokens": self.reused,
+        }
+
+    def _emit(self, text: str) -> None:
+        if not text:
+            return
+        self._text.append(text)
+        if self._callback is not None:
+            self._callback(text)
+
+    def _logprob(self, context: Any, index: int, token: int) -> dict[str, Any]:
+        import numpy as np
+
+        size = self._vocabulary.size
+        logits = np.ctypeslib.as_array(llama().llama_get_logits_ith(context, index), shape=(size,)).astype(np.float64)
+        top = float(logits.max())
+        total = top + math.log(float(np.exp(logits - top).sum()))
+        wanted = 0 if self.params.logprobs is True else int(self.params.logprobs or 0)
+        best = np.argpartition(-logits, min(wanted, size - 1))[:wanted]
+        entry = self._logprob_entry(token, float(logits[token]) - total)
+        entry["top_logprobs"] = [
+            self._logprob_entry(int(other), float(logits[other]) - total)
+            for other in sorted(best, key=lambda other: -logits[other])
+        ]
+        return entry
+
+    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        piece = self._vocabulary.piece(token, special=True)
+        return {"token": piece.decode("utf-8", "replace"), "bytes": list(piece), "logprob": logprob}

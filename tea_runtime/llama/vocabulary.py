@@ -1,0 +1,176 @@
+"""Text to tokens and back, by llama.cpp's own tokenizer."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import UsageError
+from tea_runtime.errors import ContextOverflowError
+from tea_runtime.llama.engine import llama
+
+if TYPE_CHECKING:
+    from tea_runtime.llama.engine import Weights
+
+# The most a text may be before it is tokenised: llama.cpp counts in 32 bits.
+_LONGEST = 2**31 - 2
+
+
+class Vocabulary:
+    """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is.
+
+    Args:
+        weights: The model.
+        limit: Tokens that can be of use. Some tokenizers take minutes for a few megabytes of blanks, so a text that
+            can't be that short is refused before it is tokenised.
+
+    Attributes:
+        bos: Id of the token that begins a text, or None.
+        bos_text: Its text, or "".
+        add_bos: The header asks for BOS at the beginning of a text.
+    """
+
+    def __init__(self, weights: Weights, limit: int | None = None) -> None:
+        engine = llama()
+        self._weights = weights
+        self._limit = limit
+        self._engine = engine
+        self._vocab = weights.vocab
+        self.size = weights.n_vocab
+        self.bos = _token(engine.llama_vocab_bos(self._vocab))
+        self.eos = _token(engine.llama_vocab_eos(self._vocab))
+        self.bos_text = self.text(self.bos)
+        self.eos_text = self.text(self.eos)
+        self.add_bos = bool(engine.llama_vocab_get_add_bos(self._vocab))
+
+    def text(self, token: int | None) -> str:
+        """A token's name in the vocabulary, such as `<|im_end|>`; "" for None."""
+        if token is None:
+            return ""
+        raw: bytes = self._engine.llama_vocab_get_text(self._vocab, token) or b""
+        return raw.decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Tell whether a token ends a generation (`llama_vocab_is_eog`)."""
+        return bool(self._engine.llama_vocab_is_eog(self._vocab, token))
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes a token stands for; control tokens are empty unless `special`."""
+        buffer = ctypes.create_string_buffer(64)
+        length = self._engine.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = self._engine.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:length]
+
+    def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
+        """Turn a text into tokens.
+
+        Args:
+            text: The text; NUL characters are kept.
+            special: Texts of control tokens become those tokens; otherwise they stay text.
+            add_special: Add what the header asks for at both ends (BOS, EOS, CLS, SEP).
+
+        Raises:
+            UsageError: The text has a lone surrogate, or is longer than llama.cpp can take.
+            ContextOverflowError: The text has more tokens than the limit, whatever they are.
+        """
+        raw = encode(text)
+        self._check_length(len(raw))
+        if len(raw) > _LONGEST:
+            raise UsageError(f"the text has {len(raw):,} bytes: more than llama.cpp can tokenise")
+        # A token stands for at least one byte; the tokenizer may add a few at the ends.
+        room = len(raw) + 8
+        tokens = (ctypes.c_int32 * room)()
+        count = self._engine.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, special)
+        if count < 0:
+            room = -count
+            tokens = (ctypes.c_int32 * room)()
+            count = self._engine.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, special)
+        return list(tokens[: max(count, 0)])
+
+    def _check_length(self, size: int) -> None:
+        # Most tokens are short: a text of a plausible size needs no closer look.
+        if self._limit is not None and size > 16 * self._limit:
+            least = size // self._longest
+            if least > self._limit:
+                raise ContextOverflowError(
+                    prompt_tokens=least, n_ctx=self._limit, reserved=0, what="text", at_least=True
+                )
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        names = (self._engine.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.size))
+        return max(1, *map(len, names))
+
+    def prompt(self, text: str) -> list[int]:
+        """Tokens of a raw prompt or a rendered template: control tokens parsed, and exactly one BOS where one belongs.
+
+        BOS is put in front when the header asks for it (`tokenizer.ggml.add_bos_token`) and the text doesn't have it.
+        """
+        tokens = self.tokenize(text, special=True)
+        return self.with_bos(tokens)
+
+    def with_bos(self, tokens: list[int]) -> list[int]:
+        """Put BOS in front where the header asks for it and it isn't there."""
+        if self.add_bos and self.bos is not None and tokens[:1] != [self.bos]:
+            return [self.bos, *tokens]
+        return tokens
+
+    @functools.cached_property
+    def specials(self) -> dict[str, int]:
+        """Every token that the tokenizer finds in a text before it splits it: text → id.
+
+        These are the control, unknown and user-defined tokens, as in llama.cpp's `cache_special_tokens`.
+        """
+        engine = self._engine
+        wanted = (
+            engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN | engine.LLAMA_TOKEN_ATTR_USER_DEFINED
+        )
+        attributes = engine.llama_vocab_get_attr
+        found = [token for token in range(self.size) if attributes(self._vocab, token) & wanted]
+        return {text: token for token in found if (text := self.text(token))}
+
+    def attributes(self, token: int) -> int:
+        """llama.cpp's `llama_token_attr` bits of a token."""
+        return int(self._engine.llama_vocab_get_attr(self._vocab, token))
+
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Matches the text of any special token, the longest first, as llama.cpp looks for them."""
+        texts = sorted(self.specials, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) if texts else r"(?!)")
+
+
+def encode(text: str) -> bytes:
+    """UTF-8 of a text.
+
+    Raises:
+        UsageError: The text has a lone surrogate, which is half a character.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text has half a character (surrogate U+{ord(text[error.start]):04X}) at position {error.start:,}",
+            hint="decode the source of the text with errors='replace'",
+        ) from None
+
+
+class PieceDecoder:
+    """Turns the bytes of tokens into text; a character that is split over tokens is held until it is whole."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, piece: bytes) -> str:
+        """Add the bytes of a token and return the text that is complete. Bytes that are no UTF-8 become U+FFFD."""
+        return self._decoder.decode(piece)
+
+
+def _token(value: Any) -> int | None:
+    return None if value < 0 else int(value)

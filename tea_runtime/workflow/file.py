@@ -1,0 +1,407 @@
+"""A workflow as it stands in a YAML file: read, validated, every name checked, before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from tea_models.errors import MissingFileError, UsageError
+from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
+from tea_runtime.llm_settings import LlmSettings, expand
+from tea_runtime.workflow import templating
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+logger = logging.getLogger("tea_runtime")
+
+START, END = "__start__", "__end__"
+_ALIKE = 0.75
+# Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
+_HOST_NODE_KEYS = {
+    "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
+    "items": "fan-out nodes", "body": "loop nodes", "subgraph": "subgraphs", "on_error": "error handling of nodes",
+    "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
+}  # fmt: skip
+_HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
+_HOST_KEYS = {
+    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
+    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
+}  # fmt: skip
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,), "string": (str,), "int": (int,), "integer": (int,), "float": (int, float), "number": (int, float),
+    "bool": (bool,), "boolean": (bool,), "list": (list,), "array": (list,), "dict": (dict,), "object": (dict,),
+}  # fmt: skip
+
+
+def _or_empty(value: Any, empty: type) -> Any:
+    return empty() if value is None else value
+
+
+Params = Annotated[dict[str, Any], BeforeValidator(lambda value: _or_empty(value, dict))]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=False)
+
+
+class ImportSpec(_Strict):
+    """A module of actions: `package` (installed) or `path` (a file beside the workflow), and a prefix for its names."""
+
+    package: str | None = None
+    path: str | None = None
+    namespace: Annotated[str, BeforeValidator(lambda value: _or_empty(value, str))] = ""
+
+
+class GotoRule(_Strict):
+    """One rule of a node's `goto`."""
+
+    to: str
+    condition: bool | str = Field(True, alias="if")
+
+
+class ConditionSpec(_Strict):
+    """The long form of an edge's condition."""
+
+    type: str = "expression"
+    value: str | bool
+
+
+class EdgeSpec(_Strict):
+    """An edge: from a node to the next, always or under a condition."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+    when: bool | str | None = None
+    condition: bool | str | ConditionSpec | None = None
+    type: str | None = None
+
+
+class NodeSpec(_Strict):
+    """A node: an action with its parameters, or a block of Python."""
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    action: str | None = None
+    uses: str | None = None
+    params: Params = Field(default_factory=dict)
+    with_: Params = Field(default_factory=dict, alias="with")
+    output: str | dict[str, Any] | None = None
+    outputs: dict[str, Any] | None = None
+    run: str | None = None
+    script: str | None = None
+    language: str | None = None
+    goto: str | list[GotoRule] | None = None
+
+
+class WorkflowSpec(_Strict):
+    """The keys of a workflow. `config`, `version`, `metadata` and `tags` are for hosts and for people."""
+
+    name: str = "workflow"
+    description: str | None = None
+    version: Any = None
+    metadata: Any = None
+    tags: Any = None
+    config: Any = None
+    state_schema: Params = Field(default_factory=dict)
+    initial_state: Params = Field(default_factory=dict)
+    variables: Params = Field(default_factory=dict)
+    settings: Params = Field(default_factory=dict)
+    imports: Annotated[list[ImportSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
+        default_factory=list
+    )
+    nodes: list[NodeSpec] = Field(min_length=1)
+    edges: Annotated[list[EdgeSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
+        default_factory=list
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way out of a node; `condition` is true for one that is always open, and `wanted` what it must come out as."""
+
+    target: str
+    condition: bool | str
+    wanted: bool
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is ready to run."""
+
+    name: str
+    action: str
+    params: Mapping[str, Any]
+    params_key: str
+    output: str
+    outputs: Mapping[str, Any]
+    outputs_key: str
+    code: str
+    code_key: str
+    index: int
+
+    def path(self, *keys: str | int) -> tuple[str | int, ...]:
+        """Where the node, or a value in it, stands in the file."""
+        return ("nodes", self.index, *keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A validated workflow.
+
+    Attributes:
+        document: The file, for places in messages.
+        spec: What it says.
+        nodes: By name, in the order of the file.
+        routes: Ways out of each node and of `__start__`, in the order in which they are tried.
+        folder: Folder of the file, for paths in it; None for a workflow that is not a file.
+    """
+
+    document: Document
+    spec: WorkflowSpec
+    nodes: Mapping[str, Node]
+    routes: Mapping[str, Sequence[Route]]
+    folder: Path | None
+
+    def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
+        """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
+
+        A relative path that is not found from the working directory is looked for beside the workflow.
+
+        Raises:
+            ConfigError: An unknown key or a wrong value.
+        """
+        names = {"env": environ, "variables": self.spec.variables}
+        settings = _parse_llm(self.spec.settings.get("llm"), self.document, names)
+        beside = {}
+        for key in ("model_path", "profile"):
+            path = getattr(settings, key)
+            if path and self.folder and not (plain := Path(expand(path, environ))).exists():
+                beside[key] = str(found) if (found := self.folder / plain).is_file() else None
+        return settings.overridden(**beside)
+
+    def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
+
+        Raises:
+            UsageError: A value has another type than `state_schema` says.
+        """
+        state: dict[str, Any] = {}
+        for key, kind in self.spec.state_schema.items():
+            # `list[dict]` says more than is checked here.
+            allowed = _TYPES.get(kind.partition("[")[0].strip().lower()) if isinstance(kind, str) else None
+            value = given.get(key, self.spec.initial_state.get(key))
+            if allowed in ((list,), (dict,)) and value is None:
+                state[key] = allowed[0]()
+            elif allowed and value is not None and not _fits(value, allowed):
+                found = type(value).__name__
+                raise UsageError(f"input {key!r}: {self.document.file} declares {kind}, found {found}")
+        state.update({key: value for key, value in self.spec.initial_state.items() if value is not None})
+        state.update({key: value for key, value in given.items() if value is not None or key not in state})
+        return state
+
+
+def read_workflow(path: Path) -> Workflow:
+    """Read a workflow file.
+
+    Raises:
+        MissingFileError: There is no such file.
+        ConfigError: The file is wrong; the message says file, line, key and what was expected.
+    """
+    if path.is_dir():
+        raise MissingFileError(f"{path}: is a folder, expected a workflow file")
+    return _workflow(read_yaml(path), path.resolve().parent)
+
+
+def parse_workflow(text: str, *, name: str = "workflow", folder: Path | None = None) -> Workflow:
+    """Read a workflow from a text; raises as `read_workflow` does."""
+    return _workflow(load_yaml(text, name), folder)
+
+
+def workflow_from_data(data: Mapping[str, Any], *, name: str = "workflow", folder: Path | None = None) -> Workflow:
+    """Make a workflow from plain data; raises as `read_workflow` does, without lines."""
+    return _workflow(Document(name, dict(data), {}), folder)
+
+
+def _workflow(document: Document, folder: Path | None) -> Workflow:
+    if not isinstance(document.data, dict):
+        raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
+    _refuse_host_features(document)
+    spec = validate(WorkflowSpec, document)
+    _parse_llm(spec.settings.get("llm"), document, {})
+    _warn_of_slips(spec, document)
+    nodes: dict[str, Node] = {}
+    for index, node_spec in enumerate(spec.nodes):
+        node = _node(node_spec, index, document)
+        if node.name in nodes:
+            raise document.error(f"there are two nodes with the name {node.name!r}", node.path("name"))
+        nodes[node.name] = node
+    for index, item in enumerate(spec.imports):
+        if (item.package is None) == (item.path is None):
+            raise document.error("expected package or path, one of them", ("imports", index))
+    _check_templates(document, nodes)
+    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder)
+
+
+def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmSettings:
+    if isinstance(block, dict):
+        filled = {}
+        for key, value in block.items():
+            try:
+                # Before a run there are no names: what is a template is looked at when there are.
+                filled[key] = templating.render(value, names) if names or not templating.is_template(value) else None
+            except UsageError as error:
+                raise document.error(error.message, ("settings", "llm", key)) from None
+        block = filled
+    return LlmSettings.parse(block, document=document)
+
+
+def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
+    """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
+    for key in spec.settings:
+        if key != "llm" and difflib.SequenceMatcher(None, key.lower(), "llm").ratio() >= _ALIKE:
+            line = document.line(("settings", key))
+            place = document.file + (f":{line}" if line and document.lines else "")
+            logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
+
+
+def _refuse_host_features(document: Document) -> None:
+    hint = "The Edge Agent runs such workflows, with the same llm.* actions: see imports in docs/yaml.md"
+    for key in document.data:
+        if key in _HOST_KEYS:
+            raise document.error(f"{_HOST_KEYS[key]} are not part of this runner", (key,), hint=hint)
+    for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
+        entries = document.data.get(section)
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            for key in entry if isinstance(entry, dict) else ():
+                if key in features:
+                    path = (section, index, key)
+                    raise document.error(f"{features[key]} are not part of this runner", path, hint=hint)
+            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
+                raise document.error(
+                    "parallel branches are not part of this runner", (section, index, "type"), hint=hint
+                )
+
+
+def _node(spec: NodeSpec, index: int, document: Document) -> Node:
+    path = ("nodes", index)
+    given = [key for key in ("action", "uses", "run", "script") if getattr(spec, key) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        raise document.error(f"node {spec.name!r}: expected one of action, uses and run; found {found}", path)
+    if spec.name in (START, END):
+        raise document.error(f"{spec.name!r} is reserved", (*path, "name"))
+    if spec.language not in (None, "python"):
+        raise document.error(f"expected python, found {spec.language!r}", (*path, "language"))
+    if spec.params and spec.with_:
+        raise document.error("params and with mean the same; use one of them", (*path, "with"))
+    mapped = spec.output if isinstance(spec.output, dict) else None
+    code_key = "script" if spec.script is not None else "run"
+    return Node(
+        name=spec.name,
+        action=spec.action or spec.uses or "",
+        params=spec.params or spec.with_,
+        params_key="with" if spec.with_ else "params",
+        output=spec.output if isinstance(spec.output, str) else "",
+        outputs={**(mapped or {}), **(spec.outputs or {})},
+        outputs_key="output" if mapped else "outputs",
+        code=spec.run or spec.script or "",
+        code_key=code_key,
+        index=index,
+    )
+
+
+def _check_templates(document: Document, nodes: Mapping[str, Node]) -> None:
+    for node in nodes.values():
+        for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
+            for name, value in values.items():
+                try:
+                    templating.check(value)
+                except UsageError as error:
+                    raise document.error(error.message, node.path(key, name)) from None
+
+
+def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -> dict[str, list[Route]]:
+    routes: dict[str, list[Route]] = {}
+    for index, edge in enumerate(spec.edges):
+        path = ("edges", index)
+        _check_target(edge.source, [START, *nodes], document, (*path, "from"))
+        _check_target(edge.target, [*nodes, END], document, (*path, "to"))
+        condition, wanted = _condition(edge, document, path)
+        _check_condition(condition, document, path)
+        routes.setdefault(edge.source, []).append(Route(edge.target, condition, wanted, path))
+    names = list(nodes)
+    routes.setdefault(START, [Route(names[0], True, True, ("nodes", 0))])
+    for index, node in enumerate(spec.nodes):
+        if node.goto is not None:
+            routes[node.name] = _goto(node.goto, index, names, document)
+        elif node.name not in routes:
+            # As in The Edge Agent: without an edge of its own a node leads to the next one in the file.
+            target = names[index + 1] if index + 1 < len(names) else END
+            routes[node.name] = [Route(target, True, True, ("nodes", index))]
+    for ways in routes.values():
+        # Conditions first; the way that is always open is what is left.
+        ways.sort(key=lambda way: way.condition is True and way.wanted)
+        if len(ways) > 1 and all(way.condition is True and way.wanted for way in ways[-2:]):
+            raise document.error(
+                "a second edge without a condition leaves the same node",
+                ways[-1].path,
+                hint="add a `when` to one of them",
+            )
+    return routes
+
+
+def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> tuple[bool | str, bool]:
+    if edge.condition is None:
+        if edge.when is True:
+            return "true", True  # said aloud it may stand beside an edge without a condition, and is tried first
+        return (True if edge.when is None else edge.when), True
+    condition = edge.condition
+    if isinstance(condition, ConditionSpec):
+        if condition.type != "expression":
+            raise document.error(f"expected expression, found {condition.type!r}", (*path, "condition", "type"))
+        condition = condition.value
+    wanted = edge.when
+    if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
+        wanted = wanted.lower() == "true"
+    if isinstance(wanted, str):
+        raise document.error("expected true or false beside a condition", (*path, "when"))
+    return condition, wanted is not False
+
+
+def _goto(goto: str | list[GotoRule], index: int, names: list[str], document: Document) -> list[Route]:
+    path = ("nodes", index, "goto")
+    rules = [GotoRule.model_validate({"to": goto})] if isinstance(goto, str) else goto
+    for number, rule in enumerate(rules):
+        where = path if isinstance(goto, str) else (*path, number)
+        _check_target(rule.to, [*names, END], document, where)
+        _check_condition(rule.condition, document, where)
+    return [
+        Route(rule.to, rule.condition, True, path if isinstance(goto, str) else (*path, number))
+        for number, rule in enumerate(rules)
+    ]
+
+
+def _check_condition(condition: bool | str, document: Document, path: tuple[str | int, ...]) -> None:
+    if isinstance(condition, bool):
+        return
+    text = condition.strip().removeprefix("!")
+    try:
+        templating.check(text if "{{" in text or "{%" in text else "{{ " + text + " }}")
+    except UsageError as error:
+        raise document.error(error.message, path) from None
+
+
+def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:
+    if name not in known:
+        raise document.error(f"there is no node {name!r}", path, hint=nearest(name, known))
+
+
+def _fits(value: Any, allowed: tuple[type, ...]) -> bool:
+    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
