@@ -8,7 +8,7 @@ from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tea_models.inspect import Inspection, inspect_model
-    from tea_models.plan.resolve import RunPlan, resolve_plan
+    from tea_models.plan import RunPlan, resolve_plan
     from tea_models.profile import ModelProfile, resolve_profile
     from tea_models.pulling import PullResult, pull
     from tea_models.registry import Registry
@@ -19,7 +19,7 @@ _HOME = {
     "ModelProfile": "tea_models.profile.resolve",
     "PullResult": "tea_models.pulling",
     "Registry": "tea_models.registry",
-    "RunPlan": "tea_models.plan.resolve",
+    "RunPlan": "tea_models.plan.types",
     "Settings": "tea_models.settings",
     "inspect_model": "tea_models.inspect",
     "pull": "tea_models.pulling",

@@ -10,7 +10,7 @@ import pytest
 
 from tea_models.memory.measurer import Estimator
 from tea_models.memory.observed import all_observed, read_observed, record_load
-from tea_models.plan.resolve import RunPlan, Wishes, plan_profile
+from tea_models.plan import RunPlan, Wishes, plan_profile
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, MIB, machine_with, profile_of
 

@@ -14,7 +14,7 @@ from tea_models.machine.detect import Gpu, detect_machine
 from tea_models.memory.formula import MemoryUse
 from tea_models.memory.measurer import Estimator
 from tea_models.memory.probe import Point, RefusedError, engine_version
-from tea_models.plan.resolve import RunPlan, Wishes, plan_profile, resolve_plan
+from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
 from tea_models.plan.types import SOURCES
 from tea_models.profile import to_json
 from tea_models.settings import Settings

@@ -10,9 +10,9 @@ import pytest
 
 from tea_models.cli.plan_view import explanation, overview
 from tea_models.memory.measurer import Estimator
+from tea_models.plan import Wishes, plan_profile
 from tea_models.plan.curve import memory_curve
 from tea_models.plan.plot import draw_svg, draw_text
-from tea_models.plan.resolve import Wishes, plan_profile
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, machine_with, profile_of
 

@@ -11,7 +11,7 @@ from tea_models.cli.frame import App, answering
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan.resolve import RunPlan, Wishes
+    from tea_models.plan import RunPlan, Wishes
 
 _PURPOSES = ("chat", "embed")
 
@@ -80,7 +80,7 @@ def make_wishes(
     *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
     swa_full: bool | None,
 ) -> Wishes:  # fmt: skip
-    from tea_models.plan.resolve import Wishes
+    from tea_models.plan import Wishes
     from tea_models.sizes import parse_bytes
 
     wishes = Wishes(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_models.plan.resolve import Wishes, plan_profile, resolve_plan
+    from tea_models.plan.resolve import plan_profile, resolve_plan
     from tea_models.plan.types import RunPlan
+    from tea_models.plan.wishes import Wishes
 
 _HOME = {
-    "Wishes": "tea_models.plan.resolve",
+    "Wishes": "tea_models.plan.wishes",
     "plan_profile": "tea_models.plan.resolve",
     "resolve_plan": "tea_models.plan.resolve",
     "RunPlan": "tea_models.plan.types",

@@ -13,7 +13,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.machine.detect import Machine
     from tea_models.memory.probe import Point
-    from tea_models.plan.resolve import Wishes
+    from tea_models.plan.wishes import Wishes
     from tea_models.profile import ModelProfile
 
 #: Below this many tokens `auto` gives up: a system prompt, a question and an answer must fit.

@@ -15,7 +15,8 @@ from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailab
 from tea_models.memory.formula import MIB
 from tea_models.memory.measurer import PROCESS, Estimator
 from tea_models.plan.case import make_budget
-from tea_models.plan.resolve import Wishes, choose_measurer, machine_now, plan_profile
+from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.wishes import Wishes
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.plan.resolve import Wishes
+    from tea_models.plan.wishes import Wishes
     from tea_models.settings import Settings
 
 

@@ -18,7 +18,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.machine.detect import Machine
     from tea_models.memory.measurer import Measurer
-    from tea_models.plan.resolve import Wishes
+    from tea_models.plan.wishes import Wishes
     from tea_models.profile import ModelProfile
 
 #: Context for which layers are put on a GPU that can't hold everything.

@@ -11,7 +11,7 @@ from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from tea_models.plan.resolve import RunPlan
+    from tea_models.plan import RunPlan
     from tea_models.profile import ModelProfile
 
 
