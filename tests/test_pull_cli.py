@@ -50,6 +50,8 @@ def test_pull_answers_the_contract_and_says_what_to_do_next(capsys: pytest.Captu
         (["pull", "./nothing.gguf"], 4, "no such file"),
         (["pull", "smollm2-135m", "--offline"], 4, "--offline"),
         (["path", "smollm2-135m"], 4, "tea-models pull smollm2-135m"),
+        (["path", "./absent.gguf"], 4, "no such file"),
+        (["path", "/"], 4, "not a file"),
         (["pull", "smollm2-135m:Q9"], 4, "Q4_1"),
     ],
 )

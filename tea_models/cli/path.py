@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
+from tea_models.errors import MissingFileError
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -28,6 +29,9 @@ def command(app: App, names: tuple[str, ...], profile: bool) -> None:
     rows = []
     for name in names:
         paths = locate(name, app.settings, remote=False).paths
+        absent = next((path for path in paths if not path.is_file()), None)
+        if absent is not None:
+            raise MissingFileError(f"{absent}: {'not a file' if absent.exists() else 'no such file'}")
         shown = [store.profile_path(paths[0])] if profile and store.contains(paths[0]) else list(paths)
         rows.append({"name": name, "path": str(shown[0]), "paths": [str(path) for path in shown]})
     app.out.answer(rows, lambda: "\n".join(str(row["path"]) for row in rows))
