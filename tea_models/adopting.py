@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.artifact import shard_names
-from tea_models.errors import ChecksumMismatchError, MissingFileError, UsageError
+from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
 from tea_models.hashing import sha256_file
 from tea_models.other_tools import Found, find_all, folder_files, hub_caches, ollama_folders
 from tea_models.store import Record, Store
@@ -123,6 +123,8 @@ def adopt(
 ) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
+    A file whose bytes are wrong does not keep the others out: they are adopted, and the error comes last.
+
     Args:
         names: For each model a path, a name that `candidates` shows, a name of the registry, or a SHA-256.
         settings: Where the store and the tools are.
@@ -141,11 +143,23 @@ def adopt(
 
     registry = Registry.load(settings)
     job = _Adoption(settings, registry, progress)
+    note = note or (lambda _: None)
     results: list[PullResult] = []
+    broken: list[IntegrityError] = []
     for name in names:
-        shards = [job.take(name, found, expected) for found, expected in _chosen(name, settings, registry, folders)]
-        write_profile(shards[0].path, Store(settings.store_dir), settings=settings, note=note or (lambda _: None))
+        try:
+            shards = [job.take(name, found, expected) for found, expected in _chosen(name, settings, registry, folders)]
+        except IntegrityError as error:
+            broken.append(error)
+            continue
+        write_profile(shards[0].path, Store(settings.store_dir), settings=settings, note=note)
         results += shards
+    if broken:
+        for result in results:
+            note(f"{result.name}: {result.status}")
+        for further in broken[1:]:
+            note(further.message)
+        raise broken[0]
     return results
 
 

@@ -205,6 +205,18 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused(home):
     assert not list(settings.store_dir.glob("*.gguf"))
 
 
+def test_a_broken_copy_does_not_keep_the_good_ones_out(home):
+    in_hub(home / ".cache/huggingface/hub", model("fine"))
+    in_ollama(home / ".ollama/models", OTHER, digest=sha(MODEL))
+    settings = settings_for(home)
+    names = [item.found.name for item in candidates(settings)]
+    said = []
+    with pytest.raises(ChecksumMismatchError):
+        adopt(["ollama:smol:135m", *(name for name in names if name.startswith("hf:"))], settings, note=said.append)
+    assert [item.installed for item in candidates(settings) if item.found.name.startswith("hf:")] == [True]
+    assert said == [f"{name}: adopted" for name in names if name.startswith("hf:")]
+
+
 def test_what_is_no_gguf_is_not_adopted(home):
     path = put(home / "page.gguf", b"<html>" * 100)
     with pytest.raises(MalformedGGUFError):

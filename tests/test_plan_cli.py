@@ -204,3 +204,8 @@ def test_planning_a_file_imports_nothing_heavy(module: str, tiny: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_variants_goes_without_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(group(), ["plan", "smollm2-135m", "--compare", "--plot", str(tmp_path / "o.svg")]) == 2
+    assert "--compare" in capsys.readouterr().err

@@ -39,6 +39,8 @@ def command(
     not fit is refused with the numbers and with what would fit.
     """
     wishes = make_wishes(**options)
+    if compare and (plot is not None or explain):
+        raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:
         from tea_models.cli.plan_view import comparison_text
         from tea_models.plan.choice import compare_variants
