@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tea_models.memory.formula import MemoryUse
-from tea_models.memory.measurer import Estimator
-from tea_models.memory.probe import Point, Prober, ProbeTarget
+from tea_models.engine.formula import MemoryUse
+from tea_models.engine.measurer import Estimator
+from tea_models.engine.probe import Point, Prober, ProbeTarget
 from tea_models.plan import Wishes, plan_profile
 from tea_models.plan.resolve import choose_measurer, machine_now
 from tea_models.profile import profile_from_headers

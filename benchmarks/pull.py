@@ -2,7 +2,7 @@
 
     python benchmarks/pull.py [--size MIB] [--rounds N]
 
-1. A fast server: `tea_models.transfer.download` with a pinned SHA-256, against `curl` followed by `sha256sum`.
+1. A fast server: `tea_models.net.download` with a pinned SHA-256, against `curl` followed by `sha256sum`.
 2. A server that gives each connection 50 MB/s: four connections against one.
 3. The same file from a Hub (one on the loopback): our `hf:` download against `hf download`, which hashes nothing.
 
@@ -39,7 +39,7 @@ LIMIT = 50e6
 WORKER = """
 import sys, time
 from pathlib import Path
-from tea_models.transfer import download, make_client
+from tea_models.net import download, make_client
 url, target, size, sha256, connections = sys.argv[1:]
 with make_client(connections=int(connections)) as client:
     download(url, Path(target), client=client, size=int(size), sha256=sha256, connections=int(connections))

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tea_models.hashing import sha256_files
+from tea_models.disk.hashing import sha256_files
 
 
 def main() -> None:

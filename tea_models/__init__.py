@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_models.inspect import Inspection, inspect_model
     from tea_models.plan import RunPlan, resolve_plan
     from tea_models.profile import ModelProfile, resolve_profile
-    from tea_models.pulling import PullResult, pull
-    from tea_models.registry import Registry
+    from tea_models.profile.inspection import Inspection, inspect_model
+    from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
+    from tea_models.verbs.pull import PullResult, pull
 
 _HOME = {
-    "Inspection": "tea_models.inspect",
+    "Inspection": "tea_models.profile.inspection",
     "ModelProfile": "tea_models.profile.resolve",
-    "PullResult": "tea_models.pulling",
-    "Registry": "tea_models.registry",
+    "PullResult": "tea_models.verbs.pull",
+    "Registry": "tea_models.registry.entries",
     "RunPlan": "tea_models.plan.types",
     "Settings": "tea_models.settings",
-    "inspect_model": "tea_models.inspect",
-    "pull": "tea_models.pulling",
+    "inspect_model": "tea_models.profile.inspection",
+    "pull": "tea_models.verbs.pull",
     "resolve_plan": "tea_models.plan.resolve",
     "resolve_profile": "tea_models.profile.resolve",
 }

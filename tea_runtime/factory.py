@@ -117,7 +117,7 @@ def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception)
     if not block.fallback:
         raise error
     logger.warning("no local model can be used: %s", reason)
-    from tea_runtime.fallback import FallbackApiBackend, api_problem
+    from tea_runtime.api.fallback import FallbackApiBackend, api_problem
 
     missing = api_problem(block, environ)
     if missing:
@@ -150,8 +150,8 @@ def _without_local_model(block: LlmSettings) -> LlmSettings:
     """The settings for an API: the name of a local model means nothing to a public one."""
     if block.model is None or block.api_base:
         return block
-    from tea_models.reference import NameRef, parse_reference
-    from tea_models.registry import Registry
+    from tea_models.refs import NameRef, parse_reference
+    from tea_models.registry.entries import Registry
 
     try:
         reference = parse_reference(block.model)

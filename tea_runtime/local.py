@@ -16,6 +16,7 @@ from tea_runtime.llama.context import ContextOptions, end_process
 from tea_runtime.llama.embedding import Embedder, share_room
 from tea_runtime.llama.engine import LoadOptions, Weights, acquire, llama, release
 from tea_runtime.llama.generation import Generation
+from tea_runtime.llama.load_record import LoadRecorder
 from tea_runtime.llama.loading import (
     check_text,
     check_vectors,
@@ -26,7 +27,6 @@ from tea_runtime.llama.loading import (
     make_plan,
 )
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.recording import LoadRecorder
 from tea_runtime.llama.session import START, Session
 from tea_runtime.llama.vocabulary import Vocabulary
 

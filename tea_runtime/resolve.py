@@ -169,7 +169,7 @@ def _is_for_an_api(block: LlmSettings, environ: Mapping[str, str]) -> bool:
     # Whoever asks for `local` means a local model, unless the settings name the server that may take over.
     if block.backend == "local" and not block.api_base:
         return False
-    from tea_runtime.fallback import api_problem
+    from tea_runtime.api.fallback import api_problem
 
     return block.fallback and not api_problem(block.expanded(environ), environ)
 
@@ -179,7 +179,7 @@ def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile |
         return _by_profile(Path(text), world)
     if source in ("TEA_MODEL_PATH", "settings.llm.model_path"):
         return _file(Path(text), world), None
-    from tea_models.locate import locate
+    from tea_models.sources.locate import locate
 
     return _file(locate(text, world, remote=False).paths[0], world), None
 

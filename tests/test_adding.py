@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.adding import add_entry
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError, UsageError
-from tea_models.pulling import pull
-from tea_models.registry import Registry
-from tea_models.registry_check import check_entries
+from tea_models.registry.check import check_entries
+from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
+from tea_models.verbs.add import add_entry
+from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf
 from tests.hub_server import COMMIT, Repo, Server, serve
 

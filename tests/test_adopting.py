@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.adopting import adopt, candidates, find_by_sha256
 from tea_models.errors import ChecksumMismatchError, MalformedGGUFError, MissingFileError, UsageError
-from tea_models.pulling import pull
 from tea_models.settings import Settings
 from tea_models.store import Store
+from tea_models.verbs.adopt import adopt, candidates, find_by_sha256
+from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
-from tea_models.lock.bundling import bundle, unpack_bundle
+from tea_models.lock.bundle import bundle, unpack_bundle
 from tea_models.lock.document import read_lock
-from tea_models.lock.pinning import update_lock
-from tea_models.pulling import pull
+from tea_models.lock.pins import update_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
-from tea_models.verifying import verify
+from tea_models.verbs.pull import pull
+from tea_models.verbs.verify import verify
 from tests.faulty_server import FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 

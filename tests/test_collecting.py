@@ -11,8 +11,8 @@ import time
 import pytest
 
 from tea_models.store import Record, Store
-from tea_models.store.collecting import QUIET_SECONDS, collect, leftovers
-from tea_models.store.locking import hold
+from tea_models.store.leftovers import QUIET_SECONDS, collect, leftovers
+from tea_models.store.locks import hold
 
 KEY = "a" * 64
 
@@ -60,7 +60,7 @@ def test_what_is_being_written_is_not_touched(store):
     partial = leave_partial(store)
     found = leftovers(store)
     script = (
-        "import sys; from pathlib import Path; from tea_models.store.locking import hold\n"
+        "import sys; from pathlib import Path; from tea_models.store.locks import hold\n"
         "with hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(store.lock_path(KEY))]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.registry import read_entries
+from tea_models.registry.entries import read_entries
 from tea_models.yamlfile import load_yaml
 
 ROOT = Path(__file__).parent.parent

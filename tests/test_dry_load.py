@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-import tea_models.memory.dry_load
+import tea_models.engine.dry_load
+from tea_models.engine.dry_load import DryLoader
+from tea_models.engine.probe import engine_version
+from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
 from tea_models.gguf import BytesSource, check_loadable, read_header
-from tea_models.memory.dry_load import DryLoader
-from tea_models.memory.probe import engine_version
-from tea_models.memory.probe_process import ProbeProcess
 from tea_models.settings import Settings
-from tea_models.verifying import verify
+from tea_models.verbs.verify import verify
 from tea_runtime.llama.loading import make_plan
 from tests.gguf_build import Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -108,7 +108,7 @@ def test_a_file_that_loads_is_asked_about_once_until_it_changes(
             started.append(self)
             super().__init__(environ)
 
-    monkeypatch.setattr(tea_models.memory.dry_load, "ProbeProcess", Counted)
+    monkeypatch.setattr(tea_models.engine.dry_load, "ProbeProcess", Counted)
     path = tmp_path / "a.gguf"
     path.write_bytes(build_gguf())
     for starts in (1, 1):

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tea_models.engine.measurer import Estimator
+from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.memory.measurer import Estimator
-from tea_models.memory.probe import engine_version
 from tea_models.plan import Wishes, plan_profile
-from tea_models.plan.export import TARGETS, ExportInput, export_plan
-from tea_models.plan.exporting import export_model
+from tea_models.plan.export import export_model
+from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
 from tea_models.settings import Settings
 from tests.architectures import CASES
 from tests.gguf_build import build_gguf

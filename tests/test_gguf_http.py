@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError
-from tea_models.gguf import http_source
 from tea_models.gguf.header import read_header
-from tea_models.gguf.http_source import HttpSource
-from tea_models.transfer import make_client
+from tea_models.net import http_source, make_client
+from tea_models.net.http_source import HttpSource
 from tests.gguf_build import Tensor, array, build_gguf
 
 SMALL = build_gguf()

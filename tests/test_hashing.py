@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tea_models.hashing import sha256_file, sha256_files
+from tea_models.disk.hashing import sha256_file, sha256_files
 
 DATA = random.Random(5).randbytes(3_500_000)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.artifact import shard_names, upstream_folder
 from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
-from tea_models.locate import locate
-from tea_models.pulling import pull
-from tea_models.reference import parse_reference
+from tea_models.files import shard_names, upstream_folder
+from tea_models.refs import parse_reference
 from tea_models.settings import Settings
 from tea_models.sources import source_of
+from tea_models.sources.locate import locate
+from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf
 from tests.hub_server import OTHER_COMMIT, Repo, serve
 

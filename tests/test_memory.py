@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tea_models.memory.compute_buffers import compute_bytes
-from tea_models.memory.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, row_bytes
-from tea_models.memory.graph_replay import Graph
+from tea_models.engine.compute_buffers import compute_bytes
+from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, row_bytes
+from tea_models.engine.graph_replay import Graph
 from tests.architectures import CASES, measure
 from tests.plan_profiles import GIB, profile_of
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tea_models.memory.measurer import Estimator
-from tea_models.memory.observed import all_observed, read_observed, record_load
+from tea_models.engine.measurer import Estimator
+from tea_models.engine.observed import all_observed, read_observed, record_load
 from tea_models.plan import RunPlan, Wishes, plan_profile
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, MIB, machine_with, profile_of

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tea_models.engine.formula import MemoryUse
+from tea_models.engine.measurer import Estimator
+from tea_models.engine.probe import Point, RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
 from tea_models.machine.detect import Gpu, detect_machine
-from tea_models.memory.formula import MemoryUse
-from tea_models.memory.measurer import Estimator
-from tea_models.memory.probe import Point, RefusedError, engine_version
 from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
 from tea_models.plan.types import SOURCES
 from tea_models.profile import to_json

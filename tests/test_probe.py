@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-import tea_models.memory.probe_process
-from tea_models.memory.formula import MemoryUse
-from tea_models.memory.measurer import Estimator, Measured
-from tea_models.memory.probe import (
+import tea_models.engine.probe_process
+from tea_models.engine.formula import MemoryUse
+from tea_models.engine.measurer import Estimator, Measured
+from tea_models.engine.probe import (
     Point,
     Prober,
     ProbeTarget,
@@ -24,7 +24,7 @@ from tea_models.memory.probe import (
     engine_info,
     engine_version,
 )
-from tea_models.memory.probe_process import ProbeError
+from tea_models.engine.probe_process import ProbeError
 from tea_models.profile import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tests.gguf_build import build_gguf
@@ -54,8 +54,8 @@ def test_the_engine_describes_itself_in_a_subprocess() -> None:
 
 def test_this_package_never_imports_the_engine_in_its_own_process() -> None:
     program = (
-        "import sys; from tea_models.memory.probe import engine_info; engine_info()\n"
-        "import tea_models.plan.resolve, tea_models.verifying, tea_models.checkup\n"
+        "import sys; from tea_models.engine.probe import engine_info; engine_info()\n"
+        "import tea_models.plan.resolve, tea_models.verbs.verify, tea_models.verbs.doctor\n"
         "print('llama_cpp' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
@@ -155,7 +155,7 @@ def test_a_process_that_died_in_between_is_started_again(small_file: Path) -> No
 def worker_that(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "worker.py"
     script.write_text(program)
-    monkeypatch.setattr(tea_models.memory.probe_process, "_WORKER", script)
+    monkeypatch.setattr(tea_models.engine.probe_process, "_WORKER", script)
 
 
 def test_a_failed_assertion_of_the_engine_is_an_error_here(

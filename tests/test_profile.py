@@ -24,7 +24,7 @@ from tea_models.profile import (
     to_json,
 )
 from tea_models.profile.facts import Fact, ModelProfile
-from tea_models.registry import Entry, MetadataOverride, Overrides, TemplateOverride
+from tea_models.registry.entries import Entry, MetadataOverride, Overrides, TemplateOverride
 from tea_models.settings import Settings
 from tests.gguf_build import CHATML, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 

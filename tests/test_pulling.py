@@ -21,9 +21,9 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
-from tea_models.pulling import PullResult, pull
 from tea_models.settings import Settings
 from tea_models.store import Store
+from tea_models.verbs.pull import PullResult, pull
 from tests.gguf_build import build_gguf
 from tests.hub_server import COMMIT, Repo, Server, serve
 from tests.wheels import build_wheel, index_settings
@@ -333,7 +333,7 @@ def test_a_store_that_may_only_be_read_serves_what_it_has(world: Server, setting
         parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import sys, os; from pathlib import Path; from tea_models.settings import Settings\n"
-        "from tea_models.pulling import pull; from tea_models.errors import StoreError\n"
+        "from tea_models.verbs.pull import pull; from tea_models.errors import StoreError\n"
         # Once as the user who may read this environment, so that every module is loaded.
         "pull([sys.argv[3]], settings=Settings(store_dir=Path(sys.argv[4])), adopt=False)\n"
         "os.setgid(65534); os.setuid(65534)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import UsageError
-from tea_models.reference import (
+from tea_models.refs import (
     FileRef,
     FsspecRef,
     HubRef,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UnknownModelError, UsageError
-from tea_models.reference import HubRef, NameRef, WheelRef, parse_reference
-from tea_models.registry import Registry, builtin_text, read_entries
+from tea_models.refs import HubRef, NameRef, WheelRef, parse_reference
+from tea_models.registry.entries import Registry, builtin_text, read_entries
 from tea_models.settings import Settings
 from tea_models.yamlfile import load_yaml, read_yaml
 

@@ -15,7 +15,7 @@ from tea_models.errors import (
     UnknownModelError,
     UsageError,
 )
-from tea_models.reference import HubRef
+from tea_models.refs import HubRef
 from tea_models.settings import Settings
 from tea_models.sources import fetch, hub, resolve
 from tests.gguf_build import build_gguf
@@ -180,7 +180,7 @@ def test_bytes_come_from_the_commit_even_if_the_branch_moves(server: Server, tmp
 
 
 def test_a_registry_source_without_a_commit_gets_one(server: Server, tmp_path: Path) -> None:
-    from tea_models.artifact import ArtifactFile, Source
+    from tea_models.files import ArtifactFile, Source
 
     reference = HubRef("owner/tiny-GGUF", "tiny-Q4_K_M.gguf")
     file = ArtifactFile("tiny-Q4_K_M.gguf", None, None, (Source((reference,)),))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.artifact import ArtifactFile, Source, public
 from tea_models.errors import (
     ChecksumMismatchError,
     MissingFileError,
@@ -18,8 +17,9 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
+from tea_models.files import ArtifactFile, Source, public
 from tea_models.quantization import quantization_of
-from tea_models.reference import FileRef, FsspecRef, UrlRef, parse_reference
+from tea_models.refs import FileRef, FsspecRef, UrlRef, parse_reference
 from tea_models.settings import Settings
 from tea_models.sources import fetch, open_source, resolve
 from tests.gguf_build import build_gguf

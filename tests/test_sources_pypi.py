@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tea_models.artifact import ArtifactFile, Source
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
-from tea_models.reference import WheelRef
+from tea_models.files import ArtifactFile, Source
+from tea_models.refs import WheelRef
 from tea_models.sources import fetch, pypi
 from tests.wheels import build_wheel, index_settings
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.artifact import ArtifactFile, Source
 from tea_models.errors import DiskFullError, IntegrityError, StoreError
-from tea_models.reference import UrlRef
+from tea_models.files import ArtifactFile, Source
+from tea_models.refs import UrlRef
 from tea_models.store import NameTakenError, Record, Store, check_name, check_space, hash_file, key_of, writing
-from tea_models.store.locking import hold, try_hold
+from tea_models.store.locks import hold, try_hold
 
 
 def sha(data: bytes) -> str:
@@ -204,7 +204,7 @@ def test_where_locks_do_nothing_each_process_has_its_own_partial(store: Store, m
 
 def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tea_models.store.locking import try_hold; "
+        "import sys; from pathlib import Path; from tea_models.store.locks import try_hold; "
         "print(try_hold(Path(sys.argv[1])))"
     )
     with hold(tmp_path / "lock") as exclusive:
@@ -216,7 +216,7 @@ def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
 
 def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from tea_models.store.locking import hold\n"
+        "import sys; from pathlib import Path; from tea_models.store.locks import hold\n"
         "with hold(Path(sys.argv[1]), waiting=lambda: print('waiting', flush=True)) as got: print(got)"
     )
     with hold(tmp_path / "lock"):

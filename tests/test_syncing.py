@@ -13,8 +13,8 @@ from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
 from tea_models.lock.document import read_lock
-from tea_models.lock.pinning import update_lock
-from tea_models.lock.syncing import sync
+from tea_models.lock.pins import update_lock
+from tea_models.lock.sync import sync
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tests.gguf_build import build_gguf
@@ -139,7 +139,7 @@ def test_offline_only_checks(project: Path, server: Server) -> None:
 
 
 def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(project: Path, server: Server) -> None:
-    from tea_models.pulling import pull
+    from tea_models.verbs.pull import pull
 
     mine = settings(project, server)
     (extra,) = pull("hf:o/b", settings=mine, adopt=False)
@@ -197,7 +197,7 @@ def test_the_commands_lock_sync_and_rm(
 
 
 def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.lock.bundling import bundle
+    from tea_models.lock.bundle import bundle
 
     mine = settings(project, server)
     sync(project / "models.lock", settings=mine)
@@ -213,7 +213,7 @@ def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server
 
 
 def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.lock.bundling import bundle
+    from tea_models.lock.bundle import bundle
 
     mine = settings(project, server)
     other = tmp_path / "other"

@@ -26,7 +26,7 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.transfer import RetryPolicy, download, make_client, state_path
+from tea_models.net import RetryPolicy, download, make_client, state_path
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -185,7 +185,7 @@ def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, e
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from tea_models.transfer import download, make_client
+        from tea_models.net import download, make_client
         print("ready", flush=True)
         with make_client() as client:
             download(sys.argv[1], Path(sys.argv[2]), client=client, size=int(sys.argv[3]), sha256=sys.argv[4])
@@ -440,7 +440,7 @@ def test_a_body_without_end_is_stopped_at_the_expected_size(partial):
 
 
 def test_a_body_without_end_and_without_expected_size_does_not_fill_the_disk(partial, monkeypatch):
-    monkeypatch.setattr("tea_models.transfer.partial.free_bytes", lambda _partial: (256 + 3) * MIB)
+    monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: (256 + 3) * MIB)
     with FaultyServer(SMALL, endless) as server, pytest.raises(SizeMismatchError):
         fetch(server, partial)
     assert partial.stat().st_size <= 4 * MIB
@@ -671,7 +671,7 @@ def test_something_that_is_no_http_is_one_clear_error(partial, text):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_fetched(partial, monkeypatch):
-    monkeypatch.setattr("tea_models.transfer.partial.free_bytes", lambda _partial: 100_000)
+    monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: 100_000)
     with FaultyServer(SMALL) as server:
         with pytest.raises(DiskFullError, match="300,004"):
             fetch(server, partial, size=len(SMALL))
@@ -684,7 +684,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         from tea_models.errors import DiskFullError
-        from tea_models.transfer import download, make_client
+        from tea_models.net import download, make_client
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
         with make_client() as client:
@@ -743,7 +743,7 @@ def test_a_redirect_to_plain_http_elsewhere_is_refused(partial):
 
 
 def test_a_redirect_from_https_to_http_is_refused():
-    from tea_models.transfer.client import next_address
+    from tea_models.net.client import next_address
 
     with pytest.raises(SourceUnavailableError, match="from https to plain http"):
         next_address("https://example.org/a", "http://127.0.0.1/b", pinned=True)
@@ -790,7 +790,7 @@ def test_memory_stays_flat(partial, tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from tea_models.transfer import download, make_client
+        from tea_models.net import download, make_client
         with make_client() as client:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             download(sys.argv[1], Path(sys.argv[2]), client=client)

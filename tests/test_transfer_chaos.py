@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tea_models.errors import TeaModelsError
-from tea_models.transfer import RetryPolicy, download, make_client
+from tea_models.net import RetryPolicy, download, make_client
 from tests.faulty_server import FaultyServer
 
 MIB = 1 << 20

@@ -9,11 +9,11 @@ from email.utils import formatdate
 import pytest
 
 from tea_models.errors import DiskFullError, StoreError
-from tea_models.transfer.answers import Answer, Version
-from tea_models.transfer.client import display_url, is_loopback, origin
-from tea_models.transfer.partial import PartialFile, State, state_path
-from tea_models.transfer.ranges import ENDLESS, MIB, Board, Part, Ranges
-from tea_models.transfer.retry import RetryPolicy, parse_retry_after
+from tea_models.net.answers import Answer, Version
+from tea_models.net.client import display_url, is_loopback, origin
+from tea_models.net.partial import PartialFile, State, state_path
+from tea_models.net.ranges import ENDLESS, MIB, Board, Part, Ranges
+from tea_models.net.retry import RetryPolicy, parse_retry_after
 
 # -- ranges ------------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import MissingFileError, NotAvailableError, UnknownModelError
-from tea_models.pulling import pull
 from tea_models.settings import Settings
-from tea_models.verifying import verify
+from tea_models.verbs.pull import pull
+from tea_models.verbs.verify import verify
 from tests.faulty_server import FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 

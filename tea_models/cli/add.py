@@ -10,8 +10,8 @@ import click
 from tea_models.cli.frame import answering
 
 if TYPE_CHECKING:
-    from tea_models.adding import AddedEntry
     from tea_models.cli.frame import App
+    from tea_models.verbs.add import AddedEntry
 
 
 @click.command("add", short_help="Write a pinned entry into the project's registry.yaml.")
@@ -29,8 +29,8 @@ def command(app: App, *, name: str, reference: str, file: Path, replace: bool, l
 
     The rest of the file stays as it is, with its comments. REFERENCE is for example hf:OWNER/REPO:Q4_K_M.
     """
-    from tea_models.adding import add_entry
     from tea_models.cli.progress import progress_for
+    from tea_models.verbs.add import add_entry
 
     added = add_entry(
         name,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tea_models.artifact import shard_names
 from tea_models.cli.frame import answering
 from tea_models.cli.output import human_size, printable, table
+from tea_models.files import shard_names
 
 if TYPE_CHECKING:
-    from tea_models.adopting import Candidate
     from tea_models.cli.frame import App
+    from tea_models.verbs.adopt import Candidate
 
 
 @click.command("adopt", short_help="Link in GGUF files that other tools have already.")
@@ -29,8 +29,8 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
     NAME is one that is shown, or a name of the registry. The bytes are checked first, and take no space twice where the
     file system has hard links. Other tools' files are never changed.
     """
-    from tea_models.adopting import adopt, candidates
     from tea_models.errors import MissingFileError
+    from tea_models.verbs.adopt import adopt, candidates
 
     for folder in folders:
         if not folder.is_dir():

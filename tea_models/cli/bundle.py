@@ -12,7 +12,7 @@ from tea_models.cli.output import human_size, printable, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.lock.bundling import Bundle
+    from tea_models.lock.bundle import Bundle
 
 
 @click.command("bundle", short_help="Pack locked models into one file for machines without network.")
@@ -32,7 +32,7 @@ def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> 
     On the other machine: tea-models sync --from models.tar
     """
     from tea_models.cli.progress import progress_for
-    from tea_models.lock.bundling import bundle
+    from tea_models.lock.bundle import bundle
 
     progress = progress_for(app.out)
     made = bundle(output, lock_path=lock_path, names=names, settings=app.settings, progress=progress, note=app.out.note)

@@ -11,8 +11,8 @@ from tea_models.cli.frame import answering
 from tea_models.cli.output import human_size, printable, table
 
 if TYPE_CHECKING:
-    from tea_models.checkup import CheckUp
     from tea_models.cli.frame import App
+    from tea_models.verbs.doctor import CheckUp
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
@@ -21,7 +21,7 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "r
 @answering
 def command(app: App) -> int:
     """Look at this machine, the installed llama.cpp, the store and the registry. Nothing is fetched or changed."""
-    from tea_models.checkup import check_up
+    from tea_models.verbs.doctor import check_up
 
     found = check_up(app.settings)
     app.out.answer(found.to_json(), lambda: _human(app, found))

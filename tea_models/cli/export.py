@@ -11,7 +11,7 @@ from tea_models.cli.frame import answering
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.plan.export import Export
+    from tea_models.plan.export_formats import Export
 
 _TARGETS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "python", "env")
 
@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Write the plan for MODEL as a command line or configuration file of another server."""
     from tea_models.cli.plan import make_wishes
-    from tea_models.plan.exporting import export_model
+    from tea_models.plan.export import export_model
 
     result = export_model(
         model, target, app.settings, make_wishes(swa_full=None, **wishes), path=path, measure=not estimate

@@ -11,7 +11,7 @@ from tea_models.cli.output import human_size, printable, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.store.collecting import Leftover
+    from tea_models.store.leftovers import Leftover
 
 
 @click.command("gc", short_help="Remove leftovers from the store.")
@@ -23,7 +23,7 @@ def command(app: App, yes: bool) -> None:
     Models stay (see: tea-models rm), and so does what another process is downloading.
     """
     from tea_models.store import Store
-    from tea_models.store.collecting import collect, leftovers
+    from tea_models.store.leftovers import collect, leftovers
 
     store = Store(app.settings.store_dir)
     found = leftovers(store)

@@ -11,7 +11,7 @@ from tea_models.errors import NotAvailableError, UsageError
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.inspect import Inspection
+    from tea_models.profile.inspection import Inspection
 
 
 @click.command("inspect", short_help="What a GGUF file says about itself, local or remote.")
@@ -30,7 +30,7 @@ def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None,
 
         show(model, app.settings, app.out, full=full, tensors=tensors)
         return
-    from tea_models.inspect import inspect_model
+    from tea_models.profile.inspection import inspect_model
 
     found = inspect_model(model, settings=app.settings, full=key is not None)
     if key is not None:

@@ -8,7 +8,7 @@ from tea_models.cli.output import human_size, printable, table
 
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
-    from tea_models.inspect import Inspection
+    from tea_models.profile.inspection import Inspection
     from tea_models.settings import Settings
 
 _LABEL = 14
@@ -18,14 +18,14 @@ _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such 
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
     """Inspect a model and print what was found, for people or as JSON."""
-    from tea_models.inspect_cache import recall, remember
+    from tea_models.profile.inspection_cache import recall, remember
 
     more: list[str] = []
     answer = None if full or tensors else recall(model, settings)
     if answer is not None:
         answer["document"]["path"] = model  # it may have been another path to the same file
     else:
-        from tea_models.inspect import inspect_model
+        from tea_models.profile.inspection import inspect_model
 
         found = inspect_model(model, settings=settings, full=full, tensors=tensors)
         answer = {"document": found.to_json(), "view": _view(found)}
@@ -195,7 +195,7 @@ def _needs(found: Inspection) -> str:
     weights = human_size(profile.weights.total)
     if not context or context > 1 << 24:
         return f"{weights} for the weights"
-    from tea_models.memory.formula import cache_layout, kv_cache_bytes
+    from tea_models.engine.formula import cache_layout, kv_cache_bytes
 
     cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
     if not cache:

@@ -11,7 +11,7 @@ from tea_models.cli.output import human_size, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.registry import Entry, Variant
+    from tea_models.registry.entries import Entry, Variant
     from tea_models.store import Store
 
 
@@ -26,7 +26,7 @@ KINDS = ("chat", "text", "embedding", "reranker", "projector", "adapter", "test"
 @answering
 def command(app: App, installed: bool, kind: str | None, fit: bool) -> None:
     """Show the models of the registry, their variants, sizes and what is installed."""
-    from tea_models.registry import Registry
+    from tea_models.registry.entries import Registry
     from tea_models.store import Store
 
     registry = Registry.load(app.settings)

@@ -11,8 +11,8 @@ from tea_models.cli.frame import answering
 from tea_models.cli.output import human_size, table
 
 if TYPE_CHECKING:
-    from tea_models.artifact import ArtifactFile
     from tea_models.cli.frame import App
+    from tea_models.files import ArtifactFile
     from tea_models.lock.document import Lock
 
 
@@ -32,7 +32,7 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     already stays as it is, unless --upgrade.
     """
     from tea_models.cli.progress import progress_for
-    from tea_models.lock.pinning import check_lock, update_lock
+    from tea_models.lock.pins import check_lock, update_lock
 
     if check:
         lock = check_lock(output, names, settings=app.settings)

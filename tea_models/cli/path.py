@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @answering
 def command(app: App, names: tuple[str, ...], profile: bool) -> None:
     """Print the path of each model (its first shard), or without a name that of the store."""
-    from tea_models.locate import locate
+    from tea_models.sources.locate import locate
     from tea_models.store import Store
 
     store = Store(app.settings.store_dir)

@@ -11,7 +11,7 @@ from tea_models.cli.output import human_size, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.pulling import PullResult
+    from tea_models.verbs.pull import PullResult
 
 
 @click.command("pull", short_help="Download models and check every byte.")
@@ -26,7 +26,7 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
     A download that was interrupted goes on where it stopped.
     """
     from tea_models.cli.progress import progress_for
-    from tea_models.pulling import pull
+    from tea_models.verbs.pull import pull
 
     if fit:
         from tea_models.plan.choice import best_fit

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @answering
 def command(app: App, names: tuple[str, ...]) -> None:
     """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
-    from tea_models.store.removing import remove
+    from tea_models.verbs.remove import remove
 
     removed = remove(names, settings=app.settings)
     app.out.answer(

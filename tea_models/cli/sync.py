@@ -12,7 +12,7 @@ from tea_models.cli.output import human_size, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.lock.syncing import SyncReport
+    from tea_models.lock.sync import SyncReport
 
 
 @click.command("sync", short_help="Make the store hold exactly what models.lock says.")
@@ -33,7 +33,7 @@ def command(app: App, frozen: bool, prune: bool, bundle: Path | None, lock_path:
     store is only checked. Other models in the store are reported, and removed with --prune.
     """
     from tea_models.cli.progress import progress_for
-    from tea_models.lock.syncing import sync
+    from tea_models.lock.sync import sync
 
     report = sync(
         lock_path,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.cli.frame import App
-    from tea_models.verifying import VerifyResult
+    from tea_models.verbs.verify import VerifyResult
 
 _STYLE = {"ok": "green", "corrupt": "red", "missing": "red", "unpinned": "yellow"}
 
@@ -28,7 +28,7 @@ def command(app: App, names: tuple[str, ...], repair: bool) -> int:
     Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
     """
     from tea_models.cli.progress import progress_for
-    from tea_models.verifying import verify
+    from tea_models.verbs.verify import verify
 
     progress = progress_for(app.out)
     results = verify(names or None, app.settings, repair=repair, progress=progress, note=app.out.note)

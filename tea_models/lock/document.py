@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tea_models.artifact import Artifact, ArtifactFile, public
 from tea_models.errors import StoreError, UsageError
-from tea_models.reference import parse_reference
+from tea_models.files import Artifact, ArtifactFile, public
+from tea_models.refs import parse_reference
 from tea_models.sources import source_of
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tea_models.errors import UsageError
-from tea_models.reference import parse_reference
+from tea_models.refs import parse_reference
 from tea_models.yamlfile import Document, read_yaml, validate
 
 if TYPE_CHECKING:

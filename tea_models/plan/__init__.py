@@ -9,10 +9,10 @@ from tea_models.lazy import lazy_names
 if TYPE_CHECKING:
     from tea_models.plan.resolve import plan_profile, resolve_plan
     from tea_models.plan.types import RunPlan
-    from tea_models.plan.wishes import Wishes
+    from tea_models.plan.user_settings import Wishes
 
 _HOME = {
-    "Wishes": "tea_models.plan.wishes",
+    "Wishes": "tea_models.plan.user_settings",
     "plan_profile": "tea_models.plan.resolve",
     "resolve_plan": "tea_models.plan.resolve",
     "RunPlan": "tea_models.plan.types",

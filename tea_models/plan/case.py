@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tea_models.engine.formula import MIB, NO_CACHE, CacheLayout, MemoryUse, cache_layout, kv_bytes_per_token
 from tea_models.errors import UsageError
-from tea_models.memory.formula import MIB, NO_CACHE, CacheLayout, MemoryUse, cache_layout, kv_bytes_per_token
 from tea_models.plan.types import Decision, Rejected, excess
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.engine.probe import Point
     from tea_models.machine.detect import Machine
-    from tea_models.memory.probe import Point
-    from tea_models.plan.wishes import Wishes
+    from tea_models.plan.user_settings import Wishes
     from tea_models.profile import ModelProfile
 
 #: Below this many tokens `auto` gives up: a system prompt, a question and an answer must fit.

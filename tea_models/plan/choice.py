@@ -11,12 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tea_models.engine.formula import MIB
+from tea_models.engine.measurer import PROCESS, Estimator
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
-from tea_models.memory.formula import MIB
-from tea_models.memory.measurer import PROCESS, Estimator
 from tea_models.plan.case import make_budget
 from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
-from tea_models.plan.wishes import Wishes
+from tea_models.plan.user_settings import Wishes
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tea_models.machine.detect import Machine
     from tea_models.plan.types import RunPlan
     from tea_models.profile import ModelProfile
-    from tea_models.registry import Entry, Variant
+    from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
 
 #: A variant with at least this much context is preferred over a better quantisation with less.
@@ -309,7 +309,7 @@ def _least(profile: ModelProfile) -> int:
 
 
 def _contexts(plan: RunPlan, profile: ModelProfile, measurer: Any) -> dict[int, int]:
-    from tea_models.memory.probe import RefusedError
+    from tea_models.engine.probe import RefusedError
     from tea_models.plan.curve import point_of
 
     trained = profile.context_length.value or plan.settings.n_ctx
@@ -321,14 +321,14 @@ def _contexts(plan: RunPlan, profile: ModelProfile, measurer: Any) -> dict[int, 
 
 
 def _is_name(reference: str) -> bool:
-    from tea_models.reference import NameRef, parse_reference
+    from tea_models.refs import NameRef, parse_reference
 
     return isinstance(parse_reference(reference), NameRef)
 
 
 def _entry(reference: str, settings: Settings) -> Entry | None:
-    from tea_models.reference import NameRef, parse_reference
-    from tea_models.registry import Registry
+    from tea_models.refs import NameRef, parse_reference
+    from tea_models.registry.entries import Registry
 
     parsed = parse_reference(reference)
     if not isinstance(parsed, NameRef) or parsed.variant is not None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tea_models.memory.probe import RefusedError
+from tea_models.engine.probe import RefusedError
 from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_models.memory.formula import MemoryUse
-    from tea_models.memory.measurer import Measurer
-    from tea_models.memory.probe import Point
+    from tea_models.engine.formula import MemoryUse
+    from tea_models.engine.measurer import Measurer
+    from tea_models.engine.probe import Point
 
 _STEP = 256  # the engine pads contexts to this
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_models.memory.probe import Point, RefusedError
+from tea_models.engine.probe import Point, RefusedError
 
 if TYPE_CHECKING:
-    from tea_models.memory.formula import MemoryUse
-    from tea_models.memory.measurer import Measurer
+    from tea_models.engine.formula import MemoryUse
+    from tea_models.engine.measurer import Measurer
     from tea_models.plan.types import RunPlan
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tea_models.memory.formula import NO_CACHE, Hyperparameters
+from tea_models.engine.formula import NO_CACHE, Hyperparameters
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.memory.formula import CacheLayout, MemoryUse
+    from tea_models.engine.formula import CacheLayout, MemoryUse
     from tea_models.plan.types import PlanSettings
     from tea_models.profile import ModelProfile
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tea_models.engine.formula import MIB, MemoryUse
+from tea_models.engine.probe import Point
 from tea_models.errors import MemoryDoesNotFitError
-from tea_models.memory.formula import MIB, MemoryUse
-from tea_models.memory.probe import Point
 from tea_models.plan.case import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, Ledger, make_case
 from tea_models.plan.context_search import ContextSearch
 from tea_models.plan.notes import notes_for
@@ -16,9 +16,9 @@ from tea_models.plan.types import MemoryPlan, PlanSettings, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
-    from tea_models.memory.measurer import Measurer
-    from tea_models.plan.wishes import Wishes
+    from tea_models.plan.user_settings import Wishes
     from tea_models.profile import ModelProfile
 
 #: Context for which layers are put on a GPU that can't hold everything.

@@ -10,8 +10,8 @@ from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.memory.formula import MemoryUse
-    from tea_models.memory.probe import Point
+    from tea_models.engine.formula import MemoryUse
+    from tea_models.engine.probe import Point
     from tea_models.plan.context_search import ContextSearch
 
 

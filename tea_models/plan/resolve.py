@@ -13,18 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tea_models.engine.measurer import Estimator, Measured, Measurer
+from tea_models.engine.probe import Prober, ProbeTarget, engine_info
+from tea_models.engine.probe_process import ProbeError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.memory.measurer import Estimator, Measured, Measurer
-from tea_models.memory.probe import Prober, ProbeTarget, engine_info
-from tea_models.memory.probe_process import ProbeError
-from tea_models.plan.wishes import Wishes
+from tea_models.plan.user_settings import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import RunPlan
-    from tea_models.plan.wishes import Purpose
+    from tea_models.plan.user_settings import Purpose
     from tea_models.profile import ModelProfile
     from tea_models.profile.model_files import ModelFiles
     from tea_models.settings import Settings
@@ -135,7 +135,7 @@ def _opened(
     measure: bool,
     machine: Machine | None,
 ) -> Iterator[tuple[RunPlan, Measurer]]:
-    from tea_models.memory.observed import read_observed
+    from tea_models.engine.observed import read_observed
     from tea_models.profile import ModelProfile, load_profile, profile_from_headers
     from tea_models.profile.model_files import open_model
 

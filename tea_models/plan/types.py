@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tea_models.engine.formula import MemoryUse
     from tea_models.machine.detect import Machine
-    from tea_models.memory.formula import MemoryUse
 
 Setting = int | float | str | bool | None
 

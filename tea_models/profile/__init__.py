@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TokenizerFacts,
         WeightFacts,
     )
-    from tea_models.profile.gather import profile_from_headers
+    from tea_models.profile.from_headers import profile_from_headers
     from tea_models.profile.resolve import resolve_profile
 
 _HOME = {
@@ -40,7 +40,7 @@ _HOME = {
     "Scalar": "tea_models.profile.facts",
     "TokenizerFacts": "tea_models.profile.facts",
     "WeightFacts": "tea_models.profile.facts",
-    "profile_from_headers": "tea_models.profile.gather",
+    "profile_from_headers": "tea_models.profile.from_headers",
     "resolve_profile": "tea_models.profile.resolve",
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tea_models.gguf.header import Header
-    from tea_models.registry import Entry
+    from tea_models.registry.entries import Entry
     from tea_models.settings import Settings
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
     digest = _sha256(template) if isinstance(template, str) else ""
     if not any(known and known in text for known in (sha256, digest) for text in texts):
         return None
-    from tea_models.registry import Registry
+    from tea_models.registry.entries import Registry
 
     registry = Registry.load(settings)
     found = registry.by_sha256(sha256) if sha256 is not None else None

@@ -13,17 +13,17 @@ from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.loadable import check_loadable
 from tea_models.gguf.shards import check_shards
-from tea_models.plain_path import plain_path
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
+from tea_models.profile.plain_path import plain_path
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.locate import Located
-    from tea_models.registry import Entry
+    from tea_models.registry.entries import Entry
+    from tea_models.sources.locate import Located
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
     plain = plain_path(path_or_ref)
     if plain is not None:
         return _read((FileSource(plain),), plain, None, settings, hashes=hashes)
-    from tea_models.locate import locate
+    from tea_models.sources.locate import locate
 
     # A `Path` is never a name in the registry, even without a separator.
     text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref

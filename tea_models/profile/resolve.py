@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tea_models.profile.gather import profile_from_headers
+from tea_models.profile.from_headers import profile_from_headers
 from tea_models.profile.model_files import open_model
 
 if TYPE_CHECKING:

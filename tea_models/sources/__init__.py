@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tea_models.artifact import Artifact, ArtifactFile, Source
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -23,7 +22,8 @@ from tea_models.errors import (
     SizeMismatchError,
     SourceUnavailableError,
 )
-from tea_models.reference import (
+from tea_models.files import Artifact, ArtifactFile, Source
+from tea_models.refs import (
     FileRef,
     FsspecRef,
     HubRef,
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry import Entry, Registry, Variant
+    from tea_models.net import Progress
+    from tea_models.registry.entries import Entry, Registry, Variant
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 _MODULES: dict[type, str] = {
     HubRef: "hub",
@@ -110,7 +110,7 @@ def resolve(text: str, settings: Settings, registry: Registry | None = None) -> 
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
         if registry is None:
-            from tea_models.registry import Registry
+            from tea_models.registry.entries import Registry
 
             registry = Registry.load(settings)
         return from_registry(text, *registry.find(reference))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, base_name, shard_names
 from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
-from tea_models.reference import UrlRef
+from tea_models.files import Artifact, ArtifactFile, Source, base_name, shard_names
+from tea_models.refs import UrlRef
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.net import Progress
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 
 def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
@@ -38,7 +38,7 @@ def fetch(
     reference: UrlRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download, from the mirror first if one is configured."""
-    from tea_models.transfer import download, make_client
+    from tea_models.net import download, make_client
 
     sha256 = file.sha256 or reference.sha256
     addresses = candidates(reference.url, settings)
@@ -68,8 +68,8 @@ def fetch(
 
 def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
     """Read parts of the file over HTTP ranges."""
-    from tea_models.gguf.http_source import HttpSource
-    from tea_models.transfer import make_client
+    from tea_models.net import make_client
+    from tea_models.net.http_source import HttpSource
 
     return HttpSource(candidates(reference.url, settings)[0], client=make_client(), headers={})
 

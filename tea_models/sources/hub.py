@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, base_name, shard_names
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -23,8 +22,9 @@ from tea_models.errors import (
     UnknownModelError,
     UsageError,
 )
+from tea_models.files import Artifact, ArtifactFile, Source, base_name, shard_names
 from tea_models.quantization import quantization_of
-from tea_models.reference import HubRef
+from tea_models.refs import HubRef
 from tea_models.settings import DEFAULT_HF_ENDPOINT
 from tea_models.sources import Fetched
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.net import Progress
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -173,7 +173,7 @@ def fetch(
     reference: HubRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
-    from tea_models.transfer import download, make_client
+    from tea_models.net import download, make_client
 
     _refuse_offline(reference, settings)
     size, sha256, commit = file.size, file.sha256, reference.revision
@@ -210,8 +210,8 @@ def fetch(
 
 def open_remote(reference: HubRef, settings: Settings) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
-    from tea_models.gguf.http_source import HttpSource
-    from tea_models.transfer import make_client
+    from tea_models.net import make_client
+    from tea_models.net.http_source import HttpSource
 
     _refuse_offline(reference, settings)
     token = token_for(settings)

@@ -7,17 +7,17 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, shard_names
 from tea_models.errors import MissingFileError, SourceUnavailableError
-from tea_models.reference import FileRef
+from tea_models.files import Artifact, ArtifactFile, Source, shard_names
+from tea_models.refs import FileRef
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.net import Progress
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 
 def resolve(reference: FileRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds

@@ -11,17 +11,17 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from tea_models.artifact import Artifact, ArtifactFile, Source
 from tea_models.errors import AccessDeniedError, MissingFileError, OfflineError, SourceUnavailableError
+from tea_models.files import Artifact, ArtifactFile, Source
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.reference import OllamaRef
+    from tea_models.net import Progress
+    from tea_models.refs import OllamaRef
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 DEFAULT_REGISTRY = "https://registry.ollama.ai"
 MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -60,7 +60,7 @@ def fetch(
     reference: OllamaRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download the blob; its hash is its name."""
-    from tea_models.transfer import download, make_client
+    from tea_models.net import download, make_client
 
     if file.sha256 is None:
         file = resolve(reference, settings).files[0]
@@ -80,8 +80,8 @@ def fetch(
 
 def open_remote(reference: OllamaRef, settings: Settings) -> ByteSource:
     """Read parts of the blob over HTTP ranges."""
-    from tea_models.gguf.http_source import HttpSource
-    from tea_models.transfer import make_client
+    from tea_models.net import make_client
+    from tea_models.net.http_source import HttpSource
 
     sha256 = resolve(reference, settings).files[0].sha256
     return HttpSource(_blob(reference, str(sha256), settings), client=make_client(), headers={})

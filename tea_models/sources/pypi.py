@@ -19,8 +19,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
+from tea_models.files import Artifact, ArtifactFile, Source, base_name
 from tea_models.sources import Fetched
 from tea_models.store import check_space
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.reference import WheelRef
+    from tea_models.net import Progress
+    from tea_models.refs import WheelRef
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")

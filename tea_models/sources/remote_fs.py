@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from tea_models.artifact import Artifact, ArtifactFile, Source, base_name
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -16,6 +15,7 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
+from tea_models.files import Artifact, ArtifactFile, Source, base_name
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.reference import FsspecRef
+    from tea_models.net import Progress
+    from tea_models.refs import FsspecRef
     from tea_models.settings import Settings
-    from tea_models.transfer import Progress
 
 
 def resolve(reference: FsspecRef, settings: Settings) -> Artifact:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from tea_models.artifact import ArtifactFile
-    from tea_models.registry import RegistryFile
+    from tea_models.files import ArtifactFile
+    from tea_models.registry.entries import RegistryFile
 
 HIDDEN = ".tea"
 RECORD_SCHEMA = "tea.store-record/1"

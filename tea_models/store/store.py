@@ -12,9 +12,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
+from tea_models.disk.operations import clone, hash_file, link_new, remove_partial, sync, writing
 from tea_models.errors import IntegrityError, StoreError
-from tea_models.store.files import clone, hash_file, link_new, remove_partial, sync, writing
-from tea_models.store.locking import hold
+from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from tea_models.artifact import ArtifactFile
-    from tea_models.registry import RegistryFile
+    from tea_models.files import ArtifactFile
+    from tea_models.registry.entries import RegistryFile
 
 _RECORDING_SECONDS = 5
 

@@ -54,7 +54,7 @@ def opened(
     settings = settings.overridden(**{key: value for key, value in options.items() if value is not None})
     if auto_pull and not Path(ref).exists():
         from tea_models.cli.progress import progress_for
-        from tea_models.pulling import pull
+        from tea_models.verbs.pull import pull
 
         pull([ref], settings=app.settings, progress=progress_for(app.out), note=app.out.note)
     with logged(app.out):

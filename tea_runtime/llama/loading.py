@@ -34,7 +34,7 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         if not path.exists():
             raise MissingFileError(f"{path}: no such file")
         return path
-    from tea_models.locate import locate
+    from tea_models.sources.locate import locate
 
     found = locate(model, settings, remote=False).paths[0]
     if not found.exists():
@@ -116,7 +116,7 @@ def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:
 
     plan = resolve_plan(path, settings=settings, **{key: wish for key, wish in wishes.items() if wish is not None})
     if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
-        from tea_models.memory.dry_load import DryLoader
+        from tea_models.engine.dry_load import DryLoader
 
         with DryLoader(settings) as loader:
             refusal = loader.refusal(path)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.batch import MOST_TOGETHER, Batch, trunk_of
-from tea_runtime.llama.carrying import Carried
 from tea_runtime.llama.context import Context, Item
+from tea_runtime.llama.saved_state import Carried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

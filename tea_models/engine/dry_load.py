@@ -1,0 +1,115 @@
+"""Whether the installed llama.cpp loads a file: asked of it, without its weights, in a process that may die of it.
+
+`check_loadable` names what is known to kill the loader; this finds all else that it refuses, from an unknown
+tokenizer to a tensor that is missing. A file that loads is remembered by its header and the engine's build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from tea_models.engine.probe import TIMEOUT, Point, engine_build
+from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
+from tea_models.files import shard_names
+from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.loadable import is_loaded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from tea_models.settings import Settings
+
+
+class Refusal(NamedTuple):
+    """Why llama.cpp does not load a file, and whether its process died of it."""
+
+    reason: str
+    died: bool
+
+
+_SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # the folder that the engine was built in
+_SMALL = Point(n_ctx=256, n_batch=64, n_ubatch=64)
+
+
+class DryLoader:
+    """Loads files without their weights, all in one process; a context manager.
+
+    Args:
+        settings: The store, where good answers are kept, and the environment of the process.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._folder = settings.store_dir / ".tea" / "probe"
+        self._environ = settings.environ or None
+        self._build = engine_build()
+        self._process: ProbeProcess | None = None
+        self._answered = False  # an engine that does not even start says nothing about a file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.close()
+
+    def refusal(self, path: Path) -> Refusal | None:
+        """Why llama.cpp does not load a file; None if it does, or if there is no engine to ask.
+
+        Args:
+            path: A file that `check_loadable` has no objection to. Of a model in several files, the first; with a part
+                missing nothing is asked, because the engine would blame this one.
+
+        Raises:
+            MalformedGGUFError: The file is not GGUF.
+            NotAvailableError: It can't be read.
+        """
+        parts = [path.with_name(name) for name in shard_names(path.name)]
+        if self._build is None or not all(part.is_file() for part in parts):
+            return None
+        with FileSource(path) as source:
+            header = read_header(source)
+            if not is_loaded(header):
+                return None
+            digest = hashlib.sha256(source.read(0, header.data_offset))
+        for part in parts:
+            status = part.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns if len(parts) > 1 else 0}".encode())
+        remembered = self._folder / f"loads-{digest.hexdigest()[:32]}-{self._build}.json"
+        if remembered.is_file():
+            return None
+        why, known = self._ask(path)
+        if known and why is None:
+            try:
+                remembered.parent.mkdir(parents=True, exist_ok=True)
+                remembered.write_text(json.dumps({"loads": True}), encoding="utf-8")
+            except OSError:
+                pass  # a store that can't be written to
+        return why
+
+    def _ask(self, path: Path) -> tuple[Refusal | None, bool]:
+        """Why it does not load, and whether the engine gave an answer at all."""
+        try:
+            if self._process is None or self._process.ended:
+                self._process = ProbeProcess(self._environ)
+                self._answered = False
+            request = {"model": str(path), "points": [asdict(_SMALL)], "exact": False}
+            documents = self._process.ask(request, TIMEOUT)
+        except CrashError as error:
+            if not error.documents and not self._answered:
+                return None, False
+            return Refusal(_SOURCE.sub("", error.message), died=True), True
+        except ProbeError:
+            return None, False  # too slow, or it can't be started
+        self._answered = True
+        loaded = next((document for document in documents if "load" in document), {})
+        if "error" in loaded:
+            reason = loaded["error"].removeprefix("error loading model: ")
+            return Refusal(f"llama.cpp refuses it: {reason[:300]}", died=False), True
+        return None, bool(loaded)

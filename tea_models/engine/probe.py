@@ -1,0 +1,380 @@
+"""Memory measured: llama.cpp's own dry run, in a subprocess, from a header alone.
+
+The engine opens the model with `no_alloc`, which reads the header and no weights, and then makes contexts whose
+buffers it only counts. For a model that is not on this machine, a sparse file of the right size with only the header
+in it does. So a plan is exact before one byte of weights was downloaded. Answers are kept under the header's hash and
+the engine's build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.engine.formula import MemoryUse
+from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
+from tea_models.machine.detect import Gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tea_models.profile.model_files import ModelFiles
+
+#: Seconds that a dry run may take; the largest vocabulary takes half a second.
+TIMEOUT = 60.0
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination of settings to measure.
+
+    Attributes:
+        n_ctx: Context in tokens.
+        n_batch: Logical batch in tokens.
+        n_ubatch: Physical batch in tokens.
+        type_k: Type of the key cache.
+        type_v: Type of the value cache.
+        swa_full: Keep the whole context in layers with a sliding window.
+        flash_attn: On, off, or None to let the engine decide.
+        n_gpu_layers: Layers on a GPU; -1 means all.
+        n_seq_max: Sequences at once.
+        embeddings: The context is for embeddings.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    type_k: str = "f16"
+    type_v: str = "f16"
+    swa_full: bool = False
+    flash_attn: bool | None = None
+    n_gpu_layers: int = 0
+    n_seq_max: int = 1
+    embeddings: bool = False
+
+    @property
+    def key(self) -> str:
+        """The point as a text, the same in every run."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The installed llama.cpp, as it reports itself.
+
+    Attributes:
+        version: Version of llama-cpp-python.
+        system: Features of the processor that the build uses.
+        gpu_offload: The build can use a GPU.
+        mmap: It can map a file into memory.
+        mlock: It can keep a model from being swapped.
+        gpus: Devices beside the processor.
+    """
+
+    version: str
+    system: str
+    gpu_offload: bool
+    mmap: bool
+    mlock: bool
+    gpus: tuple[Gpu, ...]
+
+
+class RefusedError(ProbeError):
+    """The engine refuses one combination of settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """The model to measure.
+
+    Attributes:
+        header_sha256: SHA-256 of the header, under which answers are kept.
+        path: The (first) file, if it is on this machine.
+        model: Its open headers, to write sparse files from, if it is not.
+    """
+
+    header_sha256: str
+    path: Path | None = None
+    model: ModelFiles | None = field(default=None, repr=False, compare=False)
+
+
+def engine_version() -> str | None:
+    """Version of the installed llama-cpp-python, without importing it; None where it is not installed."""
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def engine_build() -> str | None:
+    """A short hash that changes when the engine is installed anew or built otherwise; None without an engine."""
+    version = engine_version()
+    specification = importlib.util.find_spec("llama_cpp") if version else None
+    if version is None or specification is None or not specification.origin:
+        return None
+    digest = hashlib.sha256(version.encode())
+    for library in sorted((Path(specification.origin).parent / "lib").glob("lib*")):
+        status = library.stat()
+        digest.update(f"{library.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def engine_info(
+    environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None, timeout: float = TIMEOUT
+) -> EngineInfo:
+    """Ask the engine, in a subprocess, what it is and which devices it can use.
+
+    Args:
+        environ: The environment of the subprocess; by default that of this process.
+        cache_dir: Where the answer is kept, or None to keep none. A build that can use a GPU is asked each time: the
+            free memory of a GPU changes.
+        timeout: Seconds.
+
+    Raises:
+        EngineError: It is not installed, or can't be started.
+    """
+    build = engine_build()
+    file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
+    if file is not None:
+        known = _read_json(file)
+        if isinstance(known.get("engine"), dict) and known["engine"].get("gpu_offload") is False:
+            try:
+                return _engine([known])
+            except (KeyError, TypeError):
+                pass  # damaged; ask again
+    process = _start(environ)
+    try:
+        documents = process.ask({"points": []}, timeout)
+    finally:
+        process.close()
+    if file is not None:
+        _write_json(file, next((document for document in documents if "engine" in document), {}))
+    return _engine(documents)
+
+
+class Prober:
+    """Measures one model; keeps the answers.
+
+    Args:
+        target: The model.
+        cache_dir: Where answers are kept, or None to keep none. An unwritable folder is no error.
+        environ: The environment of the subprocess; by default that of this process.
+        timeout: Seconds that a dry run may take.
+    """
+
+    def __init__(
+        self,
+        target: ProbeTarget,
+        *,
+        cache_dir: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._target = target
+        self._environ = environ
+        self._timeout = timeout
+        build = engine_build()
+        if build is None:
+            raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
+        self._file = cache_dir / f"{target.header_sha256[:32]}-{build}.json" if cache_dir else None
+        self._known: dict[str, dict[str, Any]] = self._read_cache()
+        self._process: ProbeProcess | None = None
+        self._path: Path | None = None
+        self._opened = ExitStack()
+        weakref.finalize(self, self._opened.close)
+        self.runs = 0
+
+    def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
+        """Measure combinations of settings, all unknown ones in one question to the engine.
+
+        Args:
+            points: The combinations.
+
+        Returns:
+            For each point, what it takes, or why the engine refuses it.
+
+        Raises:
+            ProbeError: The engine gave no answer.
+        """
+        unknown = [point for point in dict.fromkeys(points) if point.key not in self._known]
+        if unknown:
+            self._measure(unknown)
+            self._write_cache()
+        return [_result(self._known[point.key]) for point in points]
+
+    def close(self) -> None:
+        """End the dry run; it is started again if more is asked."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+        self._opened.close()
+        self._path = None
+
+    def _measure(self, points: list[Point]) -> None:
+        self.runs += 1
+        if self._path is None:
+            self._path = self._opened.enter_context(_model_file(self._target))
+        request = {"model": str(self._path), "points": [asdict(point) for point in points]}
+        try:
+            documents = self._ask(request)
+        except CrashError as error:
+            # Reading the exact sizes is the one thing that another build of the engine may not survive.
+            documents = error.documents
+            if not any("point" in document for document in documents):
+                documents = self._ask(request | {"exact": False})
+        loads: dict[int, dict[str, Any]] = {}
+        for document in documents:
+            if "load" in document:
+                if "error" in document:
+                    raise ProbeError(f"llama.cpp does not load this file: {document['error']}")
+                loads[document["load"]] = document
+            elif "point" in document:
+                point = points[document["point"]]
+                self._known[point.key] = document | {"load": loads[point.n_gpu_layers]}
+        missing = [point for point in points if point.key not in self._known]
+        if missing:
+            raise ProbeError(f"the dry run of llama.cpp ended before it had measured n_ctx {missing[0].n_ctx:,}")
+
+    def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._process is None or self._process.ended:
+            self._process = _start(self._environ)
+        return self._process.ask(request, self._timeout)
+
+    def _read_cache(self) -> dict[str, dict[str, Any]]:
+        if self._file is None:
+            return {}
+        document = _read_json(self._file)
+        points = document.get("points") if document.get("format") == _FORMAT else None
+        return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
+
+    def _write_cache(self) -> None:
+        if self._file is None:
+            return
+        merged = self._read_cache() | self._known
+        _write_json(self._file, {"format": _FORMAT, "points": merged})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    """Keep an answer; a store that can't be written is no reason not to give it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(document), encoding="utf-8")
+        temporary.replace(file)
+    except OSError:
+        return
+
+
+def _complete(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("load"), dict):
+        return False
+    numbers = ("n_ctx", "kv_cache", "compute", "output")
+    return "error" in value or all(isinstance(value.get(name), int) for name in numbers)
+
+
+def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
+    if "error" in document:
+        return RefusedError(f"llama.cpp refuses these settings: {document['error']}")
+    load = document["load"]
+    buffers = document.get("buffers") or []
+    weights = sum(row["model"] for row in buffers) or load["size"]
+    devices = {
+        row["buffer"]: (row["model"], row["context"], row["compute"])
+        for row in buffers
+        if not row["host"] and not _is_processor(row["buffer"])
+    }
+    repacked = sum(row["model"] for row in buffers if row["buffer"].startswith("CPU_"))
+    on_host = weights - sum(parts[0] for parts in devices.values())
+    mapped = repacked * 4 <= on_host
+    return MemoryUse(
+        weights=weights + (repacked if mapped else 0),
+        kv_cache=document["kv_cache"],
+        compute=document["compute"],
+        overhead=load["rss"] + document["output"] + LIBRARIES,
+        method="measured",
+        n_ctx=document["n_ctx"],
+        flash_attn=document["flash_attn"],
+        repacked=repacked,
+        mapped=mapped,
+        devices=devices,
+    )
+
+
+#: What the runtime's own libraries take beside Python, the engine and the tokenizer.
+LIBRARIES = 32 * 1024 * 1024
+
+
+def _is_processor(buffer: str) -> bool:
+    return buffer == "CPU" or buffer.startswith("CPU_") or buffer.endswith("_Host")
+
+
+def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
+    document = next((document["engine"] for document in documents if "engine" in document), None)
+    if document is None:
+        raise ProbeError("llama.cpp did not answer")
+    gpus = tuple(
+        Gpu(device["name"], device["description"], device["kind"], device["memory_total"], device["memory_free"])
+        for device in document["devices"]
+        if device["kind"] in ("gpu", "igpu")
+    )
+    return EngineInfo(
+        version=document["version"],
+        system=document["system"],
+        gpu_offload=document["gpu_offload"],
+        mmap=document["mmap"],
+        mlock=document["mlock"],
+        gpus=gpus,
+    )
+
+
+@contextmanager
+def _model_file(target: ProbeTarget) -> Iterator[Path]:
+    """The file to open: the model itself, or a sparse one with only its header."""
+    if target.path is not None:
+        yield target.path
+        return
+    if target.model is None:
+        raise ProbeError("there is neither a file nor a header to measure")
+    folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
+    try:
+        for file, header, source in zip(target.model.files, target.model.headers, target.model.sources, strict=True):
+            # Shards find each other by their names.
+            with (folder / Path(file.name).name).open("wb") as sparse:
+                at = 0
+                while at < header.data_offset:
+                    part = source.read(at, min(1 << 20, header.data_offset - at))
+                    if not part:
+                        break
+                    sparse.write(part)
+                    at += len(part)
+                sparse.truncate(max(file.size, header.data_offset))
+        yield folder / Path(target.model.files[0].name).name
+    except OSError as error:
+        raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(environ: Mapping[str, str] | None) -> ProbeProcess:
+    if engine_version() is None:
+        raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
+    return ProbeProcess(environ)

@@ -1,0 +1,294 @@
+"""The subprocess side of the memory dry run: asks llama.cpp what a model would take, without loading a weight.
+
+Started as a script by `tea_models.engine.probe` (never imported there), because an assertion in ggml kills the process
+it is in. Each line of stdin is a JSON request; the answer is a JSON document a line, so that what was measured before
+a crash is not lost:
+
+    {"engine": {"version", "system", "gpu_offload", "devices": [...]}}
+    {"load": 0, "rss", "size"}                                   the model was opened, with so many layers on a GPU
+    {"point": 3, "kv_cache", "compute", "output", ...}           one combination of settings
+    {"point": 4, "error": "…"}                                   the engine refused it
+    {"done": true}                                               the end of the answer
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+from typing import Any
+
+MIB = 1024 * 1024
+_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}  # fmt: skip - ggml_type, ggml.h
+_DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
+_SIZE = re.compile(r"(\S+)\s+(model|output|KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
+_CACHE = re.compile(r"size =\s*([0-9.]+) MiB \(\s*(\d+) cells,\s*(\d+) layers")
+_ERROR_LEVEL, _CONTINUE_LEVEL, _DEBUG_LEVEL = 4, 5, 1
+
+
+class _Log:
+    """Collects the engine's log; the last error line says why something was refused."""
+
+    def __init__(self, engine: Any) -> None:
+        self.lines: list[str] = []
+        self.errors: list[str] = []
+        self._level = 0
+
+        def write(level: int, text: bytes, _data: object) -> None:
+            self._level = self._level if level == _CONTINUE_LEVEL else level
+            if self._level == _DEBUG_LEVEL:
+                return
+            line = text.decode("utf-8", "replace").strip()
+            self.lines.append(line)
+            if self._level == _ERROR_LEVEL and line:
+                self.errors.append(line)
+
+        self._callback = engine.llama_log_callback(write)  # ctypes keeps no reference to it
+        engine.llama_log_set(self._callback, None)
+
+    def clear(self) -> None:
+        self.lines.clear()
+        self.errors.clear()
+
+    def sizes(self, kind: str) -> dict[str, int]:
+        """Bytes of each buffer of a kind, as logged: rounded to 0.01 MiB."""
+        found: dict[str, int] = {}
+        for line in self.lines:
+            match = _SIZE.search(line)
+            if match and match[2] == kind:
+                found[match[1]] = found.get(match[1], 0) + round(float(match[3]) * MIB)
+        return found
+
+    def caches(self) -> list[dict[str, Any]]:
+        """The parts of the KV cache, as logged."""
+        matches = (_CACHE.search(line) for line in self.lines if "K (" in line or "R (" in line)
+        return [{"size": round(float(m[1]) * MIB), "cells": int(m[2]), "layers": int(m[3])} for m in matches if m]
+
+    def flash_attention(self) -> bool | None:
+        for line in reversed(self.lines):
+            if "Flash Attention" in line:
+                return "enabled" in line
+        return None
+
+
+class _Map(ctypes.Structure):
+    """`std::map` of libstdc++, as `llama_get_memory_breakdown` returns it: a red-black tree with its header inside."""
+
+    _fields_ = (("compare", ctypes.c_uint64), ("color", ctypes.c_uint64), ("root", ctypes.c_uint64),
+                ("leftmost", ctypes.c_uint64), ("rightmost", ctypes.c_uint64), ("count", ctypes.c_uint64))  # fmt: skip
+
+
+def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
+    """Bytes by buffer type, exact; None where this build has no such function or answers what can't be.
+
+    The log rounds to 0.01 MiB and says nothing about repacked weights, and there is no C function for it, so the C++
+    one is called. The caller checks the sums against the log.
+    """
+    library = ctypes.CDLL(os.path.join(engine.__path__[0], "lib", "libllama.so"))  # noqa: PTH118 - start-up time
+    base = ctypes.CDLL(os.path.join(engine.__path__[0], "lib", "libggml-base.so"))  # noqa: PTH118
+    try:
+        function = library["_Z26llama_get_memory_breakdownPK13llama_context"]
+        name_of = base["ggml_backend_buft_name"]
+        is_host = base["ggml_backend_buft_is_host"]
+    except AttributeError:
+        return None
+    function.restype, function.argtypes = _Map, [ctypes.c_void_p]
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    is_host.restype, is_host.argtypes = ctypes.c_bool, [ctypes.c_void_p]
+    tree = function(context)
+    if not 0 < tree.count < 64:
+        return None
+    rows: list[dict[str, Any]] = []
+    waiting = [tree.root]
+    while waiting:
+        node = (ctypes.c_uint64 * 8).from_address(waiting.pop())
+        name = name_of(node[4]).decode("ascii")
+        rows.append(
+            {"buffer": name, "host": is_host(node[4]), "model": node[5], "context": node[6], "compute": node[7]}
+        )
+        waiting.extend(child for child in (node[2], node[3]) if child)
+        if len(rows) > tree.count:
+            return None
+    return rows if len(rows) == tree.count else None
+
+
+def _devices(engine: Any) -> list[dict[str, Any]]:
+    folder = os.path.join(engine.__path__[0], "lib")  # noqa: PTH118
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        front = ctypes.CDLL(os.path.join(folder, f"libggml.{suffix}"))  # noqa: PTH118
+        base = ctypes.CDLL(os.path.join(folder, f"libggml-base.{suffix}"))  # noqa: PTH118
+        front.ggml_backend_dev_get.restype = ctypes.c_void_p
+        front.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+        front.ggml_backend_dev_count.restype = ctypes.c_size_t
+        base.ggml_backend_dev_name.restype = ctypes.c_char_p
+        base.ggml_backend_dev_description.restype = ctypes.c_char_p
+    except (OSError, AttributeError):
+        return []
+    found = []
+    for index in range(min(64, front.ggml_backend_dev_count())):
+        device = ctypes.c_void_p(front.ggml_backend_dev_get(index))
+        kind = _DEVICE_KINDS.get(base.ggml_backend_dev_type(device), "other")
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append({
+            "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
+            "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+            "kind": kind, "memory_total": total.value, "memory_free": free.value,
+        })  # fmt: skip
+    return found
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _context_parameters(engine: Any, point: dict[str, Any]) -> Any:
+    parameters = engine.llama_context_default_params()
+    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "swa_full", "embeddings", "offload_kqv",
+                 "pooling_type", "n_threads", "n_threads_batch", "kv_unified"):  # fmt: skip
+        if point.get(name) is not None:
+            setattr(parameters, name, point[name])
+    parameters.type_k = _TYPES[point.get("type_k", "f16")]
+    parameters.type_v = _TYPES[point.get("type_v", "f16")]
+    wanted = point.get("flash_attn")
+    parameters.flash_attn_type = -1 if wanted is None else int(wanted)
+    return parameters
+
+
+def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact: bool) -> dict[str, Any]:
+    log.clear()
+    context = engine.llama_init_from_model(model, _context_parameters(engine, point))
+    if not context:
+        return {"error": log.errors[-1] if log.errors else "the engine refused these settings"}
+    try:
+        caches = log.caches()
+        logged_compute = sum(log.sizes("compute").values())
+        logged_cache = sum(part["size"] for part in caches)
+        rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else None
+        # Each logged number is off by at most half of 0.01 MiB.
+        slack = (len(caches) + 4) * MIB // 100
+        if rows and (
+            abs(sum(row["compute"] for row in rows) - logged_compute) > slack
+            or abs(sum(row["context"] for row in rows) - logged_cache) > slack
+        ):
+            rows = None
+        return {
+            "n_ctx": engine.llama_n_ctx(context),
+            "kv_cache": sum(row["context"] for row in rows) if rows else logged_cache,
+            "compute": sum(row["compute"] for row in rows) if rows else logged_compute,
+            "output": sum(log.sizes("output").values()),
+            "exact": rows is not None,
+            "buffers": rows,
+            "caches": caches,
+            "flash_attn": log.flash_attention() if point.get("flash_attn") is None else bool(point["flash_attn"]),
+        }
+    finally:
+        engine.llama_free(context)
+
+
+class _Session:
+    """The engine, and the one model that is open in it."""
+
+    def __init__(self) -> None:
+        import llama_cpp as engine
+
+        self.engine = engine
+        self.log = _Log(engine)
+        engine.llama_backend_init()
+        self._model: Any = None
+        self._key: tuple[str, int] | None = None
+        self._load: dict[str, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        engine = self.engine
+        return {
+            "version": engine.__version__,
+            "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
+            "gpu_offload": bool(engine.llama_supports_gpu_offload()),
+            "mmap": bool(engine.llama_supports_mmap()),
+            "mlock": bool(engine.llama_supports_mlock()),
+            "devices": _devices(engine),
+        }
+
+    def run(self, request: dict[str, Any], answer: Any) -> None:
+        points = request.get("points", [])
+        for layers in sorted({point.get("n_gpu_layers", 0) for point in points}):
+            answer(self._open(request["model"], layers))
+            if not self._model:
+                continue
+            for index, point in enumerate(points):
+                if point.get("n_gpu_layers", 0) == layers:
+                    exact = request.get("exact", True)
+                    answer({"point": index, **_measure(self.engine, self._model, point, self.log, exact=exact)})
+
+    def _open(self, path: str, layers: int) -> dict[str, Any]:
+        if self._key == (path, layers):
+            return self._load
+        engine, log = self.engine, self.log
+        if self._model:
+            engine.llama_model_free(self._model)
+        log.clear()
+        parameters = engine.llama_model_default_params()
+        parameters.no_alloc = True
+        parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE: with a memory map it asserts
+        parameters.n_gpu_layers = layers
+        self._model = engine.llama_model_load_from_file(os.fsencode(path), parameters)
+        self._key, self._load = (path, layers), {"load": layers}
+        if self._model:
+            self._load |= {"rss": _resident(), "size": engine.llama_model_size(self._model)}
+        else:
+            # The first error says what is wrong, the last only that something was.
+            reason = log.errors[0].removeprefix("llama_model_load: ") if log.errors else "the engine refused the file"
+            self._load["error"] = reason
+        return self._load
+
+
+def main() -> None:
+    """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
+    session = None
+    for line in sys.stdin:
+        if session is None:
+            session = _Session()
+            answer({"engine": session.describe()})
+        session.run(json.loads(line), answer)
+        answer({"done": True})
+    # Unloading the backends has crashed on some drivers after all was said.
+    answers.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Bundles: the files of a lock in one tar file, for machines without network.
+
+    tea-bundle.json     what is in it: of each file its name, size, SHA-256, source, licence
+    models.lock         the lock of exactly these models
+    LICENSES.txt        the licence of each model, and where its files say it is
+    profiles/….json     the resolved profile of each file, for people and other tools
+    models/<sha256>     the files
+
+Hashes are checked when a bundle is written (a store may have rotted) and when it is read, before a file gets its name.
+The profiles are not taken over when it is read: they are made again from the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tea_models.errors import (
+    ChecksumMismatchError,
+    DiskFullError,
+    MissingFileError,
+    StoreError,
+    TeaModelsError,
+    UsageError,
+)
+from tea_models.files import Source, public
+from tea_models.lock.document import Lock, LockedModel, format_lock, read_lock
+from tea_models.lock.tarball import END, header, padding
+from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile, unpack_bundle
+from tea_models.store import Record, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from tea_models.net.progress import Progress
+    from tea_models.settings import Settings
+
+__all__ = ["Bundle", "BundledFile", "bundle", "unpack_bundle"]
+
+
+def bundle(
+    output: Path,
+    *,
+    lock_path: Path,
+    names: Sequence[str] = (),
+    settings: Settings,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Write a bundle.
+
+    Args:
+        output: The tar file; replaced if there is one.
+        lock_path: The lock whose models are bundled. If there is none, `names` are locked for the bundle alone.
+        names: References in the lock to bundle; all of them by default.
+        settings: Where the store is. The models must be in it.
+        progress: Told about bytes written.
+        note: Told what a user should know.
+
+    Raises:
+        MissingFileError: There is no lock and no name, or a locked file is not in the store.
+        UsageError: A name is not in the lock.
+        ChecksumMismatchError: A file in the store is not what its lock says.
+        DiskFullError, StoreError: The bundle can't be written.
+    """
+    with _replacing(output) as file:  # before anything that takes long: can it be written at all?
+        lock = _chosen(lock_path, names, settings, progress, note)
+        store = Store(settings.store_dir)
+        files = [found for model in lock.models.values() for found in _located(store, model)]
+        unique = {item.sha256: item for item in files}
+        small = {
+            MANIFEST: json.dumps(_manifest(files), indent=2, ensure_ascii=True) + "\n",
+            LOCK: format_lock(lock),
+            LICENSES: _licenses(files),
+            **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
+        }
+        for name, text in small.items():
+            data = text.encode()
+            file.write(header(name, len(data)) + data + padding(len(data)))
+        _write_models(file, list(unique.values()), output, progress)
+        file.write(END)
+    return Bundle(output, output.stat().st_size, tuple(files), small[LOCK])
+
+
+def _chosen(
+    lock_path: Path,
+    names: Sequence[str],
+    settings: Settings,
+    progress: Progress | None,
+    note: Callable[[str], None] | None,
+) -> Lock:
+    """The lock that goes into the bundle: made for its models by name, since their `models.yaml` does not go along."""
+    if not lock_path.is_file():
+        if not names:
+            raise MissingFileError(f"{lock_path}: no such file", hint="tea-models lock, or name the models to bundle")
+        from tea_models.lock.pins import make_lock
+
+        return make_lock(list(names), inputs=(), names=tuple(names), settings=settings, progress=progress, note=note)
+    lock = read_lock(lock_path)
+    unknown = [name for name in names if name not in lock.models]
+    if unknown:
+        raise UsageError(f"{unknown[0]} is not in {lock_path}", hint=f"it has {', '.join(lock.models) or 'nothing'}")
+    models = {name: model for name, model in lock.models.items() if not names or name in names}
+    return Lock(models, (), tuple(models))
+
+
+def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
+    for file in model.files:
+        path = store.path_of(file)
+        if path is None:
+            raise MissingFileError(
+                f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
+            )
+        record = store.record_of(path)
+        assert file.sha256 is not None
+        yield BundledFile(
+            name=model.reference,
+            filename=file.filename,
+            size=path.stat().st_size,
+            sha256=file.sha256,
+            source=_source(file.sources, record),
+            revision=next((source.revision for source in file.sources if source.revision), None),
+            license=model.license,
+            path=path,
+            status="bundled",
+        )
+
+
+def _source(sources: tuple[Source, ...], record: Record | None) -> str:
+    return str(sources[0]) if sources else public(record.source) if record else ""
+
+
+def _manifest(files: list[BundledFile]) -> dict[str, Any]:
+    keys = ("name", "filename", "size", "sha256", "source", "revision", "license")
+    return {"schema": SCHEMA, "files": [{key: getattr(file, key) for key in keys} for file in files]}
+
+
+def _licenses(files: list[BundledFile]) -> str:
+    lines = ["The licences of the models in this bundle. Whoever gets the bundle gets them under these.", ""]
+    for file in files:
+        lines += [
+            f"{file.name}  {file.filename}",
+            f"  licence  {file.license or 'unknown'}",
+            f"  source   {file.source}",
+        ]
+        lines += [f"  {key}  {value}" for key, value in _license_metadata(file.path)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
+    from tea_models.gguf import FileSource, read_header
+
+    with contextlib.suppress(TeaModelsError), FileSource(path) as source:
+        for key, value in read_header(source).metadata.items():
+            if key.startswith("general.license") and isinstance(value, str):
+                yield key, " ".join(value.split())
+
+
+def _profiles(store: Store, files: Any) -> Iterator[tuple[str, str]]:
+    for file in files:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            yield file.sha256, store.profile_path(file.path).read_text("utf-8")
+
+
+def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress | None) -> None:
+    if progress is not None:
+        progress.start(output.name, sum(model.size for model in models), 0)
+    try:
+        for model in models:
+            file.write(header(f"models/{model.sha256}", model.size))
+            digest, copied = hashlib.sha256(), 0
+            with model.path.open("rb") as reader:
+                while chunk := reader.read(min(1 << 20, model.size - copied)):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    copied += len(chunk)
+                    if progress is not None:
+                        progress.advance(len(chunk))
+            if digest.hexdigest() != model.sha256 or copied != model.size:
+                hint = "the file in the store is broken: tea-models verify --repair"
+                raise ChecksumMismatchError(
+                    str(model.path), expected=model.sha256, actual=digest.hexdigest(), hint=hint
+                )
+            file.write(padding(model.size))
+    finally:
+        if progress is not None:
+            progress.finish()
+
+
+@contextlib.contextmanager
+def _replacing(output: Path) -> Iterator[BinaryIO]:
+    """Write beside the name, and take the name when all is well."""
+    with contextlib.suppress(OSError):
+        if output.exists() and not stat.S_ISREG(output.stat().st_mode):
+            raise StoreError(f"{output}: not a file; expected a name for the bundle")
+    draft = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        try:
+            with draft.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(output)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(f"{output}: no space left on the disk") from None
+        raise StoreError(f"{output}: can't be written: {(error.strerror or str(error)).lower()}") from None

@@ -1,0 +1,348 @@
+"""From references to pins: what a lock should hold, whether it is up to date, and making it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tea_models.errors import LockError, NotAvailableError, UsageError
+from tea_models.files import Artifact, ArtifactFile, Source, public
+from tea_models.lock.document import Lock, LockedModel, read_lock, write_lock
+from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
+from tea_models.refs import FileRef, HubRef, NameRef, WheelRef, parse_reference
+from tea_models.sources import from_registry, resolve
+from tea_models.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from tea_models.net import Progress
+    from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings
+
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+
+
+def update_lock(
+    path: Path,
+    given: Sequence[str] = (),
+    *,
+    upgrade: bool = False,
+    settings: Settings,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> tuple[Lock, bool]:
+    """Write the lock of a project.
+
+    With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more.
+    Without one, `given` is what is locked; without anything, what was locked before.
+
+    Args:
+        path: The lock.
+        given: References, and paths of YAML files.
+        upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
+        settings: Store, hosts, what is allowed.
+        progress: Told about bytes as they arrive.
+        note: Told what was fetched and what could not be found out.
+
+    Returns:
+        The lock, and whether the file changed.
+
+    Raises:
+        UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
+        TeaModelsError: As for `make_lock` and `read_lock`.
+    """
+    old = read_lock(path) if path.is_file() else None
+    renewed: bool | list[str] = upgrade
+    some = [text for text in given if not _is_yaml(text)]
+    if upgrade and some and old is not None and all(public(text) in old.models for text in some):
+        renewed = some
+        given = [text for text in given if _is_yaml(text)]
+    references, inputs, names = _asked(path, given, old)
+    lock = make_lock(
+        references,
+        inputs=inputs,
+        names=names,
+        old=old,
+        upgrade=renewed,
+        settings=settings,
+        progress=progress,
+        note=note,
+    )
+    gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
+    if gone and note is not None:
+        note(f"no longer locked: {', '.join(gone)}")
+    return lock, write_lock(path, lock)
+
+
+def check_lock(path: Path, given: Sequence[str] = (), *, settings: Settings) -> Lock:
+    """Read the lock of a project if it is up to date; fetches nothing and writes nothing.
+
+    Raises:
+        LockError: It is out of date; the message says why.
+        MissingFileError: There is none.
+    """
+    lock = read_lock(path)
+    references, inputs, names = _asked(path, given, lock)
+    require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, settings)
+    missing = [text for text in references if public(text) not in lock.models]
+    if missing:
+        raise LockError(f"{path} is out of date: {', '.join(missing)} not locked", hint="tea-models lock")
+    return lock
+
+
+def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str], list[str], list[str]]:
+    """What to lock, and the files and names that it comes from."""
+    folder = path.parent
+    texts = [text for text in given if not _is_yaml(text)]
+    inputs = [os.path.relpath(text, folder) for text in given if _is_yaml(text)]
+    has_file = (folder / MODELS_FILE).is_file()
+    if has_file and MODELS_FILE not in inputs:
+        inputs.insert(0, MODELS_FILE)
+    if not given and old is not None:
+        inputs = combined([inputs, old.inputs])
+        texts = [] if has_file else list(old.names)
+    asked = wanted(folder, inputs)
+    if has_file:
+        strange = next((text for text in texts if text not in asked), None)
+        if strange is not None:
+            raise UsageError(f"{folder / MODELS_FILE} does not ask for {strange}", hint="add it there, then lock again")
+        texts = []
+    references = combined([asked, texts])
+    if not references and not inputs:
+        raise UsageError(
+            f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}",
+            hint=f"tea-models lock smollm2-135m, or write a {MODELS_FILE}",
+        )
+    return references, inputs, texts
+
+
+def _is_yaml(text: str) -> bool:
+    return text.endswith((".yaml", ".yml")) and "://" not in text
+
+
+def wanted(folder: Path, inputs: Iterable[str], names: Iterable[str] = ()) -> list[str]:
+    """The references that a lock in `folder` should hold: those of its inputs and of a `models.yaml` beside it.
+
+    Raises:
+        MissingFileError, ConfigError: An input can't be read.
+    """
+    files = combined([[MODELS_FILE] if (folder / MODELS_FILE).is_file() else [], inputs])
+    return combined([*(read_requirements(folder / name) for name in files), names])
+
+
+def asked_for(lock: Lock, folder: Path) -> list[str]:
+    """The references that a lock was made for, as its inputs have them now."""
+    named = lock.inputs or lock.names or (folder / MODELS_FILE).is_file()
+    return wanted(folder, lock.inputs, lock.names) if named else list(lock.models)
+
+
+def outdated(lock: Lock, folder: Path, settings: Settings, registry: Registry | None = None) -> list[str]:
+    """Why a lock does not say what its project asks for: a sentence each; empty if it is up to date. Fetches nothing.
+
+    Args:
+        lock: The lock.
+        folder: Where it lies, with its inputs.
+        settings: Which registries there are.
+        registry: The registry, if it was loaded before.
+
+    Raises:
+        MissingFileError, ConfigError: An input or a registry can't be read.
+    """
+    asked = asked_for(lock, folder)
+    reasons = [f"{text} is asked for and not locked" for text in asked if public(text) not in lock.models]
+    shown = {public(text) for text in asked}
+    reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
+    return reasons + _repinned(lock, settings, registry)
+
+
+def make_lock(
+    references: Sequence[str],
+    *,
+    inputs: Sequence[str] = (),
+    names: Sequence[str] = (),
+    old: Lock | None = None,
+    upgrade: bool | Sequence[str] = False,
+    settings: Settings,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Lock:
+    """Pin what references mean now.
+
+    What the old lock says stays, so that adding one model changes nothing else. A file whose hash nobody states is
+    pulled and pinned by what arrived (trust on first use); the same is done where the chat template can be read in no
+    other way.
+
+    Args:
+        references: What to lock.
+        inputs: Files that they come from, for the lock to remember.
+        names: Those of them that come from no file.
+        old: The lock as it was.
+        upgrade: Resolve anew: all (True), or these references.
+        settings: Store, hosts, what is allowed.
+        progress: Told about bytes as they arrive.
+        note: Told what was fetched and what could not be found out.
+
+    Raises:
+        NotAvailableError: A reference can't be resolved from here.
+        IntegrityError: Bytes that had to be fetched are wrong.
+    """
+    from tea_models.registry.entries import Registry
+
+    registry = Registry.load(settings)
+    kept = dict(old.models) if old is not None else {}
+    if old is not None:
+        for text in _repinned_references(old, registry):
+            kept.pop(text)
+    if upgrade is True:
+        kept = {}
+    elif upgrade:
+        kept = {text: model for text, model in kept.items() if text not in upgrade}
+    models = {}
+    for text in references:
+        shown = public(text)
+        models[shown] = kept.get(shown) or _pin(text, settings, registry, progress, note or (lambda _: None))
+    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)))
+
+
+def _pin(
+    text: str, settings: Settings, registry: Registry, progress: Progress | None, note: Callable[[str], None]
+) -> LockedModel:
+    artifact = resolve(text, settings, registry)
+    references = [part for file in artifact.files for source in file.sources[:1] for part in source.parts]
+    if any(isinstance(part, FileRef) for part in references):
+        note(f"{text}: a path is only good on this machine")
+    files = tuple(
+        replace(file, sources=tuple(_committed(source, settings, note) for source in file.sources))
+        for file in artifact.files
+    )
+    artifact = replace(artifact, files=files)
+    if any(file.sha256 is None or (file.size is None and _whole(file)) for file in artifact.files):
+        artifact = _measured(artifact, settings, progress, note)
+    return LockedModel(
+        reference=public(text),
+        resolved=public(artifact.name),
+        files=artifact.files,
+        license=artifact.license,
+        template_sha256=_template_of(artifact, settings, progress, note),
+    )
+
+
+def _committed(source: Source, settings: Settings, note: Callable[[str], None]) -> Source:
+    """A source on the Hub with the commit that its branch or tag is at now."""
+    reference = source.parts[0]
+    if not isinstance(reference, HubRef) or len(source.parts) > 1 or _COMMIT.match(reference.revision or ""):
+        return source
+    from tea_models.sources import hub
+
+    try:
+        commit, _ = hub.metadata(reference, settings)
+    except NotAvailableError as error:
+        note(f"{reference}: its commit could not be found out ({error.message}); the hash pins the bytes")
+        return source
+    return Source((replace(reference, revision=commit),), commit)
+
+
+def _measured(
+    artifact: Artifact, settings: Settings, progress: Progress | None, note: Callable[[str], None]
+) -> Artifact:
+    """The artifact with the sizes and hashes that its files turn out to have."""
+    from tea_models.verbs.pull import pull_artifact
+
+    if not all(Store(settings.store_dir).path_of(file) for file in artifact.files):
+        note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
+    results = pull_artifact(artifact, settings=settings, progress=progress, note=note)
+    files = tuple(
+        replace(file, size=result.size, sha256=result.sha256)
+        for file, result in zip(artifact.files, results, strict=True)
+    )
+    return replace(artifact, files=files)
+
+
+def _template_of(
+    artifact: Artifact, settings: Settings, progress: Progress | None, note: Callable[[str], None]
+) -> str | None:
+    from tea_models.verbs.pull import pull_artifact
+
+    store = Store(settings.store_dir)
+    path = store.path_of(artifact.files[0])
+    if path is None and _whole(artifact.files[0]) and not settings.offline:
+        note(f"{artifact.reference}: pulling it, because its chat template can only be read from the whole file")
+        path = pull_artifact(artifact, settings=settings, progress=progress, note=note)[0].path
+    try:
+        return template_sha256(artifact.files[0], path, settings)
+    except NotAvailableError as error:
+        note(f"{artifact.reference}: its chat template could not be read ({error.message})")
+        return None
+
+
+def template_sha256(file: ArtifactFile, path: Path | None, settings: Settings) -> str | None:
+    """SHA-256 of the chat template in a model's (first) file, read here or where it is.
+
+    Raises:
+        NotAvailableError: It can't be read from here.
+        MalformedGGUFError: It is no GGUF file.
+    """
+    from tea_models.gguf.bytes_source import FileSource
+    from tea_models.gguf.header import read_header
+    from tea_models.sources import open_source
+
+    source = FileSource(path) if path is not None else open_source(file, settings)
+    try:
+        template = read_header(source).metadata.get("tokenizer.chat_template")
+    finally:
+        source.close()
+    if not isinstance(template, str):
+        return None
+    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _whole(file: ArtifactFile) -> bool:
+    """Whether no source of a file can be read in parts."""
+    return all(len(source.parts) > 1 or isinstance(source.parts[0], WheelRef) for source in file.sources)
+
+
+def _repinned(lock: Lock, settings: Settings, registry: Registry | None) -> list[str]:
+    if registry is None:
+        from tea_models.registry.entries import Registry
+
+        registry = Registry.load(settings)
+    return [f"{text} has other hashes in the registry now" for text in _repinned_references(lock, registry)]
+
+
+def _repinned_references(lock: Lock, registry: Registry) -> list[str]:
+    """Locked names that a registry of the user or the project pins differently now.
+
+    The built-in registry does not count: a new release of this program must not put every lock out of date.
+    """
+    found = []
+    for text, model in lock.models.items():
+        reference = parse_reference(text)
+        if not isinstance(reference, NameRef):
+            continue
+        try:
+            entry, variant = registry.find(reference)
+        except NotAvailableError:
+            continue
+        if entry.origin == "built-in":
+            continue
+        now = {file.filename: file.sha256 for file in from_registry(text, entry, variant).files}
+        locked = {file.filename: file.sha256 for file in model.files}
+        if set(now) != set(locked) or any(now[name] not in (None, locked[name]) for name in now):
+            found.append(text)
+    return found
+
+
+def require_current(lock: Lock, path: Path, settings: Settings) -> None:
+    """Refuse a lock that is out of date.
+
+    Raises:
+        LockError: It is; the message says why.
+    """
+    reasons = outdated(lock, path.parent, settings)
+    if reasons:
+        raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock")

@@ -1,0 +1,206 @@
+"""What a server's answer means for a transfer: go on, try again, begin anew, or give up with a reason."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tea_models.errors import (
+    AccessDeniedError,
+    MissingFileError,
+    NotAvailableError,
+    SourceUnavailableError,
+    UsageError,
+)
+from tea_models.net.retry import parse_retry_after
+
+if TYPE_CHECKING:
+    import httpx2
+
+_CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\Z", re.IGNORECASE)
+_TRANSIENT: Final = frozenset({408, 420, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
+
+
+class TransientError(Exception):
+    """A failure that may pass.
+
+    Args:
+        reason: For people.
+        retry_after: Seconds that the server asks to wait.
+        busy: The server says that it is asked too much.
+        silent: It took long to find out.
+    """
+
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, busy: bool = False, silent: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+        self.busy = busy
+        self.silent = silent
+
+
+class StaleError(Exception):
+    """What is in the partial does not fit what the server has now: begin anew.
+
+    Args:
+        reason: For people.
+        plain: Ranges can't be relied on at this server; ask for the whole file.
+    """
+
+    def __init__(self, reason: str, *, plain: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.plain = plain
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A 200 or 206 that can be used.
+
+    Attributes:
+        start: Offset of the first byte of the body.
+        end: Offset after the last byte, if it is said.
+        total: Size of the whole file, if it is said.
+        partial: It is a 206.
+        ranges: The server understands ranges, as far as this answer tells.
+        etag: Its entity tag, or "".
+        last_modified: Its date, or "".
+        html: It is declared to be a web page.
+    """
+
+    start: int
+    end: int | None
+    total: int | None
+    partial: bool
+    ranges: bool
+    etag: str
+    last_modified: str
+    html: bool
+
+
+@dataclass(slots=True)
+class Version:
+    """What tells one version of a file from another.
+
+    Attributes:
+        etag: The entity tag, or "".
+        last_modified: The date, or "".
+    """
+
+    etag: str = ""
+    last_modified: str = ""
+
+    @property
+    def validator(self) -> str:
+        """What `If-Range` may carry (RFC 9110, 13.1.5): a strong entity tag, else the date, else nothing."""
+        if self.etag:
+            return "" if self.etag.startswith("W/") else self.etag
+        return self.last_modified
+
+    def accept(self, answer: Answer) -> bool:
+        """Whether an answer is of the same version, as far as can be told; takes over what it says."""
+        tags, dates = (self.etag, answer.etag), (self.last_modified, answer.last_modified)
+        changed = tags[0] != tags[1] if all(tags) else all(dates) and dates[0] != dates[1]
+        self.etag, self.last_modified = answer.etag or self.etag, answer.last_modified or self.last_modified
+        return not changed
+
+
+def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_range: bool) -> Answer:
+    """Judge the head of an answer.
+
+    Args:
+        response: The answer; its body is not read.
+        shown: The address, fit for messages.
+        start: The offset that was asked for.
+        asked_range: Whether the request had a `Range`.
+
+    Raises:
+        TransientError: Try again.
+        StaleError: The range was not answered as asked.
+        NotAvailableError: Give up.
+    """
+    status = response.status_code
+    if status == 416:
+        raise StaleError(f"{shown}: the server has no bytes at {start:,}", plain=True)
+    if status not in (200, 206):
+        _refuse(response, shown)
+    headers = response.headers
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise SourceUnavailableError(
+            f"{shown}: the server sends the file compressed ({encoding[:40]}), though it was asked not to",
+            hint="a proxy may do that; another source or network may not",
+        )
+    etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
+    html = headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
+    if status == 200:
+        length = headers.get("content-length", "")
+        total = int(length) if length.isascii() and length.isdecimal() and len(length) <= 18 else None
+        ranges = headers.get("accept-ranges", "").strip().lower() == "bytes" and not asked_range
+        return Answer(0, total, total, False, ranges, etag, modified, html)
+    if not asked_range:
+        raise StaleError(f"{shown}: the server sends a part of the file though the whole was asked for", plain=True)
+    match = _CONTENT_RANGE.match(headers.get("content-range", "").strip())
+    if match is None:
+        raise StaleError(f"{shown}: the server does not say which part of the file it sends", plain=True)
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
+    if first != start or last < first or (total is not None and last >= total):
+        raise StaleError(f"{shown}: the server sends another part of the file than was asked for", plain=True)
+    return Answer(first, last + 1, total, True, True, etag, modified, html)
+
+
+def _refuse(response: httpx2.Response, shown: str) -> None:
+    status = response.status_code
+    told = f"{shown}: the server answers {status}" + (f" {reason}" if (reason := response.reason_phrase[:60]) else "")
+    if status == 401:
+        raise AccessDeniedError(told, hint="it wants a token; for the Hub, set HF_TOKEN (or run: hf auth login)")
+    if status == 403:
+        raise AccessDeniedError(
+            told, hint="this account or network may not have it; a licence may have to be accepted there first"
+        )
+    if status in (404, 410):
+        raise MissingFileError(told, hint="check the name, the folder and the revision")
+    if status == 407:
+        raise NotAvailableError(f"{told} (the proxy wants credentials)", hint="check HTTPS_PROXY")
+    if status in _TRANSIENT or status >= 500:
+        after = parse_retry_after(response.headers.get("retry-after"))
+        raise TransientError(told.removeprefix(f"{shown}: "), retry_after=after, busy=status in (429, 503, 509, 529))
+    raise SourceUnavailableError(told, hint="try another source")
+
+
+def explain_failure(error: Exception, shown: str) -> TransientError | NotAvailableError | UsageError:
+    """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret."""
+    import httpx2
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    if any(isinstance(item, ssl.SSLCertVerificationError) for item in chain):
+        return SourceUnavailableError(
+            f"{shown}: the server's certificate is not trusted",
+            hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
+        )
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        return TransientError("no connection within the time allowed", silent=True)
+    if isinstance(error, httpx2.TimeoutException):
+        return TransientError("no bytes for too long", silent=True)
+    if isinstance(error, httpx2.ConnectError):
+        return TransientError(f"can't connect ({_short(error)})")
+    if isinstance(error, httpx2.RemoteProtocolError):
+        return TransientError(f"the answer broke off or is no HTTP ({_short(error)})")
+    if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.CloseError | httpx2.ProxyError):
+        return TransientError(f"the connection broke ({_short(error) or type(error).__name__})")
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
+        return UsageError(
+            f"{shown}: this request can't be sent", hint="check the address and the token for stray characters"
+        )
+    return SourceUnavailableError(f"{shown}: {type(error).__name__}")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,59 @@
+"""`Wishes`: what a user or a project asks of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tea_models.engine.formula import KV_TYPES
+from tea_models.errors import UsageError
+
+Purpose = Literal["chat", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for; None means that the plan decides.
+
+    Attributes:
+        n_ctx: Tokens, `auto` (as much as fits, up to the trained context) or `max` (the trained context or an error).
+        n_threads: Threads.
+        n_gpu_layers: Layers on a GPU; 0 means none, -1 all.
+        kv_type: Type of the KV cache.
+        memory: Bytes that may be used, instead of what is available.
+        n_batch: Logical batch in tokens.
+        n_ubatch: Physical batch in tokens.
+        flash_attn: On or off.
+        swa_full: Keep the whole context in layers with a sliding window.
+        purpose: What the model is to do; by its kind when None.
+        source: Who asks: `user` or `project`.
+    """
+
+    n_ctx: int | Literal["auto", "max"] = "auto"
+    n_threads: int | None = None
+    n_gpu_layers: int | None = None
+    kv_type: str | None = None
+    memory: int | None = None
+    n_batch: int | None = None
+    n_ubatch: int | None = None
+    flash_attn: bool | None = None
+    swa_full: bool | None = None
+    purpose: Purpose | None = None
+    source: str = "user"
+
+    def check(self) -> None:
+        """Refuse what can't be meant.
+
+        Raises:
+            UsageError: A value is out of range; says which and what was expected.
+        """
+        for name, least in (("n_ctx", 1), ("n_threads", 1), ("n_batch", 1), ("n_ubatch", 1), ("n_gpu_layers", -1)):
+            value = getattr(self, name)
+            if isinstance(value, int) and not least <= value < 1 << 31:
+                raise UsageError(f"{name} {value:,}: expected a whole number from {least} to {(1 << 31) - 1:,}")
+        if isinstance(self.n_ctx, str) and self.n_ctx not in ("auto", "max"):
+            raise UsageError(f"n_ctx {self.n_ctx!r}: expected auto, max or a number of tokens")
+        if self.kv_type is not None and self.kv_type not in KV_TYPES:
+            raise UsageError(f"KV cache type {self.kv_type!r}: expected one of {', '.join(KV_TYPES)}")
+        if self.memory is not None and self.memory <= 0:
+            raise UsageError(f"memory {self.memory}: expected bytes")

@@ -1,0 +1,223 @@
+"""`inspect_model`: what a GGUF file says about itself, wherever it lies."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
+from tea_models.gguf.types import ValueType
+from tea_models.profile.from_headers import profile_from_headers
+from tea_models.profile.model_files import open_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tea_models.gguf.header import Header, TensorInfo, Value
+    from tea_models.profile.facts import ChatFacts, ModelProfile, TokenizerFacts
+    from tea_models.profile.model_files import ModelFiles
+    from tea_models.settings import Settings
+
+MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
+_SPECIAL = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What it took to look at a remote file: bytes, requests, seconds, and the commit that was read."""
+
+    bytes_read: int
+    requests: int
+    seconds: float
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        path: Path of the (first) file, or the reference of a remote one.
+        profile: The facts.
+        header: The header of the first file. Its arrays can't be read any more: the file is closed.
+        tensors: Tensors of all files.
+        metadata: Values by key as JSON; arrays as `{"type", "count"}`, or complete with `full`.
+        full: `metadata` has whole arrays.
+        with_tensors: `to_json` has the tensor table.
+        problems: Why llama.cpp would not load it.
+        risks: Why it would load and then end the process.
+        transfer: What was fetched, for a remote file.
+    """
+
+    path: str
+    profile: ModelProfile
+    header: Header
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, Any]
+    full: bool
+    with_tensors: bool
+    problems: tuple[str, ...]
+    risks: tuple[str, ...]
+    transfer: Transfer | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.profile.files)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know, the gravest first."""
+        unloadable = tuple(f"llama.cpp would not load it: {problem}" for problem in self.problems)
+        deadly = tuple(f"llama.cpp would load it, but die of the first text: {risk}" for risk in self.risks)
+        return unloadable + deadly + self.profile.warnings + self.profile.chat.warnings
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `inspect --json` prints."""
+        profile, header = self.profile, self.header
+        document: dict[str, Any] = {
+            "path": self.path,
+            "size": self.size,
+            "gguf": {
+                "version": header.version,
+                "byte_order": header.byte_order,
+                "alignment": header.alignment,
+                "kv_count": header.kv_count,
+                "tensor_count": len(self.tensors),
+                "header_size": header.header_size,
+            },
+            "kind": profile.kind.value,
+            "name": profile.name.value,
+            "architecture": profile.architecture.value or None,
+            "quantization": profile.quantization.value,
+            "bits_per_weight": profile.bits_per_weight.value,
+            "parameters": profile.parameters.value,
+            "context_length": profile.context_length.value,
+            "embedding_length": profile.embedding_length.value,
+            "pooling": profile.pooling.value,
+            "license": profile.license.value,
+            "tokenizer": _tokenizer(profile.tokenizer),
+            "chat": _chat(profile.chat),
+            "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in profile.files],
+            "metadata": self.metadata,
+        }
+        if self.with_tensors:
+            document["tensors"] = [_tensor(info) for info in self.tensors]
+        if self.transfer is not None:
+            document["remote"] = {
+                "revision": self.transfer.revision,
+                "bytes_read": self.transfer.bytes_read,
+                "requests": self.transfer.requests,
+                "seconds": round(self.transfer.seconds, 3),
+            }
+        document["loadable"] = not self.problems
+        document["warnings"] = list(self.warnings)
+        return document
+
+
+def inspect_model(
+    path_or_ref: Path | str, *, settings: Settings | None = None, full: bool = False, tensors: bool = False
+) -> Inspection:
+    """Read what a model says about itself: a file, all its shards, or only the header of a remote one.
+
+    Args:
+        path_or_ref: A path, or a reference as a user types it.
+        settings: Where the store and the hosts are; by default from the environment.
+        full: Metadata hold whole arrays.
+        tensors: The document has the tensor table.
+
+    Raises:
+        MalformedGGUFError: A file is not GGUF or breaks the specification.
+        NotAvailableError: The model, or one of its shards, can't be had from here.
+        UsageError: The text is no reference.
+    """
+    started = time.monotonic()
+    with open_model(path_or_ref, settings=settings, hashes=False) as model:
+        profile = profile_from_headers(model.headers, model.files, entry=model.entry, header_sha256="")
+        header = model.headers[0]
+        problems = check_loadable(header, thorough=False)
+        return Inspection(
+            path=model.where,
+            profile=profile,
+            header=header,
+            tensors=tuple(info for part in model.headers for info in part.tensors),
+            metadata={key: json_value(value, full=full) for key, value in header.metadata.items()},
+            full=full,
+            with_tensors=tensors,
+            problems=problems,
+            risks=() if problems else check_tokenizable(header),
+            transfer=_transfer(model, time.monotonic() - started),
+        )
+
+
+def json_value(value: Value, *, full: bool = False) -> Any:
+    """A metadata value as JSON; a number that JSON lacks (NaN, infinity) becomes its name.
+
+    Args:
+        value: The value.
+        full: Arrays with all their items, up to `MOST_ITEMS` of them.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _SPECIAL.get(value, "NaN")
+    if not isinstance(value, ArrayValue):
+        return value
+    if not full or value.count > MOST_ITEMS:
+        return {"type": value.item_type.label, "count": value.count}
+    if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
+        return [json_value(item, full=True) for item in value]
+    return list(value)
+
+
+def _tokenizer(facts: TokenizerFacts) -> dict[str, Any]:
+    return {
+        "model": facts.model.value,
+        "pre": facts.pre.value,
+        "vocab_size": facts.vocab_size.value,
+        "bos": facts.bos.value,
+        "eos": facts.eos.value,
+        "eot": facts.eot.value,
+        "bos_token": facts.bos_token.value,
+        "eos_token": facts.eos_token.value,
+        "eot_token": facts.eot_token.value,
+        "add_bos": facts.add_bos.value,
+        "add_eos": facts.add_eos.value,
+    }
+
+
+def _chat(facts: ChatFacts) -> dict[str, Any]:
+    return {
+        "template": facts.template.value,
+        "template_sha256": facts.template_sha256.value,
+        "format": facts.format.value,
+        "system_role": facts.system_role.value,
+        "tools": facts.tools.value,
+        "stop": list(facts.stop.value),
+        "thinking": facts.thinking.value,
+        "default_system_prompt": facts.default_system_prompt.value,
+        "emits_bos": facts.emits_bos.value,
+    }
+
+
+def _tensor(info: TensorInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "shape": list(info.shape),
+        "type": info.type.name,
+        "offset": info.offset,
+        "bytes": info.size,
+    }
+
+
+def _transfer(model: ModelFiles, seconds: float) -> Transfer | None:
+    if model.located is None or model.located.paths:
+        return None
+    sources = model.located.artifact.files[0].sources
+    return Transfer(
+        bytes_read=sum(getattr(source, "bytes_read", 0) for source in model.sources),
+        requests=sum(getattr(source, "requests", 0) for source in model.sources),
+        seconds=seconds,
+        revision=sources[0].revision if sources else None,
+    )

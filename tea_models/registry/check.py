@@ -1,0 +1,111 @@
+"""`registry check --online`: do the places that a registry names still have the bytes that it pins?"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tea_models.errors import IntegrityError, NotAvailableError, UsageError
+from tea_models.refs import HubRef, OllamaRef, WheelRef
+from tea_models.sources import from_registry, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tea_models.files import ArtifactFile, Source
+    from tea_models.registry.entries import Entry
+    from tea_models.settings import Settings
+
+_AT_ONCE = 8
+Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSource:
+    """One source of one file.
+
+    Attributes:
+        status: `ok`, `mismatch` (other bytes), `unreachable`, `unpinned` (nothing to compare with), or `unchecked`
+            (could only be compared by fetching it whole).
+        detail: What was found, where that says more.
+    """
+
+    name: str
+    variant: str
+    filename: str
+    source: str
+    status: Status
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def check_entries(entries: Iterable[Entry], settings: Settings, *, online: bool = False) -> list[CheckedSource]:
+    """Look at every source of every file.
+
+    Args:
+        entries: Of the registry.
+        settings: Hosts and tokens.
+        online: Ask the hosts for size and hash; without it only pins are looked at.
+
+    Raises:
+        UsageError: `online`, and nothing may be fetched.
+    """
+    if online and settings.offline:
+        raise UsageError("--online and --offline contradict each other")
+    jobs = [
+        (entry.name, variant.name, file, source)
+        for entry in entries
+        for variant in entry.variants.values()
+        for file in from_registry(entry.name, entry, variant).files
+        for source in file.sources
+    ]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        found = pool.map(lambda job: _check(job[2], job[3], settings, online), jobs)
+        return [
+            CheckedSource(name, variant, file.filename, str(source), status, detail)
+            for (name, variant, file, source), (status, detail) in zip(jobs, found, strict=True)
+        ]
+
+
+def _check(file: ArtifactFile, source: Source, settings: Settings, online: bool) -> tuple[Status, str]:
+    if not online:
+        return ("ok", "") if file.sha256 and file.size else ("unpinned", "no sha256" if not file.sha256 else "no size")
+    if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
+        return "unchecked", "can only be compared by pulling it"
+    try:
+        size, sha256 = _stated(source, settings)
+    except NotAvailableError as error:
+        return "unreachable", error.message
+    except IntegrityError as error:
+        return "mismatch", error.message
+    if file.size is not None and size is not None and size != file.size:
+        return "mismatch", f"size is {size:,} bytes, pinned are {file.size:,}"
+    if file.sha256 is not None and sha256 is not None and sha256 != file.sha256:
+        return "mismatch", f"sha256 is {sha256}"
+    if file.sha256 is None:
+        return "unpinned", f"sha256 is {sha256}" if sha256 else "no sha256"
+    return ("ok", "") if sha256 else ("ok", "only the size was compared")
+
+
+def _stated(source: Source, settings: Settings) -> tuple[int | None, str | None]:
+    """Size and hash as the host states them."""
+    reference = source.parts[0]
+    if isinstance(reference, HubRef):
+        from tea_models.sources import hub
+
+        _, found = hub.metadata(reference, settings)
+        return found.size, found.sha256
+    if isinstance(reference, OllamaRef):
+        (file,) = kind_of(reference).resolve(reference, settings).files
+        return file.size, file.sha256
+    remote = kind_of(reference).open_remote(reference, settings)
+    try:
+        if remote.read(0, 4) not in (b"GGUF", b"FUGG"):
+            raise IntegrityError("not a GGUF file")
+        return remote.size, None
+    finally:
+        remote.close()

@@ -1,0 +1,193 @@
+"""`locate`: what a reference means, and where its bytes can be read: in the store, on this machine, or far away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
+from tea_models.files import Artifact, ArtifactFile, Source, shard_names
+from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, UrlRef, WheelRef, parse_reference
+from tea_models.store import Record, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tea_models.gguf.bytes_source import ByteSource
+    from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A model that was found.
+
+    Attributes:
+        artifact: What it is.
+        paths: Its files on this machine, all shards in order; empty if they are not here.
+    """
+
+    artifact: Artifact
+    paths: tuple[Path, ...]
+    settings: Settings = field(repr=False)
+
+    def open_source(self, index: int = 0) -> ByteSource:
+        """Open a file (shard) for reading parts of it, here or over the network.
+
+        Raises:
+            NotAvailableError: It can't be opened, or not without fetching it whole.
+        """
+        if self.paths:
+            from tea_models.gguf.bytes_source import FileSource
+
+            return FileSource(self.paths[index])
+        from tea_models.sources import open_source
+
+        return open_source(self.artifact.files[index], self.settings)
+
+
+def locate(text: str, settings: Settings, *, remote: bool = True, registry: Registry | None = None) -> Located:
+    """Find what a reference means.
+
+    A path is taken as it is. Anything else is looked for in the store first; with `remote`, it may stay where it is.
+
+    Args:
+        text: A reference as a user types it.
+        settings: Where the store and the hosts are.
+        remote: Whether a model that is not on this machine is an answer.
+        registry: The registry, if it was loaded before.
+
+    Raises:
+        UsageError: The text is no reference.
+        UnknownModelError: No such name in the registry.
+        MissingFileError: No such file; or (without `remote`) the model is not in the store.
+        OfflineError: It is not in the store, and nothing may be fetched.
+        NotAvailableError: Its host can't be asked.
+    """
+    reference = parse_reference(text)
+    if isinstance(reference, FileRef):
+        return _file(text, reference, settings)
+    if isinstance(reference, NameRef):
+        from tea_models.sources import resolve
+
+        try:
+            artifact = resolve(text, settings, registry)
+        except UnknownModelError as error:
+            if reference.variant is None and Path(text).is_file():  # a file without a suffix
+                return _file(text, FileRef(Path(text)), settings)
+            raise error from None
+    else:
+        artifact = _resolved(text, reference, settings, remote=remote)
+    store = Store(settings.store_dir)
+    found = [store.path_of(file) for file in artifact.files]
+    paths = tuple(path for path in found if path is not None)
+    if len(paths) == len(artifact.files):
+        return Located(artifact, paths, settings)
+    if settings.offline:
+        raise OfflineError(
+            f"{text} is not in the store, and nothing may be fetched (--offline)",
+            hint=f"without --offline: tea-models pull {text}",
+        )
+    if not remote:
+        raise MissingFileError(f"{text} is not in the store ({store.root})", hint=f"tea-models pull {text}")
+    return Located(artifact, (), settings)
+
+
+def _resolved(
+    text: str, reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef, settings: Settings, *, remote: bool
+) -> Artifact:
+    """What a reference to a host means: by what the store has of it where that is certain or all there is."""
+    from tea_models.sources import resolve
+
+    recorded = recorded_artifact(text, settings)
+    if recorded is not None and (settings.offline or not remote or _is_fixed(reference)):
+        return recorded
+    if settings.offline:
+        raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)")
+    try:
+        return resolve(text, settings)
+    except SourceUnavailableError:
+        if recorded is None:
+            raise
+        return recorded  # the host can't be asked, but what it answered before is here
+
+
+def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
+    """What the store has under a reference to some host, without asking the host; None if it has nothing."""
+    reference = parse_reference(text)
+    if isinstance(reference, NameRef | FileRef):
+        return None
+    store = Store(settings.store_dir)
+    records = [item.record for item in store.installed() if item.state != "missing" and _was(item.record, reference)]
+    if not records:
+        return None
+    names = {record.filename: record for record in records}
+    first = shard_names(records[0].filename)
+    if any(name not in names for name in first):
+        return None
+    chosen = [names[name] for name in first]
+    if isinstance(reference, HubRef) and len({shard_names(record.filename)[0] for record in records}) > 1:
+        raise UsageError(
+            f"{text}: the store has several files of it: {', '.join(sorted(names))}",
+            hint="name the file, or its quantisation",
+        )
+    files = tuple(_recorded_file(record) for record in chosen)
+    return Artifact(text, chosen[0].model, None, files, chosen[0].license)
+
+
+def _recorded_file(record: Record) -> ArtifactFile:
+    parts = tuple(parse_reference(part) for part in record.source.split(" + "))
+    return ArtifactFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
+
+
+def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
+    """Whether a record is of a file that a reference means."""
+    if str(asked) in (record.model, record.source):
+        return True
+    try:
+        sources: Sequence[object] = [parse_reference(part) for part in record.source.split(" + ")]
+    except UsageError:
+        return False
+    source = sources[0]
+    if isinstance(asked, UrlRef) and isinstance(source, UrlRef):
+        return asked.url == source.url and asked.sha256 in (None, record.sha256)
+    if isinstance(asked, HubRef) and isinstance(source, HubRef):
+        from tea_models.quantization import quantization_of
+
+        return (
+            asked.repo.lower() == source.repo.lower()
+            and asked.path in (None, source.path)
+            and (asked.revision is None or (record.revision or "").startswith(asked.revision))
+            and (asked.quantization is None or quantization_of(record.filename) == asked.quantization.upper())
+        )
+    return asked == source
+
+
+def _is_fixed(reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
+    """Whether a reference means the same bytes for ever, so that the store can answer for its host."""
+    match reference:
+        case HubRef(path=path, revision=revision):
+            return path is not None and revision is not None and len(revision) == 40
+        case UrlRef(sha256=sha256):
+            return sha256 is not None
+    return isinstance(reference, WheelRef)
+
+
+def _file(text: str, reference: FileRef, settings: Settings) -> Located:
+    from tea_models.sources.local import shards
+
+    path = reference.path
+    if not path.exists() and not path.is_symlink() and path.name == str(path) and text == path.name:
+        stored = Store(settings.store_dir).root / path.name  # a bare name may also be that of a file in the store
+        path = stored if stored.is_file() else path
+    paths = shards(path)
+    files = tuple(ArtifactFile(part.name, _size(part), None, (Source((FileRef(part),)),)) for part in paths)
+    return Located(Artifact(text, text, None, files), paths, settings)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return None  # opening it says what is wrong

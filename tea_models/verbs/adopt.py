@@ -1,0 +1,321 @@
+"""Adopting: GGUF files that another tool has on this machine are checked and linked in, not fetched again.
+
+A file enters the store by a hard link; where that is impossible, by a copy that shares its blocks; only at last by a
+real copy (`Store.link_in`). A symbolic link would make the store depend on a file that its owner may remove. The other
+tool's files are only ever read: the store never writes in place, so a shared inode is safe.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.disk.hashing import sha256_file
+from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
+from tea_models.files import shard_names
+from tea_models.store import Record, Store
+from tea_models.store.other_tools import Found, find_all, folder_files, hub_caches, ollama_folders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tea_models.net.progress import Progress
+    from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings
+    from tea_models.verbs.pull import PullResult
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that can be adopted, with what its header says.
+
+    Attributes:
+        found: The file.
+        architecture: From the header, or "".
+        quantization: From its file type, or "".
+        title: The model's own name, or "".
+        problem: Why it can't be used, or "".
+        model: The registry's name for exactly these bytes (as far as the other tool's bookkeeping is right), or "".
+        installed: The store has it already: the same inode, or a file recorded with that hash.
+    """
+
+    found: Found
+    architecture: str = ""
+    quantization: str = ""
+    title: str = ""
+    problem: str = ""
+    model: str = ""
+    installed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat document."""
+        return {
+            "name": self.found.name,
+            "tool": self.found.tool,
+            "path": str(self.found.path),
+            "size": self.found.size,
+            "sha256": self.found.sha256,
+            "architecture": self.architecture or None,
+            "quantization": self.quantization or None,
+            "title": self.title or None,
+            "model": self.model or None,
+            "installed": self.installed,
+            "problem": self.problem or None,
+        }
+
+
+def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Candidate]:
+    """What other tools have.
+
+    Args:
+        settings: Its `environ` says where the tools keep their files.
+        folders: Further folders to look into.
+    """
+    from tea_models.registry.entries import Registry
+
+    registry = Registry.load(settings)
+    store = Store(settings.store_dir)
+    records = store.records()
+    hashes = {record.sha256 for record in records}
+    inodes = {_identity(store.root / record.file) for record in records} - {None}
+    result = []
+    for found in _everything(settings, folders):
+        if found.path.is_relative_to(store.root.resolve()):
+            continue
+        described = _described(found)
+        known = registry.by_sha256(found.sha256) if found.sha256 else None
+        installed = found.sha256 in hashes or _identity(found.path) in inodes
+        model = f"{known[0].name}:{known[1].name}" if known else ""
+        result.append(Candidate(found, **described, model=model, installed=installed))
+    return result
+
+
+def find_by_sha256(sha256: str, *, size: int | None = None, settings: Settings) -> Path | None:
+    """A file of another tool that has exactly these bytes, hashed just now.
+
+    Args:
+        sha256: The pinned hash.
+        size: The pinned size; without it only files are looked at whose name is the hash.
+        settings: Where the tools keep their files.
+    """
+    home, environ = _home(settings), settings.environ
+    named: list[Path] = [folder / "blobs" / f"sha256-{sha256}" for folder in ollama_folders(home, environ)]
+    named += [blob for cache in hub_caches(home, environ) for blob in cache.glob(f"models--*/blobs/{sha256}")]
+    maybe: list[Path] = list(_of_size(size, settings)) if size else []
+    for path in named + maybe:
+        try:
+            if path.is_file() and size in (None, path.stat().st_size) and sha256_file(path) == sha256:
+                return path
+        except OSError:
+            continue
+    return None
+
+
+def adopt(
+    names: Sequence[str],
+    settings: Settings,
+    *,
+    folders: Sequence[Path] = (),
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> list[PullResult]:
+    """Verify files of other tools and link them into the store.
+
+    A file whose bytes are wrong does not keep the others out: they are adopted, and the error comes last.
+
+    Args:
+        names: For each model a path, a name that `candidates` shows, a name of the registry, or a SHA-256.
+        settings: Where the store and the tools are.
+        folders: Further folders to look into.
+        progress: Told about bytes hashed.
+        note: Told what a user should know.
+
+    Raises:
+        MissingFileError: No tool has such a file.
+        UsageError: Several different files could be meant.
+        ChecksumMismatchError: The bytes are not those that the other tool's bookkeeping, or the registry, says.
+        MalformedGGUFError: It is not a GGUF file.
+    """
+    from tea_models.registry.entries import Registry
+    from tea_models.verbs.pull import write_profile
+
+    registry = Registry.load(settings)
+    job = _Adoption(settings, registry, progress)
+    note = note or (lambda _: None)
+    results: list[PullResult] = []
+    broken: list[IntegrityError] = []
+    for name in names:
+        try:
+            shards = [job.take(name, found, expected) for found, expected in _chosen(name, settings, registry, folders)]
+        except IntegrityError as error:
+            broken.append(error)
+            continue
+        write_profile(shards[0].path, Store(settings.store_dir), settings=settings, note=note)
+        results += shards
+    if broken:
+        for result in results:
+            note(f"{result.name}: {result.status}")
+        for further in broken[1:]:
+            note(further.message)
+        raise broken[0]
+    return results
+
+
+class _Adoption:
+    """What `adopt` does to each file."""
+
+    def __init__(self, settings: Settings, registry: Registry, progress: Progress | None) -> None:
+        self._settings, self._registry, self._progress = settings, registry, progress
+        self._store = Store(settings.store_dir)
+
+    def take(self, name: str, found: Found, expected: str | None) -> PullResult:
+        from tea_models.gguf import FileSource, read_header
+        from tea_models.verbs.pull import PullResult
+
+        with FileSource(found.path) as source:
+            read_header(source)  # nothing that is not GGUF gets in
+        sha256 = self._hash(found)
+        pin = expected or found.sha256
+        if pin is not None and sha256 != pin:
+            raise ChecksumMismatchError(
+                str(found.path), expected=pin, actual=sha256, hint=f"the copy of {found.tool} is broken; pull the model"
+            )
+        known = self._registry.by_sha256(sha256)
+        filename = found.filename
+        if known is not None:
+            filename = next(file.filename for file in known[1].files if file.sha256 == sha256)
+        record = Record(
+            file=filename,
+            size=found.size,
+            sha256=sha256,
+            mtime_ns=0,
+            inode=0,
+            model=f"{known[0].name}:{known[1].name}" if known else found.name,
+            source=found.name,
+            revision=found.revision,
+            license=known[0].license if known else None,
+            pinned=pin is not None or known is not None,
+        )
+        present = self._store.path_with(sha256)
+        if present is not None and present.name == filename:
+            path, status = present, "present"
+        else:
+            folder = self._store.folder_for([(filename, sha256)], [found.tool.lower().replace(" ", "-"), sha256[:12]])
+            path, status = self._store.link_in(found.path, folder / filename, record), "adopted"
+        return PullResult(name, path, found.size, sha256, found.name, found.revision, status)  # type: ignore[arg-type]
+
+    def _hash(self, found: Found) -> str:
+        if self._progress is None:
+            return sha256_file(found.path)
+        self._progress.start(f"verifying {found.filename}", found.size, 0)
+        try:
+            return sha256_file(found.path, self._progress)
+        finally:
+            self._progress.finish()
+
+
+def _chosen(
+    name: str, settings: Settings, registry: Registry, folders: Sequence[Path]
+) -> Iterator[tuple[Found, str | None]]:
+    """The files that a name means, each with its pin."""
+    from tea_models.errors import UnknownModelError
+    from tea_models.refs import NameRef, parse_reference
+
+    path = Path(name.removeprefix("file:"))
+    if path.is_file():
+        for part in [path.with_name(shard) for shard in shard_names(path.name)]:
+            if not part.is_file():
+                raise MissingFileError(f"{part}: this shard of {path.name} is missing")
+            real = part.resolve()
+            yield Found("folder", f"file:{part.absolute()}", part.name, real, real.stat().st_size, None), None
+        return
+    if path.is_dir() and "/" in name:
+        raise MissingFileError(f"{name} is a folder", hint=f"tea-models adopt --folder {name} looks into it")
+    every = _everything(settings, folders)
+    matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
+    if not matching:
+        matching = [found for found in every if found.filename == name]
+    if matching:
+        if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
+            shown = ", ".join(sorted(found.name for found in matching)[:5])
+            raise UsageError(f"{name}: several files could be meant: {shown}", hint="give the path of one")
+        yield from ((shard, None) for shard in _all_shards(matching[0], every))
+        return
+    try:
+        reference = parse_reference(name)
+        variant = registry.find(reference)[1] if isinstance(reference, NameRef) else None
+    except UnknownModelError:
+        variant = None
+    if variant is None:
+        raise MissingFileError(
+            f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is"
+        )
+    for file in variant.files:
+        match = find_by_sha256(file.sha256, size=file.size, settings=settings) if file.sha256 else None
+        if match is None:
+            raise MissingFileError(
+                f"{name}: no other tool on this machine has {file.filename}", hint=f"tea-models pull {name}"
+            )
+        real = match.resolve()
+        owner = next((found for found in every if found.path == real), None)
+        tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
+        revision = owner.revision if owner else None
+        yield Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision), file.sha256
+
+
+def _all_shards(found: Found, every: list[Found]) -> list[Found]:
+    """All files of the model that a file is a part of, in order."""
+    by_name = {other.name: other for other in every if other.tool == found.tool}
+    shards = []
+    for part in shard_names(found.filename):
+        name = found.name.replace(found.filename, part)
+        if name not in by_name:
+            raise MissingFileError(f"{found.tool} has no {part}, which {found.filename} needs", hint="pull the model")
+        shards.append(by_name[name])
+    return shards
+
+
+def _everything(settings: Settings, folders: Sequence[Path]) -> list[Found]:
+    every = find_all(_home(settings), settings.environ)
+    return every + [found for folder in folders for found in folder_files(folder)]
+
+
+def _of_size(size: int, settings: Settings) -> Iterator[Path]:
+    """Files without a hash in their bookkeeping that could be the one."""
+    for found in find_all(_home(settings), settings.environ):
+        if found.size == size and found.sha256 is None:
+            yield found.path
+
+
+def _home(settings: Settings) -> Path:
+    home = settings.environ.get("HOME")
+    return Path(home) if home else Path.home()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _described(found: Found) -> Mapping[str, Any]:
+    from tea_models.errors import TeaModelsError
+    from tea_models.gguf import FileSource, read_header
+    from tea_models.gguf.quantization import file_type_name
+
+    try:
+        with FileSource(found.path) as source:
+            header = read_header(source)
+    except TeaModelsError as error:
+        return {"problem": error.message}
+    file_type = header.metadata.get("general.file_type")
+    texts = {key: header.metadata.get(f"general.{key}") for key in ("architecture", "name")}
+    return {
+        "architecture": texts["architecture"] if isinstance(texts["architecture"], str) else "",
+        "title": texts["name"] if isinstance(texts["name"], str) else "",
+        "quantization": (file_type_name(file_type) if isinstance(file_type, int) else None) or "",
+    }

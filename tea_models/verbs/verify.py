@@ -1,0 +1,319 @@
+"""`verify`: hash what is installed again, and check that it is GGUF and that the engine can load it.
+
+Nothing that was remembered is believed here: every byte is read. With `repair`, only what is broken is fetched again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tea_models.disk.hashing import sha256_files
+from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError
+from tea_models.files import Artifact, ArtifactFile, Source, public, shard_names
+from tea_models.refs import FileRef, NameRef, parse_reference
+from tea_models.store import HIDDEN, Record, Store, means
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tea_models.engine.dry_load import DryLoader
+    from tea_models.net.progress import Progress
+    from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings
+
+Status = Literal["ok", "corrupt", "missing", "unpinned"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """One file and what was found.
+
+    Attributes:
+        name: The reference it was asked or pulled by.
+        path: Where it lies, or should lie.
+        status: `ok`; `corrupt` (other bytes than expected, or not GGUF); `missing`; `unpinned` (nothing says what its
+            hash should be, other than the file itself when it was first seen).
+        expected_sha256: The pinned hash, or the one recorded at first use, or None.
+        actual_sha256: Of the bytes that are there, or None if there are none.
+        loadable: Whether the engine can load it; None if that was not looked at.
+        problems: Why it is corrupt or not loadable.
+        repaired: It was broken and has been fetched again.
+    """
+
+    name: str
+    path: Path
+    status: Status
+    expected_sha256: str | None
+    actual_sha256: str | None
+    loadable: bool | None = None
+    problems: tuple[str, ...] = ()
+    repaired: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether the file can't be used as it is, though it is there."""
+        return self.status == "corrupt" or self.loadable is False
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys, and more."""
+        return asdict(self) | {"path": str(self.path), "problems": list(self.problems)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A file to look at; `pinned` tells a pin from a hash that was recorded at first use."""
+
+    name: str
+    path: Path
+    expected: str | None
+    pinned: bool
+    file: ArtifactFile | None = None
+    artifact: Artifact | None = None
+
+
+def verify(
+    names: str | Sequence[str] | None = None,
+    settings: Settings | None = None,
+    *,
+    repair: bool = False,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> list[VerifyResult]:
+    """Hash models again.
+
+    Args:
+        names: References or paths of GGUF files; None for everything in the store.
+        settings: Where the store is; from the environment by default.
+        repair: Fetch again what is corrupt or missing.
+        progress: Told about bytes read, and of downloads.
+        note: Told what a user should know while files are repaired.
+
+    Returns:
+        A result for each file, in the order of the names, or by path.
+
+    Raises:
+        UsageError: A name is no reference.
+        UnknownModelError: A name is not in the registry.
+        NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
+    """
+    import os
+
+    from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings as SettingsType
+
+    settings = settings or SettingsType.resolve(os.environ, cwd=Path.cwd())
+    store = Store(settings.store_dir)
+    registry = Registry.load(settings)
+    if names is None:
+        targets = _all_targets(store, registry)
+    else:
+        wanted = [names] if isinstance(names, str) else names
+        targets = [target for name in wanted for target in _named_targets(name, store, registry, settings)]
+    results = _check(targets, registry, settings, progress)
+    if not repair:
+        return results
+    return [
+        _repair(target, result, store, settings=settings, progress=progress, note=note)
+        if _needs_repair(result)
+        else result
+        for target, result in zip(targets, results, strict=True)
+    ]
+
+
+def _all_targets(store: Store, registry: Registry) -> list[_Target]:
+    targets = {store.root / record.file: _recorded(record, store, registry) for record in store.records()}
+    if store.root.is_dir():
+        for path in sorted(store.root.rglob("*.gguf")):
+            if path not in targets and HIDDEN not in path.relative_to(store.root).parts:
+                targets[path] = _Target(path.name, path, None, pinned=False)
+    return [targets[path] for path in sorted(targets)]
+
+
+def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
+    known = registry.by_sha256(record.sha256)
+    path = store.root / record.file
+    file, artifact = _fetchable(record, registry)
+    return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
+
+
+def _fetchable(record: Record, registry: Registry) -> tuple[ArtifactFile, Artifact]:
+    """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
+    from tea_models.sources import from_registry
+
+    known = registry.by_sha256(record.sha256)
+    if known is not None:
+        artifact = from_registry(record.model, *known)
+        return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
+    parts = tuple(parse_reference(part) for part in record.source.split(" + "))
+    file = ArtifactFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
+    return file, Artifact(record.model, record.model, None, (file,), record.license)
+
+
+def _named_targets(name: str, store: Store, registry: Registry, settings: Settings) -> list[_Target]:
+    reference = parse_reference(name)
+    if isinstance(reference, FileRef):
+        return [_path_target(name, path, store, registry) for path in _shards(reference.path, store)]
+    if isinstance(reference, NameRef):
+        from tea_models.sources import resolve
+
+        artifact: Artifact | None = resolve(name, settings, registry)
+    else:
+        from tea_models.sources.locate import recorded_artifact
+
+        artifact = recorded_artifact(name, settings)
+    if artifact is None:
+        return [_Target(public(name), store.root / Path(name).name, None, pinned=False)]
+    return [_file_target(name, file, artifact, store) for file in artifact.files]
+
+
+def _shards(path: Path, store: Store) -> list[Path]:
+    if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
+        path = store.root / path.name  # a bare name may also be that of a file in the store
+    return [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
+
+
+def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Target:
+    record = store.record_of(path.absolute())
+    if record is not None:
+        return replace(_recorded(record, store, registry), name=name)
+    return _Target(name, path, None, pinned=False)
+
+
+def _file_target(name: str, file: ArtifactFile, artifact: Artifact, store: Store) -> _Target:
+    records = [record for record in store.records() if means(record, file)]
+    records.sort(key=lambda record: record.filename != file.filename)
+    if records:
+        record = records[0]
+        pinned = file.sha256 is not None or record.pinned
+        return _Target(name, store.root / record.file, record.sha256, pinned, file, artifact)
+    path = store.root / file.filename
+    other = store.record_of(path)
+    if other is not None:  # the plain name belongs to another version; this one is not here
+        path = store.hidden / "absent" / file.filename
+    return _Target(name, path, file.sha256, file.sha256 is not None, file, artifact)
+
+
+def _check(
+    targets: list[_Target], registry: Registry, settings: Settings, progress: Progress | None
+) -> list[VerifyResult]:
+    from tea_models.engine.dry_load import DryLoader
+
+    sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
+    paths = sorted(sizes)
+    if progress is not None and paths:
+        what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
+        progress.start(f"verifying {what}", sum(sizes.values()), 0)
+    try:
+        digests = dict(zip(paths, sha256_files(paths, progress), strict=True)) if paths else {}
+    finally:
+        if progress is not None and paths:
+            progress.finish()
+    with DryLoader(settings) as loader:
+        return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
+
+
+def _is_file(path: Path) -> bool:
+    if not path.exists():
+        return False
+    if not path.is_file():
+        from tea_models.gguf import FileSource
+
+        FileSource(path).close()  # says what it is instead
+    return True
+
+
+def _judge(target: _Target, digest: str | Exception | None, registry: Registry, loader: DryLoader) -> VerifyResult:
+    if digest is None:
+        return VerifyResult(target.name, target.path, "missing", target.expected, None)
+    if isinstance(digest, Exception):
+        why = getattr(digest, "strerror", None) or str(digest)
+        return VerifyResult(
+            target.name, target.path, "corrupt", target.expected, None, None, (f"can't be read: {why}",)
+        )
+    known = registry.by_sha256(digest) is not None
+    expected = target.expected or (digest if known else None)
+    if expected is not None and digest != expected:
+        why = (
+            "its bytes are not those that were pinned" if target.pinned else "its bytes changed since it was first seen"
+        )
+        return VerifyResult(target.name, target.path, "corrupt", expected, digest, None, (why,))
+    status: Status = "ok" if target.pinned or known else "unpinned"
+    try:
+        problems = _loading_problems(target.path, loader)
+    except MalformedGGUFError as error:
+        return VerifyResult(target.name, target.path, "corrupt", expected, digest, False, (error.message,))
+    return VerifyResult(target.name, target.path, status, expected, digest, not problems, problems)
+
+
+def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
+    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads.
+
+    Raises:
+        MalformedGGUFError: The file is not legal.
+        NotAvailableError: It can't be read.
+    """
+    from tea_models.gguf import FileSource, check_loadable, read_header
+
+    with FileSource(path) as source:
+        header = read_header(source)
+        first = shard_names(path.name)[0]
+        # The later shards of a model carry tensors only; what the loader asks of the metadata is in the first.
+        problems = check_loadable(header) if path.name == first else header.problems
+    if problems or path.name != first:
+        return tuple(problems)
+    refusal = loader.refusal(path)
+    return (refusal.reason,) if refusal else ()
+
+
+def _set_aside(store: Store, path: Path) -> Path:
+    """Take broken bytes from their name, but remember what should be there, for when this repair fails."""
+    record = store.record_of(path)
+    aside = store.set_aside(path)
+    if record is not None:
+        store.write_record(record)
+    return aside
+
+
+def _needs_repair(result: VerifyResult) -> bool:
+    return result.status in ("corrupt", "missing")
+
+
+def _repair(
+    target: _Target,
+    result: VerifyResult,
+    store: Store,
+    *,
+    settings: Settings,
+    progress: Progress | None,
+    note: Callable[[str], None] | None,
+) -> VerifyResult:
+    if target.file is None or target.artifact is None:
+        if result.status == "missing":
+            raise MissingFileError(f"{target.path}: no such file, and nothing says where to get it", hint="pull it")
+        return result
+    from tea_models.verbs.pull import pull_artifact
+
+    aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
+    only = replace(target.artifact, files=(target.file,))
+    (pulled,) = pull_artifact(only, settings=settings, progress=progress, note=note)
+    if aside is not None:
+        aside.unlink(missing_ok=True)
+    from tea_models.engine.dry_load import DryLoader
+
+    try:
+        with DryLoader(settings) as loader:
+            problems = _loading_problems(pulled.path, loader)
+    except (MalformedGGUFError, NotAvailableError) as error:
+        problems = (error.message,)
+    return VerifyResult(
+        name=target.name,
+        path=pulled.path,
+        status="ok" if target.pinned else "unpinned",
+        expected_sha256=target.expected or pulled.sha256,
+        actual_sha256=pulled.sha256,
+        loadable=not problems,
+        problems=problems,
+        repaired=True,
+    )

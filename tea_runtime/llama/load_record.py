@@ -1,0 +1,64 @@
+"""What a load really took, measured while it runs and kept for `tea-models plan` and `doctor` to compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tea_models.plan import RunPlan
+    from tea_runtime.llama.context import Context
+
+# llama.cpp's log rounds each buffer to 0.01 MiB.
+_ROUNDING = 0.005 * 1024 * 1024
+
+
+class LoadRecorder:
+    """Records each context that is opened, once it has been used.
+
+    Args:
+        store_dir: Folder of the store; one that can't be written is no error.
+    """
+
+    def __init__(self, store_dir: Path) -> None:
+        self._store_dir = store_dir
+        self._before = resident()
+        self._context: tuple[int, dict[str, int]] | None = None
+        self.plan: RunPlan | None = None
+
+    def opened(self, context: Context) -> None:
+        """Remember what a context reserved."""
+        if context.options.n_seq_max == 1:
+            actual = {"kv_cache": context.buffers("KV") + context.buffers("RS"), "compute": context.buffers("compute")}
+            self._context = (context.n_ctx, actual)
+
+    def used(self) -> None:
+        """Write what was remembered, now that the buffers have been touched."""
+        if self._context is None or self.plan is None:
+            return
+        from tea_models.engine.observed import record_load
+        from tea_runtime.llama.engine import llama
+
+        (n_ctx, actual), self._context = self._context, None
+        use = self.plan.memory.use
+        if n_ctx == self.plan.settings.n_ctx and abs(actual["kv_cache"] - use.kv_cache) <= 8 * _ROUNDING:
+            actual["kv_cache"] = use.kv_cache
+        now = resident()
+        if now is not None and self._before is not None:
+            # A host process may be large for reasons of its own: only the growth is the model's.
+            actual["peak"] = min(now, now - self._before + use.overhead)
+        record_load(self._store_dir, self.plan, engine=str(llama().__version__), actual=actual, n_ctx=n_ctx)
+
+
+def resident() -> int | None:
+    """Bytes of this process that are in memory now; None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import resource
+
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * resource.getpagesize()
