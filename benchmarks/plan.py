@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.measurer import Estimator
 from tea_models.engine.probe import Point, Prober, ProbeTarget
-from tea_models.plan import Wishes, plan_profile
+from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.resolve import choose_measurer, machine_now
 from tea_models.profile import profile_from_headers
 from tea_models.profile.model_files import open_model
@@ -78,12 +78,12 @@ def time_model(path: Path, unit: float) -> None:
             rows.append(("dry run of 32 contexts", median_time(lambda: Prober(target).measure(many), 3)))
             header = ProbeTarget("0" * 64, model=model)
             rows.append(("dry run from the header alone", median_time(lambda: Prober(header).measure(one), 3)))
-            machine, wishes = machine_now(settings), Wishes()
+            machine, user = machine_now(settings), UserSettings()
             estimator = Estimator(profile)
             rows.append(
-                ("plan by formula, in process", median_time(lambda: plan_profile(profile, machine, wishes, estimator)))
+                ("plan by formula, in process", median_time(lambda: plan_profile(profile, machine, user, estimator)))
             )
-            plan = plan_profile(profile, machine, wishes, choose_measurer(profile, settings, model=model, measure=True))
+            plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model=model, measure=True))
         for name, seconds in rows:
             print(f"  {name:<36} {seconds * 1000:8.0f} ms  {seconds / unit:6.1f} x bare python")
         print(f"  {plan.summary()}")

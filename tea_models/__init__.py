@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Inspection": "tea_models.profile.inspection",
-    "ModelProfile": "tea_models.profile.resolve",
+    "ModelProfile": "tea_models.profile.facts",
     "PullResult": "tea_models.verbs.pull",
     "Registry": "tea_models.registry.entries",
     "RunPlan": "tea_models.plan.types",

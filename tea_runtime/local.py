@@ -230,7 +230,7 @@ class LocalLlmBackend(LlmBackend):
             UnsupportedError: The model has no embeddings.
         """
         texts = check_texts(text)
-        with self._weights_in_use().turnstile:
+        with self._weights_in_use().engine_lock:
             self._weights_in_use()
             vectors = self._embedder.embed(texts)
         return vectors[0] if isinstance(text, str) else vectors
@@ -257,7 +257,7 @@ class LocalLlmBackend(LlmBackend):
     def close(self) -> None:
         """Free the contexts, and the weights if nobody else in this process uses them. Closing twice is fine."""
         if self._closed.alive:
-            with self._weights.turnstile:
+            with self._weights.engine_lock:
                 self._closed()
 
     # How it does it ---------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class LocalLlmBackend(LlmBackend):
     def _run(self, requests: Sequence[_Request]) -> list[LlmCallResult]:
         weights = self._weights_in_use()
         generations = [request.generation for request in requests]
-        with weights.turnstile:
+        with weights.engine_lock:
             self._weights_in_use()
             self._session.run(generations)
             self._recorder.used()
@@ -394,7 +394,7 @@ def _close(session: Session, embedder: Embedder, weights: Weights, process: int)
     if session.running or embedder.running:
         # Only when the process ends: a daemon thread is still computing. What it uses can't be freed under it.
         end_process()
-        if not weights.turnstile.is_free_within(10):
+        if not weights.engine_lock.is_free_within(10):
             return
     session.close()
     embedder.close()

@@ -15,8 +15,8 @@ from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.errors import ContextOverflowError, LlmError
 from tea_runtime.llama.engine import (
+    EngineLock,
     LoadOptions,
-    Turnstile,
     acquire,
     check_version,
     llama,
@@ -174,10 +174,10 @@ def test_a_capture_sees_only_its_own_thread():
 
 
 def test_a_turnstile_refuses_its_owner_instead_of_waiting_for_ever():
-    turnstile = Turnstile()
-    with turnstile, pytest.raises(LlmError, match="callback of its own stream"), turnstile:
+    engine_lock = EngineLock()
+    with engine_lock, pytest.raises(LlmError, match="callback of its own stream"), engine_lock:
         pass
-    with turnstile:
+    with engine_lock:
         pass
 
 

@@ -16,7 +16,7 @@ import yaml
 from tea_models.engine.measurer import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.plan import Wishes, plan_profile
+from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.export import export_model
 from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
 from tea_models.settings import Settings
@@ -46,9 +46,9 @@ LOCALAI_KEYS = {
 NASTY = '/models/it\'s "my" $HOME `x` ünï; rm -rf #1.gguf'
 
 
-def given(path: str = "/models/smol.gguf", **wishes: Any) -> ExportInput:
-    more = {name: wishes.pop(name) for name in ("stop", "pooling", "template_replaced") if name in wishes}
-    plan = plan_profile(SMOL, machine_with(8 * GIB), Wishes(**wishes), Estimator(SMOL))
+def given(path: str = "/models/smol.gguf", **user: Any) -> ExportInput:
+    more = {name: user.pop(name) for name in ("stop", "pooling", "template_replaced") if name in user}
+    plan = plan_profile(SMOL, machine_with(8 * GIB), UserSettings(**user), Estimator(SMOL))
     return ExportInput(plan=plan, path=path, name="smollm2-135m", layers=30, **more)
 
 
@@ -191,7 +191,7 @@ def test_a_relative_path_in_a_modelfile_is_not_a_model_name() -> None:
 @pytest.mark.skipif(engine_version() is None, reason="llama-cpp-python is not installed")
 def test_the_python_export_runs_as_it_stands(real_model: Path, tmp_path: Path) -> None:
     settings = Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path)
-    text = export_model(str(real_model), "python", settings, Wishes(n_ctx=512), measure=False).text
+    text = export_model(str(real_model), "python", settings, UserSettings(n_ctx=512), measure=False).text
     script = tmp_path / "run.py"
     script.write_text(
         text + "\nprint(llm.n_ctx(), llm('The capital of France is', max_tokens=4)['choices'][0]['text'])\n"
@@ -205,9 +205,9 @@ def test_the_path_on_another_machine_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(build_gguf())
     settings = Settings.resolve({"HOME": str(tmp_path), "TEA_OFFLINE": "1"}, cwd=tmp_path)
-    here = export_model(str(path), "env", settings, Wishes(), measure=False).text
+    here = export_model(str(path), "env", settings, UserSettings(), measure=False).text
     assert f"LLAMA_ARG_MODEL={path}\n" in here
-    there = export_model(str(path), "env", settings, Wishes(), path="/srv/m.gguf", measure=False).text
+    there = export_model(str(path), "env", settings, UserSettings(), path="/srv/m.gguf", measure=False).text
     assert "LLAMA_ARG_MODEL=/srv/m.gguf\n" in there
     with pytest.raises(MissingFileError):
-        export_model(str(tmp_path / "absent.gguf"), "env", settings, Wishes(), measure=False)
+        export_model(str(tmp_path / "absent.gguf"), "env", settings, UserSettings(), measure=False)

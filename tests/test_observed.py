@@ -10,7 +10,7 @@ import pytest
 
 from tea_models.engine.measurer import Estimator
 from tea_models.engine.observed import all_observed, read_observed, record_load
-from tea_models.plan import RunPlan, Wishes, plan_profile
+from tea_models.plan import RunPlan, UserSettings, plan_profile
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, MIB, machine_with, profile_of
 
@@ -19,7 +19,7 @@ SMOL = profile_of(*CASES["smollm2"])
 
 @pytest.fixture
 def plan() -> RunPlan:
-    return plan_profile(SMOL, machine_with(8 * GIB), Wishes(), Estimator(SMOL))
+    return plan_profile(SMOL, machine_with(8 * GIB), UserSettings(), Estimator(SMOL))
 
 
 def record(store: Path, plan: RunPlan, **more: Any) -> Any:

@@ -14,7 +14,7 @@ from tea_models.engine.measurer import Estimator
 from tea_models.engine.probe import Point, RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
 from tea_models.machine.detect import Gpu, detect_machine
-from tea_models.plan import RunPlan, Wishes, plan_profile, resolve_plan
+from tea_models.plan import RunPlan, UserSettings, plan_profile, resolve_plan
 from tea_models.plan.types import SOURCES
 from tea_models.profile import to_json
 from tea_models.settings import Settings
@@ -29,8 +29,8 @@ GEMMA = profile_of(*CASES["gemma3-270m"], weights=241 * MIB, name="gemma")
 SMOL = profile_of(*CASES["smollm2"], weights=92 * MIB, name="smollm2")
 
 
-def plan(profile: Any = SMOL, available: int = 32 * GIB, **wishes: Any) -> RunPlan:
-    return plan_profile(profile, machine_with(available), Wishes(**wishes), Estimator(profile))
+def plan(profile: Any = SMOL, available: int = 32 * GIB, **user: Any) -> RunPlan:
+    return plan_profile(profile, machine_with(available), UserSettings(**user), Estimator(profile))
 
 
 def test_auto_takes_the_trained_context_where_it_fits() -> None:
@@ -177,25 +177,25 @@ def test_windows_keep_only_the_window_unless_all_is_asked_for() -> None:
 
 def test_threads_are_the_cores_that_may_be_used() -> None:
     machine = machine_with(8 * GIB, threads=8, cores_logical=16, cores_allowed=4)
-    found = plan_profile(SMOL, machine, Wishes(), Estimator(SMOL))
+    found = plan_profile(SMOL, machine, UserSettings(), Estimator(SMOL))
     assert found.settings.n_threads == found.settings.n_threads_batch == 4
     assert "4 of 8" in found.decision("n_threads").reason
-    quota = plan_profile(SMOL, replace(machine, cpu_quota=2.5), Wishes(), Estimator(SMOL))
+    quota = plan_profile(SMOL, replace(machine, cpu_quota=2.5), UserSettings(), Estimator(SMOL))
     assert quota.settings.n_threads == 2
     assert "2.5" in quota.decision("n_threads").reason
-    asked = plan_profile(SMOL, machine, Wishes(n_threads=7, source="project"), Estimator(SMOL))
+    asked = plan_profile(SMOL, machine, UserSettings(n_threads=7, source="project"), Estimator(SMOL))
     assert asked.settings.n_threads == 7
     assert asked.decision("n_threads").source == "project"
 
 
 def test_a_container_of_2_gib_on_a_host_with_256_gib_plans_for_2_gib(tmp_path: Path) -> None:
     machine = detect_machine(write_host("container", tmp_path))
-    found = plan_profile(SMOL, machine, Wishes(), Estimator(SMOL))
+    found = plan_profile(SMOL, machine, UserSettings(), Estimator(SMOL))
     assert found.memory.budget < 2 * GIB
     assert "cgroup v2 memory.max" in found.memory.budget_reason
     assert found.settings.n_threads == 1
     with pytest.raises(MemoryDoesNotFitError):
-        plan_profile(PHI, machine, Wishes(), Estimator(PHI))
+        plan_profile(PHI, machine, UserSettings(), Estimator(PHI))
 
 
 def test_the_budget_leaves_something_to_spare_unless_it_is_given() -> None:
@@ -289,9 +289,9 @@ class Card:
         ]
 
 
-def on_card(profile: Any, free: int, **wishes: Any) -> RunPlan:
+def on_card(profile: Any, free: int, **user: Any) -> RunPlan:
     machine = machine_with(32 * GIB, gpus=(replace(GPU, memory_free=free),))
-    return plan_profile(profile, machine, Wishes(**wishes), Card(profile))
+    return plan_profile(profile, machine, UserSettings(**user), Card(profile))
 
 
 def test_all_layers_go_to_a_gpu_that_holds_them() -> None:
@@ -329,22 +329,22 @@ class Repacking(Estimator):
 
 
 def test_a_file_whose_weights_are_rearranged_is_not_mapped() -> None:
-    found = plan_profile(SMOL, machine_with(8 * GIB), Wishes(), Repacking(SMOL))
+    found = plan_profile(SMOL, machine_with(8 * GIB), UserSettings(), Repacking(SMOL))
     assert found.settings.use_mmap is False
     assert "twice" in found.decision("use_mmap").reason
 
 
 @pytest.mark.parametrize(
-    ("wishes", "name"),
+    ("user", "name"),
     [
         ({"n_ctx": 0}, "n_ctx"), ({"n_ctx": -5}, "n_ctx"), ({"n_ctx": "most"}, "n_ctx"), ({"n_threads": 0}, "n_threads"),
         ({"kv_type": "q9"}, "KV cache type"), ({"memory": 0}, "memory"), ({"n_gpu_layers": -2}, "n_gpu_layers"),
         ({"n_ctx": 1 << 40}, "n_ctx"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_by_name(wishes: dict[str, Any], name: str) -> None:
+def test_what_cannot_be_meant_is_refused_by_name(user: dict[str, Any], name: str) -> None:
     with pytest.raises(UsageError, match=name):
-        plan(**wishes)
+        plan(**user)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 
 from tea_models.cli.plan_view import comparison_text
 from tea_models.errors import MemoryDoesNotFitError, UnknownModelError, UsageError
-from tea_models.plan import Wishes
+from tea_models.plan import UserSettings
 from tea_models.plan.choice import best_fit, compare_variants, fit_table
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
@@ -72,7 +72,7 @@ def _absent(name: str, size: int | None) -> dict[str, Any]:
 
 
 def test_variants_are_judged_by_what_can_be_known_of_them(world: Callable[..., Settings]) -> None:
-    comparison = compare_variants("tiny", world(), Wishes(memory=GIB), measure=False)
+    comparison = compare_variants("tiny", world(), UserSettings(memory=GIB), measure=False)
     fits = {fit.variant: fit for fit in comparison.fits}
     assert fits["SMALL"].method == "estimated"
     assert fits["BIG"].method == "estimated from another variant"
@@ -85,19 +85,19 @@ def test_variants_are_judged_by_what_can_be_known_of_them(world: Callable[..., S
 
 
 def test_the_largest_variant_that_fits_is_chosen(world: Callable[..., Settings]) -> None:
-    choice = best_fit("tiny", world(), wishes=Wishes(memory=GIB), measure=False)
+    choice = best_fit("tiny", world(), user=UserSettings(memory=GIB), measure=False)
     assert choice.reference == "tiny:BIG"
 
 
 def test_a_variant_that_does_not_fit_is_passed_over_with_the_reason(world: Callable[..., Settings]) -> None:
-    choice = best_fit("tiny", world(big=2 * GIB), wishes=Wishes(memory=GIB), measure=False)
+    choice = best_fit("tiny", world(big=2 * GIB), user=UserSettings(memory=GIB), measure=False)
     assert choice.reference == "tiny:SMALL"
     assert "BIG too large: 2.0" in choice.reason
 
 
 def test_no_variant_fits_is_an_error_with_the_least_need(world: Callable[..., Settings]) -> None:
     with pytest.raises(MemoryDoesNotFitError, match="no variant of tiny fits"):
-        best_fit("tiny", world(), wishes=Wishes(memory=10 * MIB), measure=False)
+        best_fit("tiny", world(), user=UserSettings(memory=10 * MIB), measure=False)
 
 
 def test_choosing_needs_a_name_without_a_variant(world: Callable[..., Settings]) -> None:
@@ -123,7 +123,7 @@ def test_a_file_alone_is_compared_at_several_contexts(world: Callable[..., Setti
     settings = world()
     long = build_gguf(small_llama_metadata(**{"llama.context_length": 16384}), small_llama_tensors(type=F16))
     (tmp_path / "long.gguf").write_bytes(long)
-    comparison = compare_variants(str(tmp_path / "long.gguf"), settings, Wishes(memory=GIB), measure=False)
+    comparison = compare_variants(str(tmp_path / "long.gguf"), settings, UserSettings(memory=GIB), measure=False)
     (fit,) = comparison.fits
     assert list(fit.contexts) == [4096, 8192, 16384]
     assert sorted(fit.contexts.values()) == list(fit.contexts.values())

@@ -10,7 +10,7 @@ import pytest
 
 from tea_models.cli.plan_view import explanation, overview
 from tea_models.engine.measurer import Estimator
-from tea_models.plan import Wishes, plan_profile
+from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.curve import memory_curve
 from tea_models.plan.plot import draw_svg, draw_text
 from tests.architectures import CASES
@@ -26,9 +26,9 @@ class Plain:
         return text
 
 
-def planned(name: str, available: int = 32 * GIB, **wishes: Any) -> tuple[Any, Any]:
+def planned(name: str, available: int = 32 * GIB, **user: Any) -> tuple[Any, Any]:
     profile = profile_of(*CASES[name], name=name)
-    plan = plan_profile(profile, machine_with(available), Wishes(**wishes), Estimator(profile))
+    plan = plan_profile(profile, machine_with(available), UserSettings(**user), Estimator(profile))
     return plan, memory_curve(plan, Estimator(profile))
 
 

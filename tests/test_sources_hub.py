@@ -180,10 +180,10 @@ def test_bytes_come_from_the_commit_even_if_the_branch_moves(server: Server, tmp
 
 
 def test_a_registry_source_without_a_commit_gets_one(server: Server, tmp_path: Path) -> None:
-    from tea_models.files import ArtifactFile, Source
+    from tea_models.files import ModelFile, Source
 
     reference = HubRef("owner/tiny-GGUF", "tiny-Q4_K_M.gguf")
-    file = ArtifactFile("tiny-Q4_K_M.gguf", None, None, (Source((reference,)),))
+    file = ModelFile("tiny-Q4_K_M.gguf", None, None, (Source((reference,)),))
     assert fetch(file, tmp_path / "x.part", settings=settings(server, tmp_path)).revision == COMMIT
 
 

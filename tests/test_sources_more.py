@@ -17,9 +17,8 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.files import ArtifactFile, Source, public
-from tea_models.quantization import quantization_of
-from tea_models.refs import FileRef, FsspecRef, UrlRef, parse_reference
+from tea_models.files import ModelFile, Source, public
+from tea_models.refs import FileRef, FsspecRef, UrlRef, parse_reference, quantization_of
 from tea_models.settings import Settings
 from tea_models.sources import fetch, open_source, resolve
 from tests.gguf_build import build_gguf
@@ -57,7 +56,7 @@ def test_an_address_without_a_file_name_is_refused(tmp_path: Path) -> None:
 def test_the_mirror_is_asked_before_the_address_itself(tmp_path: Path) -> None:
     with serve(files={"/m.gguf": MODEL}) as origin, serve() as mirror:
         mine = settings(tmp_path, TEA_MODELS_MIRROR=mirror.url)
-        file = ArtifactFile("m.gguf", len(MODEL), DIGEST, (Source((UrlRef(f"{origin.url}/m.gguf"),)),))
+        file = ModelFile("m.gguf", len(MODEL), DIGEST, (Source((UrlRef(f"{origin.url}/m.gguf"),)),))
         fetch(file, tmp_path / "a.part", settings=mine)
         assert len(mirror.asked("/m.gguf")) == 1
         assert origin.asked("/m.gguf")
@@ -72,7 +71,7 @@ def test_sources_are_tried_in_order_and_failures_noted(tmp_path: Path) -> None:
         names = ("none.gguf", "wrong.gguf", "right.gguf")
         sources = tuple(Source((UrlRef(f"{server.url}/{name}"),)) for name in names)
         notes: list[str] = []
-        file = ArtifactFile("m.gguf", None, DIGEST, sources)
+        file = ModelFile("m.gguf", None, DIGEST, sources)
         arrived = fetch(file, tmp_path / "m.part", settings=settings(tmp_path), note=notes.append)
         assert arrived.source == f"{server.url}/right.gguf"
         assert len(notes) == 2
@@ -83,17 +82,17 @@ def test_sources_are_tried_in_order_and_failures_noted(tmp_path: Path) -> None:
 def test_when_all_sources_fail_each_is_named(tmp_path: Path) -> None:
     sources = (Source((FileRef(tmp_path / "a"),)), Source((FileRef(tmp_path / "b"),)))
     with pytest.raises(SourceUnavailableError, match=r"/a: no such file; .*/b: no such file"):
-        fetch(ArtifactFile("m.gguf", None, None, sources), tmp_path / "m.part", settings=settings(tmp_path))
+        fetch(ModelFile("m.gguf", None, None, sources), tmp_path / "m.part", settings=settings(tmp_path))
 
 
 def test_offline_only_files_of_this_machine_are_taken(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(MODEL)
     offline = settings(tmp_path, TEA_OFFLINE="1")
     away = Source((UrlRef("https://127.0.0.1:9/m.gguf"),))
-    file = ArtifactFile("m.gguf", None, DIGEST, (away, Source((FileRef(tmp_path / "m.gguf"),))))
+    file = ModelFile("m.gguf", None, DIGEST, (away, Source((FileRef(tmp_path / "m.gguf"),))))
     assert fetch(file, tmp_path / "m.part", settings=offline).size == len(MODEL)
     with pytest.raises(OfflineError):
-        fetch(ArtifactFile("m.gguf", None, DIGEST, (away,)), tmp_path / "m.part", settings=offline)
+        fetch(ModelFile("m.gguf", None, DIGEST, (away,)), tmp_path / "m.part", settings=offline)
 
 
 def ollama(server_files: dict[str, bytes], **layers: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -179,7 +178,7 @@ def test_any_fsspec_address_can_be_fetched_read_in_parts_and_resumed(tmp_path: P
     assert (source.size, source.read(4, 4)) == (len(MODEL), MODEL[4:8])
     source.close()
     (tmp_path / "n.part").write_bytes(MODEL[:1000])
-    pinned = ArtifactFile("m.gguf", len(MODEL), DIGEST, file.sources)
+    pinned = ModelFile("m.gguf", len(MODEL), DIGEST, file.sources)
     assert fetch(pinned, tmp_path / "n.part", settings=settings(tmp_path)).resumed_from == 1000
 
 
@@ -190,7 +189,7 @@ def test_a_leftover_of_another_file_is_thrown_away_and_fetched_anew(tmp_path: Pa
     with fsspec.open(url, "wb") as writer:
         writer.write(MODEL)
     (tmp_path / "m.part").write_bytes(b"garbage" * 100)
-    file = ArtifactFile("m.gguf", len(MODEL), DIGEST, (Source((FsspecRef(url),)),))
+    file = ModelFile("m.gguf", len(MODEL), DIGEST, (Source((FsspecRef(url),)),))
     arrived = fetch(file, tmp_path / "m.part", settings=settings(tmp_path))
     assert (arrived.sha256, arrived.resumed_from) == (DIGEST, None)
 

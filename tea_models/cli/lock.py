@@ -12,7 +12,7 @@ from tea_models.cli.output import human_size, table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.files import ArtifactFile
+    from tea_models.files import ModelFile
     from tea_models.lock.document import Lock
 
 
@@ -50,7 +50,7 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     app.out.answer(answer, lambda: _human(lock, output, changed=changed, check=check))
 
 
-def _size(files: tuple[ArtifactFile, ...]) -> int | None:
+def _size(files: tuple[ModelFile, ...]) -> int | None:
     sizes = [file.size for file in files]
     return None if None in sizes else sum(size for size in sizes if size)
 

@@ -11,7 +11,7 @@ from tea_models.cli.frame import App, answering
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan, Wishes
+    from tea_models.plan import RunPlan, UserSettings
 
 _PURPOSES = ("chat", "embed")
 
@@ -38,22 +38,22 @@ def command(
     MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. A wish that does
     not fit is refused with the numbers and with what would fit.
     """
-    wishes = make_wishes(**options)
+    user = make_wishes(**options)
     if compare and (plot is not None or explain):
         raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:
         from tea_models.cli.plan_view import comparison_text
         from tea_models.plan.choice import compare_variants
 
-        comparison = compare_variants(model, app.settings, wishes, measure=not estimate)
+        comparison = compare_variants(model, app.settings, user, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
     from tea_models.plan.resolve import plan_with_curve
 
     if plot is not None or explain:
-        result, curve = plan_with_curve(model, app.settings, wishes, measure=not estimate)
+        result, curve = plan_with_curve(model, app.settings, user, measure=not estimate)
     else:
-        result, curve = _plan(app, model, wishes, measure=not estimate), None
+        result, curve = _plan(app, model, user, measure=not estimate), None
     if plot is not None and curve is not None:
         from tea_models.plan.plot import draw_svg
 
@@ -67,11 +67,11 @@ def command(
     )
 
 
-def _plan(app: App, model: str, wishes: Wishes, *, measure: bool) -> RunPlan:
-    from tea_models.plan.resolve import resolve_wishes
+def _plan(app: App, model: str, user: UserSettings, *, measure: bool) -> RunPlan:
+    from tea_models.plan.resolve import resolve_for
 
     try:
-        return resolve_wishes(model, app.settings, wishes, measure=measure)
+        return resolve_for(model, app.settings, user, measure=measure)
     except (OfflineError, SourceUnavailableError) as error:
         by_size = f"without its header, only its size can be judged: tea-models plan {model} --compare"
         error.hint = f"{error.hint}; {by_size}" if error.hint else by_size
@@ -81,11 +81,11 @@ def _plan(app: App, model: str, wishes: Wishes, *, measure: bool) -> RunPlan:
 def make_wishes(
     *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
     swa_full: bool | None,
-) -> Wishes:  # fmt: skip
-    from tea_models.plan import Wishes
+) -> UserSettings:  # fmt: skip
+    from tea_models.plan import UserSettings
     from tea_models.sizes import parse_bytes
 
-    wishes = Wishes(
+    user = UserSettings(
         n_ctx=_context(n_ctx),
         memory=parse_bytes(memory) if memory is not None else None,
         kv_type=kv_type.lower() if kv_type is not None else None,
@@ -94,8 +94,8 @@ def make_wishes(
         purpose=purpose,
         swa_full=swa_full or None,
     )
-    wishes.check()
-    return wishes
+    user.check()
+    return user
 
 
 def _context(text: str) -> int | Literal["auto", "max"]:

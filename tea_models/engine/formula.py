@@ -319,9 +319,9 @@ def _windows(h: Hyperparameters) -> tuple[int, list[bool]]:
             return window, none
         every, dense_first = _WINDOW_PATTERN.get(h.architecture, (0, False))
         every = h.number(pattern, every)
-        trunk = h.layers - h.number("nextn_predict_layers")
+        shared_prefix = h.layers - h.number("nextn_predict_layers")
         return window, [
-            _is_windowed(index, every, dense_first=dense_first) and index < trunk for index in range(h.layers)
+            _is_windowed(index, every, dense_first=dense_first) and index < shared_prefix for index in range(h.layers)
         ]
     # Phi-3, Qwen2, Mistral and others name a window that llama.cpp does not use.
     return 0, none

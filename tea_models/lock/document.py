@@ -31,7 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tea_models.errors import StoreError, UsageError
-from tea_models.files import Artifact, ArtifactFile, public
+from tea_models.files import Artifact, ModelFile, public
 from tea_models.refs import parse_reference
 from tea_models.sources import source_of
 from tea_models.store import check_name
@@ -64,7 +64,7 @@ class LockedModel:
 
     reference: str
     resolved: str
-    files: tuple[ArtifactFile, ...]
+    files: tuple[ModelFile, ...]
     license: str | None
     template_sha256: str | None
 
@@ -117,7 +117,7 @@ def _read(document: Document) -> Lock:
                     sources[0] = replace(sources[0], revision=entry.revision)
             except (UsageError, StoreError) as error:
                 raise document.error(error.message, place) from None
-            files.append(ArtifactFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
+            files.append(ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
         models[reference] = LockedModel(reference, item.resolved, tuple(files), item.license, item.template_sha256)
     return Lock(models, tuple(model.inputs), tuple(model.names))
 
@@ -161,7 +161,7 @@ def write_lock(path: Path, lock: Lock) -> bool:
     return True
 
 
-def _file_document(file: ArtifactFile) -> dict[str, Any]:
+def _file_document(file: ModelFile) -> dict[str, Any]:
     sources: list[Any] = [
         public(source.parts[0]) if len(source.parts) == 1 else {"parts": [public(part) for part in source.parts]}
         for source in file.sources

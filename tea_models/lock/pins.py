@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tea_models.errors import LockError, NotAvailableError, UsageError
-from tea_models.files import Artifact, ArtifactFile, Source, public
+from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.lock.document import Lock, LockedModel, read_lock, write_lock
 from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
 from tea_models.refs import FileRef, HubRef, NameRef, WheelRef, parse_reference
@@ -280,7 +280,7 @@ def _template_of(
         return None
 
 
-def template_sha256(file: ArtifactFile, path: Path | None, settings: Settings) -> str | None:
+def template_sha256(file: ModelFile, path: Path | None, settings: Settings) -> str | None:
     """SHA-256 of the chat template in a model's (first) file, read here or where it is.
 
     Raises:
@@ -301,7 +301,7 @@ def template_sha256(file: ArtifactFile, path: Path | None, settings: Settings) -
     return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _whole(file: ArtifactFile) -> bool:
+def _whole(file: ModelFile) -> bool:
     """Whether no source of a file can be read in parts."""
     return all(len(source.parts) > 1 or isinstance(source.parts[0], WheelRef) for source in file.sources)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tea_models.files import ArtifactFile
+    from tea_models.files import ModelFile
     from tea_models.lock.document import LockedModel
     from tea_models.net import Progress
     from tea_models.settings import Settings
@@ -217,7 +217,7 @@ def _refuse_changed(store: Store, model: LockedModel) -> None:
             raise ChecksumMismatchError(str(item.path), expected=item.record.sha256, actual=actual, hint=hint)
 
 
-def _checked(store: Store, model: LockedModel, file: ArtifactFile) -> SyncedFile:
+def _checked(store: Store, model: LockedModel, file: ModelFile) -> SyncedFile:
     path = store.path_of(file)
     if path is None:
         raise OfflineError(

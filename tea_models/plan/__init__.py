@@ -1,4 +1,4 @@
-"""From a profile, this machine and the user's wishes to the settings a model runs with."""
+"""From a profile, this machine and the user's settings to the settings a model runs with."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tea_models.lazy import lazy_names
 if TYPE_CHECKING:
     from tea_models.plan.resolve import plan_profile, resolve_plan
     from tea_models.plan.types import RunPlan
-    from tea_models.plan.user_settings import Wishes
+    from tea_models.plan.user_settings import UserSettings
 
 _HOME = {
-    "Wishes": "tea_models.plan.user_settings",
+    "UserSettings": "tea_models.plan.user_settings",
     "plan_profile": "tea_models.plan.resolve",
     "resolve_plan": "tea_models.plan.resolve",
     "RunPlan": "tea_models.plan.types",
@@ -20,7 +20,7 @@ _HOME = {
 
 __all__ = [
     "RunPlan",
-    "Wishes",
+    "UserSettings",
     "plan_profile",
     "resolve_plan",
 ]

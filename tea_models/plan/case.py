@@ -13,7 +13,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.engine.probe import Point
     from tea_models.machine.detect import Machine
-    from tea_models.plan.user_settings import Wishes
+    from tea_models.plan.user_settings import UserSettings
     from tea_models.profile import ModelProfile
 
 #: Below this many tokens `auto` gives up: a system prompt, a question and an answer must fit.
@@ -68,12 +68,12 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model on one machine with one set of wishes.
+    """One model on one machine with the user's settings.
 
     Attributes:
         profile: The model.
         machine: Where it is to run.
-        wishes: What was asked for.
+        user: What was asked for.
         name: What to call the model.
         purpose: `chat` or `embed`.
         layout: What the model keeps between tokens.
@@ -84,7 +84,7 @@ class Case:
 
     profile: ModelProfile
     machine: Machine
-    wishes: Wishes
+    user: UserSettings
     name: str
     purpose: str
     layout: CacheLayout
@@ -100,25 +100,25 @@ class Case:
     @property
     def batch_is_free(self) -> bool:
         """Whether the plan chooses the physical batch."""
-        return not self.encoder and self.wishes.n_ubatch is None
+        return not self.encoder and self.user.n_ubatch is None
 
     @property
     def cache_type_is_free(self) -> bool:
         """Whether the plan may choose a smaller KV type."""
-        return self.wishes.kv_type is None and self.wishes.flash_attn is not False and bool(self.layout.layers)
+        return self.user.kv_type is None and self.user.flash_attn is not False and bool(self.layout.layers)
 
     def token_bytes(self, point: Point) -> int:
         """Bytes that one more token of context costs."""
         return kv_bytes_per_token(self.layout, point.type_k, point.type_v)
 
 
-def make_case(profile: ModelProfile, machine: Machine, wishes: Wishes, name: str) -> Case:
+def make_case(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> Case:
     """Work out what a plan is made from.
 
     Args:
         profile: The model.
         machine: Where it is to run.
-        wishes: What was asked for.
+        user: What was asked for.
         name: What to call the model; by default what the file says.
 
     Raises:
@@ -131,13 +131,13 @@ def make_case(profile: ModelProfile, machine: Machine, wishes: Wishes, name: str
     return Case(
         profile=profile,
         machine=machine,
-        wishes=wishes,
+        user=user,
         name=name,
-        purpose=wishes.purpose or ("embed" if kind in ("embedding", "reranker") else "chat"),
+        purpose=user.purpose or ("embed" if kind in ("embedding", "reranker") else "chat"),
         layout=cache_layout(profile),
         encoder=profile.architecture.value in NO_CACHE,
         trained=profile.context_length.value or UNKNOWN_CONTEXT,
-        budget=make_budget(machine, wishes.memory),
+        budget=make_budget(machine, user.memory),
     )
 
 

@@ -16,7 +16,7 @@ from tea_models.engine.measurer import PROCESS, Estimator
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.plan.case import make_budget
 from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
-from tea_models.plan.user_settings import Wishes
+from tea_models.plan.user_settings import UserSettings
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Comparison:
         }
 
 
-def best_fit(name: str, settings: Settings, *, wishes: Wishes | None = None, measure: bool = True) -> Choice:
+def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None, measure: bool = True) -> Choice:
     """The best variant of a registry model that fits this machine.
 
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
@@ -128,7 +128,7 @@ def best_fit(name: str, settings: Settings, *, wishes: Wishes | None = None, mea
     Args:
         name: A name of the registry, without a variant.
         settings: Where the registry and the store are.
-        wishes: What else was asked for.
+        user: What else was asked for.
         measure: Whether the engine may be asked.
 
     Raises:
@@ -139,7 +139,7 @@ def best_fit(name: str, settings: Settings, *, wishes: Wishes | None = None, mea
     entry = _entry(name, settings)
     if entry is None:
         raise UsageError(f"{name}: choosing a variant needs a name of the registry, without a variant")
-    comparison = compare_variants(entry.name, settings, wishes or Wishes(), measure=measure)
+    comparison = compare_variants(entry.name, settings, user or UserSettings(), measure=measure)
     fitting = [fit for fit in comparison.fits if fit.fits]
     if not fitting:
         least = min((fit.total for fit in comparison.fits if fit.total), default=0)
@@ -168,20 +168,20 @@ def _why_not(fit: Fit) -> str:
     return fit.summary if fit.fits is False else f"leaves room for only {fit.n_ctx or 0:,} tokens"
 
 
-def compare_variants(reference: str, settings: Settings, wishes: Wishes, *, measure: bool = True) -> Comparison:
+def compare_variants(reference: str, settings: Settings, user: UserSettings, *, measure: bool = True) -> Comparison:
     """All variants of a model on this machine; of a file or an address, that one alone.
 
     Args:
         reference: A name of the registry, or any other reference.
         settings: Where the registry and the store are.
-        wishes: What else was asked for; the context is found for each variant.
+        user: What else was asked for; the context is found for each variant.
         measure: Whether the engine may be asked.
     """
-    wishes = replace(wishes, n_ctx="auto")
+    user = replace(user, n_ctx="auto")
     machine = machine_now(settings, measure=measure)
-    budget = make_budget(machine, wishes.memory)
+    budget = make_budget(machine, user.memory)
     entry = _entry(reference.partition(":")[0] if _is_name(reference) else reference, settings)
-    judge = _Judge(settings, machine, wishes, budget.host, measure=measure)
+    judge = _Judge(settings, machine, user, budget.host, measure=measure)
     if entry is None:
         fit = judge.reference(reference)
         return Comparison(reference, budget.host, budget.reason, (fit,))
@@ -200,13 +200,13 @@ def fit_table(entries: Iterable[Entry], settings: Settings) -> dict[tuple[str, s
     """
     offline = replace(settings, offline=True)
     machine = machine_now(settings)
-    judge = _Judge(offline, machine, Wishes(), make_budget(machine, None).host, measure=True)
+    judge = _Judge(offline, machine, UserSettings(), make_budget(machine, None).host, measure=True)
     return {(fit.name, fit.variant): fit.to_json() for entry in entries for fit in judge.entry(entry)}
 
 
 class _Judge:
-    def __init__(self, settings: Settings, machine: Machine, wishes: Wishes, budget: int, *, measure: bool) -> None:
-        self.settings, self.machine, self.wishes, self.budget, self.measure = settings, machine, wishes, budget, measure
+    def __init__(self, settings: Settings, machine: Machine, user: UserSettings, budget: int, *, measure: bool) -> None:
+        self.settings, self.machine, self.user, self.budget, self.measure = settings, machine, user, budget, measure
         self._unreachable = False
 
     def reference(self, reference: str) -> Fit:
@@ -254,9 +254,9 @@ class _Judge:
 
     def _plan(self, profile: ModelProfile, measurer: Any, name: str) -> tuple[RunPlan | int, dict[int, int]]:
         try:
-            plan = plan_profile(profile, self.machine, self.wishes, measurer, name=name)
+            plan = plan_profile(profile, self.machine, self.user, measurer, name=name)
         except MemoryDoesNotFitError:
-            loose = replace(self.wishes, memory=1 << 60)
+            loose = replace(self.user, memory=1 << 60)
             plan = plan_profile(profile, self.machine, replace(loose, n_ctx=_least(profile)), measurer, name=name)
             return plan.memory.total, {}
         return plan, _contexts(plan, profile, measurer)

@@ -12,12 +12,18 @@ from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.plan.user_settings import Wishes
+    from tea_models.plan.user_settings import UserSettings
     from tea_models.settings import Settings
 
 
 def export_model(
-    reference: str, target: str, settings: Settings, wishes: Wishes, *, path: str | None = None, measure: bool = True
+    reference: str,
+    target: str,
+    settings: Settings,
+    user: UserSettings,
+    *,
+    path: str | None = None,
+    measure: bool = True,
 ) -> Export:
     """Plan a model and write the plan for a server.
 
@@ -25,7 +31,7 @@ def export_model(
         reference: A path, or a reference as a user types it.
         target: One of `export.TARGETS`.
         settings: Where the store and the hosts are.
-        wishes: What was asked for.
+        user: What was asked for.
         path: Where the file lies on the machine that will serve it; by default where it lies here.
         measure: Whether the engine may be asked.
 
@@ -49,7 +55,7 @@ def export_model(
         profile = profile_from_headers(model.headers, model.files, entry=model.entry)
         name = _short(reference, here)
         with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
-            plan = plan_profile(profile, machine_now(settings, measure=measure), wishes, measurer, name=name)
+            plan = plan_profile(profile, machine_now(settings, measure=measure), user, measurer, name=name)
     return export_plan(
         target,
         ExportInput(

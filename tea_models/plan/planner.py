@@ -18,7 +18,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
-    from tea_models.plan.user_settings import Wishes
+    from tea_models.plan.user_settings import UserSettings
     from tea_models.profile import ModelProfile
 
 #: Context for which layers are put on a GPU that can't hold everything.
@@ -40,7 +40,7 @@ class Planner:
     Args:
         profile: Facts about the model.
         machine: Where it is to run.
-        wishes: What was asked for.
+        user: What was asked for.
         measurer: Answers what settings take.
         name: What to call the model; by default what the file says.
 
@@ -49,12 +49,12 @@ class Planner:
     """
 
     def __init__(
-        self, profile: ModelProfile, machine: Machine, wishes: Wishes, measurer: Measurer, *, name: str = ""
+        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
     ) -> None:
-        self._case = make_case(profile, machine, wishes, name)
+        self._case = make_case(profile, machine, user, name)
         self._measurer = measurer
         self._ledger = Ledger()
-        whole = self._case.encoder and wishes.n_ubatch is None
+        whole = self._case.encoder and user.n_ubatch is None
         self._search = ContextSearch(measurer, self._case.budget.excess, whole_batch=whole)
 
     def plan(self) -> RunPlan:
@@ -99,41 +99,41 @@ class Planner:
         )
 
     def _start(self) -> Point:
-        case, wishes = self._case, self._case.wishes
+        case, user = self._case, self._case.user
         batch, ubatch = self._batches()
-        kv_type = wishes.kv_type or "f16"
+        kv_type = user.kv_type or "f16"
         return Point(
             n_ctx=case.trained,
             n_batch=batch,
             n_ubatch=ubatch,
             type_k=kv_type,
             type_v=kv_type,
-            swa_full=bool(wishes.swa_full),
-            flash_attn=wishes.flash_attn,
+            swa_full=bool(user.swa_full),
+            flash_attn=user.flash_attn,
             embeddings=case.purpose == "embed",
         )
 
     def _batches(self) -> tuple[int, int]:
         """Logical and physical batch to start with: logits of a batch no larger than half the weights."""
-        case, wishes = self._case, self._case.wishes
+        case, user = self._case, self._case.user
         if case.encoder:
             # The whole text is one batch, so it holds the context; the search moves both together.
-            return wishes.n_batch or case.trained, wishes.n_ubatch or case.trained
-        if wishes.n_ubatch is not None:
-            return max(wishes.n_batch or BATCHES[0], wishes.n_ubatch), wishes.n_ubatch
-        batch = wishes.n_batch or BATCHES[0]
+            return user.n_batch or case.trained, user.n_ubatch or case.trained
+        if user.n_ubatch is not None:
+            return max(user.n_batch or BATCHES[0], user.n_ubatch), user.n_ubatch
+        batch = user.n_batch or BATCHES[0]
         limit = max(160 * MIB, case.profile.weights.total // 2)
         fitting = (size for size in BATCHES if 4 * case.vocabulary * size <= limit)
         return batch, min(next(fitting, BATCHES[-1]), batch)
 
     def _gpu_layers(self, point: Point) -> int:
         case, ledger = self._case, self._ledger
-        asked, gpus = case.wishes.n_gpu_layers, case.machine.gpus
+        asked, gpus = case.user.n_gpu_layers, case.machine.gpus
         if asked is not None:
             reason = "asked for"
             if asked and not gpus:
                 reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
-            ledger.decide("n_gpu_layers", asked, case.wishes.source, reason)
+            ledger.decide("n_gpu_layers", asked, case.user.source, reason)
             return asked
         if not gpus:
             ledger.decide("n_gpu_layers", 0, "hardware", "the installed llama.cpp reports no GPU")
@@ -144,7 +144,7 @@ class Planner:
         return layers
 
     def _context(self, point: Point) -> tuple[Point, MemoryUse]:
-        wish = self._case.wishes.n_ctx
+        wish = self._case.user.n_ctx
         if wish == "auto":
             return self._auto_context(point)
         case, search = self._case, self._search
@@ -156,7 +156,7 @@ class Planner:
             use = search.use(candidate.point, keep_errors=candidate.point == asked)
             if use is not None and case.budget.fits(use):
                 reason = "the whole trained context was asked for" if wish == "max" else "asked for"
-                self._ledger.decide("n_ctx", n_ctx, case.wishes.source, reason + self._beyond(n_ctx))
+                self._ledger.decide("n_ctx", n_ctx, case.user.source, reason + self._beyond(n_ctx))
                 self._give_way(candidate, asked)
                 return candidate.point, use
         raise self._does_not_fit(asked)

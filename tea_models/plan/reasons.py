@@ -27,23 +27,23 @@ def alternatives(case: Case, point: Point) -> list[Point]:
         others += [replace(point, n_ubatch=size) for size in BATCHES if size != point.n_ubatch]
     if case.cache_type_is_free:
         others += [replace(point, type_k=kv_type, type_v=kv_type) for kv_type in SMALLER_TYPES]
-    if case.wishes.swa_full is None and case.layout.windowed:
+    if case.user.swa_full is None and case.layout.windowed:
         others.append(replace(point, swa_full=True))
     return others
 
 
 def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: Point) -> None:
     """Decide on `n_batch` and `n_ubatch`."""
-    wishes = case.wishes
+    user = case.user
     if case.encoder:
         reason = "an encoder sees the whole text at once, so a batch holds the context"
-        ledger.decide("n_batch", point.n_batch, wishes.source if wishes.n_batch else "gguf", reason)
-        ledger.decide("n_ubatch", point.n_ubatch, wishes.source if wishes.n_ubatch else "gguf", reason)
+        ledger.decide("n_batch", point.n_batch, user.source if user.n_batch else "gguf", reason)
+        ledger.decide("n_ubatch", point.n_ubatch, user.source if user.n_ubatch else "gguf", reason)
         return
     reason = "tokens handed over at a time; more changes neither memory nor speed"
-    ledger.decide("n_batch", point.n_batch, wishes.source if wishes.n_batch else "default", reason)
-    if wishes.n_ubatch is not None:
-        ledger.decide("n_ubatch", point.n_ubatch, wishes.source, "asked for")
+    ledger.decide("n_batch", point.n_batch, user.source if user.n_batch else "default", reason)
+    if user.n_ubatch is not None:
+        ledger.decide("n_ubatch", point.n_ubatch, user.source, "asked for")
         return
     if ledger.has("n_ubatch"):
         return
@@ -68,21 +68,21 @@ def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: Po
 
 def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: Point, use: MemoryUse) -> None:
     """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
-    wishes = case.wishes
+    user = case.user
     search.prepare(alternatives(case, point))
     _explain_attention(case, ledger, use)
     if not ledger.has("type_k"):
         source, reason = "default", "this model keeps no KV cache"
         rejected: list[Rejected] = []
-        if wishes.kv_type is not None:
-            source, reason = wishes.source, "asked for"
+        if user.kv_type is not None:
+            source, reason = user.source, "asked for"
         elif case.layout.layers:
             reason = "full precision; smaller types are for where they buy the context that was asked for"
             rejected = _smaller_caches(case, search, point)
         for setting in ("type_k", "type_v"):
             ledger.decide(setting, point.type_k, source, reason, *rejected)
-    if wishes.swa_full is not None:
-        ledger.decide("swa_full", point.swa_full, wishes.source, "asked for")
+    if user.swa_full is not None:
+        ledger.decide("swa_full", point.swa_full, user.source, "asked for")
     elif case.layout.windowed:
         other = search.use(replace(point, swa_full=True), keep_errors=False)
         whole = [Rejected(value=True, reason=f"a KV cache of {human_bytes(other.kv_cache)}")] if other else []
@@ -94,8 +94,8 @@ def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: Poin
 
 def _explain_attention(case: Case, ledger: Ledger, use: MemoryUse) -> None:
     flash = use.flash_attn is not False
-    if case.wishes.flash_attn is not None:
-        ledger.decide("flash_attn", flash, case.wishes.source, "asked for")
+    if case.user.flash_attn is not None:
+        ledger.decide("flash_attn", flash, case.user.source, "asked for")
     elif flash:
         ledger.decide("flash_attn", flash, "hardware", "never holds the matrix of all scores in memory")
     else:
@@ -119,9 +119,9 @@ def explain_threads(case: Case, ledger: Ledger) -> int:
     Returns:
         The number of threads.
     """
-    machine, asked = case.machine, case.wishes.n_threads
+    machine, asked = case.machine, case.user.n_threads
     threads = asked or machine.threads
-    source = case.wishes.source if asked else "hardware"
+    source = case.user.source if asked else "hardware"
     rejected = []
     if asked:
         reason = "asked for"

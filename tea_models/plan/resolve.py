@@ -1,8 +1,8 @@
-"""`resolve_plan`: from a profile, this machine and the user's wishes to the settings a model runs with here and now.
+"""`resolve_plan`: from a profile, this machine and the user's settings to the settings a model runs with here and now.
 
-Order of decisions: what must be (purpose, wishes), what memory there is, where layers run, then the largest context
-that fits beside everything else. A user's explicit wish is honoured, or refused with the numbers; it is never changed
-silently.
+Order of decisions: what must be (purpose, the user's settings), what memory there is, where layers run, then the
+largest context that fits beside everything else. A user's explicit setting is honoured, or refused with the numbers; it
+is never changed silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tea_models.engine.measurer import Estimator, Measured, Measurer
 from tea_models.engine.probe import Prober, ProbeTarget, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.plan.user_settings import Wishes
+from tea_models.plan.user_settings import UserSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def resolve_plan(
         from tea_models.sizes import parse_bytes
 
         memory = parse_bytes(memory)
-    wishes = Wishes(
+    user = UserSettings(
         n_ctx=n_ctx,
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
@@ -95,26 +95,26 @@ def resolve_plan(
         from tea_models.settings import Settings as SettingsType
 
         settings = SettingsType.resolve(os.environ, cwd=Path.cwd())
-    return resolve_wishes(path_or_ref, settings, wishes, measure=measure, machine=machine)
+    return resolve_for(path_or_ref, settings, user, measure=measure, machine=machine)
 
 
-def resolve_wishes(
+def resolve_for(
     path_or_ref: str | Path | ModelProfile,
     settings: Settings,
-    wishes: Wishes,
+    user: UserSettings,
     *,
     measure: bool = True,
     machine: Machine | None = None,
 ) -> RunPlan:
-    """Plan a model for wishes that were put together before; as `resolve_plan` otherwise."""
-    with _opened(path_or_ref, settings, wishes, measure=measure, machine=machine) as (plan, _measurer):
+    """Plan a model for settings that were put together before; as `resolve_plan` otherwise."""
+    with _opened(path_or_ref, settings, user, measure=measure, machine=machine) as (plan, _measurer):
         return plan
 
 
 def plan_with_curve(
     path_or_ref: str | Path | ModelProfile,
     settings: Settings,
-    wishes: Wishes,
+    user: UserSettings,
     *,
     measure: bool = True,
     machine: Machine | None = None,
@@ -122,7 +122,7 @@ def plan_with_curve(
     """Plan a model, and measure what it would take at other contexts; as `resolve_plan` otherwise."""
     from tea_models.plan.curve import memory_curve
 
-    with _opened(path_or_ref, settings, wishes, measure=measure, machine=machine) as (plan, measurer):
+    with _opened(path_or_ref, settings, user, measure=measure, machine=machine) as (plan, measurer):
         return plan, memory_curve(plan, measurer)
 
 
@@ -130,7 +130,7 @@ def plan_with_curve(
 def _opened(
     path_or_ref: str | Path | ModelProfile,
     settings: Settings,
-    wishes: Wishes,
+    user: UserSettings,
     *,
     measure: bool,
     machine: Machine | None,
@@ -139,7 +139,7 @@ def _opened(
     from tea_models.profile import ModelProfile, load_profile, profile_from_headers
     from tea_models.profile.model_files import open_model
 
-    wishes.check()
+    user.check()
     with ExitStack() as stack:
         model = None
         if isinstance(path_or_ref, ModelProfile):
@@ -153,19 +153,19 @@ def _opened(
         measurer = stack.enter_context(closing(choose_measurer(profile, settings, model=model, measure=measure)))
         machine = machine or machine_now(settings, measure=measure)
         name = profile.files[0].name if isinstance(path_or_ref, ModelProfile) else _name(path_or_ref)
-        plan = plan_profile(profile, machine, wishes, measurer, name=name)
+        plan = plan_profile(profile, machine, user, measurer, name=name)
         yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
 
 
 def plan_profile(
-    profile: ModelProfile, machine: Machine, wishes: Wishes, measurer: Measurer, *, name: str = ""
+    profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
 ) -> RunPlan:
     """Plan a model that is known by its profile.
 
     Args:
         profile: Facts about the model.
         machine: Where it is to run.
-        wishes: What was asked for.
+        user: What was asked for.
         measurer: Answers what settings take.
         name: What to call the model; by default what the file says.
 
@@ -175,8 +175,8 @@ def plan_profile(
     """
     from tea_models.plan.planner import Planner
 
-    wishes.check()
-    return Planner(profile, machine, wishes, measurer, name=name).plan()
+    user.check()
+    return Planner(profile, machine, user, measurer, name=name).plan()
 
 
 def choose_measurer(

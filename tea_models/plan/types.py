@@ -156,7 +156,7 @@ def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Settings for this machine, made from a profile, the hardware and the user's wishes.
+    """Settings for this machine, made from a profile, the hardware and the user's settings.
 
     Attributes:
         name: What the model is called.

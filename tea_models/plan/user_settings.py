@@ -1,4 +1,4 @@
-"""`Wishes`: what a user or a project asks of a plan."""
+"""`UserSettings`: what a user or a project asks of a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Purpose = Literal["chat", "embed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class UserSettings:
     """What was asked for; None means that the plan decides.
 
     Attributes:

@@ -13,7 +13,7 @@ from tea_models.sources import from_registry, kind_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tea_models.files import ArtifactFile, Source
+    from tea_models.files import ModelFile, Source
     from tea_models.registry.entries import Entry
     from tea_models.settings import Settings
 
@@ -71,7 +71,7 @@ def check_entries(entries: Iterable[Entry], settings: Settings, *, online: bool 
         ]
 
 
-def _check(file: ArtifactFile, source: Source, settings: Settings, online: bool) -> tuple[Status, str]:
+def _check(file: ModelFile, source: Source, settings: Settings, online: bool) -> tuple[Status, str]:
     if not online:
         return ("ok", "") if file.sha256 and file.size else ("unpinned", "no sha256" if not file.sha256 else "no size")
     if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):

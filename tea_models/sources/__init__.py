@@ -22,7 +22,7 @@ from tea_models.errors import (
     SizeMismatchError,
     SourceUnavailableError,
 )
-from tea_models.files import Artifact, ArtifactFile, Source
+from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import (
     FileRef,
     FsspecRef,
@@ -80,7 +80,7 @@ class Kind(Protocol):
     def resolve(self, reference: Any, settings: Settings) -> Artifact: ...
 
     def fetch(
-        self, reference: Any, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+        self, reference: Any, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
     ) -> Fetched: ...
 
     def open_remote(self, reference: Any, settings: Settings) -> ByteSource: ...
@@ -120,7 +120,7 @@ def resolve(text: str, settings: Settings, registry: Registry | None = None) -> 
 def from_registry(text: str, entry: Entry, variant: Variant) -> Artifact:
     """The artifact that a registry entry describes."""
     files = tuple(
-        ArtifactFile(
+        ModelFile(
             filename=file.filename,
             size=file.size,
             sha256=file.sha256,
@@ -142,7 +142,7 @@ def source_of(parts: tuple[Reference, ...]) -> Source:
 
 
 def fetch(
-    file: ArtifactFile,
+    file: ModelFile,
     destination: Path,
     *,
     settings: Settings,
@@ -180,7 +180,7 @@ def fetch(
 
 
 def _fetch_checked(
-    file: ArtifactFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
+    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Fetch from one source; once more from scratch if what was continued turns out wrong."""
     for attempt in range(2):
@@ -201,7 +201,7 @@ def _fetch_checked(
     raise AssertionError
 
 
-def check(file: ArtifactFile, arrived: Fetched) -> None:
+def check(file: ModelFile, arrived: Fetched) -> None:
     """Compare what arrived with the pins.
 
     Raises:
@@ -215,7 +215,7 @@ def check(file: ArtifactFile, arrived: Fetched) -> None:
 
 
 def _summary(
-    file: ArtifactFile, failures: list[tuple[Source, NotAvailableError | IntegrityError]]
+    file: ModelFile, failures: list[tuple[Source, NotAvailableError | IntegrityError]]
 ) -> NotAvailableError | IntegrityError:
     errors = [error for _, error in failures]
     if not errors:
@@ -249,7 +249,7 @@ class _Joined:
 
 
 def _fetch_parts(
-    file: ArtifactFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
+    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Fetch parts one after the other and append each; a journal beside says which are in, so that a rerun goes on."""
     journal = destination.with_name(f"{destination.name}.parts")
@@ -266,7 +266,7 @@ def _fetch_parts(
             progress.start(file.filename, file.size, resumed)
         piece = destination.with_name(f"{destination.name}.piece")
         for part in source.parts[len(sizes) :]:
-            blank = ArtifactFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
+            blank = ModelFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
             joined = _Joined(progress) if progress is not None else None
             kind_of(part).fetch(part, piece, file=blank, settings=settings, progress=joined)
             with piece.open("rb") as reader:
@@ -308,7 +308,7 @@ def _feed(digest: Any, reader: Any, length: int) -> None:
         length -= len(chunk)
 
 
-def open_source(file: ArtifactFile, settings: Settings) -> ByteSource:
+def open_source(file: ModelFile, settings: Settings) -> ByteSource:
     """Open a file where it is, to read parts of it; the first source that can be read in parts is used.
 
     Raises:

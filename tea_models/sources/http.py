@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
-from tea_models.files import Artifact, ArtifactFile, Source, base_name, shard_names
+from tea_models.files import Artifact, ModelFile, Source, base_name, shard_names
 from tea_models.refs import UrlRef
 from tea_models.sources import Fetched
 
@@ -29,13 +29,13 @@ def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 
         raise UsageError(f"{reference.url}: the address ends in no file name")
     names = shard_names(name) if reference.sha256 is None else (name,)
     files = tuple(
-        ArtifactFile(shard, None, reference.sha256, (Source((_beside(reference, name, shard),)),)) for shard in names
+        ModelFile(shard, None, reference.sha256, (Source((_beside(reference, name, shard),)),)) for shard in names
     )
     return Artifact(str(reference), str(reference), None, files)
 
 
 def fetch(
-    reference: UrlRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+    reference: UrlRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download, from the mirror first if one is configured."""
     from tea_models.net import download, make_client

@@ -22,9 +22,8 @@ from tea_models.errors import (
     UnknownModelError,
     UsageError,
 )
-from tea_models.files import Artifact, ArtifactFile, Source, base_name, shard_names
-from tea_models.quantization import quantization_of
-from tea_models.refs import HubRef
+from tea_models.files import Artifact, ModelFile, Source, base_name, shard_names
+from tea_models.refs import HubRef, quantization_of
 from tea_models.settings import DEFAULT_HF_ENDPOINT
 from tea_models.sources import Fetched
 
@@ -77,7 +76,7 @@ def resolve(reference: HubRef, settings: Settings) -> Artifact:
         name=str(HubRef(reference.repo, reference.path, reference.quantization, commit)),
         variant=quantization_of(files[0].path),
         files=tuple(
-            ArtifactFile(
+            ModelFile(
                 base_name(file.path),
                 file.size,
                 file.sha256,
@@ -170,7 +169,7 @@ def choose(reference: HubRef, files: Iterable[HubFile]) -> list[HubFile]:
 
 
 def fetch(
-    reference: HubRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+    reference: HubRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     from tea_models.net import download, make_client

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError, SourceUnavailableError
-from tea_models.files import Artifact, ArtifactFile, Source, shard_names
+from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.refs import FileRef
 from tea_models.sources import Fetched
 
@@ -30,7 +30,7 @@ def resolve(reference: FileRef, settings: Settings) -> Artifact:  # noqa: ARG001
     files = []
     for path in paths:
         size = _regular(path).st_size
-        files.append(ArtifactFile(path.name, size, None, (Source((FileRef(path.absolute()),)),)))
+        files.append(ModelFile(path.name, size, None, (Source((FileRef(path.absolute()),)),)))
     return Artifact(str(reference), str(reference), None, tuple(files))
 
 
@@ -51,7 +51,7 @@ def fetch(
     reference: FileRef,
     destination: Path,
     *,
-    file: ArtifactFile,
+    file: ModelFile,
     settings: Settings,  # noqa: ARG001
     progress: Progress | None,
 ) -> Fetched:

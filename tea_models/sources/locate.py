@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
-from tea_models.files import Artifact, ArtifactFile, Source, shard_names
+from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, UrlRef, WheelRef, parse_reference
 from tea_models.store import Record, Store
 
@@ -136,9 +136,9 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
     return Artifact(text, chosen[0].model, None, files, chosen[0].license)
 
 
-def _recorded_file(record: Record) -> ArtifactFile:
+def _recorded_file(record: Record) -> ModelFile:
     parts = tuple(parse_reference(part) for part in record.source.split(" + "))
-    return ArtifactFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
+    return ModelFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
 
 
 def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
@@ -153,7 +153,7 @@ def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef
     if isinstance(asked, UrlRef) and isinstance(source, UrlRef):
         return asked.url == source.url and asked.sha256 in (None, record.sha256)
     if isinstance(asked, HubRef) and isinstance(source, HubRef):
-        from tea_models.quantization import quantization_of
+        from tea_models.refs import quantization_of
 
         return (
             asked.repo.lower() == source.repo.lower()
@@ -182,7 +182,7 @@ def _file(text: str, reference: FileRef, settings: Settings) -> Located:
         stored = Store(settings.store_dir).root / path.name  # a bare name may also be that of a file in the store
         path = stored if stored.is_file() else path
     paths = shards(path)
-    files = tuple(ArtifactFile(part.name, _size(part), None, (Source((FileRef(part),)),)) for part in paths)
+    files = tuple(ModelFile(part.name, _size(part), None, (Source((FileRef(part),)),)) for part in paths)
     return Located(Artifact(text, text, None, files), paths, settings)
 
 

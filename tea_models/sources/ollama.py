@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import AccessDeniedError, MissingFileError, OfflineError, SourceUnavailableError
-from tea_models.files import Artifact, ArtifactFile, Source
+from tea_models.files import Artifact, ModelFile, Source
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def resolve(reference: OllamaRef, settings: Settings) -> Artifact:
     assert match is not None
     revision = "sha256:" + hashlib.sha256(text).hexdigest()
     name = f"{reference.name.rpartition('/')[2]}-{reference.tag}.gguf"
-    file = ArtifactFile(name, size, match[1], (Source((reference,), revision),))
+    file = ModelFile(name, size, match[1], (Source((reference,), revision),))
     return Artifact(str(reference), str(reference), None, (file,))
 
 
 def fetch(
-    reference: OllamaRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+    reference: OllamaRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Download the blob; its hash is its name."""
     from tea_models.net import download, make_client

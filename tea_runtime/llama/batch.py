@@ -17,38 +17,38 @@ if TYPE_CHECKING:
 #: Sequences that are decoded side by side at most.
 MOST_TOGETHER = 16
 # A shorter common beginning is not worth a sequence of its own.
-_SHORTEST_TRUNK = 32
+_SHORTEST_PREFIX = 32
 
 
-def trunk_of(generations: Iterable[Generation]) -> list[int]:
+def shared_prefix_of(generations: Iterable[Generation]) -> list[int]:
     """What all prompts begin with, such as one instruction for many texts; [] if it is too short to matter."""
     prompts = [generation.prompt for generation in generations]
     shortest = min(map(len, prompts)) - 1  # a token of each is left to evaluate
     columns = itertools.islice(zip(*prompts, strict=False), max(shortest, 0))
     length = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    return prompts[0][:length] if length >= _SHORTEST_TRUNK else []
+    return prompts[0][:length] if length >= _SHORTEST_PREFIX else []
 
 
 class Batch:
-    """Runs requests together in a context that has a sequence for each of them, and one more for the trunk.
+    """Runs requests together in a context that has a sequence for each of them, and one more for the shared prefix.
 
     Args:
         context: The context; what it holds is dropped.
-        trunk: What all prompts begin with; evaluated once, and shared by all sequences.
+        shared_prefix: What all prompts begin with; evaluated once, and shared by all sequences.
     """
 
-    def __init__(self, context: Context, trunk: list[int]) -> None:
+    def __init__(self, context: Context, shared_prefix: list[int]) -> None:
         self._context = context
-        self._trunk = trunk
-        self._sequences = context.options.n_seq_max - bool(trunk)
+        self._shared_prefix = shared_prefix
+        self._sequences = context.options.n_seq_max - bool(shared_prefix)
         self._active: dict[int, Generation] = {}
 
     def run(self, waiting: deque[Generation]) -> None:
         """Run all requests to their end; those that don't fit beside the others wait for their turn."""
         context = self._context
         context.clear()
-        for start in range(0, len(self._trunk), context.options.n_batch):
-            chunk = self._trunk[start : start + context.options.n_batch]
+        for start in range(0, len(self._shared_prefix), context.options.n_batch):
+            chunk = self._shared_prefix[start : start + context.options.n_batch]
             context.evaluate([Item(self._sequences, token, output=False) for token in chunk])
         while waiting or self._active:
             self._admit(waiting)
@@ -64,21 +64,21 @@ class Batch:
                     context.drop(sequence)
 
     def need(self, generation: Generation) -> int:
-        """Room that a request takes at most, beside the trunk."""
-        return generation.length(self._context.n_ctx) - len(self._trunk)
+        """Room that a request takes at most, beside the shared prefix."""
+        return generation.length(self._context.n_ctx) - len(self._shared_prefix)
 
     def _admit(self, waiting: deque[Generation]) -> None:
-        room = self._context.n_ctx - len(self._trunk) - sum(map(self.need, self._active.values()))
+        room = self._context.n_ctx - len(self._shared_prefix) - sum(map(self.need, self._active.values()))
         free = [sequence for sequence in range(self._sequences) if sequence not in self._active]
         for sequence in free:
             if not waiting or (self._active and self.need(waiting[0]) > room):
                 return
             generation = waiting.popleft()
             room -= self.need(generation)
-            if self._trunk:
+            if self._shared_prefix:
                 self._context.copy(self._sequences, sequence)
-            generation.reused = len(self._trunk)
-            generation.pending = generation.prompt[len(self._trunk) :]
+            generation.reused = len(self._shared_prefix)
+            generation.pending = generation.prompt[len(self._shared_prefix) :]
             self._active[sequence] = generation
 
     def _compose(self) -> tuple[list[Item], list[tuple[int, int]]]:

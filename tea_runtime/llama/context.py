@@ -66,7 +66,7 @@ class Item:
 
 
 class Context:
-    """A context on shared weights, and what each of its sequences holds. Only for the holder of the weights' turnstile.
+    """A context on shared weights, and what each sequence holds. Only for the holder of the weights' lock.
 
     Attributes:
         n_ctx: Tokens it has room for.

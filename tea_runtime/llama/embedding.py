@@ -25,7 +25,7 @@ _LOGITS_BUDGET = 64 * 1024 * 1024
 
 
 class Embedder:
-    """Makes embeddings, L2-normalised. Only for the holder of the weights' turnstile.
+    """Makes embeddings, L2-normalised. Only for the holder of the weights' engine_lock.
 
     Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
     the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) are pooled by

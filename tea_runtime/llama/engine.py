@@ -166,7 +166,7 @@ class LoadOptions:
     use_mlock: bool = False
 
 
-class Turnstile:
+class EngineLock:
     """Lets one thread in at a time and tells a caller who is inside already, instead of waiting for itself for ever."""
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ class Weights:
         path: The file, or the first of its shards.
         model: llama.cpp's model.
         vocab: Its vocabulary.
-        turnstile: Held by whoever makes llama.cpp work with this model.
+        engine_lock: Held by whoever makes llama.cpp work with this model.
     """
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
@@ -230,7 +230,7 @@ class Weights:
         self.options = options
         self.model: Any = pointer
         self.vocab: Any = engine.llama_model_get_vocab(pointer)
-        self.turnstile = Turnstile()
+        self.engine_lock = EngineLock()
         self.n_ctx_train = int(engine.llama_model_n_ctx_train(pointer))
         self.n_embd = int(engine.llama_model_n_embd_out(pointer))
         self.n_swa = int(engine.llama_model_n_swa(pointer))

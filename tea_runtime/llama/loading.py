@@ -106,15 +106,15 @@ def check_vectors(profile: ModelProfile, path: Path) -> None:
         check_text(profile, path)
 
 
-def make_plan(path: Path, settings: Settings, **wishes: Any) -> RunPlan:
-    """The settings for this machine, with the user's wishes (see `tea_models.resolve_plan`).
+def make_plan(path: Path, settings: Settings, **user: Any) -> RunPlan:
+    """The settings for this machine, with the user's user (see `tea_models.resolve_plan`).
 
     Raises:
         IntegrityError: The engine dies of the file: seen in another process, not in this one.
     """
     from tea_models import resolve_plan
 
-    plan = resolve_plan(path, settings=settings, **{key: wish for key, wish in wishes.items() if wish is not None})
+    plan = resolve_plan(path, settings=settings, **{key: wish for key, wish in user.items() if wish is not None})
     if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
         from tea_models.engine.dry_load import DryLoader
 

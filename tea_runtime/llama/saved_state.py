@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tea_runtime.llama.context import Context
 
 
-class Carried:
+class SavedState:
     """What the first sequence of a context holds, taken out before the context is closed; a context manager.
 
     Copying takes milliseconds where evaluating again takes seconds, and the continuation is the same to the last bit. A

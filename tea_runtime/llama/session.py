@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tea_runtime.errors import ContextOverflowError
-from tea_runtime.llama.batch import MOST_TOGETHER, Batch, trunk_of
+from tea_runtime.llama.batch import MOST_TOGETHER, Batch, shared_prefix_of
 from tea_runtime.llama.context import Context, Item
-from tea_runtime.llama.saved_state import Carried
+from tea_runtime.llama.saved_state import SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ _ANSWER = 512
 
 
 class Session:
-    """Evaluates and continues prompts. Only for the holder of the weights' turnstile.
+    """Evaluates and continues prompts. Only for the holder of the weights' engine_lock.
 
     Args:
         weights: The model.
@@ -134,17 +134,17 @@ class Session:
                 generation.step(context.pointer, last)
 
     def _run_together(self, waiting: deque[Generation]) -> None:
-        trunk = [] if self._weights.recurrent else trunk_of(waiting)
+        shared_prefix = [] if self._weights.recurrent else shared_prefix_of(waiting)
         together = min(len(waiting), MOST_TOGETHER)
-        lengths = sorted((generation.length(self.n_ctx) - len(trunk) for generation in waiting), reverse=True)
+        lengths = sorted((generation.length(self.n_ctx) - len(shared_prefix) for generation in waiting), reverse=True)
         while True:
-            size = min(max(self._start, len(trunk) + sum(lengths[:together])), self.n_ctx)
-            context = self._reopen(size, n_seq_max=together + bool(trunk))
+            size = min(max(self._start, len(shared_prefix) + sum(lengths[:together])), self.n_ctx)
+            context = self._reopen(size, n_seq_max=together + bool(shared_prefix))
             # A sliding window costs memory for each sequence, which the plan did not count.
             if together == 1 or self._kv_budget is None or context.buffers("KV") <= 1.01 * self._kv_budget:
                 break
             together //= 2
-        Batch(context, trunk).run(waiting)
+        Batch(context, shared_prefix).run(waiting)
 
     def _ensure(self, tokens: int) -> Context:
         """The context, opened or grown so that `tokens` fit, as far as the limit allows."""
@@ -165,11 +165,13 @@ class Session:
             self._context = old
             return old
         alone = n_seq_max == old.options.n_seq_max == 1
-        with Carried(old, self._in_memory) if alone and self._may_carry(old.n_ctx, n_ctx) else nullcontext() as carried:
+        with (
+            SavedState(old, self._in_memory) if alone and self._may_carry(old.n_ctx, n_ctx) else nullcontext() as saved
+        ):
             # The old one goes first, so that the two are never in memory together.
             old.close()
             context = self._open(n_ctx, n_seq_max)
-            kept = carried.into(context) if carried is not None else 0
+            kept = saved.into(context) if saved is not None else 0
         if old.n_ctx != n_ctx:
             how = f", {kept:,} carried over" if kept else ""
             _logger.info(
