@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
     from tea_models.settings import Settings
 
 __all__ = ["Bundle", "BundledFile", "bundle", "unpack_bundle"]

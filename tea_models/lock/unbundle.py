@@ -20,7 +20,7 @@ from tea_models.store import NameTakenError, Record, Store, check_name, check_sp
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
     from tea_models.settings import Settings
 
 SCHEMA: Final = "tea.bundle/1"

@@ -21,7 +21,7 @@ from tea_models.store.other_tools import Found, find_all, folder_files, hub_cach
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
     from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
     from tea_models.verbs.pull import PullResult

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tea_models.engine.dry_load import DryLoader
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
     from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
 
