@@ -39,7 +39,7 @@ def check(app: App, file: Path | None, online: bool) -> int:
         entries = read_entries(read_yaml(file), str(file))
     else:
         entries = list(Registry.load(app.settings).entries.values())
-    found = check_entries(entries, app.settings, online=online)
+    found = check_entries(entries, app.caller, online=online)
     where = str(file) if file is not None else "all registry layers"
     app.out.answer(
         {"file": where, "models": len(entries), "sources": [item.to_json() for item in found]},

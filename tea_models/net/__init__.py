@@ -6,12 +6,9 @@ from tea_models.net.client import display_url, make_client, open_stream
 from tea_models.net.download import TransferResult, download
 from tea_models.net.partial import discard, state_path
 from tea_models.net.retry import RetryPolicy
-from tea_models.progress import Progress, Silent
 
 __all__ = [
-    "Progress",
     "RetryPolicy",
-    "Silent",
     "TransferResult",
     "discard",
     "display_url",
