@@ -34,9 +34,9 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     from tea_models.lock.pins import check_lock, update_lock
 
     if check:
-        lock, changed = check_lock(output, names, app.caller), False
+        lock, changed = check_lock(output, names, caller=app.caller), False
     else:
-        lock, changed = update_lock(output, names, app.caller, upgrade=upgrade)
+        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade)
     rows = [
         {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
          "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}

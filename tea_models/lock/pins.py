@@ -32,9 +32,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 def update_lock(
     path: Path,
-    given: Sequence[str],
-    caller: Caller,
+    given: Sequence[str] = (),
     *,
+    caller: Caller,
     upgrade: bool = False,
 ) -> tuple[Lock, bool]:
     """Write the lock of a project.
@@ -69,7 +69,7 @@ def update_lock(
     return lock, write_lock(path, lock)
 
 
-def check_lock(path: Path, given: Sequence[str], caller: Caller) -> Lock:
+def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock:
     """Read the lock of a project if it is up to date; fetches nothing and writes nothing.
 
     Raises:

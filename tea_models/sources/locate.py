@@ -20,15 +20,14 @@ from tea_models.refs import (
     parse_reference,
     quantization_of,
 )
-from tea_models.registry.entries import Registry
-from tea_models.sources import open_source, resolve
+from tea_models.sources import load_registry, open_source, resolve
 from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Entry
+    from tea_models.registry.entries import Entry, Registry
     from tea_models.settings import Settings
 
 
@@ -82,7 +81,7 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
         return _file(text, reference, caller)
     if isinstance(reference, NameRef):
         try:
-            entry, variant = (registry or Registry.load(caller.settings)).find(reference)
+            entry, variant = (registry or load_registry(caller.settings)).find(reference)
         except UnknownModelError as error:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
                 return _file(text, FileRef(Path(text)), caller)
