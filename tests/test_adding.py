@@ -12,10 +12,10 @@ from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError, UsageError
-from tea_models.registry.check import check_entries
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tea_models.verbs.add import add_entry
+from tea_models.verbs.check_registry import check_entries
 from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf
 from tests.hub_server import COMMIT, Repo, Server, serve

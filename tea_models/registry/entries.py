@@ -304,6 +304,7 @@ class _FileModel(_Strict):
     size: int | None = Field(default=None, gt=0, lt=1 << 50)
     sha256: Sha256 | None = None
     sources: list[str | _PartsModel] = Field(min_length=1)
+    seen: list[str] = []  # where size and hash were read; for people who review the entry
 
     @field_validator("sha256")
     @classmethod
