@@ -120,17 +120,6 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-def human_size(size: float) -> str:
-    """A number of bytes in the unit a person would choose, with three significant digits."""
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1000:
-            return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f} {unit}"
-    return f"{size / 1024:.2f} TiB"
-
-
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:
     """Align rows of cells in columns, two spaces apart; columns in `right` are flushed right."""
     every = ([header] if header else []) + rows
