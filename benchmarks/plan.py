@@ -3,8 +3,8 @@
     python benchmarks/plan.py [MODEL.gguf …] [--architectures]
 
 Times are medians of several runs, also as multiples of a bare `python -c pass`, so that they can be compared between
-machines. Errors are estimate / measurement: an estimate is an upper bound, so at least 1.000. `--architectures` measures every architecture of
-`tests/architectures.py` from its hyperparameters alone, without a file.
+machines. Errors are estimate / measurement: an estimate is an upper bound, so at least 1.000. `--architectures`
+measures every architecture of `tests/architectures.py` from its hyperparameters alone, without a file.
 """
 
 from __future__ import annotations
