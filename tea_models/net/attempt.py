@@ -19,8 +19,8 @@ from tea_models.net.writer import Writer
 if TYPE_CHECKING:
     import httpx2
 
-    from tea_models.net.progress import Progress
     from tea_models.net.retry import RetryPolicy
+    from tea_models.progress import Progress
 
 # Less than that is no progress: a server that drops every connection after some bytes is not tried for ever.
 _PROGRESS: Final = 16 << 10
