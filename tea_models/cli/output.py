@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tea_models.sizes import human_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+human_size = human_bytes
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
@@ -112,17 +115,6 @@ class Output:
 def printable(text: str) -> str:
     """Replace what could control a terminal (escape sequences, bidi overrides, lone surrogates) by visible escapes."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
-
-
-def human_size(size: float) -> str:
-    """A number of bytes in the unit a person would choose, with three significant digits."""
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1000:
-            return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f} {unit}"
-    return f"{size / 1024:.2f} TiB"
 
 
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:
