@@ -13,7 +13,8 @@ import pytest
 from tea_models import errors
 from tea_models.cli import COMMANDS, group
 from tea_models.cli.frame import App, answering, run
-from tea_models.cli.output import Output, human_size, printable, table
+from tea_models.cli.output import Output, printable, table
+from tea_models.sizes import human_bytes
 
 
 def tea_models(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +123,7 @@ def test_lone_surrogates_are_legal_json(capsys: pytest.CaptureFixture[str]) -> N
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (98_362_432, "93.8 MiB"), (1 << 40, "1.00 TiB")],
 )
 def test_sizes_are_said_with_three_digits(size: int, text: str) -> None:
-    assert human_size(size) == text
+    assert human_bytes(size) == text
 
 
 def test_tables_are_aligned() -> None:

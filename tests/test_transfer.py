@@ -671,7 +671,7 @@ def test_something_that_is_no_http_is_one_clear_error(partial, text):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_fetched(partial, monkeypatch):
-    monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: 100_000)
+    monkeypatch.setattr("tea_models.disk.space.free_bytes", lambda _folder: 100_000)
     with FaultyServer(SMALL) as server:
         with pytest.raises(DiskFullError, match="300,004"):
             fetch(server, partial, size=len(SMALL))

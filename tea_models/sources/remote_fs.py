@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from tea_models.disk.regular import open_own
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -52,8 +52,7 @@ def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: C
     if file.size is not None and size is not None and size != file.size:
         raise SizeMismatchError(file.filename, expected=file.size, actual=size)
     digest, there = hashlib.sha256(), 0
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as writer:  # noqa: PTH123 - a descriptor
+    with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
         if file.sha256 is not None:
             while chunk := writer.read(1 << 20):
                 digest.update(chunk)
