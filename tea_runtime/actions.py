@@ -32,6 +32,7 @@ _INT_OPTIONS = ("max_tokens", "top_k", "seed", "logprobs")
 _FLOAT_OPTIONS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 # A node may give any key of `settings.llm`; these two are options of the call, and no reason for another backend.
 NODE_SETTINGS = tuple(name for name in LlmSettings.model_fields if name not in ("temperature", "max_tokens"))
+_NAME = "__llm_action__"
 _MODEL_KEYS = ("model", "model_path", "profile")
 
 
@@ -78,6 +79,12 @@ def check_parameters(action: str, names: Sequence[str]) -> None:
             raise UsageError(f"{action}: {' or '.join(group)} is missing")
 
 
+def llm_action_name(action: object) -> str | None:
+    """Which of our actions a callable is, under whatever name a workflow imported it."""
+    name = getattr(action, _NAME, None)
+    return name if isinstance(name, str) else None
+
+
 @dataclass(slots=True)
 class LlmActions:
     """The actions over one pool of backends.
@@ -109,6 +116,7 @@ class LlmActions:
 
             action.__name__ = action.__qualname__ = name.replace(".", "_")
             action.__doc__ = _ACTIONS[name].__doc__
+            setattr(action, _NAME, name)
             return action
 
         return {name: strict(name) for name in _ACTIONS}

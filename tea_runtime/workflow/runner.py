@@ -6,6 +6,7 @@ import ast
 import copy
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import MissingFileError, TeaModelsError
+from tea_models.errors import MissingFileError, TeaModelsError, UsageError
 from tea_models.yamlfile import dotted, nearest
-from tea_runtime.actions import LlmActions
+from tea_runtime.actions import LlmActions, check_parameters, llm_action_name
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
-from tea_runtime.workflow import templating
+from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if templating.test(route.condition, self._context()) is route.wanted:
+                if conditions.decide(route.condition, self._context()) is route.wanted:
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
@@ -363,10 +364,39 @@ def _module(item: ImportSpec, folder: Path) -> Any:
 
 
 def _check_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
+    """Find actions that do not exist and parameters that they do not take, before anything runs."""
     for node in workflow.nodes.values():
-        if node.action and node.action not in engine.actions_registry:
+        if not node.action:
+            continue
+        key = "action" if workflow.spec.nodes[node.index].action else "uses"
+        action = engine.actions_registry.get(node.action)
+        if action is None:
             known = sorted(engine.actions_registry)
-            key = "action" if workflow.spec.nodes[node.index].action else "uses"
             raise workflow.document.error(
                 f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
             )
+        try:
+            _check_parameters(node, action)
+        except UsageError as error:
+            named = next((name for name in node.params if repr(name) in error.message), None)
+            path = node.path(node.params_key, named) if named else node.path(key)
+            raise workflow.document.error(error.message, path, hint=error.hint) from None
+
+
+def _check_parameters(node: Node, action: Action) -> None:
+    name = llm_action_name(action)
+    if name is not None:
+        check_parameters(name, list(node.params))
+        return
+    try:
+        parameters = list(inspect.signature(action).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return  # a callable that does not say
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    known = [one.name for one in named]
+    for given in node.params:
+        if given not in known and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            raise UsageError(f"{node.action}: unknown parameter {given!r}", hint=nearest(given, known))
+    for one in named:
+        if one.default is one.empty and one.name not in node.params:
+            raise UsageError(f"{node.action}: {one.name} is missing")
