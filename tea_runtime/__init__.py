@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_runtime.actions import register_actions
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
     from tea_runtime.factory import create_llm_backend
+    from tea_runtime.host import register_actions
     from tea_runtime.local import LocalLlmBackend
     from tea_runtime.model_info import get_model_info
     from tea_runtime.resolve import resolve_model_path
@@ -24,11 +24,11 @@ _HOME = {
     "LocalLlmBackend": "tea_runtime.local",
     "create_llm_backend": "tea_runtime.factory",
     "get_model_info": "tea_runtime.model_info",
-    "register_actions": "tea_runtime.actions",
+    "register_actions": "tea_runtime.host",
     "resolve_model_path": "tea_runtime.resolve",
     "run_workflow": "tea_runtime.workflow.runner",
     # What the TEA host reads about a package of actions.
-    "__tea_actions__": "tea_runtime.actions",
+    "__tea_actions__": "tea_runtime.host",
 }
 
 __all__ = [

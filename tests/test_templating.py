@@ -7,8 +7,8 @@ import pytest
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime import run_workflow
 from tea_runtime.workflow import template_limits
+from tea_runtime.workflow.conditions import decide
 from tea_runtime.workflow.templating import render
-from tea_runtime.workflow.templating import test as decide
 
 STATE = {"state": {"items": [1, 2, 3], "text": "a\tb", "big": "x" * 1_000_000}}
 

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 from urllib.parse import urlsplit
 
 from tea_models.errors import UsageError
@@ -94,7 +94,7 @@ class ApiLlmBackend(LlmBackend):
     @classmethod
     def from_settings(
         cls, settings: LlmSettings, *, model: str | None = None, environ: Mapping[str, str] | None = None
-    ) -> ApiLlmBackend:
+    ) -> Self:
         """Make a backend from `settings.llm`; `model` replaces the model that is named there."""
         return cls(
             model or settings.model,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tea_runtime.api.backend import ApiLlmBackend, is_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
+    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult
     from tea_runtime.llm_settings import LlmSettings
 
 
@@ -23,38 +23,10 @@ class FallbackApiBackend(ApiLlmBackend):
 
     reason = ""
 
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """As `ApiLlmBackend.call`."""
-        return replace(super().call(params), fallback_reason=self.reason)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
+    def _generate(
+        self, params: LlmCallParams, messages: list[dict[str, Any]] | None, callback: Callback | None
     ) -> LlmCallResult:
-        """As `ApiLlmBackend.chat`."""
-        result = super().chat(messages, max_tokens, temperature, stop, **options)
-        return replace(result, fallback_reason=self.reason)
-
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """As `ApiLlmBackend.stream`."""
-        return replace(super().stream(params, callback), fallback_reason=self.reason)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """As `ApiLlmBackend.stream_chat`."""
-        result = super().stream_chat(messages, callback, max_tokens, temperature, stop, **options)
-        return replace(result, fallback_reason=self.reason)
+        return replace(super()._generate(params, messages, callback), fallback_reason=self.reason)
 
 
 def api_problem(block: LlmSettings, environ: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
-from tea_runtime.workflow import templating
+from tea_runtime.workflow import conditions, templating
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -389,13 +389,10 @@ def _goto(goto: str | list[GotoRule], index: int, names: list[str], document: Do
 
 
 def _check_condition(condition: bool | str, document: Document, path: tuple[str | int, ...]) -> None:
-    if isinstance(condition, bool):
-        return
-    text = condition.strip().removeprefix("!")
     try:
-        templating.check(text if "{{" in text or "{%" in text else "{{ " + text + " }}")
+        conditions.check(condition)
     except UsageError as error:
-        raise document.error(error.message, path) from None
+        raise document.error(error.message, path, hint=error.hint) from None
 
 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:

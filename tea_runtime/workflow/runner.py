@@ -6,6 +6,7 @@ import ast
 import copy
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -15,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import MissingFileError, TeaModelsError
+from tea_models.errors import MissingFileError, TeaModelsError, UsageError
 from tea_models.settings import is_registry
 from tea_models.yamlfile import dotted, nearest
-from tea_runtime import actions
+from tea_runtime.actions import LlmActions, check_parameters, llm_action_name
 from tea_runtime.errors import WorkflowError
-from tea_runtime.workflow import templating
+from tea_runtime.factory import BackendPool
+from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
@@ -32,31 +34,29 @@ MAX_STEPS = 1000
 Action = Callable[..., Any]
 _Keys = tuple[str | int, ...]
 # Where the parts of an action's result are that a node without `output` keeps.
-_MAIN_KEYS = ("content", "embedding")
+_MAIN_KEYS = ("content", "embedding", "results")
 
 
 @dataclass(slots=True)
 class WorkflowEngine:
-    """What actions see of the run: the same attributes as The Edge Agent's engine, as far as they matter to actions.
+    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as they matter to actions.
 
     Attributes:
-        llm_settings: `settings.llm` as plain data.
-        actions_registry: All actions, by name.
-        variables: The workflow's constants.
-        llm_overrides: What the command line says about the model (`gguf`, `backend`); it comes before the settings.
-        on_text: Gets the pieces of streamed answers; None drops them.
+        llm_actions: The `llm.*` actions, with `settings.llm` and the models that they opened.
         environ: The environment.
-        raises_errors: Actions raise here, where hosts expect a result with `error`.
+        variables: The workflow's constants.
+        actions_registry: All actions, by name.
     """
 
-    llm_settings: dict[str, Any]
+    llm_actions: LlmActions
     environ: Mapping[str, str]
     variables: dict[str, Any] = field(default_factory=dict)
     actions_registry: dict[str, Action] = field(default_factory=dict)
-    llm_overrides: dict[str, Any] = field(default_factory=dict)
-    on_text: Callable[[str], object] | None = None
-    raises_errors: bool = True
-    _tea_runtime_backends: Any = field(default=None, repr=False)
+
+    @property
+    def llm_settings(self) -> dict[str, Any]:
+        """`settings.llm` as plain data."""
+        return self.llm_actions.settings.model_dump(exclude_unset=True)
 
 
 def run_workflow(
@@ -90,15 +90,13 @@ def run_workflow(
             type and exit code.
     """
     workflow = _read(workflow)
-    engine = _engine(workflow, os.environ if environ is None else environ)
-    engine.on_text = on_text
-    engine.llm_overrides = {key: value for key, value in (("gguf", gguf), ("backend", backend)) if value is not None}
+    engine = _engine(workflow, os.environ if environ is None else environ, gguf=gguf, backend=backend, on_text=on_text)
     state = copy.deepcopy(workflow.initial_state(input or {}))
     try:
         _register(workflow, engine)
         return _Run(workflow, engine, state, max_steps).to_the_end()
     finally:
-        actions.close_backends(engine)
+        engine.llm_actions.pool.close()
 
 
 def check_workflow(
@@ -128,16 +126,22 @@ def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
 
 
-def _engine(workflow: Workflow, environ: Mapping[str, str]) -> WorkflowEngine:
-    return WorkflowEngine(
-        llm_settings=workflow.llm_settings(environ).model_dump(exclude_unset=True),
-        environ=_with_registry(environ, workflow.folder),
-        variables=dict(workflow.spec.variables),
-    )
+def _engine(
+    workflow: Workflow,
+    environ: Mapping[str, str],
+    *,
+    gguf: str | None = None,
+    backend: str | None = None,
+    on_text: Callable[[str], object] | None = None,
+) -> WorkflowEngine:
+    settings = workflow.llm_settings(environ).overridden(backend=backend or ("local" if gguf else None))
+    environ = _with_registry(environ, workflow.folder)
+    actions = LlmActions(settings, BackendPool(environ=environ, gguf=gguf), on_text=on_text)
+    return WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables))
 
 
 def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
-    actions.register_actions(engine.actions_registry, engine)
+    engine.actions_registry.update(engine.llm_actions.table())
     _import_actions(workflow, engine)
     _check_actions(workflow, engine)
 
@@ -231,7 +235,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if templating.test(route.condition, self._context()) is route.wanted:
+                if conditions.decide(route.condition, self._context()) is route.wanted:
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
@@ -361,10 +365,39 @@ def _module(item: ImportSpec, folder: Path) -> Any:
 
 
 def _check_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
+    """Find actions that do not exist and parameters that they do not take, before anything runs."""
     for node in workflow.nodes.values():
-        if node.action and node.action not in engine.actions_registry:
+        if not node.action:
+            continue
+        key = "action" if workflow.spec.nodes[node.index].action else "uses"
+        action = engine.actions_registry.get(node.action)
+        if action is None:
             known = sorted(engine.actions_registry)
-            key = "action" if workflow.spec.nodes[node.index].action else "uses"
             raise workflow.document.error(
                 f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
             )
+        try:
+            _check_parameters(node, action)
+        except UsageError as error:
+            named = next((name for name in node.params if repr(name) in error.message), None)
+            path = node.path(node.params_key, named) if named else node.path(key)
+            raise workflow.document.error(error.message, path, hint=error.hint) from None
+
+
+def _check_parameters(node: Node, action: Action) -> None:
+    name = llm_action_name(action)
+    if name is not None:
+        check_parameters(name, list(node.params))
+        return
+    try:
+        parameters = list(inspect.signature(action).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return  # a callable that does not say
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    known = [one.name for one in named]
+    for given in node.params:
+        if given not in known and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            raise UsageError(f"{node.action}: unknown parameter {given!r}", hint=nearest(given, known))
+    for one in named:
+        if one.default is one.empty and one.name not in node.params:
+            raise UsageError(f"{node.action}: {one.name} is missing")

@@ -17,8 +17,6 @@ from tea_models.errors import UsageError
 from tea_runtime.workflow.template_limits import Budget, LimitedEnvironment
 
 _BRACES = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
-_NAME = re.compile(r"(!?)\s*([A-Za-z_]\w*)")
-_FALSE = {"", "false", "0", "no", "none"}
 
 
 class _Missing(StrictUndefined):
@@ -64,25 +62,6 @@ def render(value: Any, context: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [render(item, context) for item in value]
     return value
-
-
-def test(condition: Any, context: Mapping[str, Any]) -> bool:
-    """Decide a condition: true or false, `{{ … }}`, an expression, or a key of the state (`!key` for its opposite).
-
-    Raises:
-        UsageError: The condition does not parse, or uses something that is not there.
-    """
-    if isinstance(condition, str):
-        text = condition.strip()
-        name = _NAME.fullmatch(text)
-        if name and name[2].lower() not in ("true", "false"):
-            state = context.get("state")
-            known = bool(state.get(name[2])) if isinstance(state, Mapping) else False
-            return known != bool(name[1])
-        condition = _render_text(text if "{{" in text or "{%" in text else "{{ " + text + " }}", context)
-    if isinstance(condition, str):
-        return condition.strip().lower() not in _FALSE
-    return bool(condition)
 
 
 def is_template(value: Any) -> bool:
