@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import threading
 from dataclasses import dataclass
@@ -176,32 +177,35 @@ class PartialFile:
         self.truncate(0)
 
 
-def check_space(partial: PartialFile, total: int, shown: str) -> None:
-    """Refuse to begin what can't end.
+class Beginning:
+    """What has arrived of a file, as a byte source that does not say how big the file will be.
 
-    Raises:
-        DiskFullError: The disk has less room than is needed.
+    Args:
+        partial: The file.
+        end: How many bytes at its beginning are there.
     """
-    free, needed = free_bytes(partial), total - partial.allocated()
-    if free is not None and needed > free:
-        raise DiskFullError(
-            f"{shown} needs {needed:,} more bytes, {free:,} are free at {partial.path.parent}",
-            hint="`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere",
-        )
+
+    size: int | None = None
+
+    def __init__(self, partial: PartialFile, end: int) -> None:
+        self.name = str(partial.path)
+        self._partial, self._end = partial, end
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read `length` bytes at `offset`, or fewer at the end."""
+        return os.pread(self._partial.descriptor, max(0, min(length, self._end - offset)), offset)
+
+    def close(self) -> None:
+        """The partial stays open."""
 
 
 def room(partial: PartialFile) -> int:
     """How big a file may become whose size nobody says: not so big that the disk is full."""
-    free = free_bytes(partial)
-    return ENDLESS if free is None else max(0, partial.allocated() + free - _UNKNOWN_RESERVE)
-
-
-def free_bytes(partial: PartialFile) -> int | None:
     try:
-        found = os.fstatvfs(partial.descriptor)
+        free = shutil.disk_usage(partial.path.parent).free
     except OSError:
-        return None
-    return found.f_bavail * found.f_frsize
+        return ENDLESS
+    return max(0, partial.allocated() + free - _UNKNOWN_RESERVE)
 
 
 def disk_full(path: Path) -> DiskFullError:

@@ -6,13 +6,11 @@ brings the bytes of one; and `open_remote(reference, …)`, which reads a part o
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tea_models.disk.operations import remove_partial
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -22,7 +20,7 @@ from tea_models.errors import (
     SizeMismatchError,
     SourceUnavailableError,
 )
-from tea_models.files import Artifact, ModelFile, Source
+from tea_models.files import Artifact, Fetched, ModelFile, Source
 from tea_models.refs import (
     FileRef,
     FsspecRef,
@@ -34,7 +32,7 @@ from tea_models.refs import (
     WheelRef,
     parse_reference,
 )
-from tea_models.store import remove_partial
+from tea_models.sources.parts import fetch_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from tea_models.registry.entries import Entry, Registry, Variant
     from tea_models.settings import Settings
 
+__all__ = ["Fetched", "Kind", "check", "fetch", "from_registry", "kind_of", "open_source", "resolve", "source_of"]
+
 _MODULES: dict[type, str] = {
     HubRef: "hub",
     UrlRef: "http",
@@ -53,25 +53,6 @@ _MODULES: dict[type, str] = {
     FileRef: "local",
     FsspecRef: "remote_fs",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Bytes that arrived.
-
-    Attributes:
-        sha256: Of the bytes, computed while they arrived.
-        size: Their number.
-        resumed_from: How many were there from an earlier attempt, or None.
-        source: The reference they came from (filled in by `fetch`).
-        revision: Commit or version.
-    """
-
-    sha256: str
-    size: int
-    resumed_from: int | None = None
-    source: str = ""
-    revision: str | None = None
 
 
 class Kind(Protocol):
@@ -183,14 +164,17 @@ def _fetch_checked(
     file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
 ) -> Fetched:
     """Fetch from one source; once more from scratch if what was continued turns out wrong."""
+
+    def fetch_one(part: Reference, target: Path, wanted: ModelFile, shown: Progress | None) -> Fetched:
+        return kind_of(part).fetch(part, target, file=wanted, settings=settings, progress=shown)
+
     for attempt in range(2):
         arrived: Fetched | None = None
         try:
             if len(source.parts) == 1:
-                part = source.parts[0]
-                arrived = kind_of(part).fetch(part, destination, file=file, settings=settings, progress=progress)
+                arrived = fetch_one(source.parts[0], destination, file, progress)
             else:
-                arrived = _fetch_parts(file, source, destination, settings, progress)
+                arrived = fetch_parts(file, source, destination, progress, fetch_one)
             check(file, arrived)
         except IntegrityError:
             remove_partial(destination)
@@ -229,83 +213,6 @@ def _summary(
     told = "; ".join(f"{source}: {error.message}" for source, error in failures)
     hint = next((error.hint for error in [*denied, *errors] if error.hint), "")
     return SourceUnavailableError(f"{file.filename}: no source has it: {told}", hint=hint)
-
-
-class _Joined:
-    """Shows the parts of one file as one file."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
-        if initial:
-            self._progress.advance(initial)
-
-    def advance(self, n: int) -> None:
-        self._progress.advance(n)
-
-    def finish(self) -> None:
-        pass
-
-
-def _fetch_parts(
-    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
-) -> Fetched:
-    """Fetch parts one after the other and append each; a journal beside says which are in, so that a rerun goes on."""
-    journal = destination.with_name(f"{destination.name}.parts")
-    sizes = _joined_sizes(journal, source)
-    digest = hashlib.sha256()
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as whole:  # noqa: PTH123 - a descriptor
-        if sum(sizes) > os.fstat(whole.fileno()).st_size:
-            sizes = []
-        resumed = sum(sizes)
-        _feed(digest, whole, resumed)
-        whole.truncate(resumed)
-        if progress is not None:
-            progress.start(file.filename, file.size, resumed)
-        piece = destination.with_name(f"{destination.name}.piece")
-        for part in source.parts[len(sizes) :]:
-            blank = ModelFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
-            joined = _Joined(progress) if progress is not None else None
-            kind_of(part).fetch(part, piece, file=blank, settings=settings, progress=joined)
-            with piece.open("rb") as reader:
-                while chunk := reader.read(1 << 20):
-                    digest.update(chunk)
-                    whole.write(chunk)
-            whole.flush()
-            os.fsync(whole.fileno())
-            sizes.append(piece.stat().st_size)
-            _note_sizes(journal, source, sizes)
-            remove_partial(piece)
-            if file.size is not None and sum(sizes) > file.size:
-                break
-        if progress is not None:
-            progress.finish()
-    return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
-
-
-def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:
-    draft = journal.with_name(f"{journal.name}.tmp")
-    draft.unlink(missing_ok=True)
-    with draft.open("x", encoding="utf-8") as writer:
-        json.dump({"source": str(source), "sizes": sizes}, writer)
-    draft.replace(journal)
-
-
-def _joined_sizes(journal: Path, source: Source) -> list[int]:
-    try:
-        state = json.loads(journal.read_text("utf-8"))
-        sizes = state["sizes"] if state["source"] == str(source) else []
-        return [size for size in sizes if isinstance(size, int) and size >= 0]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _feed(digest: Any, reader: Any, length: int) -> None:
-    while length > 0 and (chunk := reader.read(min(length, 1 << 20))):
-        digest.update(chunk)
-        length -= len(chunk)
 
 
 def open_source(file: ModelFile, settings: Settings) -> ByteSource:

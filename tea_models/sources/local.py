@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError, SourceUnavailableError
-from tea_models.files import Artifact, ModelFile, Source, shard_names
+from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
+from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import FileRef
-from tea_models.sources import Fetched
+from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from tea_models.gguf.bytes_source import ByteSource
@@ -57,30 +57,16 @@ def fetch(
 ) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
     size = _regular(reference.path).st_size
-    if progress is not None:
-        progress.start(file.filename, size, 0)
-    digest, copied = hashlib.sha256(), 0
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:
         reader = reference.path.open("rb")
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
-            copied += len(chunk)
-            if progress is not None:
-                progress.advance(len(chunk))
-    if progress is not None:
-        progress.finish()
-    return Fetched(digest.hexdigest(), copied)
+    with reader:
+        return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=progress)
 
 
 def open_remote(reference: FileRef, settings: Settings) -> ByteSource:  # noqa: ARG001
     """Open the file."""
-    from tea_models.gguf.bytes_source import FileSource
-
     return FileSource(reference.path)
 
 
