@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import tea_models.engine.dry_load
+from tea_models.caller import Caller
 from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.probe import engine_version
 from tea_models.engine.probe_process import ProbeProcess
@@ -80,7 +81,7 @@ def test_verify_says_what_llama_cpp_refuses_and_why(tmp_path: Path, settings: Se
         assert check_loadable(read_header(BytesSource(build()))) == (), case
     good = tmp_path / "good.gguf"
     good.write_bytes(build_gguf())
-    results = verify([*map(str, paths.values()), str(good)], settings)
+    results = verify([*map(str, paths.values()), str(good)], Caller(settings))
     for case, result in zip(paths, results, strict=False):
         assert result.loadable is False, case
         assert REFUSED[case][1] in result.problems[0], case
@@ -112,18 +113,18 @@ def test_a_file_that_loads_is_asked_about_once_until_it_changes(
     path = tmp_path / "a.gguf"
     path.write_bytes(build_gguf())
     for starts in (1, 1):
-        assert verify(str(path), settings)[0].loadable
+        assert verify([str(path)], Caller(settings))[0].loadable
         assert len(started) == starts
     path.write_bytes(REFUSED["an unknown tokenizer"][0]())
     for starts in (2, 3):  # a refusal is not kept: another engine may be all it needs
-        assert not verify(str(path), settings)[0].loadable
+        assert not verify([str(path)], Caller(settings))[0].loadable
         assert len(started) == starts
 
 
 def test_nothing_is_asked_about_files_that_are_no_models(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "adapter.gguf"
     path.write_bytes(build_gguf({"general.type": "adapter", "general.architecture": "llama"}, [Tensor("a", (32,))]))
-    assert verify(str(path), settings)[0].loadable
+    assert verify([str(path)], Caller(settings))[0].loadable
 
 
 def test_the_first_part_is_not_blamed_for_a_missing_one(tmp_path: Path, settings: Settings) -> None:

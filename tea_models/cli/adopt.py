@@ -48,9 +48,7 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
         if not names:
             app.out.answer([], lambda: "nothing to adopt that is not in the store")
             return
-    from tea_models.cli.progress import progress_for
-
-    results = adopt(names, app.settings, folders=folders, progress=progress_for(app.out), note=app.out.note)
+    results = adopt(names, app.caller, folders=folders)
     rows = [[item.name, human_size(item.size), item.status, str(item.path)] for item in results]
     app.out.answer([item.to_json() for item in results], lambda: printable(table(rows, right=frozenset({1}))))
 

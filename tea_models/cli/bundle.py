@@ -31,11 +31,9 @@ def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> 
 
     On the other machine: tea-models sync --from models.tar
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.bundle import bundle
 
-    progress = progress_for(app.out)
-    made = bundle(output, lock_path=lock_path, names=names, settings=app.settings, progress=progress, note=app.out.note)
+    made = bundle(output, app.caller, lock_path=lock_path, names=names)
     document = {"bundle": str(made.path), "size": made.size, "files": [file.to_json() for file in made.files]}
     app.out.answer(document, lambda: _human(made))
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
+from tea_models.cli.progress import progress_for
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
@@ -26,6 +28,11 @@ class App:
 
     settings: Settings
     out: Output
+
+    @property
+    def caller(self) -> Caller:
+        """The person at the terminal: sees progress and notes on stderr."""
+        return Caller(self.settings, progress_for(self.out), self.out.note)
 
 
 class LazyGroup(click.Group):

@@ -31,16 +31,12 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
     already stays as it is, unless --upgrade.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.pins import check_lock, update_lock
 
     if check:
-        lock = check_lock(output, names, settings=app.settings)
-        changed = False
+        lock, changed = check_lock(output, names, caller=app.caller), False
     else:
-        lock, changed = update_lock(
-            output, names, upgrade=upgrade, settings=app.settings, progress=progress_for(app.out), note=app.out.note
-        )
+        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade)
     rows = [
         {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
          "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tea_models.cli.output import human_size, printable
-from tea_models.net.progress import Progress, Silent
+from tea_models.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from typing import TextIO

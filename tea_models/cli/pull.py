@@ -25,8 +25,7 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
     NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
     A download that was interrupted goes on where it stopped.
     """
-    from tea_models.cli.progress import progress_for
-    from tea_models.verbs.pull import pull
+    from tea_models.verbs.pull import pull_all
 
     if fit:
         from tea_models.plan.choice import best_fit
@@ -35,8 +34,7 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
         for choice in choices:
             app.out.note(choice.reason)
         names = tuple(choice.reference for choice in choices)
-    progress = progress_for(app.out)
-    results = pull(names, settings=app.settings, progress=progress, note=app.out.note, adopt=not no_adopt)
+    results = pull_all(names, app.caller, adopt=not no_adopt)
     app.out.answer([result.to_json() for result in results], lambda: _human(app, results))
 
 

@@ -20,7 +20,7 @@ def command(app: App, names: tuple[str, ...]) -> None:
     """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
     from tea_models.verbs.remove import remove
 
-    removed = remove(names, settings=app.settings)
+    removed = remove(names, app.caller)
     app.out.answer(
         [item.to_json() for item in removed],
         lambda: "\n".join(f"removed  {item.path}  {human_size(item.freed)} freed" for item in removed),

@@ -32,24 +32,15 @@ def command(app: App, frozen: bool, prune: bool, bundle: Path | None, lock_path:
     A lock that is absent or out of date is written first; in CI use --frozen, which never does. With --offline the
     store is only checked. Other models in the store are reported, and removed with --prune.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.sync import sync
 
-    report = sync(
-        lock_path,
-        settings=app.settings,
-        frozen=frozen,
-        prune=prune,
-        bundle=bundle,
-        progress=progress_for(app.out),
-        note=app.out.note,
-    )
+    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, bundle=bundle)
     app.out.answer(report.to_json(), lambda: _human(report))
 
 
 def _human(report: SyncReport) -> str:
     lines = []
-    rows = [[file.name, human_size(file.size), file.status, file.path] for file in report.files]
+    rows = [[file.name, human_size(file.size), file.status, str(file.path)] for file in report.files]
     if rows:
         lines.append(table(rows, right=frozenset({1})))
     lines += [f"removed  {path}" for path in report.removed]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
 
 _BLOCK: Final = 1 << 20
 

@@ -31,9 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tea_models.errors import StoreError, UsageError
-from tea_models.files import Artifact, ModelFile, public
-from tea_models.refs import parse_reference
-from tea_models.sources import source_of
+from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
@@ -112,7 +110,7 @@ def _read(document: Document) -> Lock:
             place = ("models", reference, "files", index)
             try:
                 check_name(entry.filename)
-                sources = [source_of(tuple(parse_reference(part) for part in _parts(one))) for one in entry.sources]
+                sources = [Source.parse(_parts(one)) for one in entry.sources]
                 if sources[0].revision is None:  # an Ollama tag does not name its manifest
                     sources[0] = replace(sources[0], revision=entry.revision)
             except (UsageError, StoreError) as error:

@@ -6,17 +6,14 @@ from tea_models.net.client import Client
 from tea_models.net.download import download
 from tea_models.net.http_source import HttpSource
 from tea_models.net.partial import discard, state_path
-from tea_models.net.progress import Progress, Silent
 from tea_models.net.request import Request
 from tea_models.net.retry import RetryPolicy
 
 __all__ = [
     "Client",
     "HttpSource",
-    "Progress",
     "Request",
     "RetryPolicy",
-    "Silent",
     "discard",
     "download",
     "state_path",

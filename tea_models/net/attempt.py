@@ -17,9 +17,9 @@ from tea_models.net.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 if TYPE_CHECKING:
     import httpx2
 
-    from tea_models.net.progress import Progress
     from tea_models.net.request import Request
     from tea_models.net.retry import TransientError
+    from tea_models.progress import Progress
 
 # Bytes a second of the first connection above which it stays alone, and how long it is watched first.
 _FAST_RATE: Final = 200e6

@@ -23,9 +23,9 @@ from tea_models.files import Fetched
 from tea_models.net.answers import StaleError
 from tea_models.net.attempt import Attempt
 from tea_models.net.partial import Beginning, PartialFile, State, discard, fingerprint
-from tea_models.net.progress import Progress, Silent
 from tea_models.net.ranges import ENDLESS, Ranges
 from tea_models.net.worker import Worker
+from tea_models.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -135,7 +135,7 @@ def _opened(
     measure: bool,
     machine: Machine | None,
 ) -> Iterator[tuple[RunPlan, Measurer]]:
-    from tea_models.engine.observed import read_observed
+    from tea_models.plan.observed import read_observed
     from tea_models.profile import ModelProfile, load_profile, profile_from_headers
     from tea_models.profile.model_files import open_model
 

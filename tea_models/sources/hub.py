@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -44,7 +44,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _MAX_LISTING = 64 << 20
 
 
-def resolve(reference: HubRef, settings: Settings) -> Artifact:
+def resolve(reference: HubRef, caller: Caller) -> Artifact:
     """Ask the Hub which files a reference means, at which commit, with sizes and hashes.
 
     Raises:
@@ -55,7 +55,7 @@ def resolve(reference: HubRef, settings: Settings) -> Artifact:
         UsageError: The repository has several models and the reference does not say which.
         SourceUnavailableError: The Hub can't be reached.
     """
-    license_ = None
+    license_, settings = None, caller.settings
     if reference.path is not None:
         folder = PurePosixPath(reference.path)
         paths = [str(folder.with_name(name)) for name in shard_names(folder.name)]
@@ -125,10 +125,9 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
     return paths
 
 
-def fetch(
-    reference: HubRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
+    settings = caller.settings
     _refuse_offline(reference, settings)
     size, sha256, commit = file.size, file.sha256, reference.revision
     if commit is None or not _COMMIT.match(commit):
@@ -138,9 +137,7 @@ def fetch(
     wanted = ModelFile(file.filename, size, sha256, file.sources)
     headers = _authorization(settings)
     try:
-        arrived = download_file(
-            address(pinned, settings), destination, file=wanted, settings=settings, progress=progress, headers=headers
-        )
+        arrived = download_file(address(pinned, settings), destination, file=wanted, caller=caller, headers=headers)
     except AccessDeniedError as error:
         raise _denied(reference, error.message) from None
     except MissingFileError as error:
@@ -153,8 +150,9 @@ def fetch(
     return Fetched(arrived.sha256, arrived.size, arrived.resumed_from, revision=commit)
 
 
-def open_remote(reference: HubRef, settings: Settings) -> ByteSource:
+def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
+    settings = caller.settings
     _refuse_offline(reference, settings)
     return open_address(address(reference, settings), settings, _authorization(settings))
 

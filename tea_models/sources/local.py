@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
-    from tea_models.settings import Settings
 
 
-def resolve(reference: FileRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+def resolve(reference: FileRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The file, or all shards if its name is that of one.
 
     Raises:
@@ -52,8 +51,7 @@ def fetch(
     destination: Path,
     *,
     file: ModelFile,
-    settings: Settings,  # noqa: ARG001
-    progress: Progress | None,
+    caller: Caller,
 ) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
     size = _regular(reference.path).st_size
@@ -62,10 +60,10 @@ def fetch(
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
     with reader:
-        return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=progress)
+        return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=caller.progress)
 
 
-def open_remote(reference: FileRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """Open the file."""
     return FileSource(reference.path)
 

@@ -6,6 +6,7 @@ A journal beside the file says which parts are in it, so that a rerun goes on af
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from tea_models.disk.operations import remove_partial
@@ -16,16 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tea_models.net import Progress
+    from tea_models.caller import Caller
+    from tea_models.progress import Progress
     from tea_models.refs import Reference
 
 
 class FetchPart(Protocol):
     """Brings one part."""
 
-    def __call__(
-        self, part: Reference, destination: Path, file: ModelFile, progress: Progress | None, /
-    ) -> Fetched: ...
+    def __call__(self, part: Reference, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched: ...
 
 
 class _Joined:
@@ -45,31 +45,28 @@ class _Joined:
         pass
 
 
-def fetch_parts(
-    file: ModelFile, source: Source, destination: Path, progress: Progress | None, fetch_part: FetchPart
-) -> Fetched:
+def fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller, fetch_part: FetchPart) -> Fetched:
     """Bring a file from a source of several parts.
 
     Args:
         file: Its size, where it is known, ends the joining.
         source: Names the parts.
         destination: Where the whole goes.
-        progress: Told about all bytes as one file.
+        caller: Told about all bytes as one file.
         fetch_part: Brings one part.
     """
     journal = destination.with_name(f"{destination.name}.parts")
     piece = destination.with_name(f"{destination.name}.piece")
     sizes = _joined_sizes(journal, source)
-    joined = _Joined(progress) if progress is not None else None
+    joined = replace(caller, progress=_Joined(caller.progress))
 
     def rest(start: int) -> Iterator[bytes]:
         if not start:
             sizes.clear()
-        if progress is not None:
-            progress.start(file.filename, file.size, start)
+        caller.progress.start(file.filename, file.size, start)
         for part in source.parts[len(sizes) :]:
             blank = ModelFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
-            fetch_part(part, piece, blank, joined)
+            fetch_part(part, piece, file=blank, caller=joined)
             with piece.open("rb") as reader:
                 yield from blocks(reader)
             sizes.append(piece.stat().st_size)
@@ -81,8 +78,7 @@ def fetch_parts(
     try:
         return receive(rest, destination, name=file.filename, keep=sum(sizes))
     finally:
-        if progress is not None:
-            progress.finish()
+        caller.progress.finish()
 
 
 def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from tea_models.net import Progress
+    from tea_models.progress import Progress
 
 _BLOCK = 1 << 20
 

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.refs import FsspecRef
-    from tea_models.settings import Settings
 
 
-def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
+def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
     """The file behind the address, with its size.
 
     Raises:
@@ -36,7 +35,7 @@ def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
         SourceUnavailableError: The package for it is not installed, or it can't be reached.
         MissingFileError: There is no such file.
     """
-    if settings.offline:
+    if caller.settings.offline:
         raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
     name = base_name(urlsplit(reference.url).path or urlsplit(reference.url).netloc)
     if not name or name.endswith("/"):
@@ -51,8 +50,7 @@ def fetch(
     destination: Path,
     *,
     file: ModelFile,
-    settings: Settings,  # noqa: ARG001 - one signature for all kinds
-    progress: Progress | None,
+    caller: Caller,
 ) -> Fetched:
     """Copy the bytes, hashing them on the way. A pinned file is continued where an earlier attempt stopped."""
     filesystem, path = _open_filesystem(reference)
@@ -66,11 +64,11 @@ def fetch(
         name=file.filename,
         size=size,
         keep=there if size is not None and there <= size else 0,
-        progress=progress,
+        progress=caller.progress,
     )
 
 
-def open_remote(reference: FsspecRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+def open_remote(reference: FsspecRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """Read parts of the file."""
     return _FsspecSource(reference)
 

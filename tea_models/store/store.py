@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.files import ModelFile
-    from tea_models.registry.entries import RegistryFile
 
 _RECORDING_SECONDS = 5
 
@@ -61,7 +60,7 @@ class Store:
         """All recorded files, by path, and whether they still look as recorded (one `stat` each)."""
         return [Installed(record, self.root / record.file, self._state(record)) for record in self.records()]
 
-    def path_of(self, file: ModelFile | RegistryFile) -> Path | None:
+    def path_of(self, file: ModelFile) -> Path | None:
         """Where the bytes of a file lie, or None. Hashes a file only if its stat has changed.
 
         A file without a pin is found by where it was pulled from.
