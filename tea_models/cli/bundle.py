@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -40,9 +41,9 @@ def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> 
 
 def _human(made: Bundle) -> str:
     rows = [
-        [printable(file.name), printable(file.filename), human_size(file.size), file.license or "?"]
+        [printable(file.name), printable(file.filename), human_bytes(file.size), file.license or "?"]
         for file in made.files
     ]
     text = table(rows, header=["NAME", "FILE", "SIZE", "LICENCE"], right=frozenset({2}))
     next_step = f"on the other machine: tea-models sync --from {made.path.name}"
-    return f"{text}\n\n{human_size(made.size)} in {made.path}; {next_step}"
+    return f"{text}\n\n{human_bytes(made.size)} in {made.path}; {next_step}"

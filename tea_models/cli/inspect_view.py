@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
@@ -84,7 +85,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     context = profile.context_length.value
     facts = [
         ("architecture", f"{one_line(profile.architecture.value, 40) or 'missing'} · {_kind(found)}{shape}"),
-        ("size", f"{human_size(found.size)}{shards} · {human_count(parameters)} parameters"),
+        ("size", f"{human_bytes(found.size)}{shards} · {human_count(parameters)} parameters"),
         ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
         ("context", f"{context:,} tokens" if context is not None else ""),
         ("embedding", _embedding(found)),
@@ -104,7 +105,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     if found.transfer is not None:
         seen = found.transfer
         requests = "1 request" if seen.requests == 1 else f"{seen.requests} requests"
-        text = f"{human_size(seen.bytes_read)} in {requests}, {seen.seconds:.1f} s"
+        text = f"{human_bytes(seen.bytes_read)} in {requests}, {seen.seconds:.1f} s"
         facts.append(("fetched", text + (f" · commit {seen.revision[:12]}" if seen.revision else "")))
     return facts
 
@@ -192,7 +193,7 @@ def _needs(found: Inspection) -> str:
     context = profile.context_length.value
     if found.problems or profile.kind.value not in ("chat", "text", "embedding", "reranker"):
         return ""
-    weights = human_size(profile.weights.total)
+    weights = human_bytes(profile.weights.total)
     if not context or context > 1 << 24:
         return f"{weights} for the weights"
     from tea_models.engine.formula import cache_layout, kv_cache_bytes
@@ -200,7 +201,7 @@ def _needs(found: Inspection) -> str:
     cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
     if not cache:
         return f"{weights} for the weights, and compute buffers"
-    return f"{weights} for the weights + {human_size(cache)} KV cache at {context:,} tokens (f16)"
+    return f"{weights} for the weights + {human_bytes(cache)} KV cache at {context:,} tokens (f16)"
 
 
 def _file(found: Inspection) -> str:

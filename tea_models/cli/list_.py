@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -68,7 +69,7 @@ def _human(app: App, rows: list[dict[str, Any]], *, installed: bool) -> str:
         return "nothing installed yet; start with: tea-models pull smollm2-135m" if installed else "no such models"
     columns = {
         "NAME": [row["name"] if row["default"] else f"{row['name']}:{row['variant']}" for row in rows],
-        "SIZE": [human_size(row["size"]) if row["size"] else "?" for row in rows],
+        "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in rows],
         "INSTALLED": ["yes" if row["installed"] else "" for row in rows],
         "KIND": [row["kind"] for row in rows],
         "VARIANT": [row["variant"] for row in rows],
@@ -83,7 +84,7 @@ def _human(app: App, rows: list[dict[str, Any]], *, installed: bool) -> str:
         text = _table(columns)
     total = sum(row["size"] or 0 for row in rows if row["installed"])
     if installed:
-        return f"{text}\n\n{human_size(total)} in {app.settings.store_dir}"
+        return f"{text}\n\n{human_bytes(total)} in {app.settings.store_dir}"
     return f"{text}\n\nnext: tea-models pull NAME, or tea-models plan NAME to see whether it fits"
 
 

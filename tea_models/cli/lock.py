@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -56,7 +57,7 @@ def _human(lock: Lock, path: Path, *, changed: bool, check: bool) -> str:
     for model in lock.models.values():
         size = _size(model.files)
         rows.append(
-            [model.reference, human_size(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
+            [model.reference, human_bytes(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
         )
     state = "up to date" if check or not changed else "written"
     return f"{table(rows, right=frozenset({1}))}\n{path} {state}; next: tea-models sync".lstrip()

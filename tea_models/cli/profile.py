@@ -51,16 +51,10 @@ def _resolve(app: App, model: str) -> ModelProfile:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    from tea_models.errors import StoreError
+    from tea_models.disk.atomic import write_document
 
     text = json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from None
+    write_document(path, text)
 
 
 def _compare(app: App, before: str, after: str) -> None:

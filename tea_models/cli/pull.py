@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -41,8 +42,8 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
 def _human(app: App, results: list[PullResult]) -> str:
     rows = []
     for result in results:
-        resumed = f", resumed at {human_size(result.resumed_from)}" if result.resumed_from else ""
-        rows.append([result.name, human_size(result.size), result.status + resumed, str(result.path)])
+        resumed = f", resumed at {human_bytes(result.resumed_from)}" if result.resumed_from else ""
+        rows.append([result.name, human_bytes(result.size), result.status + resumed, str(result.path)])
     lines = [table(rows, right=frozenset({1}))]
     if any(result.status != "present" for result in results) and not app.out.quiet:
         lines.append(f"\nnext: tea-models inspect {results[0].name}, or tea-models plan {results[0].name}")

@@ -53,6 +53,7 @@ def _inspect(model: str, flags: set[str]) -> int:
         from tea_models.settings import Settings
 
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if "--offline" in flags else None)
+        out.note_foreign_registry(settings)
         show(model, settings, out, full="--full" in flags, tensors="--tensors" in flags)
 
     # What is read here has no cycles worth looking for.

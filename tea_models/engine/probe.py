@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.atomic import write_atomically
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.machine.detect import Gpu
@@ -277,9 +277,7 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
     """Keep an answer; a store that can't be written is no reason not to give it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-        temporary.replace(file)
+        write_atomically(file, json.dumps(document), durable=False)
     except OSError:
         return
 

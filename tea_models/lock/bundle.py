@@ -13,19 +13,14 @@ The profiles are not taken over when it is read: they are made again from the fi
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
-import secrets
-import stat
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tea_models.disk.atomic import replacing_document
 from tea_models.errors import (
     ChecksumMismatchError,
-    DiskFullError,
     MissingFileError,
-    StoreError,
     TeaModelsError,
     UsageError,
 )
@@ -62,7 +57,7 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
         ChecksumMismatchError: A file in the store is not what its lock says.
         DiskFullError, StoreError: The bundle can't be written.
     """
-    with _replacing(output) as file:  # before anything that takes long: can it be written at all?
+    with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller)
         store = Store(caller.settings.store_dir)
         files = [found for model in lock.models.values() for found in _located(store, model)]
@@ -172,25 +167,3 @@ def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progr
             file.write(padding(model.size))
     finally:
         progress.finish()
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[BinaryIO]:
-    """Write beside the name, and take the name when all is well."""
-    with contextlib.suppress(OSError):
-        if output.exists() and not stat.S_ISREG(output.stat().st_mode):
-            raise StoreError(f"{output}: not a file; expected a name for the bundle")
-    draft = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        try:
-            with draft.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(f"{output}: no space left on the disk") from None
-        raise StoreError(f"{output}: can't be written: {(error.strerror or str(error)).lower()}") from None

@@ -21,15 +21,16 @@ Models are in the order of their references, so that two people who add one each
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tea_models.disk.atomic import write_document
+from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.store import check_name
@@ -144,18 +145,11 @@ def write_lock(path: Path, lock: Lock) -> bool:
     Raises:
         StoreError: It can't be written.
     """
-    text = format_lock(lock).encode()
-    try:
-        if path.is_file() and path.read_bytes() == text:
+    text = format_lock(lock)
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        if file.read() == text.encode():
             return False
-        draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            draft.write_bytes(text)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from None
+    write_document(path, text)
     return True
 
 

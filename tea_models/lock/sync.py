@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     ChecksumMismatchError,
     LockError,
@@ -16,7 +17,7 @@ from tea_models.lock.document import Lock, parse_lock, read_lock, write_lock
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current
 from tea_models.lock.requirements import MODELS_FILE, combined
 from tea_models.lock.unbundle import unpack_bundle
-from tea_models.store import Store, hash_file, means
+from tea_models.store import Store, means
 from tea_models.verbs.pull import PullResult, pull_artifact
 
 if TYPE_CHECKING:
@@ -162,10 +163,12 @@ def _refuse_changed(store: Store, model: LockedModel) -> None:
             if item.state != "changed" or not means(item.record, file) or store.intact(item.record):
                 continue
             hint = "something changed it after it was verified: `tea-models verify --repair` fetches it again"
-            actual, size = hash_file(item.path)
+            size = item.path.stat().st_size
             if size != item.record.size:
                 raise SizeMismatchError(str(item.path), expected=item.record.size, actual=size, hint=hint)
-            raise ChecksumMismatchError(str(item.path), expected=item.record.sha256, actual=actual, hint=hint)
+            raise ChecksumMismatchError(
+                str(item.path), expected=item.record.sha256, actual=sha256_file(item.path), hint=hint
+            )
 
 
 def _checked(store: Store, model: LockedModel, file: ModelFile) -> PullResult:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tea_models.disk.regular import writing_own
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, StoreError, UsageError
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.tarball import Reader
-from tea_models.net.partial import discard
 from tea_models.refs import parse_reference
-from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, remove_partial, writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,10 +205,9 @@ class _Unpacking:
         return True
 
     def _receive(self, partial: Path, file: _FileModel) -> None:
-        discard(partial)  # what a download of the same file may have begun
+        remove_partial(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with writing(self._store.root), os.fdopen(os.open(partial, flags, 0o666), "wb") as writer:
+        with writing(self._store.root), writing_own(partial) as writer:
             for chunk in self._reader.chunks():
                 digest.update(chunk)
                 writer.write(chunk)

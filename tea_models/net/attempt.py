@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from tea_models.disk.operations import check_space
+from tea_models.disk.space import check_space
 from tea_models.errors import SizeMismatchError, SourceUnavailableError
 from tea_models.net.answers import Answer, StaleError, Version
 from tea_models.net.client import cut

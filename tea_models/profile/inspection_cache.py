@@ -72,16 +72,13 @@ def remember(model: Path | str, settings: Settings, answer: dict[str, Any]) -> N
     if found is None:
         return
     place, key = found
-    partial = place.with_name(f"{place.name}.{os.getpid()}")
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         import json
 
-        try:
-            partial.write_text(json.dumps({"key": key, "answer": answer}), "utf-8")
-            partial.replace(place)
-        finally:
-            partial.unlink(missing_ok=True)
+        from tea_models.disk.atomic import write_atomically
+
+        write_atomically(place, json.dumps({"key": key, "answer": answer}), durable=False)
 
 
 def _entry(model: Path | str, settings: Settings) -> tuple[Path, list[Any]] | None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
 
 SCHEMA = "tea.registry/1"
-_BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / "registry.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -120,9 +119,7 @@ class Registry:
             ConfigError: A layer is wrong: file, line, key, what was expected.
         """
         documents = [("built-in", load_yaml(builtin_text(), "registry.yaml (built-in)"))]
-        # In a checkout of this project the working directory's registry.yaml is the built-in one.
-        layers = [path for path in settings.registry_files if path.resolve() != _BESIDE_PACKAGE]
-        documents += [(str(path), read_yaml(path)) for path in layers]
+        documents += [(str(path), read_yaml(path)) for path in settings.registry_files]
         entries: dict[str, Entry] = {}
         for origin, document in documents:
             for entry in read_entries(document, origin):
@@ -164,11 +161,7 @@ class Registry:
 
 def builtin_text() -> str:
     """The text of the registry that comes with this distribution."""
-    packaged = resources.files("tea_models") / "registry.yaml"
-    if packaged.is_file():
-        return packaged.read_text("utf-8")
-    # In an editable install the file lies at the top of the project, where people edit it.
-    return _BESIDE_PACKAGE.read_text("utf-8")
+    return (resources.files("tea_models") / "registry.yaml").read_text("utf-8")
 
 
 def read_entries(document: Document, origin: str) -> list[Entry]:
@@ -263,10 +256,11 @@ def _overrides(
 
 
 def _template_file(name: str, document: Document, path: tuple[str | int, ...], folder: Path | None) -> str:
+    # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
+    packaged = resources.files("tea_models") / "chat" / "templates" / name
+    beside = folder / name if folder is not None else packaged
     try:
-        if folder is not None:
-            return (folder / name).read_text("utf-8")
-        return (resources.files("tea_models") / "chat" / "templates" / name).read_text("utf-8")
+        return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise document.error(f"{name}: can't be read: {error}", path) from None
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tea_models.disk.operations import hash_file
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -273,7 +273,7 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Fetched(*hash_file(destination))
+    return Fetched(sha256_file(destination), destination.stat().st_size)
 
 
 def _denied(reference: HubRef, message: str) -> AccessDeniedError:

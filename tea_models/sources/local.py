@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING
 
+from tea_models.disk.regular import open_regular
 from tea_models.errors import MissingFileError, SourceUnavailableError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
@@ -56,7 +57,7 @@ def fetch(
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
     size = _regular(reference.path).st_size
     try:
-        reader = reference.path.open("rb")
+        reader = open_regular(reference.path)
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
     with reader:

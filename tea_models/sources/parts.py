@@ -9,7 +9,9 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from tea_models.disk.atomic import write_atomically
 from tea_models.disk.operations import remove_partial
+from tea_models.disk.regular import read_own
 from tea_models.files import Fetched, ModelFile, Source
 from tea_models.sources.receiver import blocks, receive
 
@@ -70,7 +72,7 @@ def fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Call
             with piece.open("rb") as reader:
                 yield from blocks(reader)
             sizes.append(piece.stat().st_size)
-            _note_sizes(journal, source, sizes)
+            write_atomically(journal, json.dumps({"source": str(source), "sizes": sizes}), durable=False)
             remove_partial(piece)
             if file.size is not None and sum(sizes) > file.size:
                 return
@@ -81,17 +83,9 @@ def fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Call
         caller.progress.finish()
 
 
-def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:
-    draft = journal.with_name(f"{journal.name}.tmp")
-    draft.unlink(missing_ok=True)
-    with draft.open("x", encoding="utf-8") as writer:
-        json.dump({"source": str(source), "sizes": sizes}, writer)
-    draft.replace(journal)
-
-
 def _joined_sizes(journal: Path, source: Source) -> list[int]:
     try:
-        state = json.loads(journal.read_text("utf-8"))
+        state = json.loads(read_own(journal) or b"{}")
         sizes = state["sizes"] if state["source"] == str(source) else []
         return [size for size in sizes if isinstance(size, int) and size >= 0]
     except (OSError, ValueError, KeyError, TypeError):

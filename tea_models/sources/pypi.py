@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tea_models.disk.operations import check_space
+from tea_models.disk.space import check_space
 from tea_models.errors import DiskFullError, IntegrityError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name
 from tea_models.sources.receiver import blocks, receive

@@ -7,6 +7,7 @@ import os
 from typing import IO, TYPE_CHECKING
 
 from tea_models.disk.hashing import hash_range
+from tea_models.disk.regular import open_own
 from tea_models.files import Fetched
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def receive(
         progress: Told about bytes as they arrive.
     """
     digest, there = hashlib.sha256(), 0
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as writer:  # noqa: PTH123 - a descriptor
+    with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
         if 0 < keep <= os.fstat(writer.fileno()).st_size:
             there = hash_range(writer.fileno(), 0, keep, digest)
         writer.seek(there)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, StoreError, UsageError
+from tea_models.disk.atomic import write_document
+from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
 from tea_models.profile.resolve import resolve_profile
 from tea_models.refs import FileRef, HubRef, quantization_of
@@ -86,7 +85,7 @@ def add_entry(
     text = yaml.safe_dump({name: document}, sort_keys=False, allow_unicode=True, width=1 << 20)
     after = edit.with_entry(name, text)
     _check(before, after, file, name)
-    _write(file, after)
+    write_document(file, after)
     return AddedEntry(name, variant, file, text, artifact)
 
 
@@ -215,17 +214,3 @@ def _read(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't be read: {error}", file=str(file)) from None
     return text if text.strip() else _NEW_FILE
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with draft.open("x", encoding="utf-8", newline="") as writer:
-            writer.write(text)
-        if file.exists():
-            draft.chmod(file.stat().st_mode & 0o777)
-        draft.replace(file.resolve() if file.is_symlink() else file)
-    except OSError as error:
-        raise StoreError(f"{file}: can't be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)

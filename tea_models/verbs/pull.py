@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.caller import Caller
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
@@ -24,7 +25,6 @@ from tea_models.store import (
     Store,
     check_name,
     check_space,
-    hash_file,
     key_of,
     means,
     remove_partial,
@@ -204,8 +204,7 @@ class _Job:
             return file
         with FileSource(reference.path) as source:
             check_gguf(str(reference.path), source.read(0, 64))
-        sha256, size = hash_file(reference.path)
-        measured = replace(file, sha256=sha256, size=size)
+        measured = replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)
         files = tuple(measured if other is file else other for other in self.artifact.files)
         self.artifact = replace(self.artifact, files=files)
         return measured
