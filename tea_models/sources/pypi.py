@@ -134,7 +134,7 @@ def _pip_download(reference: WheelRef, folder: Path, file: ModelFile, caller: Ca
         "--disable-pip-version-check",
         "--no-cache-dir",  # the store is where it is kept
         "--progress-bar=off",
-        "--verbose",  # says of a host that does not answer what the usual output hides
+        "-vv",  # says of a host that does not answer what the usual output hides
         f"--dest={folder}",
     ]
     try:
