@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tea_models.errors import TeaModelsError
-from tea_models.net import RetryPolicy, download, make_client
+from tea_models.net import Client, Request, RetryPolicy, download
 from tests.faulty_server import FaultyServer
 
 MIB = 1 << 20
@@ -76,9 +76,10 @@ def test_bytes_are_right_or_there_is_an_error_and_the_next_run_recovers(tmp_path
     known = generator.random() < 0.5
 
     def run(server):
-        with make_client(read_seconds=0.3) as client:
+        with Client(read_seconds=0.3) as client:
             size = len(DATA) if known else None
-            return download(server.url, partial, client=client, sha256=SHA, size=size, policy=POLICY)
+            request = Request(client, server.url, sha256=SHA, size=size, connections=4, policy=POLICY)
+            return download(request, partial)
 
     messages = []
     with FaultyServer(DATA, misbehave(generator)) as server:
