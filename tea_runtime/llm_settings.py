@@ -145,9 +145,6 @@ class LlmSettings(BaseModel):
         return self.parse(self.model_dump(exclude_unset=True) | changes, prefix=()) if changes else self
 
 
-KNOWN = tuple(LlmSettings.model_fields)
-
-
 def expand(text: str, environ: Mapping[str, str]) -> str:
     """Expand a leading `~` and `$VAR`/`${VAR}` from `environ`."""
     if text == "~" or text.startswith(("~/", "~\\")):

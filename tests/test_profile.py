@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tea_models import pull
-from tea_models.chat.capabilities import TemplateCapabilities
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
@@ -194,11 +193,6 @@ def test_the_licence_of_the_registry_is_taken_where_the_file_states_none() -> No
     assert profile_of(build_gguf(), entry()).license == Fact("mit", "gguf:general.license")
     data = build_gguf({key: value for key, value in PLAIN.items() if key != "general.license"})
     assert profile_of(data, entry()).license == Fact("mit-0", "registry:small")
-
-
-def test_known_capabilities_spare_running_the_template() -> None:
-    known = TemplateCapabilities(format="made-up", stop=("X",))
-    assert profile_of(build_gguf(), capabilities=known).chat.format == Fact("made-up", "template")
 
 
 def test_another_model_with_a_known_bad_template_gets_no_further_corrections(tmp_path: Path, model: Path) -> None:
