@@ -7,7 +7,6 @@ that refer to themselves or expand to more than a person would write, and deep n
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
 
 # libyaml's parser is ten times as fast; PyYAML may be built without it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -236,18 +236,33 @@ def _explain(model: type[BaseModel], document: Document, error: ValidationError)
     if problem["type"] == "missing":
         missing = problem["loc"][-1]
         return document.error(f"required key {str(missing)!r} is missing", path)
-    message = _plain(problem["msg"])
     given = problem.get("input")
     shown = "" if isinstance(given, dict | list) else f", got {_shown(given)}"
-    return document.error(message[:1].lower() + message[1:] + shown, path)
+    return document.error(_expected(problem) + shown, path)
 
 
-def _plain(message: str) -> str:
-    """A message of pydantic in the words of YAML."""
-    message = message.removeprefix("Value error, ").replace("Input should be", "expected").replace("a valid ", "a ")
-    message = message.replace("a dictionary", "a mapping").replace("Dictionary", "a mapping")
-    message = message.replace("a integer", "a whole number").replace("a string", "text")
-    return re.sub(r" or instance of \w+", "", message)
+# By pydantic's type of error; its messages speak of Python, and are others in other versions.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "greater_than": "a number greater than {gt}",
+    "int_type": "a whole number",
+    "less_than": "a number less than {lt}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "too_short": "at least {min_length} in it",
+}
+
+
+def _expected(problem: ErrorDetails) -> str:
+    context = problem.get("ctx", {})
+    if problem["type"] == "value_error":
+        return str(context["error"])
+    known = _EXPECTED.get(problem["type"])
+    return f"expected {known.format(**context)}" if known else problem["msg"]
 
 
 def _shown(value: Any) -> str:

@@ -293,7 +293,7 @@ def test_the_command_lists_and_adopts(home):
     def command(*arguments):
         line = [sys.executable, "-m", "tea_models.cli", "adopt", *arguments]
         environ = dict(os.environ) | settings.environ
-        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=600)
 
     listed = json.loads(command("--json").stdout)
     assert [(item["name"], item["model"], item["installed"]) for item in listed] == [

@@ -265,7 +265,7 @@ def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, 
     def command(folder, settings, *arguments):
         line = [sys.executable, "-m", "tea_models.cli", *arguments]
         environ = dict(os.environ) | settings.environ
-        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
 
     made = command(tmp_path, here, "bundle", "-o", "m.tar", "--json")
     assert [file["name"] for file in json.loads(made.stdout)["files"]] == ["one", "two"]

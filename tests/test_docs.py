@@ -79,7 +79,7 @@ def test_the_examples_run_and_print_what_the_page_says(example: Example, tmp_pat
     environ["COLUMNS"] = "100"
     for command, expected in commands(example.body):
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=300
+            command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == example.code, f"$ {command}\n{done.stdout}{done.stderr}"
         printed = done.stdout + done.stderr if example.code else done.stdout
@@ -102,7 +102,7 @@ def test_the_python_examples_run(page: Path, tmp_path: Path, real_model: Path) -
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
 

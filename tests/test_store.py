@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -215,16 +216,16 @@ def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
     assert try_hold(tmp_path / "lock")
 
 
-def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
+def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
     script = (
         "import sys; from pathlib import Path; from tea_models.store.locks import hold\n"
         "with hold(Path(sys.argv[1]), waiting=lambda: print('waiting', flush=True)) as got: print(got)"
     )
     with hold(tmp_path / "lock"):
-        process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "lock"], stdout=subprocess.PIPE)
+        process = start([sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"waiting\n"
-    assert process.communicate(timeout=20)[0] == b"True\n"
+    assert process.communicate()[0] == b"True\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")

@@ -101,6 +101,7 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
+        app.out.note_foreign_registry(settings)
         try:
             return function(app, *args, **options)
         except BrokenPipeError as error:

@@ -58,6 +58,7 @@ def _answer(command: str, words: list[str], flags: set[str], out: Output) -> Non
     from tea_models.settings import Settings
 
     settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if "--offline" in flags else None)
+    out.note_foreign_registry(settings)
     if command == "inspect":
         from tea_models.cli import inspect_view
 

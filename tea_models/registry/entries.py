@@ -306,10 +306,11 @@ def _overrides(data: Mapping[str, Any], error: _Error, path: tuple[str | int, ..
 
 
 def _template_file(name: str, error: _Error, path: tuple[str | int, ...], folder: Path | None) -> str:
+    # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
+    packaged = _PACKAGE / "chat" / "templates" / name
+    beside = folder / name if folder is not None else packaged
     try:
-        if folder is not None:
-            return (folder / name).read_text("utf-8")
-        return (_PACKAGE / "chat" / "templates" / name).read_text("utf-8")
+        return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as problem:
         raise error(f"{name}: can't be read: {problem}", path) from None
 
