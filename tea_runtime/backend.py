@@ -6,7 +6,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from tea_models.errors import UsageError
@@ -122,10 +122,6 @@ class LlmCallParams:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    def with_prompt(self, prompt: str) -> LlmCallParams:
-        """The same parameters for another prompt."""
-        return replace(self, prompt=prompt)
 
 
 @dataclass(frozen=True, slots=True)

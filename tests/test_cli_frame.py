@@ -130,7 +130,9 @@ def test_tables_are_aligned() -> None:
     assert table([["a", "1"], ["bb", "22"]], header=["N", "S"], right=frozenset({1})) == "N    S\na    1\nbb  22"
 
 
-@pytest.mark.parametrize(("started", "said"), [("", "all"), ("import threading", "all in order")])
+@pytest.mark.parametrize(
+    ("started", "said"), [("", "all"), ("import threading", "all"), ("import subprocess", "all in order")]
+)
 def test_leaving_at_once_says_all_and_ends_what_was_started(started: str, said: str) -> None:
     script = (
         f"import atexit, sys\n{started}\natexit.register(lambda: print(' in order'))\n"

@@ -15,7 +15,6 @@ from tea_models.engine.probe import RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
 from tea_models.machine.detect import Gpu, detect_machine
 from tea_models.plan import RunPlan, UserSettings, plan_profile, resolve_plan
-from tea_models.plan.types import SOURCES
 from tea_models.profile import to_json
 from tea_models.settings import Settings
 from tea_models.sizes import parse_bytes
@@ -202,7 +201,7 @@ def test_every_setting_has_a_decision_with_a_source_and_a_reason() -> None:
     for found in (plan(), plan(GEMMA), plan(PHI, 8 * GIB), plan(PHI, 16 * GIB, n_ctx="max", n_threads=2)):
         assert [decision.setting for decision in found.decisions] == list(found.settings.to_json())
         for decision in found.decisions:
-            assert decision.source in SOURCES
+            assert decision.source in {"user", "project", "registry", "gguf", "hardware", "default"}
             assert decision.reason
             assert decision.value == getattr(found.settings, decision.setting)
 

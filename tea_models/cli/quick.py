@@ -94,7 +94,9 @@ def leave(code: int) -> None:
         code: The exit code.
     """
     # Where threads or processes were started, they are ended in order.
-    if not {"threading", "subprocess", "concurrent.futures"} & sys.modules.keys():
+    threading = sys.modules.get("threading")
+    alone = threading is None or threading.active_count() == 1
+    if alone and not {"subprocess", "concurrent.futures"} & sys.modules.keys():
         try:
             sys.stdout.flush()
             sys.stderr.flush()

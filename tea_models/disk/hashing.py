@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.regular import open_regular
@@ -95,6 +94,8 @@ def sha256_files(
     Returns:
         For each path its digest, or the error that kept it from being read.
     """
+    from concurrent.futures import ThreadPoolExecutor, wait  # slow to import, and seldom needed
+
     shared = _Shared(progress)
     # The biggest first, so that no core is left alone with it at the end.
     order = sorted(range(len(paths)), key=lambda index: -_size(paths[index]))

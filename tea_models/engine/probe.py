@@ -44,16 +44,12 @@ class EngineInfo:
         version: Version of llama-cpp-python.
         system: Features of the processor that the build uses.
         gpu_offload: The build can use a GPU.
-        mmap: It can map a file into memory.
-        mlock: It can keep a model from being swapped.
         gpus: Devices beside the processor.
     """
 
     version: str
     system: str
     gpu_offload: bool
-    mmap: bool
-    mlock: bool
     gpus: tuple[Gpu, ...]
 
 
@@ -310,8 +306,6 @@ def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
         version=document["version"],
         system=document["system"],
         gpu_offload=document["gpu_offload"],
-        mmap=document["mmap"],
-        mlock=document["mlock"],
         gpus=gpus,
     )
 

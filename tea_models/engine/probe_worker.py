@@ -228,8 +228,6 @@ class _Session:
             "version": engine.__version__,
             "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
             "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-            "mmap": bool(engine.llama_supports_mmap()),
-            "mlock": bool(engine.llama_supports_mlock()),
             "devices": _devices(engine),
         }
 

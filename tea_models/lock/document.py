@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 
 SCHEMA = "tea.models-lock/1"
-LOCK_FILE = "models.lock"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
 

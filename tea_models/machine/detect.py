@@ -102,11 +102,6 @@ class Machine:
             return self.cores_allowed
         return max(1, min(self.cores_allowed, int(self.cpu_quota + 1e-6)))
 
-    @property
-    def unified_memory(self) -> bool:
-        """Whether a GPU works in the machine's own memory."""
-        return any(gpu.unified for gpu in self.gpus)
-
     def with_gpus(self, gpus: Iterable[Gpu]) -> Machine:
         """The same machine with the devices that the engine reports."""
         return replace(self, gpus=tuple(gpus))

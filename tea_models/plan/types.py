@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 Setting = int | float | str | bool | None
 
-#: Who decided, most important first.
-SOURCES = ("user", "project", "registry", "gguf", "hardware", "default")
-
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
@@ -34,7 +31,7 @@ class Decision:
     Attributes:
         setting: Its name, as llama.cpp and llama-cpp-python call it.
         value: What was decided.
-        source: One of `SOURCES`.
+        source: Who decided: `user`, `project`, `registry`, `gguf`, `hardware` or `default`, most important first.
         reason: Why, in a sentence with the numbers.
         rejected: What else was possible.
     """

@@ -1,7 +1,8 @@
 """Find the registry entry whose corrections apply to a file that was named by a path, not by its name.
 
-Loading the registry takes longer than reading a header, so it is only loaded when its text can have something to say:
-when it mentions the hash of the chat template, or of the file as the store recorded it.
+Loading the registry takes longer than reading a header, so it is only loaded when it can have something to say: when
+its text holds the hash of the chat template, or of the file as the store recorded it. What it says is asked of the
+parsed entry.
 """
 
 from __future__ import annotations
@@ -31,13 +32,11 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
         ConfigError: A registry file is wrong.
     """
     template = header.metadata.get("tokenizer.chat_template")
-    texts = _registry_texts(settings)
-    if not isinstance(template, str) and not any("metadata:" in text for text in texts):
-        return None  # the only other corrections are of chat templates and stop texts
     if sha256 is None and path is not None:
         sha256 = recorded_sha256(path, settings)
-    digest = _sha256(template) if isinstance(template, str) else ""
-    if not any(known and known in text for known in (sha256, digest) for text in texts):
+    digest = _sha256(template) if isinstance(template, str) else None
+    hashes = [known for known in (sha256, digest) if known is not None]
+    if not hashes or not any(_may_name(text, hashes) for text in _registry_texts(settings)):
         return None
     from tea_models.registry.entries import Registry
 
@@ -50,6 +49,11 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
             # Another model with the same bad template: what else the entry says is not about this one.
             return replace(entry, license="", overrides=replace(entry.overrides, metadata={}))
     return None
+
+
+def _may_name(text: str, hashes: list[str]) -> bool:
+    """Whether a registry file can hold one of the hashes: as it is, or written with escapes."""
+    return "\\" in text or any(known in text for known in hashes)
 
 
 def _registry_texts(settings: Settings) -> list[str]:

@@ -31,7 +31,6 @@ def profile_from_headers(
     files: Sequence[ProfileFile],
     *,
     entry: Entry | None = None,
-    capabilities: TemplateCapabilities | None = None,
     header_sha256: str | None = None,
 ) -> ModelProfile:
     """Gather the facts of a model from the headers of its files.
@@ -40,7 +39,6 @@ def profile_from_headers(
         headers: Of all shards in order, their sources open.
         files: Name, size and hash of each.
         entry: The model's entry in the registry, whose overrides are applied.
-        capabilities: What its chat template can do, if that is known; otherwise the template is run.
         header_sha256: The hash of the first header, if it is known or not wanted.
 
     Raises:
@@ -53,7 +51,7 @@ def profile_from_headers(
     prefix = architecture.value or ""
     template = facts.template()
     tokenizer = _tokenizer(facts, template.value)
-    chat = _chat(facts, template, tokenizer, entry, capabilities)
+    chat = _chat(facts, template, tokenizer, entry)
     kind = kind_of(prefix, facts.values, tensors, template=template.value is not None)
     if entry is not None and kind.value in ("chat", "text") and entry.kind in ("embedding", "reranker"):
         kind = Fact("embedding" if entry.kind == "embedding" else "reranker", f"registry:{entry.name}")
@@ -238,7 +236,6 @@ def _chat(
     template: Fact[str | None],
     tokenizer: TokenizerFacts,
     entry: Entry | None,
-    found: TemplateCapabilities | None,
 ) -> ChatFacts:
     extra = entry.overrides.stop if entry is not None else ()
     if template.value is None:
@@ -246,8 +243,7 @@ def _chat(
         stop = Fact(tuple(extra), f"registry:{entry.name}" if entry is not None and extra else ABSENT)
         no = Fact(value=False, source=ABSENT)
         return ChatFacts(nothing, nothing, nothing, no, no, stop, nothing, nothing, no)
-    if found is None:
-        found = _probe(template.value, tokenizer, facts)
+    found = _probe(template.value, tokenizer, facts)
     stops = tuple(dict.fromkeys((*found.stop, *extra)))
     by_registry = entry is not None and stops != found.stop
     return ChatFacts(

@@ -6,15 +6,14 @@ Model files are never touched here: `rm` removes those.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
-import socket
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tea_models.store.locks import hold, try_hold
+from tea_models.store.names import host_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +121,7 @@ def _drafts(store: Store, now: float) -> Iterator[Leftover]:
 
 def _of_this_host(name: str) -> bool:
     """Whether a free lock proves that a partial is not being written: made on this host, where locks work."""
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # as in Store.partial
+    host = host_key()
     return f".{host}." in name and not _UNIQUE.search(name)
 
 

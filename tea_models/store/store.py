@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import secrets
-import socket
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +14,7 @@ from tea_models.disk.hashing import holds
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.errors import IntegrityError, StoreError
 from tea_models.store.locks import hold
-from tea_models.store.names import check_name, folded, safe_part
+from tea_models.store.names import check_name, folded, host_key, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
 
 if TYPE_CHECKING:
@@ -135,11 +132,10 @@ class Store:
         with contextlib.ExitStack() as stack:
             with writing(self.root):
                 exclusive = stack.enter_context(hold(self.lock_path(key), waiting=waiting))
-            host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-            path = self.partials_dir / f"{key}.{host}.part"
+            path = self.partials_dir / f"{key}.{host_key()}.part"
             others = path.exists() and not os.access(path, os.W_OK)  # left by another user of a shared store
             if others or not exclusive:
-                path = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+                path = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.part")
             for item in self.partials_dir.glob(f"{path.name}*"):
                 if item.is_symlink():
                     item.unlink()  # planted: never write through it
@@ -283,7 +279,7 @@ class Store:
         with writing(self.root):
             folder = self.hidden / "broken"
             folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f"{path.name}.{secrets.token_hex(4)}"
+            aside = folder / f"{path.name}.{os.urandom(4).hex()}"
             path.rename(aside)
             self.forget(path)
         return aside

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import ctypes
 import functools
-import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -138,12 +137,6 @@ class Vocabulary:
     def attributes(self, token: int) -> int:
         """llama.cpp's `llama_token_attr` bits of a token."""
         return int(self._engine.llama_vocab_get_attr(self._vocab, token))
-
-    @functools.cached_property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Matches the text of any special token, the longest first, as llama.cpp looks for them."""
-        texts = sorted(self.specials, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, texts)) if texts else r"(?!)")
 
 
 def encode(text: str) -> bytes:
