@@ -90,4 +90,6 @@ def _json(value: Any) -> Any:
         return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset | range | Iterator):
         return [_json(item) for item in value]
+    if callable(value):
+        raise TemplateRuntimeError("the result is a function that is not called; write () behind it")
     return str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits
+from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -165,17 +165,7 @@ def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
             return TemplateError(f"{place}: {message}")
         case "security":
             return TemplateError(f"{place}: tries to leave the sandbox: {message}", hint="don't use this template")
-        case "time":
-            return TemplateError(f"{place}: not done after {limits.seconds:g} s")
-        case "memory":
-            return TemplateError(f"{place}: needs more memory than a template may use")
-        case "output":
-            return TemplateError(f"{place}: renders more than {limits.output:,} characters")
-        case "recursion":
-            return TemplateError(f"{place}: nested too deeply")
-        case "crash":
-            return TemplateError(f"{place}: crashed the process it runs in")
-    return TemplateError(f"{place}: {kind}: {message}")
+    return TemplateError(f"{place}: {broken_limit(result, limits) or f'{kind}: {message}'}")
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:

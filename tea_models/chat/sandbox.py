@@ -55,6 +55,17 @@ class Limits:
     output: int = OUTPUT
 
 
+def broken_limit(result: Mapping[str, Any], limits: Limits) -> str | None:
+    """Which limit ended a template, in words for people; None if it was none of them."""
+    return {
+        "time": f"not done after {limits.seconds:g} s",
+        "memory": "needs more memory than a template may use",
+        "output": f"renders more than {limits.output:,} characters",
+        "recursion": "nested too deeply",
+        "crash": "crashed the process it runs in",
+    }.get(result["kind"])
+
+
 class _WorkerLostError(Exception):
     """The worker ended or fell silent; the text says which."""
 
