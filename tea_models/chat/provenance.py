@@ -16,7 +16,7 @@ from jinja2 import compiler, nodes
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_eval_context
-from markupsafe import Markup
+from markupsafe import Markup, soft_str
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +31,7 @@ ROLES = frozenset(
 )
 # Filters that build a new text from what they are given. The others hand on what they got, or call a text's own method.
 _BUILDING_FILTERS = (
-    "center", "e", "escape", "forceescape", "format", "indent", "pprint", "replace", "striptags", "title", "tojson",
+    "center", "e", "escape", "forceescape", "format", "indent", "pprint", "striptags", "title", "tojson",
     "truncate", "urlencode", "urlize", "wordwrap", "xmlattr",
 )  # fmt: skip
 _RUN = re.compile(rb"t+|d+|u+")
@@ -299,7 +299,7 @@ class ProvenanceEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         for name in _BUILDING_FILTERS:
             self.filters[name] = _building(FILTERS[name])
-        self.filters["join"] = _join
+        self.filters["join"], self.filters["replace"] = _join, _replace
 
     @staticmethod
     def concatenated(values: Iterable[Any]) -> str:
@@ -330,9 +330,10 @@ def _building(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
-        if type(result) is str and any(isinstance(value, TemplateText) for value in (*args, *kwargs.values())):
-            return TemplateText(result)
-        return result
+        if not isinstance(result, str) or isinstance(result, Markup):
+            return result
+        mixed = any(isinstance(value, TemplateText) for value in (*args, *kwargs.values()))
+        return TemplateText(result) if mixed else result
 
     return build
 
@@ -344,3 +345,12 @@ def _join(eval_ctx: EvalContext, value: Any, d: str = "", attribute: str | int |
     if attribute is not None:
         value = map(make_attrgetter(eval_ctx.environment, attribute), value)
     return joined(_between([written(item) for item in value], written(d)))
+
+
+@pass_eval_context
+def _replace(eval_ctx: EvalContext, s: str, old: str, new: str, count: int | None = None) -> str:
+    if eval_ctx.autoescape or isinstance(s, Markup):
+        return str(FILTERS["replace"](eval_ctx, s, old, new, count))
+    text = written(s)
+    text = TemplateText(text, origin_of(text))
+    return text.replace(soft_str(old), soft_str(new), -1 if count is None else count)
