@@ -33,6 +33,7 @@ from tea_runtime.llama.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tea_models.chat import Segment
     from tea_models.plan import RunPlan
     from tea_models.profile import ModelProfile
     from tea_models.settings import Settings
@@ -338,7 +339,7 @@ class LocalLlmBackend(LlmBackend):
                 hint="use llm.call with a raw prompt, or give settings.llm.chat_format (such as chatml, or a template)",
             )
 
-        def render(**given: Any) -> str:
+        def render(**given: Any) -> list[Segment]:
             return found.render(bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text, **given)
 
         self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
