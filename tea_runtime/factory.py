@@ -17,6 +17,8 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.settings import Settings
+from tea_runtime.cassette.asked import asked_model, cassette_of
+from tea_runtime.cassette.backend import CassetteBackend
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import is_model_name, search
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend
+    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.local import LocalLlmBackend
     from tea_runtime.resolve import FoundModel
 
@@ -43,6 +46,7 @@ def create_llm_backend(
     *,
     environ: Mapping[str, str] | None = None,
     gguf: str | None = None,
+    cassette: Cassette | None = None,
     **overrides: Any,
 ) -> LlmBackend:
     """Make the backend that `settings.llm` asks for.
@@ -57,6 +61,7 @@ def create_llm_backend(
         environ: The process's own by default.
         gguf: A model that goes before all others, as with `--gguf`; it means `backend: local`, unless an override says
             otherwise.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
         **overrides: Keys of `settings.llm` that replace those of the block; None leaves one as it is.
 
     Raises:
@@ -69,7 +74,7 @@ def create_llm_backend(
     block = LlmSettings.parse(settings).overridden(**overrides)
     if gguf and overrides.get("backend") is None:
         block = block.overridden(backend="local")
-    return BackendPool(environ=environ, gguf=gguf).get(block)
+    return BackendPool(environ=environ, gguf=gguf, cassette=cassette).get(block)
 
 
 class BackendPool:
@@ -80,17 +85,29 @@ class BackendPool:
     Args:
         environ: The process's own by default.
         gguf: A model that goes before all others.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
     """
 
-    def __init__(self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None) -> None:
+    def __init__(
+        self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None, cassette: Cassette | None = None
+    ) -> None:
         self.environ = os.environ if environ is None else environ
         self.gguf = gguf
+        self.cassette = cassette or cassette_of(self.environ)
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], Any] = {}
         self._locks: dict[tuple[Any, ...], threading.Lock] = {}
 
     def get(self, block: LlmSettings) -> LlmBackend:
         """The backend for these settings; raises as `create_llm_backend` does."""
+        cassette = self.cassette
+        if cassette is None:
+            return self._open(block)
+        model = asked_model(block, self.environ, self.gguf)
+        key = ("cassette", *_values(block, tuple(LlmSettings.model_fields)))
+        return self._once(key, lambda: CassetteBackend(cassette, model, lambda: self._open(block)))
+
+    def _open(self, block: LlmSettings) -> LlmBackend:
         if block.backend == "api":
             return self._once(("api", *_values(block, _API)), lambda: self._api(block.expanded(self.environ)))
         in_place = ("fallback", *_values(block, (*_NAMES, *_LOAD, *_API)))
