@@ -89,11 +89,7 @@ class BackendPool:
     """
 
     def __init__(
-        self,
-        *,
-        environ: Mapping[str, str] | None = None,
-        gguf: str | None = None,
-        cassette: Cassette | None = None,
+        self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None, cassette: Cassette | None = None
     ) -> None:
         self.environ = os.environ if environ is None else environ
         self.gguf = gguf
@@ -108,7 +104,7 @@ class BackendPool:
         if cassette is None:
             return self._open(block)
         model = asked_model(block, self.environ, self.gguf)
-        key = ("cassette", *_values(block, (*_NAMES, *_LOAD, *_API)))
+        key = ("cassette", *_values(block, tuple(LlmSettings.model_fields)))
         return self._once(key, lambda: CassetteBackend(cassette, model, lambda: self._open(block)))
 
     def _open(self, block: LlmSettings) -> LlmBackend:

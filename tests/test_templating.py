@@ -14,12 +14,9 @@ import pytest
 from tea_models.chat.sandbox import Limits
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime import run_workflow
-from tea_runtime.workflow import template_limits
-from tea_runtime.workflow.conditions import decide
-from tea_runtime.workflow.templating import render
 from tea_runtime.workflow import templating
+from tea_runtime.workflow.conditions import decide
 from tea_runtime.workflow.templating import check, render
-from tea_runtime.workflow.templating import test as decide
 
 STATE = {"state": {"items": [1, 2, 3], "text": "a\tb", "big": "x" * 1_000_000}}
 
@@ -67,9 +64,10 @@ def short(monkeypatch):
         "{{ state.big * 90 }}",
     ],
 )
-from tea_runtime.workflow import templating
-from tea_runtime.workflow.conditions import decide
-from tea_runtime.workflow.templating import check, render
+def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(template, short):
+    with pytest.raises(
+        UsageError, match=r"not done after|needs more memory|renders more than|OverflowError|too big|index"
+    ):
         render(template, STATE)
     assert render("{{ state.items + [4] }}", STATE) == [1, 2, 3, 4]
 
