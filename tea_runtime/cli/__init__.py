@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "Run a YAML workflow.",
+    "map": "Run a workflow over the rows of a file.",
     "chat": "Talk to a model.",
     "embed": "Turn texts into vectors.",
     "serve": "An OpenAI-compatible endpoint for a model.",

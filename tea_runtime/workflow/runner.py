@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
 from tea_models.settings import is_registry
@@ -26,6 +26,7 @@ from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
+    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.workflow.file import ImportSpec, Node, Workflow
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def run_workflow(
     on_text: Callable[[str], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
+    cassette: Cassette | None = None,
 ) -> dict[str, Any]:
     """Run a workflow to its end. A workflow is code: its `run:` blocks and imports do whatever Python can do.
 
@@ -79,6 +81,7 @@ def run_workflow(
         on_text: Gets each piece of text that an `llm.stream` node generates, as it comes.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
 
     Returns:
         The final state.
@@ -89,14 +92,49 @@ def run_workflow(
         WorkflowError: A node failed; file, line and node are in the message. What an `llm.*` action raises keeps its
             type and exit code.
     """
-    workflow = _read(workflow)
-    engine = _engine(workflow, os.environ if environ is None else environ, gguf=gguf, backend=backend, on_text=on_text)
-    state = copy.deepcopy(workflow.initial_state(input or {}))
-    try:
-        _register(workflow, engine)
-        return _Run(workflow, engine, state, max_steps).to_the_end()
-    finally:
-        engine.llm_actions.pool.close()
+    with LoadedWorkflow(
+        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps, cassette=cassette
+    ) as loaded:
+        return loaded.run(input or {})
+
+
+class LoadedWorkflow:
+    """A workflow that is read once and run many times, by several threads at once too; a context manager.
+
+    Arguments and errors as for `run_workflow`; the models that its actions open stay open until it is closed.
+    """
+
+    def __init__(
+        self,
+        workflow: str | Path | Mapping[str, Any] | Workflow,
+        *,
+        gguf: str | None = None,
+        backend: str | None = None,
+        on_text: Callable[[str], object] | None = None,
+        environ: Mapping[str, str] | None = None,
+        max_steps: int = MAX_STEPS,
+        cassette: Cassette | None = None,
+    ) -> None:
+        self._workflow = _read(workflow)
+        self._max_steps = max_steps
+        environ = os.environ if environ is None else environ
+        self._engine = _engine(self._workflow, environ, gguf=gguf, backend=backend, on_text=on_text, cassette=cassette)
+        _register(self._workflow, self._engine)
+
+    def run(self, input: Mapping[str, Any]) -> dict[str, Any]:  # noqa: A002 - as in run_workflow
+        """Run it once from its start, and return the final state."""
+        state = copy.deepcopy(self._workflow.initial_state(input))
+        return _Run(self._workflow, self._engine, state, self._max_steps).to_the_end()
+
+    def close(self) -> None:
+        """Close the models that were opened."""
+        self._engine.llm_actions.pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def check_workflow(
@@ -133,10 +171,11 @@ def _engine(
     gguf: str | None = None,
     backend: str | None = None,
     on_text: Callable[[str], object] | None = None,
+    cassette: Cassette | None = None,
 ) -> WorkflowEngine:
     settings = workflow.llm_settings(environ).overridden(backend=backend or ("local" if gguf else None))
     environ = _with_registry(environ, workflow.folder)
-    actions = LlmActions(settings, BackendPool(environ=environ, gguf=gguf), on_text=on_text)
+    actions = LlmActions(settings, BackendPool(environ=environ, gguf=gguf, cassette=cassette), on_text=on_text)
     return WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables))
 
 
