@@ -15,7 +15,6 @@ from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.shards import check_shards
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
-from tea_models.profile.plain_path import plain_path
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -117,6 +116,21 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
         )
         opened.pop_all()
     return files
+
+
+def plain_path(path_or_ref: Path | str) -> str | None:
+    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing.
+
+    Args:
+        path_or_ref: A path, or a reference as a user types it.
+    """
+    text = str(path_or_ref)
+    looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
+    scheme = ":" in os.path.splitdrive(text)[1].split(os.sep, 1)[0]
+    shard = "-of-" in text.rpartition(os.sep)[2]
+    if not looks_so or scheme or shard or not os.path.lexists(text):
+        return None
+    return text
 
 
 def _read(
