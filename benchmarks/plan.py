@@ -84,7 +84,7 @@ def time_model(path: Path, unit: float) -> None:
             rows.append(
                 ("plan by formula, in process", median_time(lambda: plan_profile(profile, machine, user, estimator)))
             )
-            plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model=model, measure=True))
+            plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model, measure=True))
         for name, seconds in rows:
             print(f"  {name:<36} {seconds * 1000:8.0f} ms  {seconds / unit:6.1f} x bare python")
         print(f"  {plan.summary()}")

@@ -8,6 +8,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import UsageError
+from tea_models.plan.resolve import plan_model
+from tea_models.plan.user_settings import UserSettings
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.errors import LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
@@ -22,9 +24,7 @@ from tea_runtime.llama.loading import (
     check_vectors,
     default_settings,
     describe,
-    examine,
     find_file,
-    make_plan,
 )
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.session import START, Session
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tea_models.chat import Segment
-    from tea_models.plan import RunPlan
     from tea_models.profile import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
@@ -85,23 +84,20 @@ class LocalLlmBackend(LlmBackend):
         settings = settings or default_settings()
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
-        examined = examine(self.model_path, settings)
-        if profile is not None and profile.header_sha256 != examined.header_sha256:
-            raise UsageError(
-                f"the profile of {profile.files[0].name} is not one of {self.model_path}: their headers differ",
-                hint=f"make a new one: tea-models profile {self.model_path} --json",
-            )
-        self.profile = profile or examined
-        check_vectors(self.profile, self.model_path)
-        self.plan: RunPlan = make_plan(
-            self.model_path,
-            settings,
-            n_ctx="auto" if n_ctx is None else n_ctx,
+        user = UserSettings.of(
+            n_ctx=n_ctx,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             kv_type=kv_type,
             memory=memory,
             purpose="embed" if embedding else "chat",
+        )
+        self.profile, self.plan = plan_model(
+            self.model_path,
+            settings,
+            user,
+            profile=profile,
+            check=lambda found: check_vectors(found, self.model_path),
         )
         chosen = self.plan.settings
         load = LoadOptions(n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock)

@@ -15,9 +15,10 @@ from tea_models.engine.probe import engine_version
 from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
 from tea_models.gguf import BytesSource, check_loadable, read_header
+from tea_models.plan import UserSettings
+from tea_models.plan.resolve import plan_model
 from tea_models.settings import Settings
 from tea_models.verbs.verify import verify
-from tea_runtime.llama.loading import make_plan
 from tests.gguf_build import Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 
 pytestmark = [
@@ -154,4 +155,4 @@ def test_the_runtime_does_not_load_what_another_process_died_of(tmp_path: Path, 
     path = tmp_path / "bad.gguf"
     path.write_bytes(REFUSED["an assertion"][0]())
     with pytest.raises(IntegrityError, match=r"bad\.gguf"):
-        make_plan(path, settings)
+        plan_model(path, settings, UserSettings())

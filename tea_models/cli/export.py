@@ -33,11 +33,11 @@ def command(
     app: App, model: str, *, target: str, path: str | None, output: Path | None, estimate: bool, **user: Any
 ) -> None:
     """Write the plan for MODEL as a command line or configuration file of another server."""
-    from tea_models.cli.plan import make_wishes
+    from tea_models.cli.plan import user_settings
     from tea_models.plan.export import export_model
 
     result = export_model(
-        model, target, app.settings, make_wishes(swa_full=None, **user), path=path, measure=not estimate
+        model, target, app.settings, user_settings(swa_full=None, **user), path=path, measure=not estimate
     )
     for sentence in result.left_out:
         app.out.note(f"left out: {sentence}")

@@ -38,7 +38,7 @@ def command(
     MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. A wish that does
     not fit is refused with the numbers and with what would fit.
     """
-    user = make_wishes(**options)
+    user = user_settings(**options)
     if compare and (plot is not None or explain):
         raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:
@@ -78,24 +78,19 @@ def _plan(app: App, model: str, user: UserSettings, *, measure: bool) -> RunPlan
         raise
 
 
-def make_wishes(
-    *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
-    swa_full: bool | None,
-) -> UserSettings:  # fmt: skip
+def user_settings(
+    *, n_ctx: str, kv_type: str | None, threads: int | None, gpu: str | None, **others: Any
+) -> UserSettings:
+    """What the options of a command ask for."""
     from tea_models.plan import UserSettings
-    from tea_models.sizes import parse_bytes
 
-    user = UserSettings(
+    return UserSettings.of(
         n_ctx=_context(n_ctx),
-        memory=parse_bytes(memory) if memory is not None else None,
         kv_type=kv_type.lower() if kv_type is not None else None,
         n_threads=threads,
         n_gpu_layers=_layers(gpu),
-        purpose=purpose,
-        swa_full=swa_full or None,
+        **others,
     )
-    user.check()
-    return user
 
 
 def _context(text: str) -> int | Literal["auto", "max"]:

@@ -8,6 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from tea_models.disk.positional import read_into
 from tea_models.disk.regular import open_regular
 from tea_models.errors import IntegrityError
 
@@ -71,7 +72,7 @@ def hash_range(descriptor: int, start: int, end: int, hasher: hashlib._Hash, pro
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_SEQUENTIAL)
     while start < end:
-        count = os.preadv(descriptor, [view[: min(len(buffer), end - start)]], start)
+        count = read_into(descriptor, view[: min(len(buffer), end - start)], start)
         if not count:
             break
         hasher.update(view[:count])

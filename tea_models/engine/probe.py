@@ -87,7 +87,7 @@ def engine_build() -> str | None:
     if version is None or specification is None or not specification.origin:
         return None
     digest = hashlib.sha256(version.encode())
-    for library in sorted((Path(specification.origin).parent / "lib").glob("lib*")):
+    for library in sorted((Path(specification.origin).parent / "lib").glob("*")):
         status = library.stat()
         digest.update(f"{library.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
@@ -275,7 +275,7 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
         weights=weights + (repacked if mapped else 0),
         kv_cache=document["kv_cache"],
         compute=document["compute"],
-        overhead=load["rss"] + document["output"] + LIBRARIES,
+        overhead=(load["rss"] or ENGINE) + document["output"] + LIBRARIES,
         method="measured",
         n_ctx=document["n_ctx"],
         flash_attn=document["flash_attn"],
@@ -285,6 +285,8 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     )
 
 
+#: Python with the engine loaded, where no process tells.
+ENGINE = 56 * 1024 * 1024
 #: What the runtime's own libraries take beside Python, the engine and the tokenizer.
 LIBRARIES = 32 * 1024 * 1024
 

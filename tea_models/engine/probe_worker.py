@@ -126,10 +126,10 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
 
 def _devices(engine: Any) -> list[dict[str, Any]]:
     folder = os.path.join(engine.__path__[0], "lib")  # noqa: PTH118
-    suffix = "dylib" if sys.platform == "darwin" else "so"
+    name = {"darwin": "lib%s.dylib", "win32": "%s.dll"}.get(sys.platform, "lib%s.so")
     try:
-        front = ctypes.CDLL(os.path.join(folder, f"libggml.{suffix}"))  # noqa: PTH118
-        base = ctypes.CDLL(os.path.join(folder, f"libggml-base.{suffix}"))  # noqa: PTH118
+        front = ctypes.CDLL(os.path.join(folder, name % "ggml"))  # noqa: PTH118
+        base = ctypes.CDLL(os.path.join(folder, name % "ggml-base"))  # noqa: PTH118
         front.ggml_backend_dev_get.restype = ctypes.c_void_p
         front.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
         front.ggml_backend_dev_count.restype = ctypes.c_size_t
@@ -159,8 +159,10 @@ def _resident() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return 0  # Windows; whoever asked has an estimate
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -266,9 +268,12 @@ class _Session:
 
 def main() -> None:
     """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
-    import resource
+    try:
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except ImportError:
+        pass  # Windows writes no core files
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

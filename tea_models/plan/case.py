@@ -147,10 +147,15 @@ def make_budget(machine: Machine, memory: int | None) -> Budget:
     Args:
         machine: The machine.
         memory: Bytes that the user gives instead.
+
+    Raises:
+        UsageError: The system does not tell how much there is, and nobody says it.
     """
     devices = {gpu.name: gpu.memory_free - _margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
     if memory is not None:
         return Budget(memory, devices, "as asked for")
+    if not machine.memory_total:
+        raise UsageError("how much memory this machine has can't be told here", hint="say it: --memory 8GiB")
     usable = machine.memory_usable
     margin = _margin(usable)
     reason = f"{human_bytes(usable)} available of {human_bytes(machine.memory_total)}"

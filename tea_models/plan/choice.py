@@ -7,7 +7,6 @@ alone decides, and the answer says so.
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.plan.case import make_budget
-from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 from tea_models.plan.user_settings import UserSettings
 from tea_models.sizes import human_bytes
 
@@ -242,15 +241,10 @@ class _Judge:
 
     def _read(self, reference: str) -> tuple[RunPlan | int, dict[int, int], ModelProfile, int]:
         """Plan a model whose header can be read; what it needs at least takes the place of a plan that fails."""
-        from tea_models.profile import profile_from_headers
-        from tea_models.profile.model_files import open_model
-
-        with open_model(reference, settings=self.settings) as model:
-            model.require_loadable()
-            profile = profile_from_headers(model.headers, model.files, entry=model.entry)
+        with open_for_plan(reference, self.settings, measure=self.measure) as opened:
+            profile = opened.profile
             size = sum(file.size for file in profile.files)
-            with closing(choose_measurer(profile, self.settings, model=model, measure=self.measure)) as measurer:
-                return *self._plan(profile, measurer, reference), profile, size
+            return *self._plan(profile, opened.measurer, reference), profile, size
 
     def _plan(self, profile: ModelProfile, measurer: Any, name: str) -> tuple[RunPlan | int, dict[int, int]]:
         try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.plan.types import RunPlan
+    from tea_models.profile import ModelProfile
 
 _KV_TYPES_OF_OLLAMA = ("f16", "q8_0", "q4_0")
 
@@ -28,26 +29,30 @@ class ExportInput:
 
     Attributes:
         plan: The plan.
+        profile: Facts about the model.
         path: Where the file lies on the machine that is to serve it.
         name: How the server calls the model.
-        stop: Texts that end a turn.
-        layers: Blocks of the model.
-        pooling: How an embedding model pools, if its file says so.
-        template_replaced: The registry replaces the chat template of the file.
     """
 
     plan: RunPlan
+    profile: ModelProfile
     path: str
     name: str
-    stop: tuple[str, ...] = ()
-    layers: int = 0
-    pooling: str | None = None
-    template_replaced: bool = False
 
     @property
     def settings(self) -> EngineSettings:
         """The settings of the plan."""
         return self.plan.settings
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end a turn."""
+        return self.profile.chat.stop.value
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        return len(self.profile.weights.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,8 @@ def server_arguments(what: ExportInput) -> list[tuple[str, ...]]:
         options.append(("--load-mode", _load_mode(s)))
     if what.plan.purpose == "embed":
         options.append(("--embedding",))
-        if what.pooling:
-            options.append(("--pooling", what.pooling))
+        if what.profile.pooling.value:
+            options.append(("--pooling", what.profile.pooling.value))
     return options
 
 
@@ -147,8 +152,8 @@ def _env(what: ExportInput) -> Export:
         values["LLAMA_ARG_LOAD_MODE"] = _load_mode(s)
     if what.plan.purpose == "embed":
         values["LLAMA_ARG_EMBEDDINGS"] = "1"
-        if what.pooling:
-            values["LLAMA_ARG_POOLING"] = what.pooling
+        if what.profile.pooling.value:
+            values["LLAMA_ARG_POOLING"] = what.profile.pooling.value
     left_out = _template_note(what)
     if s.n_threads_batch != s.n_threads:
         left_out += (f"--threads-batch {s.n_threads_batch} has no variable",)
@@ -281,7 +286,8 @@ def _load_mode(s: EngineSettings) -> str:
 
 
 def _template_note(what: ExportInput) -> tuple[str, ...]:
-    if not what.template_replaced or what.plan.purpose == "embed":
+    replaced = what.profile.chat.template.source.startswith("registry")
+    if not replaced or what.plan.purpose == "embed":
         return ()
     shown = f"`tea-models inspect {shlex.quote(what.name)} --template` prints it"
     return (f"the registry's chat template, which replaces the file's: {shown}",)

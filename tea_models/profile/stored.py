@@ -6,14 +6,37 @@ import json
 from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
-from tea_models.profile.document import to_json
+from tea_models.profile.document import load_profile, to_json
 from tea_models.profile.resolve import resolve_profile
 from tea_models.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tea_models.caller import Caller
+    from tea_models.profile.facts import ModelProfile, ProfileFile
+    from tea_models.settings import Settings
+
+
+def read_profile(path: Path, files: Sequence[ProfileFile], settings: Settings) -> ModelProfile | None:
+    """The profile that was written for a file of the store, as long as the file is the one that was pulled.
+
+    Args:
+        path: The (first) file.
+        files: What its files are now.
+        settings: Where the store is.
+    """
+    store = Store(settings.store_dir)
+    record = store.record_of(path) if store.contains(path) else None
+    if record is None or not store.intact(record):
+        return None
+    try:
+        profile = load_profile(store.profile_path(path))
+    except (TeaModelsError, OSError):
+        return None  # damaged bookkeeping is worth nothing; the header says the same
+    sizes = [file.size for file in files]
+    return profile if [file.size for file in profile.files] == sizes else None
 
 
 def write_profile(path: Path, caller: Caller) -> None:
