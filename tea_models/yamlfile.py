@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from tea_models.errors import ConfigError, MissingFileError
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
 # libyaml's parser is ten times as fast; PyYAML may be built without it.
@@ -32,7 +32,7 @@ _MAX_DEPTH = 64
 _MAX_NODES = 200_000
 
 Path_ = tuple[str | int, ...]
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound="BaseModel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,11 @@ def read_yaml(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"byte {error.start:,} is not UTF-8", file=str(path), line=line) from None
+
+
+def plain_yaml(text: str) -> Any:
+    """The data of a YAML text of our own: nothing is refused, and no lines are remembered."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader, the one in C
 
 
 def load_yaml(text: str, file: str) -> Document:
@@ -212,6 +217,8 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     Raises:
         ConfigError: The first error, with file, line, key, what was expected and the nearest known key.
     """
+    from pydantic import ValidationError
+
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
@@ -282,6 +289,8 @@ def _has(data: Any, step: str | int) -> bool:
 
 def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
     """The keys that `model` knows at `path`."""
+    from pydantic import BaseModel
+
     current = [model]
     for part in path:
         current = [found for candidate in current for found in _step(candidate, part)]
@@ -293,6 +302,8 @@ def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
 
 
 def _step(annotation: Any, part: str | int) -> list[Any]:
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
             if part in (name, field.alias):

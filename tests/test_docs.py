@@ -131,6 +131,7 @@ def test_the_command_reference_is_what_the_commands_print() -> None:
     spec.loader.exec_module(generate)
     text = generate.FILE.read_text("utf-8")
     assert generate.updated(text) == text, "run `make docs`"
+    assert generate.profile_schema() == generate.SCHEMA_FILE.read_text("utf-8"), "run `make docs`"
 
 
 def test_the_registry_example_is_valid() -> None:

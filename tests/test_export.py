@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tea_models.engine.measurer import Estimator
+from tea_models.engine.estimator import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.plan import UserSettings, plan_profile

@@ -15,6 +15,7 @@ from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
 from tea_models.cli.progress import progress_for
+from tea_models.cli.quick import version
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
@@ -86,9 +87,7 @@ def _module_name(command: str) -> str:
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        click.echo(f"{ctx.find_root().info_name} {version('tea-models')}")
+        click.echo(f"{ctx.find_root().info_name} {version()}")
         ctx.exit()
 
 

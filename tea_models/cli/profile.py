@@ -73,26 +73,20 @@ def _compare(app: App, before: str, after: str) -> None:
 
 def _human(document: dict[str, Any]) -> str:
     from tea_models.cli.output import table
+    from tea_models.profile.document import leaves
 
     files = [
         [f"file {item['name']}", f"{item['size']:,} bytes", item["sha256"] or "hash unknown"]
         for item in document["files"]
     ]
-    lines = [table(files + [[key, _short(leaf["value"]), leaf["source"]] for key, leaf in _leaves(document)])]
+    facts = [
+        [key, _short(leaf["value"]), leaf["source"]] for key, leaf in leaves(document).items() if isinstance(leaf, dict)
+    ]
+    lines = [table(files + facts)]
     warnings = document["warnings"] + document["chat"]["warnings"]
     if warnings:
         lines += ["", "warnings", *(f"  - {_short(text, most=0)}" for text in warnings)]
     return "\n".join(lines)
-
-
-def _leaves(document: dict[str, Any], prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
-    found = []
-    for key, value in document.items():
-        if isinstance(value, dict) and set(value) == {"value", "source"}:
-            found.append((prefix + key, value))
-        elif isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
-    return found
 
 
 def _short(value: Any, *, most: int = 48) -> str:
