@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
@@ -156,5 +156,5 @@ def shard_names(filename: str) -> tuple[str, ...]:
 
 
 def base_name(path: str) -> str:
-    """The last component of a path inside a repository, wheel or address."""
-    return PurePosixPath(path).name
+    """The last component of a path, or of an address without its query."""
+    return PurePosixPath(unquote(urlsplit(path).path) if "://" in path else path).name

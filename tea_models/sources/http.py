@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
@@ -26,7 +26,7 @@ def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - on
     Raises:
         UsageError: The address ends in no file name.
     """
-    name = base_name(unquote(urlsplit(reference.url).path))
+    name = base_name(reference.url)
     if not name:
         raise UsageError(f"{public(reference)}: the address ends in no file name")
     names = shard_names(name) if reference.sha256 is None else (name,)
