@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tea_runtime.api.schema_check import mismatch
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -206,6 +205,7 @@ def nonsense(where: str, expected: str, found: Any) -> NoReturn:
 
 
 def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params: LlmCallParams) -> LlmCallResult:
+    check_tools_offered(result.tool_calls, params, where)
     if not result.tool_calls and result.finish_reason != "length":
         _check_form(result.content, params.response_format, where)
     usage = _usage(data.get("usage"))
@@ -228,14 +228,48 @@ def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> N
     except (ValueError, RecursionError):
         problem = "it is not JSON"
     else:
-        schema = (wanted.get("json_schema") or {}).get("schema") if kind == "json_schema" else {"type": "object"}
-        problem = mismatch(value, schema)
+        problem = _mismatch(value, schema_of(wanted) if kind == "json_schema" else {"type": "object"})
     if problem:
         start = " ".join(content.split())[:80]
         raise ApiError(
             f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
             hint="the server does not enforce response_format; use one that does, or the local backend",
         )
+
+
+def schema_of(wanted: Mapping[str, Any]) -> Any:
+    """The schema in a `response_format` of the type `json_schema`."""
+    described = wanted.get("json_schema")
+    return described.get("schema") if isinstance(described, Mapping) else None
+
+
+def _mismatch(value: Any, schema: Any) -> str:
+    """Where a value breaks a schema, or ""; what can't be checked is no match."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    # A registry of its own fetches nothing for a `$ref` to an address.
+    validator = Draft202012Validator({} if schema is None else schema, registry=Registry())
+    try:
+        error = best_match(validator.iter_errors(value))
+    except (Unresolvable, RecursionError) as problem:
+        return f"its schema can't be followed ({str(problem) or type(problem).__name__})"
+    return "" if error is None else f"{error.json_path}: {error.message}"
+
+
+def check_tools_offered(calls: Sequence[Mapping[str, Any]] | None, params: LlmCallParams, where: str) -> None:
+    """Check that only tools were called that had been offered.
+
+    Raises:
+        ApiError: Another one was.
+    """
+    offered = [tool.get("function", {}).get("name") for tool in params.tools or ()]
+    for call in calls or ():
+        name = call["function"].get("name")
+        if name not in offered:
+            raise ApiError(f"{where}: the model called a tool that was not offered: {name!r}")
 
 
 def _usage(value: Any) -> dict[str, int] | None:
