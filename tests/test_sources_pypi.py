@@ -128,14 +128,14 @@ def test_an_index_that_can_not_be_reached_is_told_without_its_credentials(tmp_pa
 def test_credentials_in_what_pip_says_are_blanked() -> None:
     lines = ["ERROR: Could not install from https://user:hunter2@host/simple/x"]
     with pytest.raises(SourceUnavailableError) as caught:
-        pypi._failed(WheelRef("x", "1", "y"), lines)
+        pypi._failed("pypi:x==1/y", "x==1", lines)
     assert "hunter2" not in caught.value.message
     assert "https://host/simple" in caught.value.message
 
 
 def test_a_full_disk_under_pip_is_told_as_such() -> None:
     with pytest.raises(Exception, match="no space left") as caught:
-        pypi._failed(WheelRef("x", "1", "y"), ["ERROR: Could not install: [Errno 28] No space left on device"])
+        pypi._failed("pypi:x==1/y", "x==1", ["ERROR: Could not install: [Errno 28] No space left on device"])
     assert caught.value.exit_code == 5
 
 

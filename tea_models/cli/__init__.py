@@ -28,6 +28,7 @@ COMMANDS = {
     "gc": "Remove leftovers from the store.",
     "export": "A plan as settings for other servers.",
     "render": "The exact prompt a chat becomes.",
+    "engine": "Install llama.cpp, prebuilt or compiled, and see what it can do.",
     "doctor": "This machine, the engine and the store at a glance.",
 }
 

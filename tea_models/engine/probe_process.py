@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,23 +36,24 @@ class CrashError(ProbeError):
 
 
 class ProbeProcess:
-    """A running `probe_worker`; ends with `close`, or when it is forgotten.
+    """A running worker; ends with `close`, or when it is forgotten.
 
     Args:
         environ: Its environment; by default that of this process.
+        worker: The script that it runs.
 
     Raises:
         ProbeError: It can't be started.
     """
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, worker: Path = _WORKER) -> None:
         environment = dict(os.environ if environ is None else environ)
         # Without the first, a failed assertion starts gdb.
         environment |= {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER)],
+                [sys.executable, "-P", str(worker)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
@@ -126,7 +128,9 @@ class ProbeProcess:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = next((line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()), "")
         telling = telling or (lines[-1] if lines else "")
-        what = f"was stopped by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        what = f"ended with exit code {code}"
+        if code < 0:
+            what = f"was stopped by signal {-code} ({signal.strsignal(-code)})"
         return f"{what}: {telling[:300]}" if telling else what
 
 

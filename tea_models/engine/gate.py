@@ -1,0 +1,165 @@
+"""The gate: whether a binding and a llama.cpp library fit together, found out in a process of its own.
+
+A library that exports all names may still have structures of another size, and answer rightly for a while. So besides
+the names, every structure that the library fills is compared with the binding's, byte range and default of each field,
+and a model's greedy answer and embedding with recorded ones (`reference.json`, see there how it was made).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WORKER = Path(__file__).with_name("gate_worker.py")
+#: Seconds that the whole look may take; the self-test takes two.
+TIMEOUT = 120.0
+# How far a number of a unit vector may be from the recorded one: the kernels of different processors round differently.
+_TOLERANCE = 0.02
+_STAGES = {
+    "load": "while the library was loaded",
+    "structures": "while its default settings were asked for",
+    "start": "when it was started",
+    "self-test": "in the self-test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        problems: Why the library can't be used; empty if it can.
+        library: The file that was loaded.
+        missing: Functions that the binding declares and the library lacks; none of them is called here.
+        features: What of the processor the library uses.
+        devices: What it would compute on.
+        self_test: `passed`, `failed`, or `not run`.
+        size_checked: Whether the sizes of structures could be seen on this processor.
+    """
+
+    problems: tuple[str, ...] = ()
+    library: str = ""
+    missing: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    self_test: str = "not run"
+    size_checked: bool = False
+
+
+@cache
+def reference() -> dict[str, Any]:
+    """The recorded values: functions that are called here, structures, and the self-test."""
+    text = (resources.files("tea_models.engine") / "reference.json").read_text("utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def examine(
+    package: Path,
+    *,
+    version: str,
+    model: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+) -> Verdict:
+    """Look at a binding and its library.
+
+    Args:
+        package: The folder `llama_cpp`.
+        version: Version of the binding; of another one than the recorded, defaults are not compared.
+        model: The model of the self-test, if it is there.
+        environ: The environment of the process.
+        timeout: Seconds.
+    """
+    recorded = reference()
+    test = recorded["self_test"]
+    request = {"folder": str(package), "functions": recorded["functions"]}
+    if model is not None:
+        request |= {"model": str(model), "prompt": test["prompt"], "count": len(test["tokens"])}
+    try:
+        process = ProbeProcess(environ, _WORKER)
+        try:
+            documents = process.ask(request, timeout)
+        finally:
+            process.close()
+    except CrashError as error:
+        return Verdict((f"{error.message} {_stage(error.documents)}",))
+    except ProbeError as error:
+        return Verdict((error.message,))
+    found: dict[str, Any] = {}
+    for document in documents:
+        found |= document
+    return _judge(found, recorded if recorded["binding"] == version else {}, test, documents)
+
+
+def _judge(
+    found: dict[str, Any], recorded: dict[str, Any], test: dict[str, Any], documents: list[dict[str, Any]]
+) -> Verdict:
+    problems = [f"the library has no {name}" for name in found.get("absent", ())]
+    for name, structure in found.get("structures", {}).items():
+        problems += _structure_problems(name, structure, recorded.get("structures", {}).get(name, {}))
+    if found.get("selected", 1) != 1:
+        problems.append(f"llama_token_data_array: of three candidates number {found['selected']} was taken, not 1")
+    if "error" in found:
+        problems.append(f"{found['error']} {_stage(documents)}")
+    outcome = "not run"
+    if "tokens" in found:
+        wrong = _answer_problems(found, test)
+        outcome = "failed" if wrong else "passed"
+        problems += wrong
+    return Verdict(
+        problems=tuple(problems),
+        library=found.get("library", ""),
+        missing=tuple(found.get("missing", ())),
+        features=features(found.get("system", "")),
+        devices=tuple(device["description"] or device["name"] for device in found.get("devices", ())),
+        self_test=outcome,
+        size_checked=any("written" in structure for structure in found.get("structures", {}).values()),
+    )
+
+
+def _structure_problems(name: str, found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    problems = []
+    written = found.get("written")
+    if written is not None:
+        end = written[-1][1] if written else 0
+        # The last bytes may be padding, which nobody writes.
+        if not found["declared"] - 8 < end <= found["declared"]:
+            problems.append(f"{name} has {end} bytes in the library, {found['declared']} in the binding")
+        for field, (start, stop) in found["places"].items():
+            if not any(first <= start and stop <= last for first, last in written):
+                problems.append(f"{name}.{field}: the library leaves bytes {start} to {stop} of it alone")
+    for field, value in recorded.get("fields", {}).items():
+        if field in found["fields"] and found["fields"][field] != value:
+            problems.append(f"{name}.{field} is {found['fields'][field]}, expected {value}")
+    return problems
+
+
+def _answer_problems(found: dict[str, Any], test: dict[str, Any]) -> list[str]:
+    problems = []
+    if found["tokens"] != test["tokens"]:
+        problems.append(f"self-test: the greedy answer is {found['tokens']}, expected {test['tokens']}")
+    near = [abs(one - other) for one, other in zip(found["embedding"], test["embedding"], strict=False)]
+    if len(found["embedding"]) < len(test["embedding"]) or not max(near) <= _TOLERANCE:
+        problems.append("self-test: the embedding differs from the recorded one")
+    return problems
+
+
+def features(system: str) -> tuple[str, ...]:
+    """The names that are set in the text that `llama_print_system_info` gives."""
+    parts = (part.rpartition(":")[2].partition("=") for part in system.split("|"))
+    return tuple(name.strip() for name, _, value in parts if value.strip() == "1")
+
+
+def _stage(documents: list[dict[str, Any]]) -> str:
+    stages = [document["stage"] for document in documents if "stage" in document]
+    return _STAGES.get(stages[-1], "") if stages else "when it was started"

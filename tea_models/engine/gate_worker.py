@@ -1,0 +1,261 @@
+"""The subprocess side of the gate: loads a binding with its library and tells what they agree on.
+
+Started as a script by `tea_models.engine.gate`, because a library for another processor kills the process it is in. The
+folder of `llama_cpp` is named in the request; its `__init__` is not run, because that needs packages (numpy, …) which
+are not installed yet when an engine is looked at. Answers, a JSON document a line:
+
+    {"stage": "load"}                                        what is tried next; the last one before a crash tells
+    {"library", "missing": [...], "absent": [...]}           functions: declared but not exported, asked for but absent
+    {"structures": {name: {"declared", "fields", "places", "written"}}, "selected"}
+                                                             what it fills, and where; what it takes of candidates
+    {"system", "devices"}                                    what it says of itself
+    {"tokens": [...], "embedding": [...], "seconds"}         the self-test
+    {"done": true}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import types
+from typing import Any
+
+#: Functions that fill a structure which the caller lends, with the arguments that follow the hidden pointer to it.
+FILLED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "llama_model_params": ("llama_model_default_params", ()),
+    "llama_context_params": ("llama_context_default_params", ()),
+    "llama_model_quantize_params": ("llama_model_quantize_default_params", ()),
+    "llama_batch": ("llama_batch_init", (4, 0, 1)),
+}
+_PATTERNS = (0xA5, 0x5A)
+_ROOM = 4096
+
+
+def load(folder: str) -> Any:
+    """The binding's functions and structures, from a folder named `llama_cpp`."""
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = [folder]
+    sys.modules["llama_cpp"] = package
+    if os.path.exists(os.path.join(folder, "_prebuilt.py")):  # noqa: PTH110, PTH118 - start-up time
+        importlib.import_module("llama_cpp._prebuilt")
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def library_of(binding: Any) -> Any:
+    """The library as ctypes has it."""
+    return binding._lib  # noqa: SLF001 - the binding has no other name for it
+
+
+def missing_functions() -> list[str]:
+    """What the binding declares and the library lacks; only a prebuilt one may lack anything."""
+    loader = sys.modules.get("llama_cpp._prebuilt")
+    return list(loader.MISSING) if loader is not None else []
+
+
+def structures(binding: Any, library: Any) -> dict[str, Any]:
+    """For each structure that the library fills: which bytes it writes, and what the binding reads there."""
+    found = {}
+    for name, (function, arguments) in FILLED.items():
+        structure = getattr(binding, name)
+        if not hasattr(library, function):
+            continue
+        document: dict[str, Any] = {"declared": ctypes.sizeof(structure)}
+        value = getattr(binding, function)(*arguments)
+        names = [field[0] for field in structure._fields_]
+        document["fields"] = {field: _plain(getattr(value, field)) for field in names}
+        places = {field: getattr(structure, field) for field in names}
+        document["places"] = {field: [place.offset, place.offset + place.size] for field, place in places.items()}
+        # Where the caller passes the address as a hidden first argument, the bytes can be looked at: System V on x86-64
+        # (above 16 bytes) and Windows. Elsewhere (arm64) a register of its own holds it, which ctypes can't set.
+        if platform.machine().lower() in ("x86_64", "amd64") and ctypes.sizeof(structure) > 16:
+            document["written"] = _written(library, function, arguments)
+        found[name] = document
+    return found
+
+
+def selected(binding: Any) -> int:
+    """The index that a greedy sampler takes of three candidates, the second of which is the best."""
+    candidates = (binding.llama_token_data * 3)()
+    for index, logit in enumerate((0.5, 2.5, -1.0)):
+        candidates[index].id, candidates[index].logit = 7 + index, logit
+    array = binding.llama_token_data_array(data=candidates, size=3, selected=-1, sorted=False)
+    sampler = binding.llama_sampler_init_greedy()
+    binding.llama_sampler_apply(sampler, ctypes.byref(array))
+    binding.llama_sampler_free(sampler)
+    return int(array.selected)
+
+
+def _written(library: Any, function: str, arguments: tuple[Any, ...]) -> list[list[int]]:
+    """Runs of bytes that the function writes: those that don't keep one of two patterns."""
+    images = []
+    for pattern in _PATTERNS:
+        buffer = (ctypes.c_ubyte * _ROOM)(*[pattern] * _ROOM)
+        prototype = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int32] * len(arguments))
+        prototype((function, library))(ctypes.addressof(buffer), *arguments)
+        images.append(bytes(buffer))
+    runs: list[list[int]] = []
+    for offset in range(_ROOM):
+        if all(image[offset] == pattern for image, pattern in zip(images, _PATTERNS, strict=True)):
+            continue
+        if runs and runs[-1][1] == offset:
+            runs[-1][1] = offset + 1
+        else:
+            runs.append([offset, offset + 1])
+    return runs
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON: a number, or of a pointer whether it is set."""
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return round(value, 6)
+    return bool(value)
+
+
+def devices(library: Any) -> list[dict[str, Any]]:
+    """The devices that the library would use; ggml's functions are found through llama.cpp's library."""
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    for name in ("ggml_backend_dev_name", "ggml_backend_dev_description"):
+        function = getattr(library, name)
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    found = []
+    for index in range(min(64, library.ggml_backend_dev_count())):
+        device = library.ggml_backend_dev_get(index)
+        name, description = library.ggml_backend_dev_name(device), library.ggml_backend_dev_description(device)
+        found.append({
+            "name": name.decode("utf-8", "replace"), "description": description.decode("utf-8", "replace")
+        })  # fmt: skip
+    return found
+
+
+def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> dict[str, Any]:
+    """What a model says to a prompt, greedily, and the mean of its embeddings of it."""
+    began = time.monotonic()
+    parameters = binding.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    model = binding.llama_model_load_from_file(os.fsencode(model_path), parameters)
+    if not model:
+        return {"error": "the library can't load the model"}
+    try:
+        tokens = _greedy(binding, model, prompt, count)
+        embedding = _embedding(binding, model, prompt)
+    finally:
+        binding.llama_model_free(model)
+    return {"tokens": tokens, "embedding": embedding, "seconds": round(time.monotonic() - began, 2)}
+
+
+def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:
+    parameters = binding.llama_context_default_params()
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 256, 64, 64
+    parameters.n_threads = parameters.n_threads_batch = 1
+    parameters.embeddings = embeddings
+    if embeddings:
+        parameters.pooling_type = binding.LLAMA_POOLING_TYPE_MEAN
+    context = binding.llama_init_from_model(model, parameters)
+    if not context:
+        raise RuntimeError("the library opens no context")
+    return context
+
+
+def _decode(binding: Any, context: Any, tokens: list[int], start: int, *, every: bool) -> None:
+    batch = binding.llama_batch_init(len(tokens), 0, 1)
+    try:
+        for index, token in enumerate(tokens):
+            batch.token[index] = token
+            batch.pos[index] = start + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = every or index == len(tokens) - 1
+        batch.n_tokens = len(tokens)
+        if binding.llama_decode(context, batch) != 0:
+            raise RuntimeError("the library can't decode")
+    finally:
+        binding.llama_batch_free(batch)
+
+
+def _greedy(binding: Any, model: Any, prompt: list[int], count: int) -> list[int]:
+    context = _context(binding, model, embeddings=False)
+    chain = binding.llama_sampler_chain_init(binding.llama_sampler_chain_default_params())
+    binding.llama_sampler_chain_add(chain, binding.llama_sampler_init_greedy())
+    answer: list[int] = []
+    try:
+        _decode(binding, context, prompt, 0, every=False)
+        while len(answer) < count:
+            answer.append(int(binding.llama_sampler_sample(chain, context, -1)))
+            _decode(binding, context, answer[-1:], len(prompt) + len(answer) - 1, every=False)
+    finally:
+        binding.llama_sampler_free(chain)
+        binding.llama_free(context)
+    return answer
+
+
+def _embedding(binding: Any, model: Any, prompt: list[int]) -> list[float]:
+    context = _context(binding, model, embeddings=True)
+    try:
+        _decode(binding, context, prompt, 0, every=True)
+        values = binding.llama_get_embeddings_seq(context, 0)
+        if not values:
+            raise RuntimeError("the library gives no embedding")
+        vector = [float(values[index]) for index in range(binding.llama_model_n_embd_out(model))]
+    finally:
+        binding.llama_free(context)
+    length = sum(value * value for value in vector) ** 0.5
+    return [round(value / length, 5) for value in vector] if length else vector
+
+
+def answer_to(request: dict[str, Any], answer: Any) -> None:
+    """Look at one engine, from the least to the most dangerous."""
+    answer({"stage": "load"})
+    binding = load(request["folder"])
+    quiet = binding.llama_log_callback(lambda *_: None)
+    binding.llama_log_set(quiet, None)
+    library = library_of(binding)
+    answer({
+        "library": library._name,  # noqa: SLF001
+        "missing": missing_functions(),
+        "absent": [name for name in request["functions"] if not hasattr(library, name)],
+    })  # fmt: skip
+    answer({"stage": "structures"})
+    answer({"structures": structures(binding, library), "selected": selected(binding)})
+    answer({"stage": "start"})
+    binding.llama_backend_init()
+    system = binding.llama_print_system_info().decode("utf-8", "replace").strip()
+    answer({"system": system, "devices": devices(library)})
+    if request.get("model"):
+        answer({"stage": "self-test"})
+        answer(self_test(binding, request["model"], request["prompt"], request["count"]))
+
+
+def main() -> None:
+    """Answer the requests on stdin, a line each; whatever the library prints itself goes to stderr."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
+    for line in sys.stdin:
+        try:
+            answer_to(json.loads(line), answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other side must hear of it
+            answer({"error": f"{type(error).__name__}: {error}"})
+        answer({"done": True})
+    answers.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""An ordinary wheel of llama-cpp-python out of its own Python files and a library that somebody else has built.
+
+    llama_cpp/…                    the files of the source distribution; `__init__` gets one line more
+    llama_cpp/_prebuilt.py         `prebuilt_loader.py`
+    llama_cpp/prebuilt.json        what the library is and where it comes from
+    llama_cpp/lib/…                the library
+    llama_cpp_python-….dist-info/  METADATA of the source distribution, licences of both
+
+The same archives give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import tarfile
+import zipfile
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tea_models.engine.catalog import Archive, Prebuilt
+
+SCHEMA = "tea.prebuilt-engine/1"
+_FIRST_LINE = b"from . import _prebuilt  # added: loads the prebuilt library (tea-models engine)\n"
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def lay_out(tree: Path, binding: tuple[Archive, Path], engine: tuple[Prebuilt, Path]) -> None:
+    """Unpack what the wheel is made of.
+
+    Args:
+        tree: An empty folder.
+        binding: The source distribution, and its file.
+        engine: The library, and its archive's file.
+
+    Raises:
+        IntegrityError: An archive does not have what it should.
+    """
+    about, prebuilt = binding[0], engine[0]
+    package = tree / "llama_cpp"
+    licenses = tree / f"{_distribution(about)}.dist-info" / "licenses"
+    root = about.filename.removesuffix(".tar.gz")
+    wanted = {
+        "PKG-INFO": licenses.parent / "METADATA",
+        "LICENSE.md": licenses / about.package / "LICENSE.md",
+        "vendor/llama.cpp/LICENSE": licenses / "llama.cpp" / "LICENSE",
+    }
+
+    def place_python(name: str) -> Path | None:
+        inside = name.removeprefix(f"{root}/")
+        if inside == name or _leaves(inside):
+            return None
+        return tree / inside if fnmatchcase(inside, "llama_cpp/*") else wanted.get(inside)
+
+    def place_library(name: str) -> Path | None:
+        base = PurePosixPath(name).name
+        if any(_matches(name, pattern) for pattern in prebuilt.files):
+            return package / "lib" / base
+        return (
+            licenses / prebuilt.package.replace("/", "-") / base
+            if any(_matches(name, pattern) for pattern in prebuilt.licenses)
+            else None
+        )
+
+    _unpack(binding[1], place_python)
+    _unpack(engine[1], place_library)
+    missing = [path for path in wanted.values() if not path.is_file()]
+    missing += [
+        package / "lib" / name for name in prebuilt.libraries.values() if not (package / "lib" / name).is_file()
+    ]
+    if missing or not (package / "__init__.py").is_file():
+        names = ", ".join(path.relative_to(tree).as_posix() for path in missing) or "llama_cpp/__init__.py"
+        raise IntegrityError(f"{about.filename}, {prebuilt.filename}: nothing in them for {names}")
+    first = package / "__init__.py"
+    first.write_bytes(_FIRST_LINE + first.read_bytes())
+    loader = resources.files("tea_models.engine") / "prebuilt_loader.py"
+    (package / "_prebuilt.py").write_bytes(loader.read_bytes())
+    describe(tree, about, prebuilt)
+
+
+def describe(tree: Path, binding: Archive, engine: Prebuilt, **more: Any) -> None:
+    """Write what the library is beside the Python files, where `tea-models engine` and the loader read it."""
+    document = {
+        "schema": SCHEMA,
+        "kind": "prebuilt",
+        "name": engine.name,
+        "source": engine.reference,
+        "sha256": engine.sha256,
+        "binding": binding.reference,
+        "binding_sha256": binding.sha256,
+        "llama_cpp": engine.llama_cpp,
+        "libraries": engine.libraries,
+        "plugins": engine.plugins,
+        **more,
+    }
+    (tree / "llama_cpp" / "prebuilt.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def write_wheel(tree: Path, folder: Path, binding: Archive, engine: Prebuilt) -> Path:
+    """Pack a laid out tree.
+
+    Args:
+        tree: From `lay_out`.
+        folder: Where the wheel goes.
+        binding: The source distribution.
+        engine: The library.
+
+    Returns:
+        The wheel.
+    """
+    tag = f"py3-none-{_platform(engine)}"
+    name = _distribution(binding)
+    about = tree / f"{name}.dist-info"
+    (about / "WHEEL").write_text(
+        "Wheel-Version: 1.0\nGenerator: tea-models\nRoot-Is-Purelib: false\n"
+        + "".join(f"Tag: py3-none-{platform}\n" for platform in _platform(engine).split(".")),
+        encoding="utf-8",
+    )
+    wheel = folder / f"{name}-{tag}.whl"
+    record = []
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(item for item in tree.rglob("*") if item.is_file()):
+            inside = path.relative_to(tree).as_posix()
+            data = path.read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            record.append(f"{inside},sha256={digest},{len(data)}\n")
+            archive.writestr(_entry(inside), data)
+        inside = f"{about.name}/RECORD"
+        archive.writestr(_entry(inside), "".join([*record, f"{inside},,\n"]))
+    return wheel
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _DATE)
+    entry.external_attr = 0o100644 << 16
+    return entry
+
+
+def _distribution(binding: Archive) -> str:
+    return f"{binding.package.replace('-', '_')}-{binding.version}"
+
+
+def _platform(engine: Prebuilt) -> str:
+    target = engine.target
+    if target.glibc is not None:
+        return f"manylinux_{target.glibc.replace('.', '_')}_{target.machine}"
+    return engine.filename.removesuffix(".whl").rpartition("-")[2]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a member has a pattern's folder and name; `*` does not cross folders."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _leaves(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def _unpack(archive: Path, place: Callable[[str], Path | None]) -> None:
+    """Write the members that have a place; links and devices have none."""
+    try:
+        for name, read in _members(archive):
+            target = place(name)
+            if target is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(read())
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise IntegrityError(f"{archive.name}: not a whole archive: {error}") from None
+
+
+def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for entry in wheel.infolist():
+                if not entry.is_dir():
+                    yield entry.filename, partial(wheel.read, entry)
+        return
+    with tarfile.open(archive, "r|gz") as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, partial(_read, tar, member)
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, "a regular file"
+    return file.read()
