@@ -175,7 +175,7 @@ def test_a_file_is_linked_in_and_not_copied(home, name):
     assert result.path.stat().st_ino == before.st_ino
     assert not result.path.is_symlink()
     assert (blob.stat().st_mtime_ns, blob.read_bytes()) == (before.st_mtime_ns, MODEL)
-    (record,) = Store(settings.store_dir).records()
+    (record,) = Store.of(settings).records()
     assert (record.sha256, record.pinned, record.model, record.license) == (sha(MODEL), True, "small:F32", "mit")
     assert [item.installed for item in candidates(settings)] == [True]
 
@@ -185,7 +185,7 @@ def test_what_the_store_has_is_present_the_second_time(home):
     settings = settings_for(home)
     name = "hf:owner/repo-GGUF/sub/model-F32.gguf"
     assert [adopt([name], Caller(settings))[0].status for _ in range(2)] == ["adopted", "present"]
-    (record,) = Store(settings.store_dir).records()
+    (record,) = Store.of(settings).records()
     assert (record.source, record.revision) == (f"{name}@{COMMIT}", COMMIT)
 
 
@@ -252,7 +252,7 @@ def test_an_adopted_model_has_a_profile(home):
     in_ollama(home / ".ollama/models", MODEL)
     settings = settings_for(home)
     (result,) = adopt(["small"], Caller(settings))
-    assert Store(settings.store_dir).profile_path(result.path).is_file()
+    assert Store.of(settings).profile_path(result.path).is_file()
 
 
 def test_a_name_that_means_two_different_files_is_refused(home):

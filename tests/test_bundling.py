@@ -17,7 +17,7 @@ import pytest
 from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
 from tea_models.lock.bundle import bundle, unpack_bundle
-from tea_models.lock.document import read_lock
+from tea_models.lockfile import read_lock
 from tea_models.lock.pins import update_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
@@ -71,7 +71,7 @@ def here(world, tmp_path):
     """A copy of the project."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     settings = settings_at(tmp_path, tmp_path / "layer.yaml")
-    store = Store(settings.store_dir)
+    store = Store.of(settings)
     assert all(store.intact(record) for record in store.records())  # which notes the new inodes
     return settings
 

@@ -90,7 +90,7 @@ def test_a_pulled_file_is_there_under_its_name_and_recorded(world: Server, setti
     assert (result.status, result.size, result.sha256) == ("downloaded", len(MODEL), digest(MODEL))
     assert set(result.to_json()) == KEYS
     assert leftovers(settings.store_dir) == []
-    (item,) = Store(settings.store_dir).installed()
+    (item,) = Store.of(settings).installed()
     assert (item.state, item.record.pinned) == ("ok", True)
 
 
@@ -189,7 +189,7 @@ def test_without_a_pin_the_first_use_is_said_aloud_and_recorded(world: Server, s
     notes: list[str] = []
     result = one(f"{world.url}/m.gguf", settings, note=notes.append)
     assert any("trusted on first use" in note and digest(MODEL) in note for note in notes)
-    (item,) = Store(settings.store_dir).installed()
+    (item,) = Store.of(settings).installed()
     assert item.record.pinned is False
     assert one(f"{world.url}/m.gguf", settings).sha256 == result.sha256
 
@@ -278,7 +278,7 @@ def test_links_planted_among_the_partials_are_not_written_through(tmp_path: Path
     victim, folder = tmp_path / "victim", tmp_path / "folder"
     victim.write_bytes(b"precious")
     folder.mkdir()
-    with Store(settings.store_dir).partial(digest(MODEL)) as partial:
+    with Store.of(settings).partial(digest(MODEL)) as partial:
         place = partial
     for suffix in ("", ".parts", ".parts.tmp", ".piece"):
         place.with_name(place.name + suffix).symlink_to(victim)
@@ -419,7 +419,7 @@ def test_a_pull_that_is_stopped_half_way_leaves_no_file_and_goes_on(
 
 def test_a_process_killed_between_the_name_and_the_record_is_recovered_from(world: Server, settings: Settings) -> None:
     path = one(pinned(world, "m.gguf", MODEL), settings).path
-    Store(settings.store_dir).forget(path)
+    Store.of(settings).forget(path)
     assert one(pinned(world, "m.gguf", MODEL), settings).path == path
     assert one(pinned(world, "m.gguf", MODEL), settings).status == "present"
 
@@ -442,7 +442,7 @@ def test_an_unreachable_source_is_one_clear_error(settings: Settings) -> None:
 
 def test_the_profile_of_a_pulled_model_lies_beside_its_record(world: Server, settings: Settings) -> None:
     path = one(pinned(world, "m.gguf", MODEL), settings).path
-    document = json.loads(Store(settings.store_dir).profile_path(path).read_text())
+    document = json.loads(Store.of(settings).profile_path(path).read_text())
     assert document["schema"] == "tea.model-profile/1"
 
 

@@ -13,7 +13,7 @@ from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
-from tea_models.lock.document import read_lock
+from tea_models.lockfile import read_lock
 from tea_models.lock.pins import update_lock
 from tea_models.lock.sync import sync
 from tea_models.settings import Settings

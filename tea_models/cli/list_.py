@@ -31,7 +31,7 @@ def command(app: App, installed: bool, kind: str | None, fit: bool) -> None:
     from tea_models.store import Store
 
     registry = Registry.load(app.settings)
-    store = Store(app.settings.store_dir)
+    store = Store.of(app.settings)
     entries = [entry for entry in registry.entries.values() if kind in (None, entry.kind)]
     rows = [_row(entry, variant, store) for entry in entries for variant in entry.variants.values()]
     if installed:

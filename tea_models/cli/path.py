@@ -22,7 +22,7 @@ def command(app: App, names: tuple[str, ...], profile: bool) -> None:
     from tea_models.sources.locate import locate
     from tea_models.store import Store
 
-    store = Store(app.settings.store_dir)
+    store = Store.of(app.settings)
     if not names:
         app.out.answer({"path": str(store.root)}, lambda: str(store.root))
         return

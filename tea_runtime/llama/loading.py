@@ -73,7 +73,7 @@ def _recorded(path: Path, settings: Settings) -> ModelProfile | None:
     from tea_models.profile.document import load_profile
     from tea_models.store import Store
 
-    store = Store(settings.store_dir)
+    store = Store.of(settings)
     record = store.record_of(path) if store.contains(path) else None
     if record is None or not store.intact(record):
         return None
