@@ -126,7 +126,7 @@ def measure(requests: list[tuple[str, dict[str, Any], list[dict[str, Any]]]]) ->
         input=json.dumps(requests),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

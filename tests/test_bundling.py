@@ -17,8 +17,8 @@ import pytest
 from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
 from tea_models.lock.bundle import bundle, unpack_bundle
-from tea_models.lockfile import read_lock
 from tea_models.lock.pins import update_lock
+from tea_models.lockfile import read_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tea_models.verbs.pull import pull
@@ -108,7 +108,7 @@ def rewritten(packed, change):
 
 def test_what_was_bundled_is_there_afterwards(packed, there):
     unpacked = unpack_bundle(packed, caller=Caller(there))
-    assert [(file.name, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
+    assert [(file.record.model, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
     assert [result.status for result in verify(None, Caller(there))] == ["ok", "ok"]
     (first, _) = Store(there.store_dir).records()
     assert (first.model, first.license, first.pinned) == ("one", "mit", True)
@@ -265,7 +265,7 @@ def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, 
     def command(folder, settings, *arguments):
         line = [sys.executable, "-m", "tea_models.cli", *arguments]
         environ = dict(os.environ) | settings.environ
-        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
 
     made = command(tmp_path, here, "bundle", "-o", "m.tar", "--json")
     assert [file["name"] for file in json.loads(made.stdout)["files"]] == ["one", "two"]

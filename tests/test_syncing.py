@@ -13,9 +13,9 @@ from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
-from tea_models.lockfile import read_lock
 from tea_models.lock.pins import update_lock
 from tea_models.lock.sync import sync
+from tea_models.lockfile import read_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tests.gguf_build import build_gguf
@@ -104,7 +104,7 @@ def test_a_damaged_file_stops_frozen_and_offline_and_is_mended_by_sync(
     for mine, frozen in ((settings(project, server), True), (settings(project, server, TEA_OFFLINE="1"), False)):
         with pytest.raises(IntegrityError) as caught:
             sync(project / "models.lock", caller=Caller(mine), frozen=frozen)
-        assert "verify --repair" in caught.value.hint
+        assert "--repair" in caught.value.hint
         assert path.read_bytes() == damaged
     sync(project / "models.lock", caller=Caller(settings(project, server)))
     assert path.read_bytes() == MODEL
@@ -147,7 +147,7 @@ def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(pro
     report = sync(project / "models.lock", caller=Caller(mine))
     assert (report.extra, report.removed) == ((str(extra.path),), ())
     assert extra.path.exists()
-    report = sync(project / "models.lock", caller=Caller(mine), prune=True)
+    report = sync(project / "models.lock", caller=Caller(mine), prune="unlocked")
     assert (report.extra, report.removed) == ((), (str(extra.path),))
     assert not extra.path.exists()
     assert (project / "models" / "a-Q4_0.gguf").exists()

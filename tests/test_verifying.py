@@ -204,7 +204,7 @@ def test_a_repair_leaves_no_second_copy(settings):
 def command(settings, *arguments):
     environ = dict(os.environ) | settings.environ
     line = [sys.executable, "-m", "tea_models.cli", "verify", *arguments]
-    return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_the_command_ends_with_0_3_and_4(settings):

@@ -15,6 +15,7 @@ from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
 from tea_models.cli.progress import progress_for
+from tea_models.cli.quick import version
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
@@ -86,9 +87,7 @@ def _module_name(command: str) -> str:
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        click.echo(f"{ctx.find_root().info_name} {version('tea-models')}")
+        click.echo(f"{ctx.find_root().info_name} {version()}")
         ctx.exit()
 
 
@@ -99,15 +98,24 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
     @click.option("--offline", is_flag=True, help="Fetch nothing.")
     @functools.wraps(function)
-    def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
+    def command(
+        *args: Any, as_json: bool, quiet: bool, offline: bool, only_locked: bool = False, **options: Any
+    ) -> Any:
+        settings = Settings.resolve(
+            os.environ, cwd=Path.cwd(), offline=True if offline else None, locked=True if only_locked else None
+        )
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
+        app.out.note_foreign_registry(settings)
         try:
             return function(app, *args, **options)
         except BrokenPipeError as error:
             raise _ReaderGoneError from error  # click would turn a broken pipe into exit code 1
 
     return command
+
+
+# For commands that are given models by name. The nearest models.lock says what a name means in any case.
+takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only models of the nearest models.lock.")
 
 
 class _ReaderGoneError(Exception):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tea_models.errors import TeaModelsError
+    from tea_models.settings import Settings
 
 # C0 and C1 controls, DEL, bidirectional controls and separators: what a file's text could do to a terminal.
 _CONTROL = re.compile(
@@ -70,6 +71,11 @@ class Output:
         if not self.quiet:
             sys.stderr.write(printable(text) + "\n")
             sys.stderr.flush()
+
+    def note_foreign_registry(self, settings: Settings) -> None:
+        """Say that the project's `registry.yaml` is another program's, where it is."""
+        if settings.foreign_registry is not None:
+            self.note(f"{settings.foreign_registry}: not read: no registry of models (no `schema: tea.registry/1`)")
 
     def warn(self, text: str) -> None:
         """Say something on stderr that the user should act on; shown with `--quiet` too."""

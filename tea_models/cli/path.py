@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import MissingFileError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("path", short_help="Where a model's file lies.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--profile", is_flag=True, help="The resolved profile instead of the model.")
+@takes_locked
 @answering
 def command(app: App, names: tuple[str, ...], profile: bool) -> None:
     """Print the path of each model (its first shard), or without a name that of the store."""

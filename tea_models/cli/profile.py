@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="MODEL [MODEL]", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write the profile (JSON) there.")
 @click.option("--diff", is_flag=True, help="Compare two: --diff A B.")
+@takes_locked
 @answering
 def command(app: App, models: tuple[str, ...], *, output: str | None, diff: bool) -> None:
     """Show facts that hold on every machine, each with its source. MODEL may be a saved profile (.json)."""
@@ -73,26 +74,20 @@ def _compare(app: App, before: str, after: str) -> None:
 
 def _human(document: dict[str, Any]) -> str:
     from tea_models.cli.output import table
+    from tea_models.profile.document import leaves
 
     files = [
         [f"file {item['name']}", f"{item['size']:,} bytes", item["sha256"] or "hash unknown"]
         for item in document["files"]
     ]
-    lines = [table(files + [[key, _short(leaf["value"]), leaf["source"]] for key, leaf in _leaves(document)])]
+    facts = [
+        [key, _short(leaf["value"]), leaf["source"]] for key, leaf in leaves(document).items() if isinstance(leaf, dict)
+    ]
+    lines = [table(files + facts)]
     warnings = document["warnings"] + document["chat"]["warnings"]
     if warnings:
         lines += ["", "warnings", *(f"  - {_short(text, most=0)}" for text in warnings)]
     return "\n".join(lines)
-
-
-def _leaves(document: dict[str, Any], prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
-    found = []
-    for key, value in document.items():
-        if isinstance(value, dict) and set(value) == {"value", "source"}:
-            found.append((prefix + key, value))
-        elif isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
-    return found
 
 
 def _short(value: Any, *, most: int = 48) -> str:

@@ -94,6 +94,9 @@ def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
     for file in model.files:
         path = store.path_of(file)
         if path is None:
+            for item in store.installed():
+                if item.state == "changed" and item.record.means(file):
+                    raise store.mismatch(item.record, "the file in the store is broken: tea-models verify --repair")
             raise MissingFileError(
                 f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
             )

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.disk.hashing import sha256_file, sha256_files
+from tea_models.disk.hashing import sha256_files
 from tea_models.errors import (
-    ChecksumMismatchError,
     IntegrityError,
     LockError,
     MissingFileError,
     OfflineError,
-    SizeMismatchError,
 )
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
 from tea_models.lock.projects import locked_elsewhere, remember_lock
@@ -93,7 +91,8 @@ def sync(
     store = Store.of(caller.settings)
     broken = _broken(store, lock, caller, everything=verify)
     if broken and (caller.settings.offline or (frozen and not repair)):
-        raise _changed(store, broken[0])
+        hint = "something changed it after it was verified: `tea-models sync --frozen --repair` fetches it again"
+        raise store.mismatch(broken[0], hint)
     for record in broken:
         path = store.root / record.file
         caller.note(f"{path} does not hold the locked bytes; moved to {store.set_aside(path)}")
@@ -168,15 +167,6 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
         else:
             broken.append(item.record)
     return broken
-
-
-def _changed(store: Store, record: Record) -> ChecksumMismatchError | SizeMismatchError:
-    path = store.root / record.file
-    hint = "something changed it after it was verified: `tea-models sync --frozen --repair` fetches it again"
-    size = path.stat().st_size
-    if size != record.size:
-        return SizeMismatchError(str(path), expected=record.size, actual=size, hint=hint)
-    return ChecksumMismatchError(str(path), expected=record.sha256, actual=sha256_file(path), hint=hint)
 
 
 def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, everything: bool) -> None:

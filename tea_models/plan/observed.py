@@ -17,7 +17,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.plan.types import PlanSettings, RunPlan
+    from tea_models.plan.types import RunPlan
 
 _FORMAT = 1
 _KEPT = 20
@@ -102,7 +102,7 @@ def record_load(
     Returns:
         The record, or None where it can't be kept.
     """
-    settings: PlanSettings = plan.settings
+    settings = plan.settings
     opened = settings.n_ctx if n_ctx is None else n_ctx
     use = plan.memory.use
     if predicted is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tea_models.errors import ConfigError, DiskFullError, StoreError, TeaModelsError
 from tea_models.profile.document import load_profile, to_json
 from tea_models.profile.resolve import resolve_profile
+from tea_models.registry.entries import builtin_text
 from tea_models.store import Store
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def _current(path: Path, store: Store, digest: str) -> bool:
 
 
 def _registries(settings: Settings) -> str:
-    """What tells the present corrections from others: this release, and the text of the registries beside it."""
-    digest = hashlib.sha256(version("tea-models").encode())
+    """What tells the present corrections from others: this release, and the texts of the registries."""
+    digest = hashlib.sha256((version("tea-models") + builtin_text()).encode())
     for path in settings.registry_files:
         with contextlib.suppress(OSError):
             digest.update(path.read_bytes())

@@ -36,6 +36,7 @@ from tea_models.refs import (
     WheelRef,
     parse_reference,
 )
+from tea_models.registry.entries import Registry
 from tea_models.store import remove_partial
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.progress import Progress
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings
 
 _MODULES: dict[type, str] = {
     HubRef: "hub",
@@ -93,13 +92,6 @@ def kind_of(reference: Reference) -> Kind:
     return kind
 
 
-def load_registry(settings: Settings) -> Registry:
-    """The registry; imported when it is first needed, because pydantic takes a tenth of a second."""
-    from tea_models.registry.entries import Registry
-
-    return Registry.load(settings)
-
-
 def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
     """Say what files a reference means, with what is known of their sizes and hashes.
 
@@ -116,7 +108,7 @@ def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Arti
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
-        entry, variant = (registry or load_registry(caller.settings)).find(reference)
+        entry, variant = (registry or Registry.load(caller.settings)).find(reference)
         return entry.artifact(variant, text)
     return replace(kind_of(reference).resolve(reference, caller), reference=text)
 

@@ -16,7 +16,6 @@ from tea_models.errors import (
 )
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
-from tea_models.lockfile import read_lock
 from tea_models.refs import (
     FileRef,
     FsspecRef,
@@ -28,14 +27,16 @@ from tea_models.refs import (
     parse_reference,
     quantization_of,
 )
-from tea_models.sources import load_registry, open_source, resolve
+from tea_models.registry.entries import Registry
+from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Entry, Registry
+    from tea_models.lockfile import Lock
+    from tea_models.registry.entries import Entry
     from tea_models.settings import Settings
 
 
@@ -97,7 +98,7 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
         pass
     elif isinstance(reference, NameRef):
         try:
-            entry, variant = (registry or load_registry(caller.settings)).find(reference)
+            entry, variant = (registry or Registry.load(caller.settings)).find(reference)
         except UnknownModelError as error:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
                 return _file(text, FileRef(Path(text)), caller)
@@ -127,7 +128,8 @@ def locked_artifact(text: str, caller: Caller) -> Artifact | None:
         ConfigError: The lock is damaged.
     """
     path, locked = caller.settings.lock_file, caller.settings.locked
-    model = read_lock(path).find(text) if path is not None else None
+    lock = _read(path)
+    model = lock.find(text) if lock is not None else None
     if model is not None:
         caller.note(f"{text}: as locked in {path}")
         return model.artifact()
@@ -137,6 +139,15 @@ def locked_artifact(text: str, caller: Caller) -> Artifact | None:
             f"{text} is not locked, and only locked models may be used: {where}", hint=f"tea-models lock {text}"
         )
     return None
+
+
+def _read(path: Path | None) -> Lock | None:
+    """The lock; its module is imported only where there is one: pydantic takes a tenth of a second."""
+    if path is None:
+        return None
+    from tea_models.lockfile import read_lock
+
+    return read_lock(path)
 
 
 def _resolved(
@@ -223,13 +234,14 @@ def _file(text: str, reference: FileRef, caller: Caller) -> Located:
 
 def _require_locked(text: str, paths: tuple[Path, ...], caller: Caller) -> None:
     """Refuse a path whose bytes are not those of a locked file in the store."""
-    store, lock = Store.of(caller.settings), caller.settings.lock_file
-    known = {file.sha256 for file in read_lock(lock).files} if lock else set()
+    store, path_of_lock = Store.of(caller.settings), caller.settings.lock_file
+    lock = _read(path_of_lock)
+    known = {file.sha256 for file in lock.files} if lock is not None else set()
     for path in paths:
         record = store.record_of(store.own(path.absolute()))
         if record is None or record.sha256 not in known or not store.intact(record):
             raise LockError(
-                f"{text}: only locked models may be used, and {lock or 'no models.lock'} has no such file",
+                f"{text}: only locked models may be used, and {path_of_lock or 'no models.lock'} has no such file",
                 hint="name a model of the lock",
             )
 

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from tea_models.disk.atomic import write_atomically
-from tea_models.disk.hashing import holds
+from tea_models.disk.hashing import holds, sha256_file
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
-from tea_models.errors import IntegrityError, StoreError
+from tea_models.errors import ChecksumMismatchError, IntegrityError, SizeMismatchError, StoreError
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, read_record, stamp_of
@@ -139,6 +139,14 @@ class Store:
             self.write_record(record.stamped(stamp))
         except (OSError, StoreError):  # a store that is only readable stays usable
             self._stamps.remember(record.file, record.sha256, stamp)
+
+    def mismatch(self, record: Record, hint: str) -> ChecksumMismatchError | SizeMismatchError:
+        """The error to raise for a recorded file that is not intact."""
+        path = self.root / record.file
+        size = path.stat().st_size
+        if size != record.size:
+            return SizeMismatchError(str(path), expected=record.size, actual=size, hint=hint)
+        return ChecksumMismatchError(str(path), expected=record.sha256, actual=sha256_file(path), hint=hint)
 
     def contains(self, path: Path) -> bool:
         """Whether a path lies in the store: not in its hidden folder, nor behind a link to some other folder."""

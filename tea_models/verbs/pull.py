@@ -18,7 +18,8 @@ from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.profile.stored import write_profile
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
-from tea_models.sources import Fetched, fetch, load_registry, resolve
+from tea_models.registry.entries import Registry
+from tea_models.sources import Fetched, fetch, resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import (
     NameTakenError,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.progress import Progress
-    from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
 
 Status = Literal["downloaded", "present", "adopted", "repaired"]
@@ -111,7 +111,7 @@ def pull(
 def pull_all(names: Sequence[str], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
     """As `pull`."""
     named = any(isinstance(parse_reference(name), NameRef) for name in names)
-    registry = load_registry(caller.settings) if named else None
+    registry = Registry.load(caller.settings) if named else None
     # All names are resolved first: a misspelt one must not show after an hour of downloading the others.
     return pull_artifacts([_resolve(name, caller, registry) for name in names], caller, adopt=adopt)
 
