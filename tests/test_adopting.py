@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,38 @@ def test_all_shards_are_adopted_together_and_a_missing_one_is_named(home):
     put(home / "x/m-00002-of-00002.gguf", OTHER)
     results = adopt([str(first)], Caller(settings))
     assert [result.sha256 for result in results] == [sha(MODEL), sha(OTHER)]
+
+
+def test_shards_are_adopted_into_one_folder_though_the_name_of_one_is_taken(home):
+    settings = settings_for(home)
+    other = put(home / "y/m-00002-of-00002.gguf", model("other"))
+    path = Store.of(settings).root / other.name
+    path.parent.mkdir(parents=True)
+    shutil.copy(other, path)
+    pull(str(other.rename(other.with_name("x.gguf"))), settings=settings, adopt=False)
+    store = Store.of(settings)
+    store.write_stamped(store.records()[0], path)
+    first = put(home / "x/m-00001-of-00002.gguf", MODEL)
+    put(home / "x/m-00002-of-00002.gguf", OTHER)
+    results = adopt([str(first)], Caller(settings))
+    assert {result.path.parent for result in results} == {settings.store_dir / "folder"}
+    assert [result.status for result in adopt([str(first)], Caller(settings))] == ["present", "present"]
+
+
+def test_what_is_no_plain_file_is_called_that(home):
+    os.mkfifo(home / "pipe.gguf")
+    with pytest.raises(MissingFileError, match="no plain file"):
+        adopt([str(home / "pipe.gguf")], Caller(settings_for(home)))
+
+
+def test_a_broken_file_of_the_store_is_replaced_by_the_good_copy(home):
+    settings = settings_for(home)
+    path = put(home / "good.gguf", MODEL)
+    (first,) = adopt([str(path)], Caller(settings))
+    first.path.unlink()
+    first.path.write_bytes(MODEL[:100])
+    (again,) = adopt([str(path)], Caller(settings))
+    assert (again.path, again.path.read_bytes()) == (first.path, MODEL)
 
 
 def test_a_shard_of_the_hub_cache_brings_the_others(home):

@@ -67,6 +67,8 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
         finally:
             if descriptor in _held:  # not in a child that was forked meanwhile
                 _held.discard(descriptor)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that has not let go yet
                 os.close(descriptor)
 
 
