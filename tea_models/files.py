@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from tea_models.errors import UsageError
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
@@ -49,10 +50,14 @@ class Source:
         """A source from its texts: one reference, several joined by ` + `, or the parts.
 
         Raises:
-            UsageError: A part is no reference.
+            UsageError: A part is no reference, or a name: only a registry knows what that means.
         """
-        parts = text.split(" + ") if isinstance(text, str) else text
-        found = cls.of(tuple(parse_reference(part) for part in parts))
+        texts = text.split(" + ") if isinstance(text, str) else text
+        parts = tuple(parse_reference(part) for part in texts)
+        name = next((part for part in parts if isinstance(part, NameRef)), None)
+        if name is not None:
+            raise UsageError(f"{str(name)!r} is a name; expected hf:…, https:…, pypi:… or a path")
+        found = cls.of(parts)
         return cls(found.parts, revision) if revision else found
 
     def __str__(self) -> str:

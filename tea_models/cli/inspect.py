@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import NotAvailableError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--tensors", is_flag=True, help="The tensor table.")
 @click.option("--key", metavar="KEY", help="Print one metadata value.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
+@takes_locked
 @answering
 def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None, template: bool) -> None:
     """Show what a model says about itself: a file, a name of the registry, hf:… or https://… (its header only)."""

@@ -32,6 +32,7 @@ from tea_models.refs import (
     WheelRef,
     parse_reference,
 )
+from tea_models.registry.entries import Registry
 from tea_models.sources.parts import fetch_parts
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings
 
 __all__ = ["Fetched", "Kind", "check", "fetch", "kind_of", "load_registry", "open_source", "resolve"]
 
@@ -71,13 +70,6 @@ def kind_of(reference: Reference) -> Kind:
     return kind
 
 
-def load_registry(settings: Settings) -> Registry:
-    """The registry; imported when it is first needed, because pydantic takes a tenth of a second."""
-    from tea_models.registry.entries import Registry
-
-    return Registry.load(settings)
-
-
 def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
     """Say what files a reference means, with what is known of their sizes and hashes.
 
@@ -94,7 +86,7 @@ def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Arti
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
-        entry, variant = (registry or load_registry(caller.settings)).find(reference)
+        entry, variant = (registry or Registry.load(caller.settings)).find(reference)
         return entry.artifact(variant, text)
     return replace(kind_of(reference).resolve(reference, caller), reference=text)
 

@@ -109,7 +109,11 @@ def _orphans(store: Store) -> Iterator[Leftover]:
         folder = store.hidden / kind
         for path in _files(folder):
             owner = store.root / path.relative_to(folder).with_suffix("")
-            if path.suffix == ".json" and not path.name.startswith(".") and not owner.exists():
+            if (
+                path.suffix == ".json"
+                and not path.name.startswith(".")
+                and not (owner.exists() and store.contains(owner))
+            ):
                 yield Leftover(path, "orphan", _size(path), f"its file is gone: {owner.name}")
 
 

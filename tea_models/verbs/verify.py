@@ -17,8 +17,8 @@ from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
 from tea_models.sources.locate import recorded_artifact
-from tea_models.store import HIDDEN, Record, Store, means
-from tea_models.verbs.pull import pull_artifact
+from tea_models.store import HIDDEN, Record, Store
+from tea_models.verbs.pull import pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
         UnknownModelError: A name is not in the registry.
         NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
     """
-    store = Store(caller.settings.store_dir)
+    store = Store.of(caller.settings)
     registry = Registry.load(caller.settings)
     if names is None:
         targets = _all_targets(store, registry)
@@ -160,7 +160,7 @@ def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Ta
 
 
 def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
-    records = [record for record in store.records() if means(record, file)]
+    records = [record for record in store.records() if record.means(file)]
     records.sort(key=lambda record: record.filename != file.filename)
     if records:
         record = records[0]
@@ -251,7 +251,7 @@ def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller)
         return result
     aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
     only = replace(target.artifact, files=(target.file,))
-    (pulled,) = pull_artifact(only, caller)
+    (pulled,) = pull_artifacts([only], caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
     try:

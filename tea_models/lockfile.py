@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -33,16 +33,19 @@ from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
+from tea_models.refs import parse_reference
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tea_models.yamlfile import Document
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 SCHEMA = "tea.models-lock/1"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
@@ -85,6 +88,19 @@ class Lock:
     inputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> list[ModelFile]:
+        """The files of all models."""
+        return [file for model in self.models.values() for file in model.files]
+
+    def find(self, text: str) -> LockedModel | None:
+        """The model that a reference means: by how it was asked for, or by what that was resolved to."""
+        shown = public(text)
+        if shown in self.models:
+            return self.models[shown]
+        resolved = [model for model in self.models.values() if model.resolved.lower() == shown.lower()]
+        return resolved[0] if len(resolved) == 1 else None
+
 
 def read_lock(path: Path) -> Lock:
     """Read a lock file.
@@ -105,19 +121,29 @@ def _read(document: Document) -> Lock:
     model = validate(_LockModel, document)
     models = {}
     for reference, item in model.models.items():
-        files = []
-        for index, entry in enumerate(item.files):
-            place = ("models", reference, "files", index)
-            try:
-                check_name(entry.filename)
-                sources = [Source.parse(_parts(one)) for one in entry.sources]
-                if sources[0].revision is None:  # an Ollama tag does not name its manifest
-                    sources[0] = replace(sources[0], revision=entry.revision)
-            except (UsageError, StoreError) as error:
-                raise document.error(error.message, place) from None
-            files.append(ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
-        models[reference] = LockedModel(reference, item.resolved, tuple(files), item.license, item.template_sha256)
+        place = ("models", reference)
+        _checked(parse_reference, reference, document, place)
+        _checked(parse_reference, item.resolved, document, (*place, "resolved"))
+        files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
+        models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
     return Lock(models, tuple(model.inputs), tuple(model.names))
+
+
+def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
+    try:
+        return read(value)
+    except (UsageError, StoreError) as error:
+        raise document.error(error.message, place) from None
+
+
+def _file(entry: _FileModel) -> ModelFile:
+    check_name(entry.filename)
+    sources = [Source.parse(_parts(source)) for source in entry.sources]
+    if sources[0].revision is None:  # an Ollama tag does not name its manifest
+        sources[0] = replace(sources[0], revision=entry.revision)
+    if entry.revision not in (None, sources[0].revision):
+        raise UsageError(f"revision is {entry.revision!r}, and the first source is at {sources[0].revision!r}")
+    return ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources))
 
 
 def format_lock(lock: Lock) -> str:
