@@ -22,6 +22,7 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
+from tea_models.net import RetryPolicy
 from tea_models.profile import ProfileFile, load_profile
 from tea_models.profile.stored import read_profile
 from tea_models.settings import Settings
@@ -454,7 +455,8 @@ def test_a_hostile_name_is_refused_before_anything_is_fetched(world: Server, set
     assert not settings.store_dir.exists()
 
 
-def test_an_unreachable_source_is_one_clear_error(settings: Settings) -> None:
+def test_an_unreachable_source_is_one_clear_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: 0.0)
     with pytest.raises(NotAvailableError):
         one("http://127.0.0.1:9/m.gguf", settings)
 
