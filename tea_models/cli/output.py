@@ -128,6 +128,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
+def shortened(text: str, most: int) -> str:
+    """A text that is safe to print, cut to a number of columns."""
+    safe = printable(text)
+    return safe if len(safe) <= most else safe[: most - 1] + "…"
+
+
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:
     """Align rows of cells in columns, two spaces apart; columns in `right` are flushed right."""
     every = ([header] if header else []) + rows

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tea_models.plan.observed import ObservedLoad
     from tea_models.settings import Settings
 
+_GRAVITY = ("fail", "warn", "ok")
 _LITTLE_SPACE = 2 * 1024**3
 
 
@@ -45,7 +46,7 @@ class CheckUp:
     Attributes:
         machine: This machine, now.
         engine: The installed llama.cpp, or None.
-        checks: What was looked at, in order.
+        checks: What was looked at, problems first.
         loads: The last load of each model, newest first.
     """
 
@@ -95,7 +96,7 @@ def check_up(settings: Settings) -> CheckUp:
         *_network(settings),
         *_loads(loads),
     ]
-    return CheckUp(machine, engine, tuple(checks), loads)
+    return CheckUp(machine, engine, tuple(sorted(checks, key=lambda check: _GRAVITY.index(check.status))), loads)
 
 
 def _python() -> Check:
@@ -105,7 +106,10 @@ def _python() -> Check:
 
 
 def _memory(machine: Machine) -> Check:
-    budget = make_budget(machine, None)
+    try:
+        budget = make_budget(machine, None)
+    except TeaModelsError as error:
+        return Check("memory", "warn", error.message, error.hint)
     detail = f"{human_bytes(budget.host)} may be used: {budget.reason}"
     if budget.host < 512 * 1024**2:
         return Check("memory", "warn", detail, "only the smallest models fit; raise the limit or end other programs")
@@ -198,8 +202,8 @@ def _registry(settings: Settings) -> Check:
         entries = Registry.load(settings).entries
     except TeaModelsError as error:
         return Check("registry", "fail", error.message, error.hint)
-    layers = "".join(f", {path}" for path in settings.registry_files)
-    return Check("registry", "ok", f"{len(entries)} models: built-in{layers}")
+    origins = dict.fromkeys(entry.origin for entry in entries.values())
+    return Check("registry", "ok", f"{len(entries)} models: {', '.join(origins)}")
 
 
 def _network(settings: Settings) -> list[Check]:
@@ -223,4 +227,5 @@ def _loads(loads: tuple[ObservedLoad, ...]) -> list[Check]:
         return [
             Check("plans", "warn", "; ".join(wrong[:3]), "a new engine? plan again; it measures anew for each build")
         ]
-    return [Check("plans", "ok", f"the last loads of {len(loads)} models took what was planned")] if loads else []
+    models = "model" if len(loads) == 1 else f"{len(loads)} models"
+    return [Check("plans", "ok", f"the last load of the {models} took no more than was planned")] if loads else []
