@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 from tea_models.errors import UsageError
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.user_settings import UserSettings
+from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
-from tea_runtime.errors import LlmError, UnsupportedError
+from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.context import ContextOptions, end_process
@@ -353,6 +354,7 @@ class LocalLlmBackend(LlmBackend):
                 reason = "tool_calls"
             if request.callback is not None and content:
                 request.callback(content)
+        self._check_form(request, content, calls)
         usage = generation.usage()
         return LlmCallResult(
             content=content,
@@ -365,6 +367,20 @@ class LocalLlmBackend(LlmBackend):
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
         )
+
+    def _check_form(self, request: _Request, content: str, calls: list[dict[str, Any]] | None) -> None:
+        """Check what the grammar has bound already; an answer that was cut short is no whole JSON."""
+        params = request.generation.params
+        schema = wanted_schema(params.response_format)
+        demanded = demanded_tools(params)
+        if request.generation.finish_reason == "length" or (schema is None and demanded is None):
+            return
+        problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
+        if problem:
+            raise GenerationError(
+                f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
+                hint="please report the schema; the grammar should have ruled this out",
+            )
 
     def _weights_in_use(self) -> Weights:
         if not self._closed.alive:

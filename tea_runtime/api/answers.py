@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tea_runtime.answer_format import check_schema, format_problem, wanted_schema
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -220,19 +221,15 @@ def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params:
 
 def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
     """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
-    kind = wanted.get("type") if wanted else None
-    if kind not in ("json_object", "json_schema") or wanted is None:
+    schema = wanted_schema(wanted)
+    if schema is None:
         return
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        problem = "it is not JSON"
-    else:
-        problem = _mismatch(value, schema_of(wanted) if kind == "json_schema" else {"type": "object"})
+    check_schema(schema, extra="api")
+    problem = format_problem(content, schema)
     if problem:
         start = " ".join(content.split())[:80]
         raise ApiError(
-            f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
+            f"{where}: asked for {wanted['type'] if wanted else 'JSON'} and got something else: {problem}: {start!r}",
             hint="the server does not enforce response_format; use one that does, or the local backend",
         )
 
