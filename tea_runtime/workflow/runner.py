@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
-from tea_models.settings import is_registry
 from tea_models.yamlfile import dotted, nearest
 from tea_runtime.actions import LlmActions, check_parameters, llm_action_name
 from tea_runtime.errors import WorkflowError
@@ -26,6 +26,7 @@ from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
+    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.workflow.file import ImportSpec, Node, Workflow
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,23 @@ class WorkflowEngine:
         return self.llm_actions.settings.model_dump(exclude_unset=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node that has run.
+
+    Attributes:
+        node: Its name.
+        action: Its action, or "" for a block.
+        seconds: What it took.
+        result: What it gave.
+    """
+
+    node: str
+    action: str
+    seconds: float
+    result: Any
+
+
 def run_workflow(
     workflow: str | Path | Mapping[str, Any] | Workflow,
     input: Mapping[str, Any] | None = None,  # noqa: A002 - the word that workflows and the command line use
@@ -66,8 +84,10 @@ def run_workflow(
     gguf: str | None = None,
     backend: str | None = None,
     on_text: Callable[[str], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
+    cassette: Cassette | None = None,
 ) -> dict[str, Any]:
     """Run a workflow to its end. A workflow is code: its `run:` blocks and imports do whatever Python can do.
 
@@ -77,8 +97,10 @@ def run_workflow(
         gguf: A model that comes before everything the workflow and the environment say.
         backend: `local`, `api` or `auto`, in place of `settings.llm.backend`.
         on_text: Gets each piece of text that an `llm.stream` node generates, as it comes.
+        on_step: Is told about each node that has run.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
 
     Returns:
         The final state.
@@ -90,13 +112,18 @@ def run_workflow(
             type and exit code.
     """
     workflow = _read(workflow)
-    engine = _engine(workflow, os.environ if environ is None else environ, gguf=gguf, backend=backend, on_text=on_text)
+    settings = workflow.llm_settings(os.environ if environ is None else environ)
+    settings = settings.overridden(backend=backend or ("local" if gguf else None))
+    environ = workflow.environment(os.environ if environ is None else environ)
+    pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
+    actions = LlmActions(settings, pool, on_text=on_text)
+    engine = WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables))
     state = copy.deepcopy(workflow.initial_state(input or {}))
     try:
         _register(workflow, engine)
-        return _Run(workflow, engine, state, max_steps).to_the_end()
+        return _Run(workflow, engine, state, max_steps, on_step).to_the_end()
     finally:
-        engine.llm_actions.pool.close()
+        pool.close()
 
 
 def check_workflow(
@@ -116,7 +143,10 @@ def check_workflow(
     """
     workflow = _read(workflow)
     workflow.initial_state(input or {})
-    _register(workflow, _engine(workflow, os.environ if environ is None else environ))
+    environ = os.environ if environ is None else environ
+    actions = LlmActions(workflow.llm_settings(environ), BackendPool(environ=environ))
+    environ = workflow.environment(environ)
+    _register(workflow, WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables)))
     return list(workflow.nodes)
 
 
@@ -124,20 +154,6 @@ def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     if isinstance(workflow, str | Path):
         return read_workflow(Path(workflow))
     return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
-
-
-def _engine(
-    workflow: Workflow,
-    environ: Mapping[str, str],
-    *,
-    gguf: str | None = None,
-    backend: str | None = None,
-    on_text: Callable[[str], object] | None = None,
-) -> WorkflowEngine:
-    settings = workflow.llm_settings(environ).overridden(backend=backend or ("local" if gguf else None))
-    environ = _with_registry(environ, workflow.folder)
-    actions = LlmActions(settings, BackendPool(environ=environ, gguf=gguf), on_text=on_text)
-    return WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables))
 
 
 def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
@@ -152,6 +168,7 @@ class _Run:
     engine: WorkflowEngine
     state: dict[str, Any]
     max_steps: int
+    on_step: Callable[[Step], object] | None = None
 
     def to_the_end(self) -> dict[str, Any]:
         current, steps = self._next(START), 0
@@ -168,11 +185,15 @@ class _Run:
 
     def _step(self, node: Node) -> None:
         logger.debug("node %s", node.name)
+        started = time.monotonic()
         if node.code:
-            self._merge(node, self._execute(node))
+            result = self._execute(node)
+            self._told(node, started, result)
+            self._merge(node, result)
             return
         params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
         result = self._call(node, params)
+        self._told(node, started, result)
         if node.output:
             self.state[node.output] = result
         for key, template in node.outputs.items():
@@ -180,6 +201,10 @@ class _Run:
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
         if not node.output and not node.outputs:
             self.state[node.name] = _main_value(result)
+
+    def _told(self, node: Node, started: float, result: Any) -> None:
+        if self.on_step is not None:
+            self.on_step(Step(node.name, node.action, time.monotonic() - started, result))
 
     def _call(self, node: Node, params: dict[str, Any]) -> Any:
         try:
@@ -317,14 +342,6 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _with_registry(environ: Mapping[str, str], folder: Path | None) -> Mapping[str, str]:
-    """The environment with the registry beside the workflow as a layer, unless another one is named."""
-    beside = folder / "registry.yaml" if folder else None
-    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
-        return environ
-    return {**environ, "TEA_REGISTRY": str(beside)}
 
 
 def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
