@@ -2,6 +2,7 @@
 
 TeaModelsError                     (see tea_models.errors, also for UsageError, EngineError, …)
 ├── WorkflowError               1  a node of a workflow failed: file, line, node
+├── HostFeatureError            2  a workflow uses what only The Edge Agent has; also a ConfigError
 ├── LlmError                    1  a model could not do what was asked
 │   ├── UnsupportedError        1  this model, template or backend is not able to
 │   ├── GenerationError         1  the engine failed while it was running
@@ -16,10 +17,14 @@ TeaModelsError                     (see tea_models.errors, also for UsageError, 
 
 from __future__ import annotations
 
-from tea_models.errors import DoesNotFitError, TeaModelsError
+from tea_models.errors import ConfigError, DoesNotFitError, TeaModelsError
 
 
 class WorkflowError(TeaModelsError):
+    pass
+
+
+class HostFeatureError(ConfigError):
     pass
 
 

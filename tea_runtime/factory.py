@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tea_models.errors import (
-    ConfigError,
     DoesNotFitError,
     IntegrityError,
+    LockError,
     TeaModelsError,
     UnknownModelError,
     UsageError,
@@ -116,7 +116,7 @@ class BackendPool:
                 return cast("LlmBackend", self._made[in_place])
         try:
             return self._local(block)
-        except (ConfigError, UsageError, UnknownModelError):
+        except (UsageError, UnknownModelError, LockError):
             raise
         except (TeaModelsError, OSError, MemoryError) as error:
             reason = error
@@ -168,6 +168,7 @@ class BackendPool:
     def _load(self, block: LlmSettings, found: FoundModel) -> LocalLlmBackend:
         from tea_runtime.local import LocalLlmBackend
 
+        logger.info("loading %s", found.path.name)
         backend = LocalLlmBackend(
             found.path,
             n_ctx=block.n_ctx,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tea_models.errors import MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
+from tea_models.errors import LockError, MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
 from tea_runtime.llm_settings import LlmSettings, expand
@@ -110,7 +110,7 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
         try:
             path, profile = _look(source, text, world)
         except TeaModelsError as error:
-            if source == "--gguf" and not isinstance(error, MissingFileError):
+            if isinstance(error, LockError) or (source == "--gguf" and not isinstance(error, MissingFileError)):
                 raise
             if isinstance(error, UnknownModelError) and not _is_for_an_api(block, environ):
                 raise
@@ -149,13 +149,20 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
         return is_path or reference.path.exists()
     if not isinstance(reference, NameRef):
         return True
+    from tea_models.caller import Caller
     from tea_models.registry.entries import Registry
+    from tea_models.sources.locate import locate
 
-    registry = Registry.load(Settings.resolve(environ, cwd=Path.cwd()))
+    world = Settings.resolve(environ, cwd=Path.cwd())
     try:
-        registry.find(NameRef(reference.name))
+        locate(text, Caller(world), remote=False)
     except UnknownModelError:
-        return Path(text).is_file()
+        try:  # a variant that is unknown is a slip, not another model
+            Registry.load(world).find(NameRef(reference.name))
+        except UnknownModelError:
+            return False
+    except TeaModelsError:
+        pass  # it is known, and not here
     return True
 
 

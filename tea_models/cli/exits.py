@@ -37,9 +37,9 @@ def guarded(command: Callable[[], object], out: Output) -> int:
         out.interrupted()
         return 130
     except BrokenPipeError:
-        # The reader went away (`| head`); Python must not complain again when it closes stdout.
+        # The reader went away (`| head`) before all was said; Python must not complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except MemoryError:
         return out.error(TeaModelsError("out of memory"))
     except OSError as error:

@@ -6,12 +6,14 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
+from tea_models.settings import is_registry
+from tea_models.yamlfile import Document, dotted, load_yaml, nearest, read_yaml, validate
+from tea_runtime.errors import HostFeatureError
 from tea_runtime.llm_settings import LlmSettings, expand
 from tea_runtime.workflow import conditions, templating
 
@@ -186,6 +188,13 @@ class Workflow:
                 beside[key] = str(found) if (found := self.folder / plain).is_file() else None
         return settings.overridden(**beside)
 
+    def environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """The environment with the registry beside the workflow as a layer, unless another one is named."""
+        beside = self.folder / "registry.yaml" if self.folder else None
+        if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
+            return environ
+        return {**environ, "TEA_REGISTRY": str(beside)}
+
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
 
@@ -272,21 +281,26 @@ def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
 
 
 def _refuse_host_features(document: Document) -> None:
-    hint = "The Edge Agent runs such workflows, with the same llm.* actions: see imports in docs/yaml.md"
+    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
+        raise HostFeatureError(
+            f"{what} are not part of this runner",
+            file=document.file,
+            line=document.line(path),
+            key=dotted(path),
+            hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
+        )
+
     for key in document.data:
         if key in _HOST_KEYS:
-            raise document.error(f"{_HOST_KEYS[key]} are not part of this runner", (key,), hint=hint)
+            refuse(_HOST_KEYS[key], (key,))
     for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
         entries = document.data.get(section)
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             for key in entry if isinstance(entry, dict) else ():
                 if key in features:
-                    path = (section, index, key)
-                    raise document.error(f"{features[key]} are not part of this runner", path, hint=hint)
+                    refuse(features[key], (section, index, key))
             if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
-                raise document.error(
-                    "parallel branches are not part of this runner", (section, index, "type"), hint=hint
-                )
+                refuse("parallel branches", (section, index, "type"))
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:

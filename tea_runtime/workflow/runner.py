@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
-from tea_models.settings import is_registry
 from tea_models.yamlfile import dotted, nearest
 from tea_runtime.actions import LlmActions, check_parameters, llm_action_name
 from tea_runtime.errors import WorkflowError
@@ -60,6 +60,23 @@ class WorkflowEngine:
         return self.llm_actions.settings.model_dump(exclude_unset=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node that has run.
+
+    Attributes:
+        node: Its name.
+        action: Its action, or "" for a block.
+        seconds: What it took.
+        result: What it gave.
+    """
+
+    node: str
+    action: str
+    seconds: float
+    result: Any
+
+
 def run_workflow(
     workflow: str | Path | Mapping[str, Any] | Workflow,
     input: Mapping[str, Any] | None = None,  # noqa: A002 - the word that workflows and the command line use
@@ -67,6 +84,7 @@ def run_workflow(
     gguf: str | None = None,
     backend: str | None = None,
     on_text: Callable[[str], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
     cassette: Cassette | None = None,
@@ -79,6 +97,7 @@ def run_workflow(
         gguf: A model that comes before everything the workflow and the environment say.
         backend: `local`, `api` or `auto`, in place of `settings.llm.backend`.
         on_text: Gets each piece of text that an `llm.stream` node generates, as it comes.
+        on_step: Is told about each node that has run.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
         cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
@@ -95,7 +114,7 @@ def run_workflow(
     with LoadedWorkflow(
         workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps, cassette=cassette
     ) as loaded:
-        return loaded.run(input or {})
+        return loaded.run(input or {}, on_step=on_step)
 
 
 class LoadedWorkflow:
@@ -117,18 +136,27 @@ class LoadedWorkflow:
     ) -> None:
         self._workflow = _read(workflow)
         self._max_steps = max_steps
-        environ = os.environ if environ is None else environ
-        self._engine = _engine(self._workflow, environ, gguf=gguf, backend=backend, on_text=on_text, cassette=cassette)
+        given = os.environ if environ is None else environ
+        settings = self._workflow.llm_settings(given).overridden(backend=backend or ("local" if gguf else None))
+        environ = self._workflow.environment(given)
+        self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
+        actions = LlmActions(settings, self._pool, on_text=on_text)
+        self._engine = WorkflowEngine(actions, environ, variables=dict(self._workflow.spec.variables))
         _register(self._workflow, self._engine)
 
-    def run(self, input: Mapping[str, Any]) -> dict[str, Any]:  # noqa: A002 - as in run_workflow
+    def run(
+        self,
+        input: Mapping[str, Any],  # noqa: A002 - as in run_workflow
+        *,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> dict[str, Any]:
         """Run it once from its start, and return the final state."""
         state = copy.deepcopy(self._workflow.initial_state(input))
-        return _Run(self._workflow, self._engine, state, self._max_steps).to_the_end()
+        return _Run(self._workflow, self._engine, state, self._max_steps, on_step).to_the_end()
 
     def close(self) -> None:
         """Close the models that were opened."""
-        self._engine.llm_actions.pool.close()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +182,7 @@ def check_workflow(
     """
     workflow = _read(workflow)
     workflow.initial_state(input or {})
-    _register(workflow, _engine(workflow, os.environ if environ is None else environ))
+    LoadedWorkflow(workflow, environ=environ).close()
     return list(workflow.nodes)
 
 
@@ -162,21 +190,6 @@ def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     if isinstance(workflow, str | Path):
         return read_workflow(Path(workflow))
     return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
-
-
-def _engine(
-    workflow: Workflow,
-    environ: Mapping[str, str],
-    *,
-    gguf: str | None = None,
-    backend: str | None = None,
-    on_text: Callable[[str], object] | None = None,
-    cassette: Cassette | None = None,
-) -> WorkflowEngine:
-    settings = workflow.llm_settings(environ).overridden(backend=backend or ("local" if gguf else None))
-    environ = _with_registry(environ, workflow.folder)
-    actions = LlmActions(settings, BackendPool(environ=environ, gguf=gguf, cassette=cassette), on_text=on_text)
-    return WorkflowEngine(actions, environ, variables=dict(workflow.spec.variables))
 
 
 def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
@@ -191,6 +204,7 @@ class _Run:
     engine: WorkflowEngine
     state: dict[str, Any]
     max_steps: int
+    on_step: Callable[[Step], object] | None = None
 
     def to_the_end(self) -> dict[str, Any]:
         current, steps = self._next(START), 0
@@ -207,11 +221,15 @@ class _Run:
 
     def _step(self, node: Node) -> None:
         logger.debug("node %s", node.name)
+        started = time.monotonic()
         if node.code:
-            self._merge(node, self._execute(node))
+            result = self._execute(node)
+            self._told(node, started, result)
+            self._merge(node, result)
             return
         params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
         result = self._call(node, params)
+        self._told(node, started, result)
         if node.output:
             self.state[node.output] = result
         for key, template in node.outputs.items():
@@ -219,6 +237,10 @@ class _Run:
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
         if not node.output and not node.outputs:
             self.state[node.name] = _main_value(result)
+
+    def _told(self, node: Node, started: float, result: Any) -> None:
+        if self.on_step is not None:
+            self.on_step(Step(node.name, node.action, time.monotonic() - started, result))
 
     def _call(self, node: Node, params: dict[str, Any]) -> Any:
         try:
@@ -356,14 +378,6 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _with_registry(environ: Mapping[str, str], folder: Path | None) -> Mapping[str, str]:
-    """The environment with the registry beside the workflow as a layer, unless another one is named."""
-    beside = folder / "registry.yaml" if folder else None
-    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
-        return environ
-    return {**environ, "TEA_REGISTRY": str(beside)}
 
 
 def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
