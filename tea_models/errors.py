@@ -24,6 +24,9 @@ TeaModelsError                1  failed
 
 from __future__ import annotations
 
+#: What anybody is told to do who needs llama.cpp and has none.
+INSTALL_ENGINE = "tea-models engine install"
+
 
 class TeaModelsError(Exception):
     """Base of every error this package raises on purpose.
