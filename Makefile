@@ -25,17 +25,16 @@ help:
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: Python 3.11 or newer is needed; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || [ -f $(DEMO) ] \
-	  || { echo "error: a C++ compiler is needed to build llama.cpp (Debian: apt-get install g++)" >&2; exit 2; }
 
-# What `make demo` needs: the locked base install, the engine, and this project itself.
-$(DEMO): pyproject.toml $(addprefix $(LOCK)/,base.txt build.txt compile.txt llm-local.txt) | check-python
+# What `make demo` needs: the locked packages, this project itself, and the engine, prebuilt where one fits.
+$(DEMO): pyproject.toml engines.yaml $(addprefix $(LOCK)/,build.txt engine.txt) | check-python
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); the first time the engine (llama.cpp) is compiled: about six minutes on two cores."
-	@$(call LOCKED,base build compile)
-	@$(call LOCKED,llm-local) --no-build-isolation
+	@echo "Installing Python packages into $(VENV): about 50 MB."
+	@$(call LOCKED,engine build)
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q tea_models tea_runtime
+	@echo "Installing the engine: about 110 MB are fetched, and no compiler is needed."
+	@$(BIN)/tea-models engine install
 	@touch $@
 
 $(STAMP): $(DEMO) $(LOCK)/dev.txt
@@ -81,7 +80,8 @@ lock: $(UV)
 	$(COMPILE) pyproject.toml --extra llm-local --output-file $(LOCK)/llm-local.txt
 	$(COMPILE) pyproject.toml --extra api --output-file $(LOCK)/api.txt
 	$(COMPILE) pyproject.toml --extra server --output-file $(LOCK)/server.txt
-	# The engine itself is in llm-local.txt only, so that a prebuilt one can take its place.
+	# The engine itself is in llm-local.txt only: `tea-models engine install` brings a prebuilt one in its place.
+	$(COMPILE) pyproject.toml --extra llm-local --no-emit-package llama-cpp-python --output-file $(LOCK)/engine.txt
 	$(COMPILE) pyproject.toml --extra dev --extra llm-local --no-emit-package llama-cpp-python \
 	  --output-file $(LOCK)/dev.txt
 	for group in build compile lock; do $(COMPILE) --group $$group --output-file $(LOCK)/$$group.txt || exit; done

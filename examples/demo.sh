@@ -5,6 +5,7 @@ cd "$(dirname "$0")"
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 
+say tea-models engine
 say tea-models pull smollm2-135m
 say tea-models inspect smollm2-135m
 say tea-models profile smollm2-135m --output "${TMPDIR:-/tmp}/smollm2-135m.profile.json"

@@ -26,6 +26,9 @@ from __future__ import annotations
 
 from tea_models.redact import redact
 
+#: What anybody is told to do who needs llama.cpp and has none.
+INSTALL_ENGINE = "tea-models engine install"
+
 
 class TeaModelsError(Exception):
     """Base of every error this package raises on purpose; no address in it keeps a secret.

@@ -11,13 +11,14 @@ TeaModelsError                     (see tea_models.errors, also for UsageError, 
 │   ├── CassetteMissError       1  a request that a cassette does not hold
 │   ├── BackendUnavailableError 4  neither a local model nor an API can be used
 │   └── MissingExtraError       4  a package of an extra is not installed; also an ImportError
+│       └── MissingEngineError  4  llama.cpp is not
 └── DoesNotFitError             5  (of tea_models)
     └── ContextOverflowError    5  prompt and answer are longer than the context
 """
 
 from __future__ import annotations
 
-from tea_models.errors import ConfigError, DoesNotFitError, TeaModelsError
+from tea_models.errors import INSTALL_ENGINE, ConfigError, DoesNotFitError, TeaModelsError
 
 
 class WorkflowError(TeaModelsError):
@@ -73,17 +74,25 @@ class MissingExtraError(LlmError, ImportError):
         what: What was asked for.
         package: The package that is missing.
         extra: The extra that brings it.
+        hint: What to do next; by default to install the extra.
     """
 
     exit_code = 4
 
-    def __init__(self, what: str, *, package: str, extra: str) -> None:
+    def __init__(self, what: str, *, package: str, extra: str, hint: str = "") -> None:
         super().__init__(
             f"{what} needs {package}, which comes with the extra {extra} and is not installed",
-            hint=f"pip install 'tea-models[{extra}]'",
+            hint=hint or f"pip install 'tea-models[{extra}]'",
         )
         self.package = package
         self.extra = extra
+
+
+class MissingEngineError(MissingExtraError):
+    """llama.cpp is needed and not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("running a local model", package="llama-cpp-python", extra="llm-local", hint=INSTALL_ENGINE)
 
 
 class ContextOverflowError(DoesNotFitError):

@@ -67,7 +67,7 @@ def test_without_the_package_a_local_backend_is_an_import_error_that_names_the_e
         "except ImportError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
-    assert "pip install 'tea-models[llm-local]'" in done.stdout
+    assert "tea-models engine install" in done.stdout
 
 
 def test_a_failed_assertion_in_the_engine_starts_no_debugger():

@@ -33,12 +33,13 @@ def command(app: App, context: click.Context) -> int | None:
     if context.invoked_subcommand is not None:
         return None
     from tea_models.engine.gate import examine
-    from tea_models.engine.installed import INSTALL_HINT, installed_engine
+    from tea_models.engine.installed import installed_engine
+    from tea_models.errors import INSTALL_ENGINE
 
     engine = installed_engine(app.settings.environ)
     if engine is None:
         absent = {"installed": False} | dict.fromkeys(("version", "llama_cpp", "kind", "library", "sha256", "source"))
-        app.out.answer(absent | {"features": []}, lambda: f"no engine is installed: {INSTALL_HINT}")
+        app.out.answer(absent | {"features": []}, lambda: f"no engine is installed\n\nnext: {INSTALL_ENGINE}")
         return 0
     verdict = examine(engine.package, version=engine.version or "", environ=app.settings.environ or None)
     app.out.answer(_document(engine, verdict), lambda: _human(engine, verdict))
@@ -78,11 +79,11 @@ def install(
 def list_(app: App) -> None:
     """Show the prebuilt engines that are known, and which of them fit this machine."""
     from tea_models.engine.catalog import Host, load_catalog
-    from tea_models.engine.install import wheel_folder
+    from tea_models.engine.wheel_cache import WheelCache
 
-    catalog, host = load_catalog(), Host.here()
+    catalog, host, cache = load_catalog(), Host.here(), WheelCache(app.caller)
     rows: list[tuple[Prebuilt, str | None, bool]] = [
-        (engine, host.objection(engine.target), wheel_folder(app.caller, engine, catalog.binding).is_dir())
+        (engine, host.objection(engine.target), cache.place(engine, catalog.binding).is_dir())
         for engine in catalog.engines
     ]
     documents = [
@@ -101,12 +102,12 @@ def verify(app: App) -> int:
     Exit code 1 if it can't be used, 4 if there is none.
     """
     from tea_models.engine.gate import examine
-    from tea_models.engine.installed import INSTALL_HINT, installed_engine
-    from tea_models.errors import NotAvailableError
+    from tea_models.engine.installed import installed_engine
+    from tea_models.errors import INSTALL_ENGINE, NotAvailableError
 
     engine = installed_engine(app.settings.environ)
     if engine is None:
-        raise NotAvailableError("no engine is installed", hint=INSTALL_HINT)
+        raise NotAvailableError("no engine is installed", hint=INSTALL_ENGINE)
     began = time.monotonic()
     model = _SelfTestModel(app, wanted=True)()
     verdict = examine(engine.package, version=engine.version or "", model=model, environ=app.settings.environ or None)

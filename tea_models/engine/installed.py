@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DISTRIBUTION = "llama-cpp-python"
-#: What anybody is told who needs an engine and has none.
-INSTALL_HINT = "tea-models engine install"
 Kind = Literal["prebuilt", "compiled", "foreign"]
 _SONAME = re.compile(r"\.so\.(\d+\.\d+\.\d+)\Z|\.(\d+\.\d+\.\d+)\.dylib\Z")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tea_models.disk.atomic import write_atomically
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
+from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Prober:
         self._timeout = timeout
         build = engine_build()
         if build is None:
-            raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
+            raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
         self._file = cache_dir / f"{target.header_sha256[:32]}-{build}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
         self._process: ProbeProcess | None = None
@@ -342,5 +343,5 @@ def _model_file(target: ProbeTarget) -> Iterator[Path]:
 
 def _start(environ: Mapping[str, str] | None) -> ProbeProcess:
     if engine_version() is None:
-        raise ProbeError("llama.cpp is not installed", hint="pip install 'tea-models[llm-local]'")
+        raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
     return ProbeProcess(environ)

@@ -96,12 +96,11 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
     The log rounds to 0.01 MiB and says nothing about repacked weights, and there is no C function for it, so the C++
     one is called. The caller checks the sums against the log.
     """
-    library = ctypes.CDLL(os.path.join(engine.__path__[0], "lib", "libllama.so"))  # noqa: PTH118 - start-up time
-    base = ctypes.CDLL(os.path.join(engine.__path__[0], "lib", "libggml-base.so"))  # noqa: PTH118
+    library = _library(engine)
     try:
         function = library["_Z26llama_get_memory_breakdownPK13llama_context"]
-        name_of = base["ggml_backend_buft_name"]
-        is_host = base["ggml_backend_buft_is_host"]
+        name_of = library["ggml_backend_buft_name"]
+        is_host = library["ggml_backend_buft_is_host"]
     except AttributeError:
         return None
     function.restype, function.argtypes = _Map, [ctypes.c_void_p]
@@ -124,28 +123,30 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
     return rows if len(rows) == tree.count else None
 
 
+def _library(engine: Any) -> Any:
+    """llama.cpp's library; a name is looked up in those of ggml, which it needs, too."""
+    return engine.llama_cpp._lib  # noqa: SLF001 - the binding has no other name for it
+
+
 def _devices(engine: Any) -> list[dict[str, Any]]:
-    folder = os.path.join(engine.__path__[0], "lib")  # noqa: PTH118
-    name = {"darwin": "lib%s.dylib", "win32": "%s.dll"}.get(sys.platform, "lib%s.so")
+    library = _library(engine)
     try:
-        front = ctypes.CDLL(os.path.join(folder, name % "ggml"))  # noqa: PTH118
-        base = ctypes.CDLL(os.path.join(folder, name % "ggml-base"))  # noqa: PTH118
-        front.ggml_backend_dev_get.restype = ctypes.c_void_p
-        front.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-        front.ggml_backend_dev_count.restype = ctypes.c_size_t
-        base.ggml_backend_dev_name.restype = ctypes.c_char_p
-        base.ggml_backend_dev_description.restype = ctypes.c_char_p
-    except (OSError, AttributeError):
+        library.ggml_backend_dev_get.restype = ctypes.c_void_p
+        library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+        library.ggml_backend_dev_count.restype = ctypes.c_size_t
+        library.ggml_backend_dev_name.restype = ctypes.c_char_p
+        library.ggml_backend_dev_description.restype = ctypes.c_char_p
+    except AttributeError:
         return []
     found = []
-    for index in range(min(64, front.ggml_backend_dev_count())):
-        device = ctypes.c_void_p(front.ggml_backend_dev_get(index))
-        kind = _DEVICE_KINDS.get(base.ggml_backend_dev_type(device), "other")
+    for index in range(min(64, library.ggml_backend_dev_count())):
+        device = ctypes.c_void_p(library.ggml_backend_dev_get(index))
+        kind = _DEVICE_KINDS.get(library.ggml_backend_dev_type(device), "other")
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        library.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append({
-            "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
-            "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+            "name": library.ggml_backend_dev_name(device).decode("utf-8", "replace"),
+            "description": library.ggml_backend_dev_description(device).decode("utf-8", "replace"),
             "kind": kind, "memory_total": total.value, "memory_free": free.value,
         })  # fmt: skip
     return found

@@ -169,8 +169,7 @@ def pip_download(
     wanted = requirement
     if sha256 is not None:
         file_of_one = folder / "tmp" / "requirements.txt"
-        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}
-", encoding="utf-8")
+        file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         wanted = f"--requirement={file_of_one}"
     command = [
         *pip,

@@ -8,8 +8,10 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tea_models.engine.probe import EngineInfo, engine_info, engine_version
-from tea_models.errors import TeaModelsError
+from tea_models.engine.gate import examine
+from tea_models.engine.installed import installed_engine
+from tea_models.engine.probe import EngineInfo, engine_info
+from tea_models.errors import INSTALL_ENGINE, TeaModelsError
 from tea_models.machine.detect import Machine, detect_machine
 from tea_models.plan.case import make_budget
 from tea_models.sizes import human_bytes
@@ -126,21 +128,21 @@ def _processor(machine: Machine) -> Check:
 
 
 def _engine(settings: Settings) -> tuple[EngineInfo | None, Check]:
-    version = engine_version()
-    if version is None:
-        hint = "pip install 'tea-models[llm-local]'"
-        return None, Check(
-            "engine", "warn", "llama-cpp-python is not installed: no local models, plans are estimates", hint
-        )
+    environ = settings.environ or None
+    installed = installed_engine(environ)
+    if installed is None:
+        detail = "llama.cpp is not installed: no local models, plans are estimates"
+        return None, Check("engine", "warn", detail, INSTALL_ENGINE)
+    release = f"llama.cpp {installed.llama_cpp}, " if installed.llama_cpp else ""
+    what = f"llama-cpp-python {installed.version or 'of unknown version'} ({release}{installed.kind})"
+    verdict = examine(installed.package, version=installed.version or "", environ=environ)
     try:
-        engine = engine_info(settings.environ or None)
+        engine = engine_info(environ) if not verdict.problems else None
     except TeaModelsError as error:
-        hint = "install it again: pip install --force-reinstall llama-cpp-python"
-        return None, Check("engine", "fail", f"llama-cpp-python {version}: {error.message}", hint)
-    features = [
-        part.partition(" = ")[0].strip() for part in engine.system.replace("CPU :", "").split("|") if "= 1" in part
-    ]
-    return engine, Check("engine", "ok", f"llama-cpp-python {engine.version} ({', '.join(features)})")
+        return None, Check("engine", "fail", f"{what}: {error.message}", f"{INSTALL_ENGINE} --force")
+    if engine is None:
+        return None, Check("engine", "fail", f"{what}: {verdict.problems[0]}", f"{INSTALL_ENGINE} --force")
+    return engine, Check("engine", "ok", f"{what}: {', '.join(verdict.features)}")
 
 
 def _gpu(engine: EngineInfo | None) -> list[Check]:
@@ -155,9 +157,7 @@ def _gpu(engine: EngineInfo | None) -> list[Check]:
     if engine.gpu_offload:
         return [Check("gpu", "warn", "llama.cpp was built for a GPU but finds none", "is the driver running?")]
     if any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd")):  # noqa: PTH110 - a device, not a file
-        hint = (
-            'for NVIDIA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-binary :all: llama-cpp-python'
-        )
+        hint = f"{INSTALL_ENGINE} --force --accelerator cuda (NVIDIA) or vulkan"
         return [Check("gpu", "warn", "there is a GPU, but llama.cpp was built without support for it", hint)]
     return [Check("gpu", "ok", "none; llama.cpp runs on the processor")]
 

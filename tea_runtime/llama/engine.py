@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import EngineError, UsageError
-from tea_runtime.errors import LlmError, MissingExtraError
+from tea_models.errors import INSTALL_ENGINE, EngineError, UsageError
+from tea_runtime.errors import LlmError, MissingEngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
@@ -95,14 +95,14 @@ def llama() -> Any:
         EngineError: It is too old, or can't be loaded.
     """
     if importlib.util.find_spec("llama_cpp") is None:
-        raise MissingExtraError("running a local model", package="llama-cpp-python", extra="llm-local")
+        raise MissingEngineError
     prepare(os.environ, cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         module = importlib.import_module("llama_cpp")
     except Exception as error:
         raise EngineError(
             f"llama-cpp-python is installed but can't be loaded: {error}",
-            hint="install it again: pip install --force-reinstall --no-cache-dir 'tea-models[llm-local]'",
+            hint=f"{INSTALL_ENGINE} --force",
         ) from error
     check_version(str(getattr(module, "__version__", "unknown")))
     # The callback must live as long as the process: llama.cpp keeps the pointer.
@@ -139,7 +139,7 @@ def check_version(version: str) -> None:
         wanted = ".".join(map(str, MINIMUM_VERSION))
         raise EngineError(
             f"llama-cpp-python {version} is too old: {wanted} or newer is needed",
-            hint=f"pip install --upgrade 'llama-cpp-python>={wanted},<0.4'",
+            hint=f"{INSTALL_ENGINE} --force",
         )
 
 
