@@ -87,6 +87,7 @@ def require_models(
     Raises:
         MissingFileError: A model is not here and is not to be fetched, and no API may answer in its place.
     """
+    from tea_runtime.api.fallback import api_problem
     from tea_runtime.resolve import is_model_name, search
 
     for name in dict.fromkeys(uses):
@@ -104,12 +105,9 @@ def require_models(
             continue
         if pull or block.auto_pull or _agreed(app, result.absent):
             _fetch(app, result.absent)
-        elif gguf or not block.may_fall_back:
-            raise _absent(result.absent)
-
-
-def _absent(name: str) -> MissingFileError:
-    return MissingFileError(f"{name} is not here yet", hint=f"tea-models pull {name}, or the same command with --pull")
+        elif gguf or not block.may_fall_back or api_problem(block.expanded(environ), environ):
+            hint = f"tea-models pull {result.absent}, or the same command with --pull"
+            raise MissingFileError(f"{result.absent} is not here yet", hint=hint)
 
 
 def _fetch(app: App, name: str) -> None:

@@ -42,9 +42,7 @@ def command(app: App, *, workflow: Path) -> None:
             lines = [f"here: ok, {' → '.join(here['nodes'])}{needs}"]
         else:
             lines = [f"here: {here['reason']}"]
-        lines.append(
-            "in The Edge Agent: " + ("no differences" if not differences else f"{len(differences)} differences")
-        )
+        lines.append("in The Edge Agent:" + ("" if differences else " the same"))
         return "\n".join([*lines, *(f"  {difference}" for difference in differences)])
 
     app.out.answer(data, shown)
