@@ -42,7 +42,7 @@ def everything(data: bytes) -> bool:
         for value in header.metadata.values():
             json_value(value, full=True)
             if isinstance(value, ArrayValue):
-                value.find(["<|im_end|>"])
+                value.find_first(["<|im_end|>"])
         if not isinstance(header.metadata.get("tokenizer.chat_template"), str):
             profile = profile_from_headers([header], [ProfileFile("f", len(data), None)])
             assert from_json(to_json(profile)) == profile
