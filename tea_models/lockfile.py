@@ -22,18 +22,18 @@ Models are in the order of their references, so that two people who add one each
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.refs import parse_reference
+from tea_models.registry.schema import PinnedFile, Sha256, Strict
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 SCHEMA = "tea.models-lock/1"
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
 
 
@@ -138,7 +137,7 @@ def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[
 
 def _file(entry: _FileModel) -> ModelFile:
     check_name(entry.filename)
-    sources = [Source.parse(_parts(source)) for source in entry.sources]
+    sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in entry.sources]
     if sources[0].revision is None:  # an Ollama tag does not name its manifest
         sources[0] = replace(sources[0], revision=entry.revision)
     if entry.revision not in (None, sources[0].revision):
@@ -192,44 +191,20 @@ def _file_document(file: ModelFile) -> dict[str, Any]:
     }
 
 
-def _parts(source: str | _PartsModel) -> list[str]:
-    return [source] if isinstance(source, str) else source.parts
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _PartsModel(_Strict):
-    parts: list[str] = Field(min_length=1)
-
-
-class _FileModel(_Strict):
-    filename: str
-    size: int | None = Field(gt=0, lt=1 << 50)
-    sha256: str
+class _FileModel(PinnedFile):
+    sha256: Sha256
     revision: str | None = None
-    sources: list[str | _PartsModel] = Field(min_length=1)
-
-    @field_validator("sha256", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            raise ValueError("expected 64 lower-case hexadecimal digits in quotes")  # noqa: TRY004 - for pydantic
-        if not _SHA256.match(value):
-            raise ValueError(f"expected 64 lower-case hexadecimal digits, found {len(value)} characters")
-        return value
 
 
-class _ModelModel(_Strict):
+class _ModelModel(Strict):
     resolved: str
     license: str | None = None
     template_sha256: str | None = None
     files: list[_FileModel] = Field(min_length=1)
 
 
-class _LockModel(_Strict):
+class _LockModel(Strict):
     schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
-    inputs: list[str] = []
-    names: list[str] = []
-    models: dict[str, _ModelModel] = {}
+    inputs: list[str] = Field(default=[])
+    names: list[str] = Field(default=[])
+    models: dict[str, _ModelModel] = Field(default={})

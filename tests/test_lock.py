@@ -9,8 +9,10 @@ import pytest
 
 from tea_models.caller import Caller
 from tea_models.errors import ConfigError, LockError, MissingFileError, NotAvailableError, UsageError
+from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import check_lock, outdated, update_lock
 from tea_models.lock.requirements import read_requirements
+from tea_models.lock.sync import sync
 from tea_models.lockfile import Lock, format_lock, read_lock, write_lock
 from tea_models.settings import Settings
 from tea_models.yamlfile import load_yaml
@@ -260,6 +262,18 @@ def test_what_is_given_as_a_lock_and_is_none_ends_at_once_and_is_not_shown(tmp_p
             with pytest.raises(ConfigError) as caught:
                 read(path)
             assert "root" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_fifo_in_the_place_of_a_lock_is_not_called_absent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "models.lock")
+    mine = Caller(settings(tmp_path))
+    for read in (
+        lambda: sync(tmp_path / "models.lock", caller=mine),
+        lambda: update_lock(tmp_path / "models.lock", ["smollm2-135m"], caller=mine),
+        lambda: bundle(tmp_path / "m.tar", lock_path=tmp_path / "models.lock", caller=mine),
+    ):
+        with pytest.raises(ConfigError, match="not a file"):
+            read()
 
 
 def test_writing_the_same_lock_again_changes_nothing(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
 
 def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
     """The lock that goes into the bundle: made for its models by name, since their `models.yaml` does not go along."""
-    if not lock_path.is_file():
+    if not lock_path.exists():
         if not names:
             raise MissingFileError(f"{lock_path}: no such file", hint="tea-models lock, or name the models to bundle")
         return make_lock(names, caller, names=names)

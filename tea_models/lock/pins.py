@@ -55,7 +55,7 @@ def update_lock(
         UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
         TeaModelsError: As for `make_lock` and `read_lock`.
     """
-    old = read_lock(path) if path.is_file() else None
+    old = read_lock(path) if path.exists() else None
     renewed: bool | list[str] = upgrade
     some = [text for text in given if not _is_yaml(text)]
     if upgrade and some and old is not None and all(public(text) in old.models for text in some):
@@ -131,14 +131,13 @@ def asked_for(lock: Lock, folder: Path) -> list[str]:
     return wanted(folder, lock.inputs, lock.names) if named else list(lock.models)
 
 
-def outdated(lock: Lock, folder: Path, settings: Settings, registry: Registry | None = None) -> list[str]:
+def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
     """Why a lock does not say what its project asks for: a sentence each; empty if it is up to date. Fetches nothing.
 
     Args:
         lock: The lock.
         folder: Where it lies, with its inputs.
         settings: Which registries there are.
-        registry: The registry, if it was loaded before.
 
     Raises:
         MissingFileError, ConfigError: An input or a registry can't be read.
@@ -148,7 +147,7 @@ def outdated(lock: Lock, folder: Path, settings: Settings, registry: Registry | 
     reasons = [f"{text} is asked for and not locked" for text in asked if public(text) not in lock.models]
     shown = {public(text) for text in asked}
     reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
-    return [*reasons, *_contradicted(lock, registry or Registry.load(settings)).values()]
+    return [*reasons, *_contradicted(lock, Registry.load(settings)).values()]
 
 
 def make_lock(

@@ -157,7 +157,7 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
     stamps = [stamp_of(item.path.stat()) for item in items]
     caller.progress.start(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps), 0)
     try:
-        digests = sha256_files([item.path for item in items], caller.progress)
+        digests = sha256_files([item.path for item in items], caller.progress.advance)
     finally:
         caller.progress.finish()
     broken = []
@@ -190,7 +190,7 @@ def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, f
     Returns:
         Whether the lock was written; and the hashes of files that were broken in the store.
     """
-    only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.is_file() else None
+    only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
     unpacked = unpack_bundle(bundle, caller, only=only)
     repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")
     if only is not None:
@@ -206,7 +206,7 @@ def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bo
         lock = read_lock(path)
         require_current(lock, path, settings)
         return lock, False
-    old = read_lock(path) if path.is_file() else None
+    old = read_lock(path) if path.exists() else None
     reasons = outdated(old, path.parent, settings) if old is not None else [f"{path} is not there"]
     if old is not None and not reasons:
         return old, False

@@ -18,24 +18,20 @@ from __future__ import annotations
 
 from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
-from tea_models.store.names import check_name, key_of, safe_part
-from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, read_record, stamp_of
+from tea_models.store.names import check_name, key_of
+from tea_models.store.record import HIDDEN, Installed, Record, stamp_of
 from tea_models.store.store import NameTakenError, Store
 
 __all__ = [
     "HIDDEN",
-    "RECORD_SCHEMA",
     "Installed",
     "NameTakenError",
-    "Partial",
     "Record",
     "Store",
     "check_name",
     "check_space",
     "key_of",
-    "read_record",
     "remove_partial",
-    "safe_part",
     "stamp_of",
     "writing",
 ]

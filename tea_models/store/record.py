@@ -95,16 +95,6 @@ class Installed:
     state: Literal["ok", "changed", "missing"]
 
 
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """A leftover of an unfinished download. `key` names its lock."""
-
-    path: Path
-    key: str
-    size: int
-    mtime_ns: int
-
-
 def stamp_of(found: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written, replaced, copied or restored: size, both times, inode, device."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev

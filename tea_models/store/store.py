@@ -14,20 +14,20 @@ from tea_models.disk.hashing import holds, sha256_file
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
 from tea_models.errors import ChecksumMismatchError, IntegrityError, SizeMismatchError, StoreError
+from tea_models.store.folders import Records, link_above, make_folder, refuse_links
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, host_key, safe_part
-from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, read_record, stamp_of
+from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Record, read_record, stamp_of
 from tea_models.store.stamps import Stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tea_models.files import ModelFile
     from tea_models.settings import Settings
 
 _RECORDING_SECONDS = 5
-_TICK_NS = 100_000_000  # two changes of a folder within so short a time may leave one time stamp
 
 
 class NameTakenError(StoreError):
@@ -48,8 +48,7 @@ class Store:
         self.partials_dir = self.hidden / "partial"
         self._settled = True  # no other process can be between giving a name and recording it
         self._stamps = Stamps(root, cache_dir)
-        self._records: list[Record] = []
-        self._folders: dict[str, int] = {}  # of the records that were read, with their time stamps
+        self._records = Records(root)
 
     @classmethod
     def of(cls, settings: Settings) -> Store:
@@ -59,18 +58,8 @@ class Store:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
-        """All records, by path; unreadable ones are left out (their files count as unrecorded).
-
-        They are read once, and again when a folder of records has changed.
-        """
-        if not self._folders or self._folders != _modified(self._folders):
-            found = [(here, names) for here, _, names in os.walk(self.hidden / "records")]
-            self._folders = _modified(here for here, _ in found)
-            paths = sorted(os.path.join(here, name) for here, names in found for name in names)  # noqa: PTH118 - many
-            self._records = [record for path in paths if (record := read_record(path)) is not None]
-            if any(time.time_ns() - stamp < _TICK_NS for stamp in self._folders.values()):
-                self._folders = {}
-        return self._records
+        """All records, by path."""
+        return self._records.all()
 
     def record_of(self, path: Path) -> Record | None:
         """The record of a file in the store, if there is one."""
@@ -148,7 +137,9 @@ class Store:
     def contains(self, path: Path) -> bool:
         """Whether a path lies in the store: not in its hidden folder, nor behind a link to some other folder."""
         return (
-            path.is_relative_to(self.root) and not path.is_relative_to(self.hidden) and self._link_above(path) is None
+            path.is_relative_to(self.root)
+            and not path.is_relative_to(self.hidden)
+            and link_above(self.root, path) is None
         )
 
     def own(self, path: Path) -> Path:
@@ -160,15 +151,9 @@ class Store:
         """Where the resolved profile of a file of the store lies."""
         return self._beside("profiles", path)
 
-    def partials(self) -> list[Partial]:
-        """Leftovers of downloads; one whose lock is free (`locks.try_hold(lock_path(key))`) is not being written."""
-        found = []
-        for path in sorted(self.partials_dir.iterdir()) if self.partials_dir.is_dir() else ():
-            with contextlib.suppress(OSError):
-                every = [path, *path.rglob("*")] if path.is_dir() else [path]
-                latest = max(one.lstat().st_mtime_ns for one in every)
-                found.append(Partial(path, path.name.partition(".")[0], sum(map(taken_by, every)), latest))
-        return found
+    def arrived(self, key: str) -> int:
+        """Bytes of an unfinished download that are on the disk."""
+        return sum(map(taken_by, self.partials_dir.glob(f"{key}.*.part")))
 
     def lock_path(self, key: str) -> Path:
         return self.hidden / "locks" / f"{key}.lock"
@@ -192,8 +177,8 @@ class Store:
         """
         with contextlib.ExitStack() as stack:
             with writing(self.root):
-                self._make_folder(self.partials_dir)
-                self._make_folder(self.lock_path(key).parent)
+                make_folder(self.root, self.partials_dir)
+                make_folder(self.root, self.lock_path(key).parent)
                 exclusive = stack.enter_context(hold(self.lock_path(key), waiting=waiting))
             path = self.partials_dir / f"{key}.{host_key()}.part"
             others = path.exists() and not os.access(path, os.W_OK)  # left by another user of a shared store
@@ -229,7 +214,7 @@ class Store:
         with contextlib.ExitStack() as stack:
             exclusive = True
             with contextlib.suppress(OSError):
-                self._make_folder(self.lock_path(key).parent)
+                make_folder(self.root, self.lock_path(key).parent)
                 exclusive = stack.enter_context(hold(self.lock_path(key)))
             yield exclusive
 
@@ -271,7 +256,7 @@ class Store:
         """
         with writing(self.root):
             sync(partial)
-            self._make_folder(target.parent)
+            make_folder(self.root, target.parent)
             try:
                 link_new(partial, target)
             except FileExistsError:
@@ -299,7 +284,7 @@ class Store:
         """
         source = self.record_of(existing)
         with writing(self.root):
-            self._make_folder(target.parent)
+            make_folder(self.root, target.parent)
             if seen is not None and stamp_of(existing.stat()) != seen and not holds(existing, record.sha256):
                 raise IntegrityError(f"{existing}: changed while it was checked")
             try:
@@ -338,7 +323,7 @@ class Store:
             StoreError: The store can't be written.
         """
         with writing(self.root):
-            self._make_folder(path.parent)
+            make_folder(self.root, path.parent)
             write_atomically(path, text)
 
     def set_aside(self, path: Path) -> Path:
@@ -348,9 +333,9 @@ class Store:
             Where it lies now.
         """
         with writing(self.root):
-            self._refuse_links(path)
+            refuse_links(self.root, path)
             folder = self.hidden / "broken"
-            self._make_folder(folder)
+            make_folder(self.root, folder)
             aside = folder / f"{path.name}.{os.urandom(4).hex()}"
             self.forget(path)
             path.rename(aside)
@@ -376,7 +361,7 @@ class Store:
             StoreError: It can't be removed, or lies behind a link to some other folder; then it stays, recorded.
         """
         with writing(self.root):
-            self._refuse_links(path)
+            refuse_links(self.root, path)
             record = self.record_of(path)
             found = path.lstat() if os.path.lexists(path) else None
             self.forget(path)
@@ -393,7 +378,7 @@ class Store:
         """Remove the record and the profile of a file."""
         for kind in ("records", "profiles"):
             beside = self._beside(kind, path)
-            self._refuse_links(beside)
+            refuse_links(self.root, beside)
             beside.unlink(missing_ok=True)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -402,39 +387,13 @@ class Store:
         relative = path.relative_to(self.root)
         return self.hidden / kind / relative.parent / f"{relative.name}.json"
 
-    def _link_above(self, path: Path) -> Path | None:
-        """A folder between the store and a path that is a link: what lies behind it is not the store's."""
-        above = [parent for parent in path.parents if parent != self.root and parent.is_relative_to(self.root)]
-        return next((parent for parent in reversed(above) if parent.is_symlink()), None)
-
-    def _refuse_links(self, path: Path) -> None:
-        link = self._link_above(path)
-        if link is not None:
-            raise StoreError(
-                f"{link} is a link to another folder: nothing is written or removed behind it",
-                hint="put a folder in its place",
-            )
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder of the store; where the store is shared by a group, so is the folder."""
-        self._refuse_links(folder / "any")
-        if folder.is_dir():
-            return
-        missing = [path for path in (folder, *folder.parents) if path.is_relative_to(self.root) and not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        shared = self.root.stat().st_mode & 0o2077
-        for path in missing:
-            if path != self.root and shared & 0o022:
-                with contextlib.suppress(OSError):
-                    path.chmod(0o700 | shared)
-
     def _require_same(self, target: Path, record: Record) -> None:
         if target.is_symlink() or not holds(target, record.sha256):
             raise NameTakenError(f"{target}: other bytes were put there meanwhile") from None
 
     def _state(self, record: Record) -> Literal["ok", "changed", "missing"]:
         path = self.root / record.file
-        if len(path.parents) > len(self.root.parents) + 1 and self._link_above(path) is not None:
+        if len(path.parents) > len(self.root.parents) + 1 and link_above(self.root, path) is not None:
             return "missing"
         try:
             stamp = stamp_of(path.stat())
@@ -453,7 +412,7 @@ class Store:
         except NotADirectoryError:
             return True
         path = directory / file.filename
-        if self._link_above(path) is not None:
+        if link_above(self.root, path) is not None:
             return True
         if not near:
             return False
@@ -482,11 +441,3 @@ class Store:
             except OSError:
                 return
             folder = folder.parent
-
-
-def _modified(folders: Iterable[str]) -> dict[str, int]:
-    found = {}
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            found[folder] = os.stat(folder).st_mtime_ns  # noqa: PTH116 - a text
-    return found

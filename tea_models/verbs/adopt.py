@@ -173,7 +173,7 @@ class _Adoption:
         seen = stamp_of(found.path.stat())
         self._progress.start(f"verifying {found.filename}", found.size, 0)
         try:
-            sha256 = sha256_file(found.path, self._progress)
+            sha256 = sha256_file(found.path, self._progress.advance)
         finally:
             self._progress.finish()
         pin = expected or found.sha256

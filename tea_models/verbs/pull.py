@@ -204,8 +204,9 @@ class _Job:
     def needed(self) -> int:
         """Bytes that still have to be fetched, as far as sizes are known."""
         lacking = [file for index, file in enumerate(self.artifact.files) if index not in self.results]
-        there = {partial.key: partial.size for partial in self.store.partials()} if lacking else {}
-        return sum(max(0, (file.size or 0) - there.get(self._key(file), 0)) + _room_beside(file) for file in lacking)
+        return sum(
+            max(0, (file.size or 0) - self.store.arrived(self._key(file))) + _room_beside(file) for file in lacking
+        )
 
     def finish(self) -> list[PullResult]:
         """Fetch what is lacking."""
