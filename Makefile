@@ -88,12 +88,14 @@ lock: $(UV)
 
 test-newest: check-python
 	rm -rf $(VENV)-newest && $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade editables hatchling
 	$(VENV)-newest/bin/python -m pip install --quiet --upgrade -e '.[dev,llm-local]'
 	$(VENV)-newest/bin/python -m pytest
 
 test-lowest: check-python $(UV)
 	rm -rf $(VENV)-lowest && $(PYTHON) -m venv $(VENV)-lowest
-	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[dev,llm-local]'
+	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+	  --group build -e '.[dev,llm-local]'
 	$(VENV)-lowest/bin/python -m pytest
 
 clean:
