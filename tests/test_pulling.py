@@ -21,6 +21,7 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
+from tea_models.net import RetryPolicy
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tea_models.verbs.pull import PullResult, pull
@@ -450,7 +451,8 @@ def test_a_hostile_name_is_refused_before_anything_is_fetched(world: Server, set
     assert not settings.store_dir.exists()
 
 
-def test_an_unreachable_source_is_one_clear_error(settings: Settings) -> None:
+def test_an_unreachable_source_is_one_clear_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: 0.0)
     with pytest.raises(NotAvailableError):
         one("http://127.0.0.1:9/m.gguf", settings)
 

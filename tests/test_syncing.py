@@ -16,6 +16,7 @@ from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAv
 from tea_models.lock.document import read_lock
 from tea_models.lock.pins import update_lock
 from tea_models.lock.sync import sync
+from tea_models.net import RetryPolicy
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tests.gguf_build import build_gguf
@@ -153,7 +154,10 @@ def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(pro
     assert (project / "models" / "a-Q4_0.gguf").exists()
 
 
-def test_a_hub_that_is_away_is_an_error_with_the_file_s_name(project: Path, server: Server) -> None:
+def test_a_hub_that_is_away_is_an_error_with_the_file_s_name(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: 0.0)
     away = settings(project, server, HF_ENDPOINT="http://127.0.0.1:9")
     with pytest.raises(NotAvailableError, match="a-Q4_0"):
         sync(project / "models.lock", caller=Caller(away), frozen=True)
