@@ -101,12 +101,12 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
         "": ["installed" if row["installed"] else "" for row in shown],
-        "KIND": [row["kind"] for row in shown],
     }
     if "fit" in shown[0]:
         fits = [row["fit"] or {} for row in shown]
         columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
+    columns["KIND"] = [row["kind"] for row in shown]
     columns["LICENSE"] = [row["license"] for row in shown]
     columns["ALSO AS"] = [more.get(row["name"], "") for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:

@@ -20,6 +20,7 @@ from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
 from tea_models.machine.detect import Machine, detect_machine
 from tea_models.plan.observed import read_observed
+from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 
@@ -88,7 +89,8 @@ def resolve_for(
     """Plan a model for settings that were put together before; as `resolve_plan` otherwise."""
     user.check()
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
-        return _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
+        plan = _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
+        return plan if machine else _with_speed(plan, opened, settings)
 
 
 def plan_with_curve(
@@ -100,7 +102,7 @@ def plan_with_curve(
     user.check()
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
         plan = _plan(path_or_ref, opened, settings, user, machine_now(settings, measure=measure))
-        return plan, memory_curve(plan, opened.measurer)
+        return _with_speed(plan, opened, settings), memory_curve(plan, opened.measurer)
 
 
 def plan_model(
@@ -187,6 +189,10 @@ def _plan(
     name = _name(path_or_ref) if isinstance(path_or_ref, str | Path) else opened.profile.files[0].name
     plan = plan_profile(opened.profile, machine, user, opened.measurer, name=name)
     return replace(plan, observed=read_observed(settings.store_dir, plan))
+
+
+def _with_speed(plan: RunPlan, opened: OpenedModel, settings: Settings) -> RunPlan:
+    return replace(plan, speed=speed_of(opened.profile, plan.settings, plan.machine, settings.store_dir))
 
 
 def plan_profile(
