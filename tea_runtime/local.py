@@ -33,7 +33,7 @@ from tea_runtime.llama.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat

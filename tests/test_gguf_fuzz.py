@@ -12,8 +12,9 @@ import pytest
 
 from tea_models.errors import TeaModelsError
 from tea_models.gguf import ArrayValue, BytesSource, check_loadable, read_header
-from tea_models.profile import from_json, profile_from_headers, to_json
+from tea_models.profile.document import from_json, to_json
 from tea_models.profile.facts import ProfileFile
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.inspection import json_value
 from tests.gguf_build import Q4_K, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors, typed
 

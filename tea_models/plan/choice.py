@@ -14,7 +14,7 @@ from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
 from tea_models.engine.probe import RefusedError
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
-from tea_models.plan.case import SMALLEST_CONTEXT, make_budget
+from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 from tea_models.plan.speed import Speed, speed_of
 from tea_models.plan.user_settings import UserSettings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.profile.model_files import ModelFiles
 
 
@@ -162,7 +162,9 @@ def open_for_plan(
         measure: Whether the engine may be asked.
         to_load: The file is to be loaded here: all of its header is checked, and the profile in the store serves.
     """
-    from tea_models.profile import ModelProfile, load_profile, profile_from_headers
+    from tea_models.profile.document import load_profile
+    from tea_models.profile.facts import ModelProfile
+    from tea_models.profile.header_facts import profile_from_headers
     from tea_models.profile.model_files import open_model
     from tea_models.profile.stored import read_profile
 

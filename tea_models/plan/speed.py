@@ -5,14 +5,12 @@ The runtime records rates with `record_speed`; `plan` and `list --fit` show them
 
 from __future__ import annotations
 
-import contextlib
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_rows
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.machine.detect import Machine
     from tea_models.plan.types import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 _KEPT = 200
 _SAMPLES = 5
@@ -77,7 +75,7 @@ def record_speed(
     if sample["prompt_tokens_per_s"] is None and sample["tokens_per_s"] is None:
         return
     path = _samples_file(store_dir)
-    _keep(path, [*_read_list(path), sample])
+    keep(path, [*read_rows(path), sample][-_KEPT:])
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:
@@ -93,7 +91,7 @@ def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, 
     same["header_sha256"] = profile.header_sha256
     samples = [
         sample
-        for sample in _read_list(_samples_file(store_dir))
+        for sample in read_rows(_samples_file(store_dir))
         if all(sample.get(name) == value for name, value in same.items())
     ]
     if samples:
@@ -125,13 +123,13 @@ def bytes_per_token(profile: ModelProfile) -> int:
 def _bandwidth(machine: Machine, threads: int, store_dir: Path) -> float | None:
     """The machine's memory bandwidth, measured once for each number of threads and kept."""
     path = store_dir / ".tea" / "bandwidth.json"
-    rows = _read_list(path)
+    rows = read_rows(path)
     for row in rows:
         if (row.get("cpu"), row.get("threads")) == (machine.cpu, threads) and isinstance(row.get("bytes_per_s"), float):
             return float(row["bytes_per_s"])
     found = memory_bandwidth(threads, machine.memory_usable)
     if found is not None:
-        _keep(path, [*rows, {"cpu": machine.cpu, "threads": threads, "bytes_per_s": found}])
+        keep(path, [*rows, {"cpu": machine.cpu, "threads": threads, "bytes_per_s": found}])
     return found
 
 
@@ -146,18 +144,3 @@ def _median(samples: list[dict[str, Any]], name: str) -> float | None:
 
 def _samples_file(store_dir: Path) -> Path:
     return store_dir / ".tea" / "speeds.json"
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list; bookkeeping that was damaged is worth nothing, and no reason to fail."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return []
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-
-
-def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    with contextlib.suppress(OSError):  # a store that can't be written is no reason to fail
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(rows[-_KEPT:]), durable=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tea_models.engine.probe import EngineInfo, engine_info, engine_version
 from tea_models.errors import TeaModelsError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.plan.case import make_budget
+from tea_models.plan.plan_input import make_budget
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
