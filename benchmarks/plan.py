@@ -23,9 +23,9 @@ from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe import Prober, ProbeTarget
-from tea_models.plan import UserSettings, plan_profile
-from tea_models.plan.resolve import choose_measurer, machine_now
-from tea_models.profile import profile_from_headers
+from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tea_models.settings import Settings
 

@@ -14,7 +14,7 @@ from tea_models.errors import UsageError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tea_models.plan import RunPlan
+    from tea_models.plan.types import RunPlan
 
 Message = Mapping[str, Any]
 #: Gets each piece of text as it comes. What it raises ends the stream and reaches the caller.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tea_models.chat import Segment
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat

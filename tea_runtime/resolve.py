@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 logger = logging.getLogger("tea_runtime")
 

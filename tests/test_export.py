@@ -16,9 +16,10 @@ import yaml
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.export import export_model
 from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
+from tea_models.plan.resolve import plan_profile
+from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 from tests.architectures import CASES
 from tests.gguf_build import build_gguf

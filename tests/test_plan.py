@@ -16,9 +16,12 @@ from tea_models.engine.probe import RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
 from tea_models.gguf.header import Header, read_header
 from tea_models.machine.detect import Gpu, detect_machine
-from tea_models.plan import RunPlan, UserSettings, plan_profile, resolve_plan
-from tea_models.plan.resolve import plan_model
-from tea_models.profile import ModelProfile, model_files, to_json
+from tea_models.plan.resolve import plan_model, plan_profile, resolve_plan
+from tea_models.plan.types import RunPlan
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile import model_files
+from tea_models.profile.document import to_json
+from tea_models.profile.facts import ModelProfile
 from tea_models.settings import Settings
 from tea_models.sizes import parse_bytes
 from tea_models.store import Store

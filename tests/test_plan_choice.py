@@ -12,8 +12,8 @@ import yaml
 
 from tea_models.cli.plan_view import comparison_text
 from tea_models.errors import MemoryDoesNotFitError, UnknownModelError, UsageError
-from tea_models.plan import UserSettings
 from tea_models.plan.choice import best_fit, compare_variants, fit_table
+from tea_models.plan.user_settings import UserSettings
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tests.gguf_build import F16, build_gguf, small_llama_metadata, small_llama_tensors

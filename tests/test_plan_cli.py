@@ -37,7 +37,8 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
 
 def test_plan_is_one_document_with_the_contracts_keys(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "plan", tiny, "--estimate")
-    assert {"settings", "memory", "decisions"} <= set(found)
+    assert {"settings", "memory", "decisions", "speed"} <= set(found)
+    assert set(found["speed"]) == {"prompt_tokens_per_s", "tokens_per_s", "method"}
     assert found["memory"]["method"] == "estimated"
 
 

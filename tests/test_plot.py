@@ -10,9 +10,10 @@ import pytest
 
 from tea_models.cli.plan_view import explanation, overview
 from tea_models.engine.estimator import Estimator
-from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.curve import memory_curve
 from tea_models.plan.plot import draw_svg, draw_text
+from tea_models.plan.resolve import plan_profile
+from tea_models.plan.user_settings import UserSettings
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, machine_with, profile_of
 

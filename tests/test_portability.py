@@ -19,7 +19,7 @@ from tea_models.errors import UsageError
 from tea_models.gguf import FileSource, read_header
 from tea_models.machine import detect
 from tea_models.machine.detect import detect_machine
-from tea_models.plan.case import make_budget
+from tea_models.plan.plan_input import make_budget
 from tea_models.store import locks
 from tea_models.store.names import host_key
 from tests.gguf_build import build_gguf

@@ -26,7 +26,7 @@ from tea_models.engine.probe import (
     engine_version,
 )
 from tea_models.engine.probe_process import ProbeError
-from tea_models.profile import profile_from_headers
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tests.gguf_build import build_gguf
 

@@ -14,16 +14,9 @@ from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
 from tea_models.gguf import BytesSource, read_header
-from tea_models.profile import (
-    ProfileFile,
-    from_json,
-    load_profile,
-    profile_differences,
-    profile_from_headers,
-    resolve_profile,
-    to_json,
-)
-from tea_models.profile.facts import Fact, ModelProfile
+from tea_models.profile.document import from_json, load_profile, profile_differences, to_json
+from tea_models.profile.facts import Fact, ModelProfile, ProfileFile
+from tea_models.profile.header_facts import profile_from_headers, resolve_profile
 from tea_models.registry.entries import Entry, MetadataOverride, Overrides, TemplateOverride
 from tea_models.settings import Settings
 from tests.gguf_build import CHATML, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors

@@ -10,8 +10,8 @@ import pytest
 
 from tea_models import Settings, pull
 from tea_models.errors import ConfigError, MissingFileError, UnknownModelError
-from tea_models.profile import resolve_profile
 from tea_models.profile.document import to_json
+from tea_models.profile.header_facts import resolve_profile
 from tea_runtime import create_llm_backend, resolve_model_path
 from tea_runtime.errors import BackendUnavailableError
 from tea_runtime.llm_settings import LlmSettings

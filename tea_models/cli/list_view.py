@@ -123,12 +123,12 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
         "": ["installed" if row["installed"] else "" for row in shown],
-        "KIND": [row["kind"] or "" for row in shown],
     }
     if any("fit" in row for row in shown):
         fits = [row.get("fit") or {} for row in shown]
         columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
+    columns["KIND"] = [row["kind"] or "" for row in shown]
     columns["LICENSE"] = [row["license"] or "" for row in shown]
     columns["ALSO AS"] = [more.get(row["name"], "") for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:

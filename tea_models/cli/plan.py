@@ -11,7 +11,8 @@ from tea_models.cli.frame import App, answering, takes_locked
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan, UserSettings
+    from tea_models.plan.types import RunPlan
+    from tea_models.plan.user_settings import UserSettings
 
 _PURPOSES = ("chat", "embed")
 
@@ -83,7 +84,7 @@ def user_settings(
     *, n_ctx: str, kv_type: str | None, threads: int | None, gpu: str | None, **others: Any
 ) -> UserSettings:
     """What the options of a command ask for."""
-    from tea_models.plan import UserSettings
+    from tea_models.plan.user_settings import UserSettings
 
     return UserSettings.of(
         n_ctx=_context(n_ctx),

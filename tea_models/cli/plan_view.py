@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from tea_models.cli.output import printable
+from tea_models.engine.estimator import ESTIMATE_ERROR
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -82,9 +83,19 @@ def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
         size = getattr(use, name)
         bar = "█" * round(width * size / use.total) if use.total else ""
         lines.append(f"{label:<16} {human_bytes(size):>9}  {out.style(bar, 'cyan')}")
-    share = use.total / most
-    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {share:.0%} of what may be used, {use.method}")
-    return lines
+    method = use.method if use.method == "measured" else f"{use.method}, at most {ESTIMATE_ERROR:.0%} too high"
+    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {use.total / most:.0%} of what may be used, {method}")
+    return [*lines, *_speed_lines(plan)]
+
+
+def _speed_lines(plan: RunPlan) -> list[str]:
+    speed = plan.speed
+    if speed is None:
+        return []
+    rates = ((speed.tokens_per_s, "written"), (speed.prompt_tokens_per_s, "of a prompt read"))
+    parts = [f"{rate:,.0f} tokens/s {what}" for rate, what in rates if rate]
+    how = "measured here" if speed.method == "measured" else "estimated from the memory bandwidth"
+    return [f"{'Speed':<16} {', '.join(parts)}, {how}"] if parts else []
 
 
 def _note_lines(plan: RunPlan, out: Style) -> list[str]:

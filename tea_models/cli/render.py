@@ -89,7 +89,7 @@ def _template(app: App, model: str | None, template_file: str | None) -> tuple[s
     facts: dict[str, Any] = {"bos_token": None, "eos_token": None, "template_source": None, "add_bos": None}
     template = None
     if model is not None:
-        from tea_models.profile import resolve_profile
+        from tea_models.profile.header_facts import resolve_profile
 
         profile = resolve_profile(model, settings=app.settings)
         tokenizer, chat = profile.tokenizer, profile.chat

@@ -7,10 +7,10 @@ tokenizer to a tensor that is missing. A file that loads is remembered by its he
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.probe import TIMEOUT, engine_build
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
@@ -86,11 +86,7 @@ class DryLoader:
             return None
         why, known = self._ask(path)
         if known and why is None:
-            try:
-                remembered.parent.mkdir(parents=True, exist_ok=True)
-                remembered.write_text(json.dumps({"loads": True}), encoding="utf-8")
-            except OSError:
-                pass  # a store that can't be written to
+            keep(remembered, {"loads": True})
         return why
 
     def _ask(self, path: Path) -> tuple[Refusal | None, bool]:

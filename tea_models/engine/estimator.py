@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 # What the engine keeps for each piece of the vocabulary.
 _PIECE = 121

@@ -15,7 +15,7 @@ from tea_models.gguf.types import GGML_TYPES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
 

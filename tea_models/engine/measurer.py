@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.engine.probe import Prober, RefusedError
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 # The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
 _LARGEST_MEASURED = 1 << 22

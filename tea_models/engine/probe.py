@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
@@ -111,19 +111,19 @@ def engine_info(
     build = engine_build()
     file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
     if file is not None:
-        known = _read_json(file)
-        if isinstance(known.get("engine"), dict) and known["engine"].get("gpu_offload") is False:
-            try:
+        known = read_kept(file)
+        try:
+            if known["engine"]["gpu_offload"] is False:
                 return _engine([known])
-            except (KeyError, TypeError):
-                pass  # damaged; ask again
+        except (KeyError, TypeError):
+            pass  # none, or damaged: ask again
     process = _start(environ)
     try:
         documents = process.ask({"points": []}, timeout)
     finally:
         process.close()
     if file is not None:
-        _write_json(file, next((document for document in documents if "engine" in document), {}))
+        keep(file, next((document for document in documents if "engine" in document), {}))
     return _engine(documents)
 
 
@@ -218,37 +218,19 @@ class Prober:
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             return {}
-        document = _read_json(self._file)
-        points = document.get("points") if document.get("format") == _FORMAT else None
+        document = read_kept(self._file)
+        current = isinstance(document, dict) and document.get("format") == _FORMAT
+        points = document.get("points") if current else None
         return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
 
     def _write_cache(self) -> None:
-        if self._file is None:
-            return
-        merged = self._read_cache() | self._known
-        _write_json(self._file, {"format": _FORMAT, "points": merged})
+        if self._file is not None:
+            keep(self._file, {"format": _FORMAT, "points": self._read_cache() | self._known})
 
 
 def _key(point: EngineSettings) -> str:
     """What memory depends on as a text, the same in every run."""
     return json.dumps(point.deciding_memory(), sort_keys=True)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _write_json(file: Path, document: dict[str, Any]) -> None:
-    """Keep an answer; a store that can't be written is no reason not to give it."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(document), durable=False)
-    except OSError:
-        return
 
 
 def _complete(value: Any) -> bool:

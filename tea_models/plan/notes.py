@@ -11,7 +11,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import CacheLayout, MemoryUse
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 
 def notes_for(

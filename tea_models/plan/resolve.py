@@ -21,6 +21,7 @@ from tea_models.errors import IntegrityError, UsageError
 from tea_models.files import base_name
 from tea_models.machine.detect import Machine, detect_machine
 from tea_models.plan.observed import read_observed
+from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.profile.model_files import ModelFiles
 
 
@@ -89,7 +90,8 @@ def resolve_for(
     """Plan a model for settings that were put together before; as `resolve_plan` otherwise."""
     user.check()
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
-        return _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
+        plan = _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
+        return plan if machine else _with_speed(plan, opened, settings)
 
 
 def plan_with_curve(
@@ -101,7 +103,7 @@ def plan_with_curve(
     user.check()
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
         plan = _plan(path_or_ref, opened, settings, user, machine_now(settings, measure=measure))
-        return plan, memory_curve(plan, opened.measurer)
+        return _with_speed(plan, opened, settings), memory_curve(plan, opened.measurer)
 
 
 def plan_model(
@@ -161,7 +163,9 @@ def open_for_plan(
         measure: Whether the engine may be asked.
         to_load: The file is to be loaded here: all of its header is checked, and the profile in the store serves.
     """
-    from tea_models.profile import ModelProfile, load_profile, profile_from_headers
+    from tea_models.profile.document import load_profile
+    from tea_models.profile.facts import ModelProfile
+    from tea_models.profile.header_facts import profile_from_headers
     from tea_models.profile.model_files import open_model
     from tea_models.profile.stored import read_profile
 
@@ -188,6 +192,10 @@ def _plan(
     name = _name(path_or_ref) if isinstance(path_or_ref, str | Path) else opened.profile.files[0].name
     plan = plan_profile(opened.profile, machine, user, opened.measurer, name=name)
     return replace(plan, observed=read_observed(settings.store_dir, plan))
+
+
+def _with_speed(plan: RunPlan, opened: OpenedModel, settings: Settings) -> RunPlan:
+    return replace(plan, speed=speed_of(opened.profile, plan.settings, plan.machine, settings.store_dir))
 
 
 def plan_profile(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.machine.detect import Machine
+    from tea_models.plan.speed import Speed
 
 Setting = int | float | str | bool | None
 
@@ -133,6 +134,7 @@ class RunPlan:
         machine: The machine that it was made for.
         header_sha256: The model that it was made for.
         observed: What loading it has really taken here before, if it was recorded.
+        speed: How fast it runs here, if something is known.
     """
 
     name: str
@@ -145,6 +147,7 @@ class RunPlan:
     machine: Machine
     header_sha256: str
     observed: dict[str, Any] | None = None
+    speed: Speed | None = None
 
     def decision(self, setting: str) -> Decision:
         """The decision on a setting.
@@ -165,6 +168,7 @@ class RunPlan:
             "context_length": self.context_length,
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
+            "speed": self.speed.to_json() if self.speed else None,
             "decisions": [
                 {
                     "setting": decision.setting,

@@ -11,7 +11,7 @@ from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.types import ValueType
 from tea_models.profile.facts import values_of
-from tea_models.profile.from_headers import profile_from_headers
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
 from tea_models.profile.document import load_profile, to_json
-from tea_models.profile.resolve import resolve_profile
+from tea_models.profile.header_facts import resolve_profile
 from tea_models.registry.entries import builtin_text
 from tea_models.store import Store
 

@@ -6,16 +6,14 @@ user's, the project's, and the one `TEA_REGISTRY` names (see `Settings`). docs/r
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, NameRef, Reference, parse_reference
@@ -192,18 +190,14 @@ def _builtin_entries(parsed: Path) -> list[Entry]:
 def _parsed(text: str, kept: Path) -> Any:
     """The data of a YAML text; parsing takes longer than all else that `list` does."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    try:
-        found = json.loads(kept.read_bytes())
-        if found["sha256"] == digest:
-            return found["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not kept, or not whole
+    found = read_kept(kept)
+    if isinstance(found, dict) and found.get("sha256") == digest and "data" in found:
+        return found["data"]
     from tea_models.yamlfile import plain_yaml
 
     data = plain_yaml(text)
     if kept.parent.is_dir():
-        with contextlib.suppress(OSError):
-            write_atomically(kept, json.dumps({"sha256": digest, "data": data}), durable=False)
+        keep(kept, {"sha256": digest, "data": data})
     return data
 
 

@@ -12,7 +12,7 @@ from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
-from tea_models.profile.resolve import resolve_profile
+from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, HubRef, quantization_of
 from tea_models.registry.entries import SCHEMA, read_entries
 from tea_models.sources import hub, resolve

@@ -13,7 +13,7 @@ from tea_models.engine.installed import installed_engine
 from tea_models.engine.probe import EngineInfo, engine_info
 from tea_models.errors import INSTALL_ENGINE, TeaModelsError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.plan.case import make_budget
+from tea_models.plan.plan_input import make_budget
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:

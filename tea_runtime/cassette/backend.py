@@ -15,7 +15,7 @@ from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_runtime.backend import Callback, Message
 
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode

@@ -21,7 +21,7 @@ from tea_runtime.llama.vocabulary import encode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 # Names that llama-cpp-python gives to formats which llama.cpp knows under another one.
 _ALIASES = {

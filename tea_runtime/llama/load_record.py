@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan
+    from tea_models.plan.types import RunPlan
     from tea_runtime.llama.context import Context
 
 # llama.cpp's log rounds each buffer to 0.01 MiB.

@@ -11,8 +11,8 @@ from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.plan.types import RunPlan
+    from tea_models.profile.facts import ModelProfile
 
 
 def default_settings() -> Settings:

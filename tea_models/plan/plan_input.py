@@ -1,4 +1,4 @@
-"""What a plan is made from, worked out once: the model's traits, the budget, and the ledger of decisions."""
+"""What a plan is made from, worked out once: the model's traits, the budget, and the decisions so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.machine.detect import Machine
     from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 #: Below this many tokens `auto` gives up: a system prompt, a question and an answer must fit.
 SMALLEST_CONTEXT = 2048
@@ -52,22 +52,22 @@ class Budget:
 
 
 @dataclass(slots=True)
-class Ledger:
+class Decisions:
     """The decisions so far."""
 
-    decisions: list[Decision] = field(default_factory=list)
+    made: list[Decision] = field(default_factory=list)
 
     def decide(self, setting: str, value: int | str | bool, source: str, reason: str, *rejected: Rejected) -> None:
         """Write down a decision."""
-        self.decisions.append(Decision(setting, value, source, reason, rejected))
+        self.made.append(Decision(setting, value, source, reason, rejected))
 
     def has(self, setting: str) -> bool:
         """Whether a setting was decided."""
-        return any(decision.setting == setting for decision in self.decisions)
+        return any(decision.setting == setting for decision in self.made)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PlanInput:
     """One model on one machine with the user's settings.
 
     Attributes:
@@ -112,7 +112,7 @@ class Case:
         return kv_bytes_per_token(self.layout, point.type_k, point.type_v)
 
 
-def make_case(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> Case:
+def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> PlanInput:
     """Work out what a plan is made from.
 
     Args:
@@ -128,7 +128,7 @@ def make_case(profile: ModelProfile, machine: Machine, user: UserSettings, name:
     name = name or profile.name.value or (profile.files[0].name if profile.files else "the model")
     if kind in _KINDS_WITHOUT_PLAN:
         raise UsageError(f"{name} is {_KINDS_WITHOUT_PLAN[kind]}: there is nothing to plan")
-    return Case(
+    return PlanInput(
         profile=profile,
         machine=machine,
         user=user,

@@ -12,18 +12,37 @@ from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
 from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.profile.kind import flaws_of, kind_of, pooling_of
+from tea_models.profile.model_files import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from tea_models.chat.capabilities import TemplateCapabilities
     from tea_models.gguf.header import Header, TensorInfo, Value
     from tea_models.registry.entries import Entry, MetadataOverride
+    from tea_models.settings import Settings
 
 ABSENT = "derived:not in the file"
 MOST_ITEMS = 1024  # of an array among the hyperparameters; per-layer arrays have at most 512
 MOST_BYTES = 1 << 16
 TEMPLATE = "tokenizer.chat_template"
+
+
+def resolve_profile(path_or_ref: Path | str, *, settings: Settings | None = None) -> ModelProfile:
+    """The profile of a model that lies here, is installed, or is remote (then only its header is fetched).
+
+    Args:
+        path_or_ref: A path, or a reference as a user types it.
+        settings: Where the store and the hosts are; by default from the environment.
+
+    Raises:
+        MalformedGGUFError: A file is not GGUF or breaks the specification.
+        NotAvailableError: The model can't be had from here.
+        UsageError: The text is no reference.
+    """
+    with open_model(path_or_ref, settings=settings) as model:
+        return profile_from_headers(model.headers, model.files, entry=model.entry)
 
 
 def profile_from_headers(
