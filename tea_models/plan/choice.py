@@ -131,12 +131,6 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
     one with the most context.
 
-    Args:
-        name: A name of the registry, without a variant.
-        settings: Where the registry and the store are.
-        user: What else was asked for.
-        measure: Whether the engine may be asked.
-
     Raises:
         UnknownModelError: There is no such model.
         UsageError: It is not a name of the registry, or names a variant already.
@@ -197,10 +191,6 @@ def compare_variants(reference: str, settings: Settings, user: UserSettings, *, 
 
 def fit_table(entries: Iterable[Entry], settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
     """Whether each variant of each entry fits here, without fetching anything.
-
-    Args:
-        entries: Of the registry.
-        settings: Where the store is.
 
     Returns:
         By name and variant: `Fit.to_json()`, with a `summary` for a table.

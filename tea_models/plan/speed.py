@@ -79,14 +79,7 @@ def record_speed(
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:
-    """How fast a model runs with some settings here; None if nothing is known.
-
-    Args:
-        profile: The model.
-        settings: Its settings.
-        machine: This machine.
-        store_dir: Where rates and the bandwidth are kept.
-    """
+    """How fast a model runs with some settings here; None if nothing is known."""
     same = {name: getattr(settings, name) for name in ("n_threads", "n_gpu_layers")}
     same["header_sha256"] = profile.header_sha256
     samples = [
@@ -106,11 +99,7 @@ def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, 
 
 
 def bytes_per_token(profile: ModelProfile) -> int:
-    """Bytes that writing one token reads: the weights that take part, and the cache of a short context.
-
-    Args:
-        profile: The model.
-    """
+    """Bytes that writing one token reads: the weights that take part, and the cache of a short context."""
     h, weights = Hyperparameters(profile), profile.weights
     experts, used = h.number("expert_count"), h.number("expert_used_count")
     blocks = sum(weights.blocks)

@@ -119,11 +119,7 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
 
 
 def plain_path(path_or_ref: Path | str) -> str | None:
-    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing.
-
-    Args:
-        path_or_ref: A path, or a reference as a user types it.
-    """
+    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing."""
     text = str(path_or_ref)
     looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
     scheme = ":" in os.path.splitdrive(text)[1].split(os.sep, 1)[0]

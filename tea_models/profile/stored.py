@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 def read_profile(path: Path, files: Sequence[ProfileFile], settings: Settings) -> ModelProfile | None:
-    """The profile that was written for a file of the store, as long as the file is the one that was pulled.
-
-    Args:
-        path: The (first) file.
-        files: What its files are now.
-        settings: Where the store is.
-    """
+    """The profile that was written for a file of the store, as long as the file is the one that was pulled."""
     store = Store(settings.store_dir)
     record = store.record_of(path) if store.contains(path) else None
     if record is None or not store.intact(record):
