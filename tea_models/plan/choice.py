@@ -8,7 +8,7 @@ alone decides, and the answer says so.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
@@ -89,21 +89,11 @@ class Fit:
         return document | {"summary": self.summary, "contexts": contexts, "speed": speed}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The variant to take.
-
-    Attributes:
-        reference: How to name it (`phi4-mini:Q4_K_M`).
-        reason: Why, in a sentence.
-        fit: What is known of it.
-        others: What is known of the others.
-    """
+class Choice(NamedTuple):
+    """The variant to take: how to name it (`phi4-mini:Q4_K_M`), and why, in a sentence."""
 
     reference: str
     reason: str
-    fit: Fit
-    others: tuple[Fit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +149,7 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
     reason = f"{best.variant} ({human_bytes(best.size or 0)}): {best.summary}, {best.method}"
     if larger:
         reason += "; " + ", ".join(f"{fit.variant} {_why_not(fit)}" for fit in larger)
-    return Choice(
-        f"{entry.name}:{best.variant}", reason, best, tuple(fit for fit in comparison.fits if fit is not best)
-    )
+    return Choice(f"{entry.name}:{best.variant}", reason)
 
 
 def _why_not(fit: Fit) -> str:

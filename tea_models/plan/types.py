@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tea_models.engine.formula import KV_TYPES
@@ -169,16 +169,7 @@ class RunPlan:
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
             "speed": self.speed.to_json() if self.speed else None,
-            "decisions": [
-                {
-                    "setting": decision.setting,
-                    "value": decision.value,
-                    "source": decision.source,
-                    "reason": decision.reason,
-                    "rejected": [{"value": other.value, "reason": other.reason} for other in decision.rejected],
-                }
-                for decision in self.decisions
-            ],
+            "decisions": [asdict(decision) for decision in self.decisions],
             "notes": list(self.notes),
             "observed": self.observed,
         }
