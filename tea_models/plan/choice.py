@@ -16,7 +16,8 @@ from tea_models.engine.probe import RefusedError
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
-from tea_models.plan.speed import Speed, speed_of
+from tea_models.plan.speed import speed_of
+from tea_models.plan.types import Speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry

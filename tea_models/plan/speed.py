@@ -6,13 +6,13 @@ The runtime records rates with `record_speed`; `plan` and `list --fit` show them
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.kept_json import keep, read_rows
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
+from tea_models.plan.types import Speed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,25 +30,6 @@ _LEAST_PROMPT, _LEAST_TOKENS = 32, 16
 _LAYER_SECONDS = 55e-6
 # A context that answers are given at: its cache is read for each token too.
 _CONTEXT = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Rates in tokens a second, None where one is unknown.
-
-    Attributes:
-        prompt_tokens_per_s: Of reading a prompt.
-        tokens_per_s: Of writing an answer.
-        method: `measured` on this machine, or `estimated` from its memory bandwidth.
-    """
-
-    prompt_tokens_per_s: float | None
-    tokens_per_s: float | None
-    method: Literal["measured", "estimated"]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def record_speed(

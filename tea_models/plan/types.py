@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.engine.formula import KV_TYPES
 from tea_models.sizes import human_bytes
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.machine.detect import Machine
-    from tea_models.plan.speed import Speed
 
 Setting = int | float | str | bool | None
 
@@ -117,6 +116,25 @@ def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
     # A device without a budget of its own works in the machine's memory.
     host = use.total - sum(own.values()) - budget
     return max(host, *(size - device_budgets[name] for name, size in own.items())) if own else host
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Rates in tokens a second, None where one is unknown.
+
+    Attributes:
+        prompt_tokens_per_s: Of reading a prompt.
+        tokens_per_s: Of writing an answer.
+        method: `measured` on this machine, or `estimated` from its memory bandwidth.
+    """
+
+    prompt_tokens_per_s: float | None
+    tokens_per_s: float | None
+    method: Literal["measured", "estimated"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
