@@ -17,7 +17,6 @@ from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailab
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 from tea_models.plan.speed import speed_of
-from tea_models.plan.types import Speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
+    from tea_models.plan.types import Speed
     from tea_models.profile.facts import ModelProfile
     from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
