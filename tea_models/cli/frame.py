@@ -151,10 +151,6 @@ class _ReaderGoneError(Exception):
 def run(command: click.Command, argv: Sequence[str]) -> int:
     """Run a command and turn whatever happens into an exit code and one message.
 
-    Args:
-        command: The click command or group.
-        argv: Arguments without the program's name.
-
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
     """

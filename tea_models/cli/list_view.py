@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
     from tea_models.store import Installed
 
-_LARGEST_NAME = 34
-
 
 def show(
     settings: Settings,
@@ -118,7 +116,6 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
         )
     shown = [row for row in rows if every or row["installed"] or (row["default"] and not _has(rows, row["name"]))]
     shown.sort(key=lambda row: not row["installed"])
-    more = {} if every else _others(rows, shown)
     columns = {
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
@@ -151,16 +148,6 @@ def _has(rows: list[dict[str, Any]], name: str) -> bool:
 
 def _name(row: dict[str, Any], *, every: bool) -> str:
     return f"{row['name']}:{row['variant']}" if every or not row["default"] else row["name"]
-
-
-def _others(rows: list[dict[str, Any]], shown: list[dict[str, Any]]) -> dict[str, str]:
-    """The variants of each model that have no line of their own."""
-    there = {(row["name"], row["variant"]) for row in shown}
-    found: dict[str, str] = {}
-    for row in rows:
-        if (row["name"], row["variant"]) not in there:
-            found[row["name"]] = " ".join(filter(None, (found.get(row["name"]), row["variant"])))
-    return found
 
 
 def _speed(speed: dict[str, Any] | None) -> str:

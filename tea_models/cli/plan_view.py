@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tea_models.cli.output import printable
-from tea_models.engine.estimator import ESTIMATE_ERROR
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.cli.output import Output
     from tea_models.plan.choice import Comparison, Fit
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import Decision, RunPlan, Setting
@@ -21,25 +21,8 @@ _LABELS = {"type_k": "KV cache type"}
 _PARTS = (("weights", "Weights"), ("kv_cache", "KV cache"), ("compute", "Compute buffers"), ("overhead", "Process"))
 
 
-class Style(Protocol):
-    """Where the text goes: colours and width."""
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-
-    def style(self, text: str, *styles: str) -> str:
-        """Colour a text where that is wanted."""
-
-
-def overview(plan: RunPlan, out: Style, reference: str) -> str:
-    """One screen: whether it fits, the memory, the settings, what to know.
-
-    Args:
-        plan: The plan.
-        out: Where the text goes.
-        reference: How the user named the model, for the next step.
-    """
+def overview(plan: RunPlan, out: Output, reference: str) -> str:
+    """One screen: whether it fits, the memory, the settings, what to know."""
     settings = plan.settings
     trained = f" of {plan.context_length:,}" if plan.context_length and plan.context_length != settings.n_ctx else ""
     name = out.style(printable(plan.name), "bold")
@@ -74,7 +57,7 @@ def _follows_default(plan: RunPlan, name: str) -> bool:
     return decision.value == usual[name] and not (name == "n_gpu_layers" and plan.machine.gpus)
 
 
-def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
+def _memory_lines(plan: RunPlan, out: Output) -> list[str]:
     use = plan.memory.use
     width = max(10, min(40, out.width - 40))
     most = max(use.total, plan.memory.budget) or 1
@@ -83,22 +66,15 @@ def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
         size = getattr(use, name)
         bar = "█" * round(width * size / use.total) if use.total else ""
         lines.append(f"{label:<16} {human_bytes(size):>9}  {out.style(bar, 'cyan')}")
-    method = use.method if use.method == "measured" else f"{use.method}, at most {ESTIMATE_ERROR:.0%} too high"
-    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {use.total / most:.0%} of what may be used, {method}")
-    return [*lines, *_speed_lines(plan)]
-
-
-def _speed_lines(plan: RunPlan) -> list[str]:
+    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {use.total / most:.0%} of what may be used, {use.method}")
     speed = plan.speed
-    if speed is None:
-        return []
-    rates = ((speed.tokens_per_s, "written"), (speed.prompt_tokens_per_s, "of a prompt read"))
-    parts = [f"{rate:,.0f} tokens/s {what}" for rate, what in rates if rate]
-    how = "measured here" if speed.method == "measured" else "estimated from the memory bandwidth"
-    return [f"{'Speed':<16} {', '.join(parts)}, {how}"] if parts else []
+    if speed is not None and speed.tokens_per_s:
+        prompts = f", prompts {speed.prompt_tokens_per_s:,.0f}" if speed.prompt_tokens_per_s else ""
+        lines.append(f"{'Speed':<16} {speed.tokens_per_s:>9,.0f}  tokens/s{prompts}, {speed.method}")
+    return lines
 
 
-def _note_lines(plan: RunPlan, out: Style) -> list[str]:
+def _note_lines(plan: RunPlan, out: Output) -> list[str]:
     notes = [*plan.notes, *(plan.observed or {}).get("warnings", ())]
     wrapped = [textwrap.fill(note, out.width - 2, initial_indent="- ", subsequent_indent="  ") for note in notes]
     return ["", *wrapped] if wrapped else []
@@ -108,7 +84,7 @@ def _value(decision: Decision) -> str:
     return _shown(decision.setting, decision.value)
 
 
-def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
+def explanation(plan: RunPlan, curve: Curve | None, out: Output) -> str:
     """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture.
 
     Args:
@@ -215,7 +191,7 @@ def _observed_lines(plan: RunPlan) -> list[str]:
     return lines
 
 
-def comparison_text(comparison: Comparison, out: Style) -> str:
+def comparison_text(comparison: Comparison, out: Output) -> str:
     """All variants side by side.
 
     Args:

@@ -38,12 +38,7 @@ _F32, _F16 = 4, 2
 
 
 class Estimator:
-    """Answers by formula what settings take.
-
-    Args:
-        profile: The model.
-        reason: Why there is no measurement.
-    """
+    """Answers by formula what settings take."""
 
     def __init__(self, profile: ModelProfile, reason: str = "") -> None:
         self.reason = reason

@@ -34,12 +34,7 @@ class Measurer(Protocol):
 
 
 class Measured:
-    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts.
-
-    Args:
-        prober: The dry run.
-        profile: The model.
-    """
+    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts."""
 
     def __init__(self, prober: Prober, profile: ModelProfile) -> None:
         self.reason = ""

@@ -162,9 +162,6 @@ class Prober:
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
         """Measure combinations of settings, all unknown ones in one question to the engine.
 
-        Args:
-            points: The combinations.
-
         Returns:
             For each point, what it takes, or why the engine refuses it.
 

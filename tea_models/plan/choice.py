@@ -8,7 +8,7 @@ alone decides, and the answer says so.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
@@ -16,7 +16,7 @@ from tea_models.engine.probe import RefusedError
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
-from tea_models.plan.speed import Speed, speed_of
+from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
+    from tea_models.plan.types import Speed
     from tea_models.profile.facts import ModelProfile
     from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
@@ -89,21 +90,11 @@ class Fit:
         return document | {"summary": self.summary, "contexts": contexts, "speed": speed}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The variant to take.
-
-    Attributes:
-        reference: How to name it (`phi4-mini:Q4_K_M`).
-        reason: Why, in a sentence.
-        fit: What is known of it.
-        others: What is known of the others.
-    """
+class Choice(NamedTuple):
+    """The variant to take: how to name it (`phi4-mini:Q4_K_M`), and why, in a sentence."""
 
     reference: str
     reason: str
-    fit: Fit
-    others: tuple[Fit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +121,6 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
 
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
     one with the most context.
-
-    Args:
-        name: A name of the registry, without a variant.
-        settings: Where the registry and the store are.
-        user: What else was asked for.
-        measure: Whether the engine may be asked.
 
     Raises:
         UnknownModelError: There is no such model.
@@ -165,9 +150,7 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
     reason = f"{best.variant} ({human_bytes(best.size or 0)}): {best.summary}, {best.method}"
     if larger:
         reason += "; " + ", ".join(f"{fit.variant} {_why_not(fit)}" for fit in larger)
-    return Choice(
-        f"{entry.name}:{best.variant}", reason, best, tuple(fit for fit in comparison.fits if fit is not best)
-    )
+    return Choice(f"{entry.name}:{best.variant}", reason)
 
 
 def _why_not(fit: Fit) -> str:
@@ -197,10 +180,6 @@ def compare_variants(reference: str, settings: Settings, user: UserSettings, *, 
 
 def fit_table(entries: Iterable[Entry], settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
     """Whether each variant of each entry fits here, without fetching anything.
-
-    Args:
-        entries: Of the registry.
-        settings: Where the store is.
 
     Returns:
         By name and variant: `Fit.to_json()`, with a `summary` for a table.

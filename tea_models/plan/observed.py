@@ -112,12 +112,7 @@ def record_load(
 
 
 def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
-    """The last load with a plan's own settings, as `plan --json` shows it; None where there was none.
-
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan.
-    """
+    """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
         if all(getattr(load, name) == getattr(plan.settings, name) for name in _SAME):
             return {
@@ -131,11 +126,7 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 
 def all_observed(store_dir: Path) -> list[ObservedLoad]:
-    """The last load of each model, newest first.
-
-    Args:
-        store_dir: Folder of the store.
-    """
+    """The last load of each model, newest first."""
     folder = store_dir / ".tea" / "observed"
     try:
         files = sorted(folder.glob("*.json"))

@@ -19,7 +19,7 @@ from tea_models.plan.plan_input import (
     Decisions,
     plan_input,
 )
-from tea_models.plan.reasons import alternatives, explain_batches, explain_cache, explain_mmap, explain_threads
+from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
@@ -152,11 +152,10 @@ class Planner:
         given, search = self._given, self._search
         n_ctx = given.trained if wish == "max" else int(wish)
         asked = search.at(point, n_ctx)
-        candidates = self._cheaper(asked)
-        search.prepare([*(candidate.point for candidate in candidates), *alternatives(given, asked)])
-        for candidate in candidates:
-            use = search.use(candidate.point, keep_errors=candidate.point == asked)
-            if use is not None and given.budget.fits(use):
+        search.require(asked)
+        for candidate in self._cheaper(asked):
+            use = search.fitting(candidate.point)
+            if use is not None:
                 reason = "the whole trained context was asked for" if wish == "max" else "asked for"
                 self._decisions.decide("n_ctx", n_ctx, given.user.source, reason + self._beyond(n_ctx))
                 self._give_way(candidate, asked)
@@ -166,17 +165,12 @@ class Planner:
     def _auto_context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
         given, search = self._given, self._search
         least = min(given.trained, SMALLEST_CONTEXT)
-        prepare = alternatives(given, search.at(point, given.trained))
+        search.require(search.at(point, least))
         best: tuple[Candidate, MemoryUse] | None = None
-        candidates = self._cheaper(point)
-        for candidate in candidates:
-            if candidate is not candidates[0]:  # it did not fit whole: one run of the engine for all that may follow
-                every = [search.ladder(other.point, given.trained, least) for other in candidates]
-                search.prepare([step for steps in every for step in steps])
+        for candidate in self._cheaper(point):
             if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
                 break  # what costs precision or speed is for where nothing else reaches the least context
-            asked = candidate is candidates[0]
-            found = search.largest(candidate.point, given.trained, least, prepare=prepare, keep_errors=asked)
+            found = search.largest(candidate.point, given.trained, least)
             if found is None:
                 continue
             if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:
@@ -204,7 +198,7 @@ class Planner:
                 )
             decisions.decide("n_ctx", chosen.n_ctx, source, reason)
             return
-        full = self._search.use(self._search.at(chosen, given.trained), keep_errors=False)
+        full = self._search.use(self._search.at(chosen, given.trained))
         need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
         reason = (
             f"the largest that fits into {budget}; each token of context costs {human_bytes(given.token_bytes(chosen))}"
@@ -244,13 +238,10 @@ class Planner:
 
     def _does_not_fit(self, point: EngineSettings) -> MemoryDoesNotFitError:
         given, search = self._given, self._search
-        use = search.use(point, keep_errors=True)
-        assert use is not None  # keep_errors raises instead
+        use = search.require(point)
         nearest: dict[str, str] = {}
         most, least = min(point.n_ctx, given.trained), min(point.n_ctx, _STEP)
-        candidates = self._cheaper(point)
-        search.prepare([step for candidate in candidates for step in search.ladder(candidate.point, most, least)])
-        for candidate in candidates:
+        for candidate in self._cheaper(point):
             found = search.largest(candidate.point, most, least)
             if found is not None:
                 option = f" --kv-type {candidate.point.type_k}" if candidate.point.type_k != point.type_k else ""

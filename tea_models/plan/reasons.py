@@ -15,23 +15,6 @@ if TYPE_CHECKING:
     from tea_models.plan.context_search import ContextSearch
 
 
-def alternatives(given: PlanInput, point: EngineSettings) -> list[EngineSettings]:
-    """What the reasons compare a point with; asked for together, they cost one run of the engine.
-
-    Args:
-        given: What is planned.
-        point: The settings.
-    """
-    others = []
-    if given.batch_is_free:
-        others += [replace(point, n_ubatch=size) for size in BATCHES if size != point.n_ubatch]
-    if given.cache_type_is_free:
-        others += [replace(point, type_k=kv_type, type_v=kv_type) for kv_type in SMALLER_TYPES]
-    if given.user.swa_full is None and given.layout.windowed:
-        others.append(replace(point, swa_full=True))
-    return others
-
-
 def explain_batches(given: PlanInput, decisions: Decisions, search: ContextSearch, point: EngineSettings) -> None:
     """Decide on `n_batch` and `n_ubatch`."""
     user = given.user
@@ -47,10 +30,9 @@ def explain_batches(given: PlanInput, decisions: Decisions, search: ContextSearc
         return
     if decisions.has("n_ubatch"):
         return
-    search.prepare(alternatives(given, point))
     rejected = []
     for size in BATCHES:
-        use = search.use(replace(point, n_ubatch=size), keep_errors=False)
+        use = search.use(replace(point, n_ubatch=size))
         if use is not None and size != point.n_ubatch:
             slower = ", slower prompts" if size < min(FAST_BATCH, point.n_ubatch) else ""
             rejected.append(Rejected(size, f"compute buffers of {human_bytes(use.compute)}{slower}"))
@@ -71,7 +53,6 @@ def explain_cache(
 ) -> None:
     """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
     user = given.user
-    search.prepare(alternatives(given, point))
     _explain_attention(given, decisions, use)
     if not decisions.has("type_k"):
         source, reason = "default", "this model keeps no KV cache"
@@ -86,7 +67,7 @@ def explain_cache(
     if user.swa_full is not None:
         decisions.decide("swa_full", point.swa_full, user.source, "asked for")
     elif given.layout.windowed:
-        other = search.use(replace(point, swa_full=True), keep_errors=False)
+        other = search.use(replace(point, swa_full=True))
         whole = [Rejected(value=True, reason=f"a KV cache of {human_bytes(other.kv_cache)}")] if other else []
         reason = f"layers with a window of {given.layout.window:,} tokens keep only that window"
         decisions.decide("swa_full", point.swa_full, "gguf", reason, *whole)
@@ -109,7 +90,7 @@ def _smaller_caches(given: PlanInput, search: ContextSearch, point: EngineSettin
         return []
     rejected = []
     for kv_type in SMALLER_TYPES:
-        use = search.use(replace(point, type_k=kv_type, type_v=kv_type), keep_errors=False)
+        use = search.use(replace(point, type_k=kv_type, type_v=kv_type))
         if use is not None:
             rejected.append(Rejected(kv_type, f"a KV cache of {human_bytes(use.kv_cache)}, at some loss of precision"))
     return rejected

@@ -221,14 +221,7 @@ def plan_profile(
 
 
 def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Measurer:
-    """The engine's dry run if it is installed and wanted, otherwise the formulas.
-
-    Args:
-        profile: The model.
-        settings: Where answers are kept.
-        model: Its open headers.
-        measure: Whether the engine may be asked.
-    """
+    """The engine's dry run if it is installed and wanted, otherwise the formulas."""
     if not measure:
         return Estimator(profile, "that was asked for")
     problems = [problem for header in model.headers for problem in header.problems]
@@ -244,12 +237,7 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
 
 
 def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
-    """This machine, now, with the devices that the installed engine reports.
-
-    Args:
-        settings: The environment for asking the engine.
-        measure: Whether the engine may be asked.
-    """
+    """This machine, now, with the devices that the installed engine reports."""
     machine = detect_machine()
     if not measure:
         return machine

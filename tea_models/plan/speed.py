@@ -6,13 +6,13 @@ The runtime records rates with `record_speed`; `plan` and `list --fit` show them
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.kept_json import keep, read_rows
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
+from tea_models.plan.types import Speed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,25 +30,6 @@ _LEAST_PROMPT, _LEAST_TOKENS = 32, 16
 _LAYER_SECONDS = 55e-6
 # A context that answers are given at: its cache is read for each token too.
 _CONTEXT = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Rates in tokens a second, None where one is unknown.
-
-    Attributes:
-        prompt_tokens_per_s: Of reading a prompt.
-        tokens_per_s: Of writing an answer.
-        method: `measured` on this machine, or `estimated` from its memory bandwidth.
-    """
-
-    prompt_tokens_per_s: float | None
-    tokens_per_s: float | None
-    method: Literal["measured", "estimated"]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def record_speed(
@@ -79,14 +60,7 @@ def record_speed(
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:
-    """How fast a model runs with some settings here; None if nothing is known.
-
-    Args:
-        profile: The model.
-        settings: Its settings.
-        machine: This machine.
-        store_dir: Where rates and the bandwidth are kept.
-    """
+    """How fast a model runs with some settings here; None if nothing is known."""
     same = {name: getattr(settings, name) for name in ("n_threads", "n_gpu_layers")}
     same["header_sha256"] = profile.header_sha256
     samples = [
@@ -106,11 +80,7 @@ def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, 
 
 
 def bytes_per_token(profile: ModelProfile) -> int:
-    """Bytes that writing one token reads: the weights that take part, and the cache of a short context.
-
-    Args:
-        profile: The model.
-    """
+    """Bytes that writing one token reads: the weights that take part, and the cache of a short context."""
     h, weights = Hyperparameters(profile), profile.weights
     experts, used = h.number("expert_count"), h.number("expert_used_count")
     blocks = sum(weights.blocks)

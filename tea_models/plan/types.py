@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.engine.formula import KV_TYPES
 from tea_models.sizes import human_bytes
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.machine.detect import Machine
-    from tea_models.plan.speed import Speed
 
 Setting = int | float | str | bool | None
 
@@ -120,6 +119,25 @@ def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Rates in tokens a second, None where one is unknown.
+
+    Attributes:
+        prompt_tokens_per_s: Of reading a prompt.
+        tokens_per_s: Of writing an answer.
+        method: `measured` on this machine, or `estimated` from its memory bandwidth.
+    """
+
+    prompt_tokens_per_s: float | None
+    tokens_per_s: float | None
+    method: Literal["measured", "estimated"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """Settings for this machine, made from a profile, the hardware and the user's settings.
 
@@ -169,16 +187,7 @@ class RunPlan:
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
             "speed": self.speed.to_json() if self.speed else None,
-            "decisions": [
-                {
-                    "setting": decision.setting,
-                    "value": decision.value,
-                    "source": decision.source,
-                    "reason": decision.reason,
-                    "rejected": [{"value": other.value, "reason": other.reason} for other in decision.rejected],
-                }
-                for decision in self.decisions
-            ],
+            "decisions": [asdict(decision) for decision in self.decisions],
             "notes": list(self.notes),
             "observed": self.observed,
         }

@@ -35,7 +35,7 @@ class ModelFiles:
         headers: Their headers.
         files: Their names, sizes and hashes as far as these are known.
         located: How the reference was resolved; None for a plain path.
-        entry: The registry entry whose corrections apply.
+        settings: Which registry files there are, and where the store is.
     """
 
     where: str
@@ -43,7 +43,15 @@ class ModelFiles:
     headers: tuple[Header, ...]
     files: tuple[ProfileFile, ...]
     located: Located | None
-    entry: Entry | None
+    settings: Settings
+
+    @property
+    def entry(self) -> Entry | None:
+        """The registry entry whose corrections apply."""
+        if self.located is not None and self.located.entry is not None:
+            return self.located.entry
+        path = str(self.path) if self.path is not None else None
+        return entry_of(self.headers[0], self.settings, path=path, sha256=self.files[0].sha256)
 
     @property
     def path(self) -> Path | None:
@@ -119,11 +127,7 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
 
 
 def plain_path(path_or_ref: Path | str) -> str | None:
-    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing.
-
-    Args:
-        path_or_ref: A path, or a reference as a user types it.
-    """
+    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing."""
     text = str(path_or_ref)
     looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
     scheme = ":" in os.path.splitdrive(text)[1].split(os.sep, 1)[0]
@@ -147,15 +151,11 @@ def _read(
                 sha256 = recorded_sha256(source.name, settings)
             name = file.filename if file else Path(source.name).name
             files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
-        local = isinstance(sources[0], FileSource)
-        entry = located.entry if located else None
-        if entry is None:
-            entry = entry_of(headers[0], settings, path=where if local else None, sha256=files[0].sha256)
     except BaseException:
         for source in sources:
             source.close()
         raise
-    return ModelFiles(where, sources, headers, tuple(files), located, entry)
+    return ModelFiles(where, sources, headers, tuple(files), located, settings)
 
 
 def _size(source: ByteSource, known: int | None, header: Header) -> int:
