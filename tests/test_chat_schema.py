@@ -128,17 +128,25 @@ ENFORCED: dict[str, Any] = {
     "many optional properties": {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(12)}},
     "a property without a name": {"properties": {"": {"enum": [1]}, "a": {}}, "required": [""]},
     "keys and constants of every kind": {
-        "properties": {'a"b\\': {"const": 'say "hi"\n\\ \x7f'}, "😀\n": {"enum": ["😀", "\ud800", "\u2028", {"[x]": -0.5}]}},
+        "properties": {
+            'a"b\\': {"const": 'say "hi"\n\\ \x7f'},
+            "😀\n": {"enum": ["😀", "\ud800", "\u2028", {"[x]": -0.5}]},
+        },
         "required": ['a"b\\', "😀\n"],
     },
     "one of a number and a truth": {"oneOf": [{"const": 1}, {"const": True}, {"const": [1]}, {"const": [True]}]},
     "lengths of any characters": {"type": "string", "minLength": 2, "maxLength": 2},
     "typed additional properties": {
-        "properties": {"a": {}}, "required": ["b"], "additionalProperties": {"type": "null"}
+        "properties": {"a": {}},
+        "required": ["b"],
+        "additionalProperties": {"type": "null"},
     },
     "beside a reference": {"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string", "minLength": 2}}},
     "beside any of": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {"type": "null"}}},
-    "both unions": {"anyOf": [{"type": "null"}, {"type": "string"}], "oneOf": [{"type": ["null", "array"]}, {"type": "string"}]},
+    "both unions": {
+        "anyOf": [{"type": "null"}, {"type": "string"}],
+        "oneOf": [{"type": ["null", "array"]}, {"type": "string"}],
+    },
     "all of with one property twice": {
         "allOf": [{"properties": {"a": {"type": ["null", "integer"]}}}, {"properties": {"a": {"type": "number"}}}]
     },
