@@ -91,7 +91,7 @@ def test_whatever_stands_in_a_template_the_answer_is_a_text_or_one_error(templat
     try:
         render_chat(template, messages, x="x", y="y", l=["x", "y"], d={"k": "y"})
     except TemplateError as error:
-        assert str(error).startswith("chat template")
+        assert str(error).startswith("chat template")  # noqa: PT017
     assert render_chat("{{ messages[0].content }}", messages) == "hello"
 
 
