@@ -1,41 +1,48 @@
-# Everything a user or developer types. `make demo` and `make test` set everything up by themselves.
+# Everything a user or developer types. `make demo` and `make test` set everything up by themselves, from the lock.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED = $(PIP) --require-hashes $(foreach name,$(1),-r requirements/$(name).txt)
+DEMO := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
+LOCK := requirements
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format docs check-python clean help
+.PHONY: demo test test-newest test-lowest lint format docs lock dist check-python clean help
 
 help:
-	@echo "make demo    set everything up and run the main job on a real model"
-	@echo "make test    set everything up, check the code, run all tests"
-	@echo "make lint    ruff and mypy only"
-	@echo "make format  format the code"
-	@echo "make docs    make the command reference anew"
+	@echo "make demo         set everything up and run the main job on a real model"
+	@echo "make test         set everything up, check the code, run all tests"
+	@echo "make lint         ruff and mypy only"
+	@echo "make format       format the code"
+	@echo "make docs         make the command reference anew"
+	@echo "make lock         renew requirements/, the locked versions of everything that is installed"
+	@echo "make test-newest  all tests with the newest versions that pyproject.toml allows"
+	@echo "make test-lowest  all tests with the lowest ones"
+	@echo "make dist         build the sdist and the wheel"
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: Python 3.11 or newer is needed; name one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || [ -f $(STAMP) ] \
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || [ -f $(DEMO) ] \
 	  || { echo "error: a C++ compiler is needed to build llama.cpp (Debian: apt-get install g++)" >&2; exit 2; }
 
-$(STAMP): pyproject.toml | check-python
+# What `make demo` needs: the locked base install, the engine, and this project itself.
+$(DEMO): pyproject.toml $(addprefix $(LOCK)/,base.txt build.txt compile.txt llm-local.txt) | check-python
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time the engine (llama.cpp) is compiled: about six minutes on two cores."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,llm-local]'
+	@$(call LOCKED,base build compile)
+	@$(call LOCKED,llm-local) --no-build-isolation
+	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q tea_models tea_runtime
 	@touch $@
 
-$(VENV)/.demo-installed: pyproject.toml | check-python
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@[ -f $(STAMP) ] || { \
-	  echo "Installing into $(VENV); the first time the engine (llama.cpp) is compiled: about six minutes on two cores."; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[llm-local]'; }
-	@$(BIN)/python -m compileall -q tea_models tea_runtime
+$(STAMP): $(DEMO) $(LOCK)/dev.txt
+	@$(call LOCKED,dev)
 	@touch $@
 
-demo: $(VENV)/.demo-installed
+demo: $(DEMO)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 lint: $(STAMP)
@@ -53,5 +60,41 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/hatchling build
+
+# One resolution for every Python and system; each file of requirements/ is a part of it.
+UV := $(VENV)-lock/bin/uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+  --no-emit-find-links --custom-compile-command "make lock" --constraint $(VENV)-lock/all.txt
+
+$(UV): $(LOCK)/lock.txt
+	@[ -x $(VENV)-lock/bin/python ] || $(PYTHON) -m venv $(VENV)-lock
+	@$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)/lock.txt
+	@touch $@
+
+lock: $(UV)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml --all-extras \
+	  --group build --group compile --group lock --output-file $(VENV)-lock/all.txt --upgrade
+	$(COMPILE) pyproject.toml --output-file $(LOCK)/base.txt
+	$(COMPILE) pyproject.toml --extra llm-local --output-file $(LOCK)/llm-local.txt
+	$(COMPILE) pyproject.toml --extra api --output-file $(LOCK)/api.txt
+	$(COMPILE) pyproject.toml --extra server --output-file $(LOCK)/server.txt
+	# The engine itself is in llm-local.txt only, so that a prebuilt one can take its place.
+	$(COMPILE) pyproject.toml --extra dev --extra llm-local --no-emit-package llama-cpp-python \
+	  --output-file $(LOCK)/dev.txt
+	for group in build compile lock; do $(COMPILE) --group $$group --output-file $(LOCK)/$$group.txt || exit; done
+
+test-newest: check-python
+	rm -rf $(VENV)-newest && $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade -e '.[dev,llm-local]'
+	$(VENV)-newest/bin/python -m pytest
+
+test-lowest: check-python $(UV)
+	rm -rf $(VENV)-lowest && $(PYTHON) -m venv $(VENV)-lowest
+	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[dev,llm-local]'
+	$(VENV)-lowest/bin/python -m pytest
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) $(VENV)-lock $(VENV)-newest $(VENV)-lowest .mypy_cache .ruff_cache .pytest_cache build dist

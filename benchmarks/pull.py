@@ -39,6 +39,7 @@ LIMIT = 50e6
 WORKER = """
 import sys, time
 from pathlib import Path
+from tea_models.caller import Caller
 from tea_models.net import download, make_client
 url, target, size, sha256, connections = sys.argv[1:]
 with make_client(connections=int(connections)) as client:
@@ -117,10 +118,10 @@ def hub_ways(folder: Path, base: str, path: Path, sha256: str) -> dict[str, Call
             "import os; from pathlib import Path; from tea_models.settings import Settings\n"
             "from tea_models.sources import resolve, fetch\n"
             "settings = Settings.resolve(os.environ, cwd=Path.cwd())\n"
-            f"artifact = resolve('hf:owner/repo/{path.name}@{COMMIT}', settings)\n"
+            f"artifact = resolve('hf:owner/repo/{path.name}@{COMMIT}', Caller(settings))\n"
             f"assert artifact.files[0].sha256 == '{sha256}'\n"
             "target = settings.store_dir / 'target'; target.parent.mkdir(parents=True)\n"
-            f"assert fetch(artifact.files[0], target, settings=settings).sha256 == '{sha256}'\n"
+            f"assert fetch(artifact.files[0], target, Caller(settings)).sha256 == '{sha256}'\n"
         )
         subprocess.run([sys.executable, "-c", code], env=environ, check=True)
 

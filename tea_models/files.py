@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef
+from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
 if TYPE_CHECKING:
-    from tea_models.registry.entries import Entry
+    from collections.abc import Sequence
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 _SECRET = re.compile(r"token|secret|sig|key|auth|pass|credential|x-amz-|x-goog-|policy", re.IGNORECASE)
@@ -33,6 +33,27 @@ class Source:
 
     parts: tuple[Reference, ...]
     revision: str | None = None
+
+    @classmethod
+    def of(cls, parts: tuple[Reference, ...]) -> Source:
+        """A source with the revision that its reference names."""
+        match parts[0]:
+            case HubRef(revision=revision):
+                return cls(parts, revision)
+            case WheelRef(version=version):
+                return cls(parts, version)
+        return cls(parts)
+
+    @classmethod
+    def parse(cls, text: str | Sequence[str], revision: str | None = None) -> Source:
+        """A source from its texts: one reference, several joined by ` + `, or the parts.
+
+        Raises:
+            UsageError: A part is no reference.
+        """
+        parts = text.split(" + ") if isinstance(text, str) else text
+        found = cls.of(tuple(parse_reference(part) for part in parts))
+        return cls(found.parts, revision) if revision else found
 
     def __str__(self) -> str:
         return " + ".join(public(part) for part in self.parts)
@@ -54,6 +75,11 @@ class ModelFile:
     sha256: str | None
     sources: tuple[Source, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether no source of it can be read in parts: it has to be fetched to see what is in it."""
+        return all(len(source.parts) > 1 or isinstance(source.parts[0], WheelRef) for source in self.sources)
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -65,7 +91,6 @@ class Artifact:
         variant: The quantisation, if it is known.
         files: All shards in order; at least one.
         license: Its licence, if known.
-        entry: The registry entry it comes from, if any.
     """
 
     reference: str
@@ -73,7 +98,6 @@ class Artifact:
     variant: str | None
     files: tuple[ModelFile, ...]
     license: str | None = None
-    entry: Entry | None = None
 
 
 def public(reference: Reference | str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
+_MAX_REGISTRY_BYTES = 4 * 1024 * 1024
 DEFAULT_HF_ENDPOINT = "https://huggingface.co"
 
 
@@ -28,6 +29,7 @@ class Settings:
     Attributes:
         store_dir: Folder of the store; may not exist yet.
         registry_files: Registry layers after the built-in one; later wins. All exist.
+        foreign_registry: The project's `registry.yaml`, if it is another program's.
         offline: Nothing may be fetched.
         hf_endpoint: Base address of the Hub, without a trailing slash.
         hf_token: Token for the Hub, or None to let `huggingface_hub` look in its own store. Never printed.
@@ -38,6 +40,7 @@ class Settings:
 
     store_dir: Path
     registry_files: tuple[Path, ...] = ()
+    foreign_registry: Path | None = None
     offline: bool = False
     hf_endpoint: str = DEFAULT_HF_ENDPOINT
     hf_token: str | None = field(default=None, repr=False)
@@ -54,7 +57,6 @@ class Settings:
         store_dir: Path | None = None,
         registry_files: tuple[Path, ...] = (),
         offline: bool | None = None,
-        workflow_dir: Path | None = None,
     ) -> Settings:
         """Resolve settings from flags (the keyword arguments) and the environment.
 
@@ -65,7 +67,6 @@ class Settings:
             store_dir: Overrides `TEA_MODELS_DIR`.
             registry_files: Further layers, after `TEA_REGISTRY`.
             offline: Overrides the environment.
-            workflow_dir: Folder of a workflow; its `registry.yaml` comes after that of `cwd`.
 
         Raises:
             UsageError: A variable has a value that can't be used.
@@ -74,9 +75,13 @@ class Settings:
         store = store_dir or _expand(environ.get("TEA_MODELS_DIR", ""), home) or _default_store(home)
         if offline is None:
             offline = _flag(environ, "TEA_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE")
+        project = cwd / "registry.yaml"
+        foreign = project.is_file() and not is_registry(project)
+        candidates = [_user_registry(environ, home)] if foreign else [_user_registry(environ, home), project]
         return cls(
             store_dir=store if store.is_absolute() else cwd / store,
-            registry_files=_layers(environ, cwd, home, registry_files, workflow_dir),
+            registry_files=_layers(environ, home, candidates, registry_files),
+            foreign_registry=project if foreign else None,
             offline=offline,
             hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
             hf_token=environ.get("HF_TOKEN") or None,
@@ -84,6 +89,15 @@ class Settings:
             connections=_count(environ, "TEA_MODELS_CONNECTIONS", default=4, most=32),
             environ=dict(environ),
         )
+
+
+def is_registry(path: Path) -> bool:
+    """Whether a file called `registry.yaml` is a registry of models, and not some other program's."""
+    try:
+        with path.open("rb") as file:
+            return b"tea.registry/" in file.read(_MAX_REGISTRY_BYTES)
+    except OSError:
+        return True  # reading it as a registry says what is wrong
 
 
 def _default_store(home: Path) -> Path:
@@ -105,11 +119,8 @@ def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def _layers(
-    environ: Mapping[str, str], cwd: Path, home: Path, extra: tuple[Path, ...], workflow_dir: Path | None
+    environ: Mapping[str, str], home: Path, candidates: list[Path], extra: tuple[Path, ...]
 ) -> tuple[Path, ...]:
-    candidates = [_user_registry(environ, home), cwd / "registry.yaml"]
-    if workflow_dir is not None:
-        candidates.append(workflow_dir / "registry.yaml")
     found = [path for path in candidates if path.is_file()]
     named = _expand(environ.get("TEA_REGISTRY", ""), home)
     asked = ([named] if named else []) + list(extra)

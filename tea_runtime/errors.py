@@ -7,6 +7,7 @@ TeaModelsError                     (see tea_models.errors, also for UsageError, 
 │   ├── GenerationError         1  the engine failed while it was running
 │   ├── ApiError                1  an API answered with an error or with nonsense
 │   │   └── ApiUnavailableError 4  an API can't be reached
+│   ├── CassetteMissError       1  a request that a cassette does not hold
 │   ├── BackendUnavailableError 4  neither a local model nor an API can be used
 │   └── MissingExtraError       4  a package of an extra is not installed; also an ImportError
 └── DoesNotFitError             5  (of tea_models)
@@ -31,6 +32,10 @@ class UnsupportedError(LlmError):
 
 
 class GenerationError(LlmError):
+    pass
+
+
+class CassetteMissError(LlmError):
     pass
 
 

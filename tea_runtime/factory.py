@@ -17,6 +17,8 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.settings import Settings
+from tea_runtime.cassette.asked import asked_model, cassette_of
+from tea_runtime.cassette.backend import CassetteBackend
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import Search, search
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend
+    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.local import LocalLlmBackend
 
 logger = logging.getLogger("tea_runtime")
@@ -36,6 +39,7 @@ def create_llm_backend(
     *,
     environ: Mapping[str, str] | None = None,
     gguf: str | None = None,
+    cassette: Cassette | None = None,
     **overrides: Any,
 ) -> LlmBackend:
     """Make the backend that `settings.llm` asks for.
@@ -48,6 +52,7 @@ def create_llm_backend(
         settings: The `settings.llm` block, or a whole `settings` block; None for the defaults.
         environ: The process's own by default.
         gguf: A model that goes before all others, as with `--gguf`.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
         **overrides: Keys of `settings.llm` that replace those of the block; None leaves one as it is.
 
     Raises:
@@ -59,6 +64,13 @@ def create_llm_backend(
     """
     environ = os.environ if environ is None else environ
     block = LlmSettings.parse(settings).overridden(**overrides)
+    cassette = cassette or cassette_of(environ)
+    if cassette is not None:
+        return CassetteBackend(cassette, asked_model(block, environ, gguf), lambda: _open(block, environ, gguf))
+    return _open(block, environ, gguf)
+
+
+def _open(block: LlmSettings, environ: Mapping[str, str], gguf: str | None) -> LlmBackend:
     if block.backend == "api":
         api = _api(block.expanded(environ), environ)
         logger.info("backend: api (%s), because settings.llm.backend says so", api.model)

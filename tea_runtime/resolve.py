@@ -179,9 +179,10 @@ def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile |
         return _by_profile(Path(text), world)
     if source in ("TEA_MODEL_PATH", "settings.llm.model_path"):
         return _file(Path(text), world), None
+    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
-    return _file(locate(text, world, remote=False).paths[0], world), None
+    return _file(locate(text, Caller(world), remote=False).paths[0], world), None
 
 
 def _file(path: Path, world: Settings) -> Path:

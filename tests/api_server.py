@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def _silent(self, _body: Any, _detail: str) -> None:
-        self.api.release.wait(20)
+        self.api.release.wait()
         self.close_connection = True
 
     def _slow(self, _body: Any, _detail: str) -> None:

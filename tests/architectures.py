@@ -126,7 +126,7 @@ def measure(requests: list[tuple[str, dict[str, Any], list[dict[str, Any]]]]) ->
         input=json.dumps(requests),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -136,7 +136,7 @@ def measure(requests: list[tuple[str, dict[str, Any], list[dict[str, Any]]]]) ->
 
 
 def _worker() -> Any:
-    path = Path(__file__).parent.parent / "tea_models" / "memory" / "probe_worker.py"
+    path = Path(__file__).parent.parent / "tea_models" / "engine" / "probe_worker.py"
     specification = importlib.util.spec_from_file_location("probe_worker", path)
     assert specification is not None
     assert specification.loader is not None

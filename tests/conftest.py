@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,28 @@ def own_world(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TEA_MODELS_DIR", str(home / "models"))
     return home
+
+
+# Tests may run where SIGINT is ignored (in the background, by nohup), which every child inherits.
+_WITH_SIGINT = [
+    sys.executable,
+    "-ISc",
+    "import os, signal, sys; signal.signal(signal.SIGINT, getattr(signal, sys.argv[1])); os.execv(sys.argv[2], sys.argv[2:])",
+]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start programs that react to SIGINT (or, with `sigint="SIG_IGN"`, don't); all are ended with the test."""
+    with ExitStack() as stack:
+
+        def start_one(command: Sequence[str], *, sigint: str = "SIG_DFL", **options: object) -> subprocess.Popen:
+            process = subprocess.Popen([*_WITH_SIGINT, sigint, *command], **options)  # type: ignore[call-overload]
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start_one
 
 
 # The real models are downloaded once per machine, not once per test: the store of the user who runs the tests.

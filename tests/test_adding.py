@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError, UsageError
-from tea_models.registry.check import check_entries
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tea_models.verbs.add import add_entry
+from tea_models.verbs.check_registry import check_entries
 from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf
 from tests.hub_server import COMMIT, Repo, Server, serve
@@ -36,9 +38,12 @@ def settings(tmp_path: Path, server: Server, **environ: str) -> Settings:
     return Settings.resolve(environ, cwd=tmp_path, store_dir=tmp_path / "models")
 
 
-def add(tmp_path: Path, server: Server, name: str, reference: str, **options: object) -> str:
+def add(
+    tmp_path: Path, server: Server, name: str, reference: str, notes: list[str] | None = None, **options: Any
+) -> str:
     file = tmp_path / "registry.yaml"
-    add_entry(name, reference, file=file, settings=settings(tmp_path, server), **options)  # type: ignore[arg-type]
+    caller = Caller.of(settings(tmp_path, server), note=None if notes is None else notes.append)
+    add_entry(name, reference, file=file, caller=caller, **options)
     return file.read_text()
 
 
@@ -50,7 +55,7 @@ def test_an_entry_has_commit_size_hash_licence_and_quantisation(tmp_path: Path, 
     (file,) = variant.files
     assert (entry.license, entry.kind, variant.name) == ("mit", "chat", "Q4_K_M")
     assert (file.filename, file.size, file.sha256) == ("tiny-Q4_K_M.gguf", len(MODEL), DIGEST)
-    assert file.sources == ((f"hf:o/r/tiny-Q4_K_M.gguf@{COMMIT}",),)
+    assert list(map(str, file.sources)) == [f"hf:o/r/tiny-Q4_K_M.gguf@{COMMIT}"]
     assert text.startswith("schema: tea.registry/1\nmodels:\n  mine:\n")
     (result,) = pull("mine", settings=mine, adopt=False)
     assert result.path.read_bytes() == MODEL
@@ -71,7 +76,7 @@ def test_shards_are_pinned_each(tmp_path: Path, server: Server) -> None:
 
 def test_what_has_no_hash_anywhere_is_pulled_and_pinned(tmp_path: Path, server: Server) -> None:
     notes: list[str] = []
-    add(tmp_path, server, "mine", f"{server.url}/m.gguf", note=notes.append)
+    add(tmp_path, server, "mine", f"{server.url}/m.gguf", notes)
     (variant,) = Registry.load(settings(tmp_path, server)).entries["mine"].variants.values()
     assert variant.files[0].sha256 == DIGEST
     assert any("nobody states its hash" in note for note in notes)
@@ -110,7 +115,7 @@ FILES = {
 def test_the_rest_of_the_file_stays_byte_for_byte(tmp_path: Path, server: Server, before: str) -> None:
     file = tmp_path / "registry.yaml"
     file.write_bytes(before.encode())
-    added = add_entry("mine", "hf:o/r:Q8_0", file=file, settings=settings(tmp_path, server))
+    added = add_entry("mine", "hf:o/r:Q8_0", file=file, caller=Caller(settings(tmp_path, server)))
     after = file.read_bytes().decode()
     old, new = before.splitlines(), after.splitlines()
     kept = [line for line in new if line in old or line == "models:"]
@@ -156,7 +161,7 @@ def test_a_file_that_is_no_registry_is_left_alone(tmp_path: Path, server: Server
 
 def test_what_does_not_resolve_leaves_no_file(tmp_path: Path, server: Server) -> None:
     with pytest.raises(MissingFileError):
-        add_entry("mine", "hf:o/none:Q8_0", file=tmp_path / "registry.yaml", settings=settings(tmp_path, server))
+        add_entry("mine", "hf:o/none:Q8_0", file=tmp_path / "registry.yaml", caller=Caller(settings(tmp_path, server)))
     assert not (tmp_path / "registry.yaml").exists()
 
 
@@ -167,19 +172,19 @@ def test_a_registry_is_checked_against_its_hosts(tmp_path: Path, server: Server)
     mine = settings(tmp_path, server)
     server.repos["o/r"].files["tiny-Q8_0.gguf"] = OTHER[:-1] + b"!"
     entries = [Registry.load(mine).entries[name] for name in ("good", "bad", "plain")]
-    found = check_entries(entries, mine, online=True)
+    found = check_entries(entries, Caller(mine), online=True)
     assert [item.status for item in found] == ["ok", "mismatch", "ok"]
     assert "sha256 is" in found[1].detail
     server.files["/m.gguf"] = MODEL + b"x"
     del server.repos["o/r"]
-    assert [item.status for item in check_entries(entries, mine, online=True)] == [
+    assert [item.status for item in check_entries(entries, Caller(mine), online=True)] == [
         "unreachable",
         "unreachable",
         "mismatch",
     ]
-    assert [item.status for item in check_entries(entries, mine)] == ["ok", "ok", "ok"]
+    assert [item.status for item in check_entries(entries, Caller(mine))] == ["ok", "ok", "ok"]
     with pytest.raises(UsageError):
-        check_entries(entries, settings(tmp_path, server, TEA_OFFLINE="1"), online=True)
+        check_entries(entries, Caller(settings(tmp_path, server, TEA_OFFLINE="1")), online=True)
 
 
 def test_the_commands_add_and_registry_check(

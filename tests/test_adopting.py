@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, MalformedGGUFError, MissingFileError, UsageError
 from tea_models.settings import Settings
 from tea_models.store import Store
@@ -169,7 +170,7 @@ def test_a_file_is_linked_in_and_not_copied(home, name):
     blob = in_ollama(home / ".ollama/models", MODEL)
     before = blob.stat()
     settings = settings_for(home)
-    (result,) = adopt([str(blob) if name == "path" else name], settings)
+    (result,) = adopt([str(blob) if name == "path" else name], Caller(settings))
     assert (result.status, result.sha256, result.path.name) == ("adopted", sha(MODEL), "small.gguf")
     assert result.path.stat().st_ino == before.st_ino
     assert not result.path.is_symlink()
@@ -183,14 +184,14 @@ def test_what_the_store_has_is_present_the_second_time(home):
     in_hub(home / ".cache/huggingface/hub", OTHER)
     settings = settings_for(home)
     name = "hf:owner/repo-GGUF/sub/model-F32.gguf"
-    assert [adopt([name], settings)[0].status for _ in range(2)] == ["adopted", "present"]
+    assert [adopt([name], Caller(settings))[0].status for _ in range(2)] == ["adopted", "present"]
     (record,) = Store(settings.store_dir).records()
     assert (record.source, record.revision) == (f"{name}@{COMMIT}", COMMIT)
 
 
 def test_the_other_tool_may_remove_its_file_afterwards(home):
     blob = in_ollama(home / ".ollama/models", MODEL)
-    (result,) = adopt(["small"], settings_for(home))
+    (result,) = adopt(["small"], Caller(settings_for(home)))
     blob.unlink()
     assert result.path.read_bytes() == MODEL
 
@@ -199,9 +200,9 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused(home):
     in_ollama(home / ".ollama/models", OTHER, digest=sha(MODEL))
     settings = settings_for(home)
     with pytest.raises(ChecksumMismatchError):
-        adopt(["ollama:smol:135m"], settings)
+        adopt(["ollama:smol:135m"], Caller(settings))
     with pytest.raises(MissingFileError):
-        adopt(["small"], settings)
+        adopt(["small"], Caller(settings))
     assert not list(settings.store_dir.glob("*.gguf"))
 
 
@@ -212,7 +213,10 @@ def test_a_broken_copy_does_not_keep_the_good_ones_out(home):
     names = [item.found.name for item in candidates(settings)]
     said = []
     with pytest.raises(ChecksumMismatchError):
-        adopt(["ollama:smol:135m", *(name for name in names if name.startswith("hf:"))], settings, note=said.append)
+        adopt(
+            ["ollama:smol:135m", *(name for name in names if name.startswith("hf:"))],
+            Caller(settings, note=said.append),
+        )
     assert [item.installed for item in candidates(settings) if item.found.name.startswith("hf:")] == [True]
     assert said == [f"{name}: adopted" for name in names if name.startswith("hf:")]
 
@@ -220,16 +224,16 @@ def test_a_broken_copy_does_not_keep_the_good_ones_out(home):
 def test_what_is_no_gguf_is_not_adopted(home):
     path = put(home / "page.gguf", b"<html>" * 100)
     with pytest.raises(MalformedGGUFError):
-        adopt([str(path)], settings_for(home))
+        adopt([str(path)], Caller(settings_for(home)))
 
 
 def test_all_shards_are_adopted_together_and_a_missing_one_is_named(home):
     first = put(home / "x/m-00001-of-00002.gguf", MODEL)
     settings = settings_for(home)
     with pytest.raises(MissingFileError, match="00002-of-00002"):
-        adopt([str(first)], settings)
+        adopt([str(first)], Caller(settings))
     put(home / "x/m-00002-of-00002.gguf", OTHER)
-    results = adopt([str(first)], settings)
+    results = adopt([str(first)], Caller(settings))
     assert [result.sha256 for result in results] == [sha(MODEL), sha(OTHER)]
 
 
@@ -239,15 +243,15 @@ def test_a_shard_of_the_hub_cache_brings_the_others(home):
     settings = settings_for(home)
     name = "hf:owner/repo-GGUF/sub/m-00001-of-00002.gguf"
     with pytest.raises(MissingFileError, match="00002-of-00002"):
-        adopt([name], settings)
+        adopt([name], Caller(settings))
     in_hub(cache, OTHER, name="m-00002-of-00002.gguf")
-    assert [result.sha256 for result in adopt([name], settings)] == [sha(MODEL), sha(OTHER)]
+    assert [result.sha256 for result in adopt([name], Caller(settings))] == [sha(MODEL), sha(OTHER)]
 
 
 def test_an_adopted_model_has_a_profile(home):
     in_ollama(home / ".ollama/models", MODEL)
     settings = settings_for(home)
-    (result,) = adopt(["small"], settings)
+    (result,) = adopt(["small"], Caller(settings))
     assert Store(settings.store_dir).profile_path(result.path).is_file()
 
 
@@ -255,24 +259,24 @@ def test_a_name_that_means_two_different_files_is_refused(home):
     put(home / "a/same.gguf", model("a"))
     put(home / "b/same.gguf", model("b"))
     with pytest.raises(UsageError, match="several"):
-        adopt(["same.gguf"], settings_for(home), folders=[home / "a", home / "b"])
+        adopt(["same.gguf"], Caller(settings_for(home)), folders=[home / "a", home / "b"])
 
 
 def test_nothing_by_that_name_says_where_to_look(home):
     with pytest.raises(MissingFileError, match="nope") as caught:
-        adopt(["nope"], settings_for(home))
+        adopt(["nope"], Caller(settings_for(home)))
     assert "tea-models adopt" in caught.value.hint
 
 
 def test_bytes_are_found_by_hash_and_never_believed(home):
     settings = settings_for(home)
-    assert find_by_sha256(sha(MODEL), size=len(MODEL), settings=settings) is None
+    assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ) is None
     in_ollama(home / ".ollama/models", OTHER, digest=sha(MODEL))
-    assert find_by_sha256(sha(MODEL), settings=settings) is None
-    assert find_by_sha256(sha(MODEL), size=len(MODEL), settings=settings) is None
+    assert find_by_sha256(sha(MODEL), environ=settings.environ) is None
+    assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ) is None
     path = put(home / ".lmstudio/models/o/r/any-name.gguf", MODEL)
-    assert find_by_sha256(sha(MODEL), size=len(MODEL), settings=settings) == path
-    assert find_by_sha256("0" * 64, size=len(MODEL), settings=settings) is None
+    assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ) == path
+    assert find_by_sha256("0" * 64, size=len(MODEL), environ=settings.environ) is None
 
 
 def test_pull_takes_what_another_tool_has(home):
@@ -289,7 +293,7 @@ def test_the_command_lists_and_adopts(home):
     def command(*arguments):
         line = [sys.executable, "-m", "tea_models.cli", "adopt", *arguments]
         environ = dict(os.environ) | settings.environ
-        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=600)
 
     listed = json.loads(command("--json").stdout)
     assert [(item["name"], item["model"], item["installed"]) for item in listed] == [

@@ -26,7 +26,7 @@ def server():
 
 
 def backend(server: ApiServer, **options) -> ApiLlmBackend:
-    settings = {"timeout": 5, "max_retries": 0, "environ": {"OPENAI_API_KEY": KEY}} | options
+    settings = {"timeout": 120, "max_retries": 0, "environ": {"OPENAI_API_KEY": KEY}} | options
     return ApiLlmBackend("some-model", api_base=server.base, **settings)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
 from tea_models.lock.bundle import bundle, unpack_bundle
 from tea_models.lock.document import read_lock
@@ -60,8 +61,8 @@ def world(tmp_path_factory):
         registry.write_text("schema: tea.registry/1\nmodels:" + "".join(entries) + "\n")
         settings = settings_at(folder, registry)
         pull(["one", "two"], settings=settings)
-        update_lock(folder / "models.lock", ["one", "two"], settings=settings)
-    bundle(folder / "models.tar", lock_path=folder / "models.lock", settings=settings)
+        update_lock(folder / "models.lock", ["one", "two"], caller=Caller(settings))
+    bundle(folder / "models.tar", lock_path=folder / "models.lock", caller=Caller(settings))
     return folder
 
 
@@ -106,22 +107,22 @@ def rewritten(packed, change):
 
 
 def test_what_was_bundled_is_there_afterwards(packed, there):
-    unpacked = unpack_bundle(packed, settings=there)
+    unpacked = unpack_bundle(packed, caller=Caller(there))
     assert [(file.name, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
-    assert [result.status for result in verify(None, there)] == ["ok", "ok"]
+    assert [result.status for result in verify(None, Caller(there))] == ["ok", "ok"]
     (first, _) = Store(there.store_dir).records()
     assert (first.model, first.license, first.pinned) == ("one", "mit", True)
     assert first.source.startswith("http://127.0.0.1")
 
 
 def test_a_second_time_everything_is_present(packed, there):
-    unpack_bundle(packed, settings=there)
-    assert {file.status for file in unpack_bundle(packed, settings=there).files} == {"present"}
+    unpack_bundle(packed, caller=Caller(there))
+    assert {file.status for file in unpack_bundle(packed, caller=Caller(there)).files} == {"present"}
 
 
 def test_the_lock_in_it_is_for_exactly_its_models_and_needs_no_other_file(tmp_path, here):
     lock_path = tmp_path / "models.lock"
-    made = bundle(tmp_path / "one.tar", lock_path=lock_path, names=["one"], settings=here)
+    made = bundle(tmp_path / "one.tar", lock_path=lock_path, names=["one"], caller=Caller(here))
     (tmp_path / "inner.lock").write_text(made.lock_text)
     lock = read_lock(tmp_path / "inner.lock")
     assert (list(lock.models), lock.inputs, lock.names) == (["one"], (), ("one",))
@@ -136,12 +137,12 @@ def test_every_tar_can_read_it_and_it_is_the_same_every_time(packed, tmp_path, h
     assert len([name for name in names if name.startswith("profiles/")]) == 2
     assert "mit" in licenses
     before = packed.read_bytes()
-    bundle(packed, lock_path=tmp_path / "models.lock", settings=here)
+    bundle(packed, lock_path=tmp_path / "models.lock", caller=Caller(here))
     assert packed.read_bytes() == before
 
 
 def test_only_what_is_wanted_is_taken(packed, there):
-    unpack_bundle(packed, settings=there, only=frozenset({sha(TWO)}))
+    unpack_bundle(packed, caller=Caller(there), only=frozenset({sha(TWO)}))
     assert files(there) == ["two.gguf"]
 
 
@@ -151,21 +152,21 @@ def test_a_model_that_rotted_in_the_store_is_not_bundled(tmp_path, here):
     path.write_bytes(ONE[:-1] + b"x")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(ChecksumMismatchError):
-        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", settings=here)
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", caller=Caller(here))
     assert not list(tmp_path.glob("*x.tar*"))
 
 
 def test_a_model_that_is_not_in_the_store_is_named(tmp_path, here):
     (here.store_dir / "two.gguf").unlink()
     with pytest.raises(MissingFileError, match=r"two\.gguf"):
-        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", settings=here)
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", caller=Caller(here))
 
 
 def test_a_name_that_is_not_locked_and_a_lock_that_is_not_there_are_errors(tmp_path, here):
     with pytest.raises(UsageError, match="three"):
-        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", names=["three"], settings=here)
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "models.lock", names=["three"], caller=Caller(here))
     with pytest.raises(MissingFileError):
-        bundle(tmp_path / "x.tar", lock_path=tmp_path / "none.lock", settings=here)
+        bundle(tmp_path / "x.tar", lock_path=tmp_path / "none.lock", caller=Caller(here))
 
 
 @pytest.mark.parametrize("share", [0, 0.0001, 0.3, 0.6, 0.9, 0.999])
@@ -174,8 +175,8 @@ def test_a_bundle_that_is_cut_is_refused_and_leaves_no_half_file(packed, there, 
     end = data.rindex(TWO) + len(TWO)
     packed.write_bytes(data[: int(end * share)])
     with pytest.raises(IntegrityError):
-        unpack_bundle(packed, settings=there)
-    assert all(result.status == "ok" for result in verify(None, there))
+        unpack_bundle(packed, caller=Caller(there))
+    assert all(result.status == "ok" for result in verify(None, Caller(there)))
 
 
 def test_a_changed_bit_is_found(packed, there):
@@ -183,7 +184,7 @@ def test_a_changed_bit_is_found(packed, there):
     data[data.index(TWO) + 1000] ^= 1
     packed.write_bytes(data)
     with pytest.raises(ChecksumMismatchError):
-        unpack_bundle(packed, settings=there)
+        unpack_bundle(packed, caller=Caller(there))
     assert files(there) == ["one.gguf"]
     assert Store(there.store_dir).partials() == []
 
@@ -228,7 +229,7 @@ def test_a_bundle_made_to_do_harm_is_refused(packed, there, tmp_path, change):
     rewritten(packed, change)
     before = sorted(path for path in tmp_path.rglob("*") if there.store_dir not in path.parents)
     with pytest.raises(IntegrityError):
-        unpack_bundle(packed, settings=there)
+        unpack_bundle(packed, caller=Caller(there))
     after = sorted(path for path in tmp_path.rglob("*") if there.store_dir not in path.parents)
     assert set(after) - set(before) <= {there.store_dir}
 
@@ -241,7 +242,7 @@ def test_what_is_no_plain_file_is_refused(packed, there, kind):
     info.type, info.linkname = kind, "/etc/passwd"
     packed.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + packed.read_bytes())
     with pytest.raises(IntegrityError, match="plain file"):
-        unpack_bundle(packed, settings=there)
+        unpack_bundle(packed, caller=Caller(there))
 
 
 @pytest.mark.parametrize(
@@ -251,20 +252,20 @@ def test_what_is_no_bundle_is_refused(tmp_path, there, data):
     path = tmp_path / "x.tar"
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        unpack_bundle(path, settings=there)
+        unpack_bundle(path, caller=Caller(there))
 
 
 def test_a_bundle_that_is_not_there_is_missing(tmp_path, there):
     for path in (tmp_path / "none.tar", tmp_path):
         with pytest.raises(MissingFileError):
-            unpack_bundle(path, settings=there)
+            unpack_bundle(path, caller=Caller(there))
 
 
 def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, there):
     def command(folder, settings, *arguments):
         line = [sys.executable, "-m", "tea_models.cli", *arguments]
         environ = dict(os.environ) | settings.environ
-        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(line, env=environ, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
 
     made = command(tmp_path, here, "bundle", "-o", "m.tar", "--json")
     assert [file["name"] for file in json.loads(made.stdout)["files"]] == ["one", "two"]

@@ -23,7 +23,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 ENDLESS = {
     "nested ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "a range in a filter": "{{ range(99999) | map('string') | map('center', 99999) | map('length') | sum }}",
+    "a range in a filter": "{{ range(99999) | map('string') | map('center', 9999999) | map('length') | sum }}",
     "a power": "{{ (9 ** (9 ** 9)) % 7 }}",
     "a big product": "{% set x = 10 ** 4000000 %}{% for i in range(9999) %}{% set y = x * x %}{% endfor %}",
     "a macro that calls itself twice": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -298,9 +298,9 @@ def test_the_worker_does_not_outlive_its_parent(how: str) -> None:
         "if how != 'exit':\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=False, timeout=600)
     process = int(done.stdout)
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 120
     while alive(process) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(process)
@@ -308,10 +308,10 @@ def test_the_worker_does_not_outlive_its_parent(how: str) -> None:
 
 def test_an_interrupt_in_the_middle_of_a_render_leaves_a_working_sandbox() -> None:
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
-            render_chat(ENDLESS["nested ranges"], [])
+            render_chat(ENDLESS["nested ranges"], [], timeout=300)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

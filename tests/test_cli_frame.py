@@ -13,12 +13,13 @@ import pytest
 from tea_models import errors
 from tea_models.cli import COMMANDS, group
 from tea_models.cli.frame import App, answering, run
-from tea_models.cli.output import Output, human_size, printable, table
+from tea_models.cli.output import Output, printable, table
+from tea_models.sizes import human_bytes
 
 
 def tea_models(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tea_models.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, check=False, timeout=600)
 
 
 def failing(error: BaseException) -> click.Command:
@@ -74,7 +75,7 @@ def test_an_unknown_command_is_told_the_nearest_one() -> None:
 
 def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m tea_models.cli list | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=600)
     assert done.stderr == ""
 
 
@@ -93,7 +94,7 @@ def test_the_version_costs_no_heavy_import() -> None:
         "try: main(['--version'])\nexcept SystemExit: pass\n"
         "print(sorted(set(sys.modules) & {'pydantic', 'yaml', 'huggingface_hub', 'jinja2', 'llama_cpp', 'httpx2'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -122,7 +123,7 @@ def test_lone_surrogates_are_legal_json(capsys: pytest.CaptureFixture[str]) -> N
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (98_362_432, "93.8 MiB"), (1 << 40, "1.00 TiB")],
 )
 def test_sizes_are_said_with_three_digits(size: int, text: str) -> None:
-    assert human_size(size) == text
+    assert human_bytes(size) == text
 
 
 def test_tables_are_aligned() -> None:
@@ -135,5 +136,5 @@ def test_leaving_at_once_says_all_and_ends_what_was_started(started: str, said: 
         f"import atexit, sys\n{started}\natexit.register(lambda: print(' in order'))\n"
         "print('all', end='')\nfrom tea_models.cli.quick import leave\nleave(3)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (3, said)

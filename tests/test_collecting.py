@@ -56,7 +56,7 @@ def test_what_a_broken_off_download_left_can_go_and_the_model_stays(store):
     assert leftovers(store) == []
 
 
-def test_what_is_being_written_is_not_touched(store):
+def test_what_is_being_written_is_not_touched(store, start):
     partial = leave_partial(store)
     found = leftovers(store)
     script = (
@@ -64,12 +64,13 @@ def test_what_is_being_written_is_not_touched(store):
         "with hold(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(store.lock_path(KEY))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"held\n"
-        assert leftovers(store) == []
-        assert collect(store, found) == []
-        assert partial.exists()
-        writer.stdin.close()
+    writer = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"held\n"
+    assert leftovers(store) == []
+    assert collect(store, found) == []
+    assert partial.exists()
+    writer.stdin.close()
+    writer.wait()
     assert len(leftovers(store)) == 2
 
 
@@ -130,7 +131,7 @@ def test_the_command_shows_first_and_removes_when_told(store, monkeypatch):
 
     def command(*arguments):
         line = [sys.executable, "-m", "tea_models.cli", "gc", *arguments]
-        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=600).stdout
 
     shown = json.loads(command("--json"))
     assert (shown["removed"], shown["bytes"], len(shown["items"])) == (False, 6, 2)

@@ -79,7 +79,7 @@ def test_the_examples_run_and_print_what_the_page_says(example: Example, tmp_pat
     environ["COLUMNS"] = "100"
     for command, expected in commands(example.body):
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=300
+            command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == example.code, f"$ {command}\n{done.stdout}{done.stderr}"
         printed = done.stdout + done.stderr if example.code else done.stdout
@@ -102,7 +102,7 @@ def test_the_python_examples_run(page: Path, tmp_path: Path, real_model: Path) -
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
 
@@ -131,6 +131,7 @@ def test_the_command_reference_is_what_the_commands_print() -> None:
     spec.loader.exec_module(generate)
     text = generate.FILE.read_text("utf-8")
     assert generate.updated(text) == text, "run `make docs`"
+    assert generate.profile_schema() == generate.SCHEMA_FILE.read_text("utf-8"), "run `make docs`"
 
 
 def test_the_registry_example_is_valid() -> None:

@@ -66,7 +66,7 @@ def test_without_the_package_a_local_backend_is_an_import_error_that_names_the_e
         f"try: tea_runtime.LocalLlmBackend({str(small_file)!r})\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     assert "pip install 'tea-models[llm-local]'" in done.stdout
 
 
@@ -81,7 +81,7 @@ def test_a_failed_assertion_in_the_engine_starts_no_debugger():
         "print(get(b'GGML_NO_BACKTRACE'), flush=True)\n"
         "if library: ctypes.CDLL(str(library)).ggml_abort(b'here.c', 7, b'stop')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout == "b'1'\n"
     assert [line for line in done.stderr.splitlines() if line.strip()] in ([], ["here.c:7: stop"])
 
@@ -110,7 +110,7 @@ def test_openmp_reads_what_was_set_when_the_engine_is_loaded():
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from tea_runtime.llama.engine import llama; llama()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this llama.cpp was built without GNU OpenMP")
     assert "GOMP_SPINCOUNT = '10000'" in done.stderr
@@ -150,7 +150,7 @@ def test_threads_that_load_together_share_one_copy(small_file):
 def test_a_failed_load_says_why_and_leaves_nothing_behind(tmp_path, small_file):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
-    with pytest.raises(EngineError, match="invalid magic characters"):
+    with pytest.raises(EngineError, match=r"broken\.gguf: \S"):
         acquire(broken, LoadOptions())
     assert loaded() == []
     release(acquire(small_file, LoadOptions()))

@@ -139,5 +139,5 @@ def test_without_the_engine_the_api_takes_over_and_alone_it_is_an_import_error(p
         "try: create_llm_backend(settings, environ=environ)\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.count("the extra llm-local") == 2

@@ -111,9 +111,9 @@ def test_mutated_headers_are_read_or_refused_with_our_own_errors(index: int) -> 
     tracemalloc.start()
     slowest, accepted = 0.0, 0
     for _ in range(ROUNDS):
-        started = time.monotonic()
+        started = time.thread_time()
         accepted += everything(mutate(data, chance, header_size))
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.thread_time() - started)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 32 << 20

@@ -199,9 +199,9 @@ def test_arrays_nested_without_end_are_refused() -> None:
 def test_a_wide_nest_of_arrays_is_refused_in_bounded_time() -> None:
     # Each inner array claims as many children as would fit into the rest.
     data = head(0, 1) + pair("key", 9, u32(9) + u64(100_000) + (u32(9) + u64(40_000)) * 100_000)
-    started = time.monotonic()
+    started = time.thread_time()
     refused(data)
-    assert time.monotonic() - started < 20
+    assert time.thread_time() - started < 20
 
 
 def test_a_sparse_file_of_empty_strings_is_refused_in_bounded_time_and_memory(tmp_path: Path) -> None:

@@ -309,6 +309,6 @@ def run_engine(path: Path, then: str = "") -> int:
         env={"GGML_NO_BACKTRACE": "1", "PATH": "/usr/bin:/bin"},
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )
     return done.returncode

@@ -420,7 +420,7 @@ def test_a_dropped_backend_is_freed(tmp_path):
 
 def run(program, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -193,7 +193,7 @@ print(json.dumps({"peak": peak, "planned": backend.plan.memory.use.total, "n_ctx
 
 def measured(path, n_ctx):
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(path), str(n_ctx)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", _MEASURE, str(path), str(n_ctx)], capture_output=True, text=True, timeout=600, check=True
     )
     return json.loads(done.stdout)
 

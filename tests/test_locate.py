@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
-from tea_models.files import shard_names, upstream_folder
-from tea_models.refs import parse_reference
+from tea_models.files import Source, shard_names, upstream_folder
 from tea_models.settings import Settings
-from tea_models.sources import source_of
 from tea_models.sources.locate import locate
 from tea_models.verbs.pull import pull
 from tests.gguf_build import build_gguf
@@ -27,7 +26,7 @@ def settings(tmp_path: Path, **environ: str) -> Settings:
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(MODEL)
-    found = locate(str(path), settings(tmp_path))
+    found = locate(str(path), Caller(settings(tmp_path)))
     assert found.paths == (path,)
     source = found.open_source()
     assert source.read(0, 4) == b"GGUF"
@@ -38,16 +37,16 @@ def test_all_shards_of_a_path_are_found_from_any_of_them(tmp_path: Path) -> None
     paths = tuple(tmp_path / f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3))
     for path in paths:
         path.write_bytes(MODEL)
-    assert locate(str(paths[1]), settings(tmp_path)).paths == paths
+    assert locate(str(paths[1]), Caller(settings(tmp_path))).paths == paths
     paths[2].unlink()
     with pytest.raises(MissingFileError, match="m-00003-of-00003"):
-        locate(str(paths[1]), settings(tmp_path))
+        locate(str(paths[1]), Caller(settings(tmp_path)))
 
 
 def test_a_bare_file_name_may_be_one_of_the_store(tmp_path: Path) -> None:
     with serve(files={"/m.gguf": MODEL}) as server:
         (result,) = pull(f"{server.url}/m.gguf", settings=settings(tmp_path), adopt=False)
-    assert locate("m.gguf", settings(tmp_path)).paths == (result.path,)
+    assert locate("m.gguf", Caller(settings(tmp_path))).paths == (result.path,)
 
 
 def test_a_name_is_found_in_the_store_or_stays_where_it_is(tmp_path: Path) -> None:
@@ -56,21 +55,21 @@ def test_a_name_is_found_in_the_store_or_stays_where_it_is(tmp_path: Path) -> No
         document = {"schema": "tea.registry/1", "models": {"tiny": {"variants": {"F32": {"files": [entry]}}}}}
         (tmp_path / "registry.yaml").write_text(json.dumps(document))
         mine = settings(tmp_path)
-        assert locate("tiny", mine).paths == ()
+        assert locate("tiny", Caller(mine)).paths == ()
         with pytest.raises(MissingFileError, match="not in the store") as caught:
-            locate("tiny", mine, remote=False)
+            locate("tiny", Caller(mine), remote=False)
         assert caught.value.hint == "tea-models pull tiny"
         (result,) = pull("tiny", settings=mine, adopt=False)
-        assert locate("tiny:f32", mine, remote=False).paths == (result.path,)
+        assert locate("tiny:f32", Caller(mine), remote=False).paths == (result.path,)
         with pytest.raises(OfflineError):
-            locate("smollm2-135m", settings(tmp_path, TEA_OFFLINE="1"))
+            locate("smollm2-135m", Caller(settings(tmp_path, TEA_OFFLINE="1")))
         with pytest.raises(UnknownModelError):
-            locate("tinny", mine)
+            locate("tinny", Caller(mine))
 
 
 def test_a_model_that_is_not_here_is_read_in_parts(tmp_path: Path) -> None:
     with serve(repos={"o/r": Repo({"x-F32.gguf": MODEL})}) as server:
-        found = locate("hf:o/r", settings(tmp_path, HF_ENDPOINT=server.url))
+        found = locate("hf:o/r", Caller(settings(tmp_path, HF_ENDPOINT=server.url)))
         assert found.paths == ()
         source = found.open_source()
         assert source.read(0, 24) == MODEL[:24]
@@ -78,7 +77,7 @@ def test_a_model_that_is_not_here_is_read_in_parts(tmp_path: Path) -> None:
 
 
 def test_a_wheel_can_not_be_read_in_parts(tmp_path: Path) -> None:
-    found = locate("pypi:x==1/y.gguf", settings(tmp_path))
+    found = locate("pypi:x==1/y.gguf", Caller(settings(tmp_path)))
     with pytest.raises(SourceUnavailableError) as caught:
         found.open_source()
     assert "pull" in caught.value.hint
@@ -90,18 +89,18 @@ def test_offline_the_store_answers_for_the_hub(tmp_path: Path) -> None:
         mine = settings(tmp_path, HF_ENDPOINT=server.url)
         offline = settings(tmp_path, HF_ENDPOINT=server.url, TEA_OFFLINE="1")
         with pytest.raises(OfflineError):
-            locate("hf:o/r:F32", offline)
+            locate("hf:o/r:F32", Caller(offline))
         (first,) = pull("hf:o/r:F32", settings=mine, adopt=False)
         for text in ("hf:o/r", "hf:o/r:F32", "hf:o/r/x-F32.gguf", f"hf:o/r/x-F32.gguf@{first.revision}"):
-            assert locate(text, offline).paths == (first.path,)
+            assert locate(text, Caller(offline)).paths == (first.path,)
         for text in ("hf:o/r:Q8_0", f"hf:o/r/x-F32.gguf@{OTHER_COMMIT}"):
             with pytest.raises(OfflineError):
-                locate(text, offline)
+                locate(text, Caller(offline))
         pull("hf:o/r:Q8_0", settings=mine, adopt=False)
         with pytest.raises(UsageError, match="several files"):
-            locate("hf:o/r", offline)
+            locate("hf:o/r", Caller(offline))
         server.requests.clear()
-        assert locate(f"hf:o/r/x-F32.gguf@{first.revision}", mine).paths == (first.path,)
+        assert locate(f"hf:o/r/x-F32.gguf@{first.revision}", Caller(mine)).paths == (first.path,)
         assert server.requests == []
 
 
@@ -117,7 +116,7 @@ def test_offline_the_store_answers_for_the_hub(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_one_name_are_told_apart_by_where_they_come_from(text: str, folder: str) -> None:
-    assert upstream_folder(source_of((parse_reference(text),))) == folder
+    assert upstream_folder(Source.parse(text)) == folder
 
 
 @pytest.mark.parametrize("name", ["m.gguf", "m-00000-of-00002.gguf", "m-00003-of-00002.gguf", "m-00001-of-99999.gguf"])

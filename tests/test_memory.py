@@ -1,4 +1,4 @@
-"""Memory by formula: the KV cache to the byte, the compute buffers as the engine's allocator lays them out."""
+"""Memory by formula: the KV cache to the byte, the compute buffers as an upper bound."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tea_models.engine.compute_buffers import compute_bytes
-from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, row_bytes
-from tea_models.engine.graph_replay import Graph
+from tea_models.engine.estimator import ESTIMATE_ERROR, compute_bytes
+from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, pad, row_bytes
 from tests.architectures import CASES, measure
 from tests.plan_profiles import GIB, profile_of
 
@@ -108,34 +107,13 @@ def test_rows_of_blocks() -> None:
     assert (row_bytes("q8_0", 64), row_bytes("q4_0", 64), row_bytes("f16", 3)) == (68, 36, 6)
 
 
-def test_the_allocator_reuses_what_is_free() -> None:
-    graph = Graph()
-    first = graph.op(320)
-    second = graph.op(320, first)
-    third = graph.op(320, second)  # takes the place of the first
-    graph.op(640, third, keep=True)  # the place of the second, and what lies behind it
-    assert graph.peak() == 320 + 640
-
-
-def test_the_allocator_takes_over_memory_in_place_only_from_an_only_reader() -> None:
-    graph = Graph()
-    first = graph.op(320)
-    graph.op(320, first, in_place=True)
-    assert graph.peak() == 320
-    graph = Graph()
-    first = graph.op(320)
-    second = graph.op(320, first, in_place=True)
-    graph.op(320, second, first)
-    assert graph.peak() == 960
-
-
 def test_the_logits_of_a_large_vocabulary_decide_the_compute_buffer() -> None:
     architecture, hyperparameters = CASES["gemma3-270m"]
     profile = profile_of(architecture, hyperparameters)
     layout = cache_layout(profile)
-    found = {ub: compute_bytes(profile, layout, n_ctx=8192, n_batch=512, n_ubatch=ub) for ub in (512, 128)}
-    assert 512 * MIB < found[512] < 520 * MIB
-    assert 128 * MIB < found[128] < 131 * MIB
+    found = {ub: compute_bytes(profile, layout, n_ctx=8192, n_ubatch=ub) for ub in (512, 128)}
+    assert 512 * MIB < found[512] < 540 * MIB
+    assert 128 * MIB < found[128] < 135 * MIB
 
 
 def test_what_lies_on_devices_is_not_the_hosts() -> None:
@@ -147,7 +125,10 @@ POINTS = [
     {"n_ctx": 2048, "n_batch": 512, "n_ubatch": 512, "swa_full": False},
     {"n_ctx": 8192, "n_batch": 512, "n_ubatch": 512, "swa_full": True, "type_k": "q8_0", "type_v": "q8_0"},
     {"n_ctx": 8000, "n_batch": 512, "n_ubatch": 128, "swa_full": False, "flash_attn": False},
+    {"n_ctx": 4096, "n_batch": 512, "n_ubatch": 512, "swa_full": False, "flash_attn": False},
     {"n_ctx": 300, "n_batch": 64, "n_ubatch": 64, "swa_full": False, "type_k": "q4_0"},
+    {"n_ctx": 32768, "n_batch": 512, "n_ubatch": 64, "swa_full": False},
+    {"n_ctx": 131072, "n_batch": 512, "n_ubatch": 512, "swa_full": False},
 ]
 
 
@@ -167,15 +148,9 @@ def estimate(name: str, point: dict[str, Any], measured: dict[str, Any]) -> tupl
     kept = kv_cache_bytes(
         layout, n_ctx=point["n_ctx"], n_ubatch=point["n_ubatch"], swa_full=point["swa_full"], flash_attn=flash, **types
     )
+    batch = min(point["n_ubatch"], pad(point["n_ctx"], 256)) if layout.layers else point["n_ubatch"]
     computed = compute_bytes(
-        profile,
-        layout,
-        n_ctx=point["n_ctx"],
-        n_batch=point["n_batch"],
-        n_ubatch=point["n_ubatch"],
-        swa_full=point["swa_full"],
-        flash_attn=flash,
-        **types,
+        profile, layout, n_ctx=point["n_ctx"], n_ubatch=batch, swa_full=point["swa_full"], flash_attn=flash
     )
     return kept, computed
 
@@ -195,14 +170,14 @@ def test_the_kv_cache_is_the_engines_to_the_byte(name: str, engine_says: dict[st
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", CASES)
-def test_cache_and_buffers_are_within_five_percent_of_the_engines(
+def test_an_estimate_is_never_too_small_and_at_most_ten_percent_too_large(
     name: str, engine_says: dict[str, list[dict[str, Any]]]
 ) -> None:
     for point, measured in zip(POINTS, engine_says[name], strict=True):
         if "error" in measured:
             continue
         kept, computed = estimate(name, point, measured)
+        assert computed >= measured["compute"], point
         weights = sum(row["model"] for row in measured["buffers"])
         total = weights + measured["kv_cache"] + measured["compute"]
-        assert weights + kept + computed == pytest.approx(total, rel=0.05), point
-        assert computed == pytest.approx(measured["compute"], rel=0.08, abs=2 * MIB), point
+        assert total <= weights + kept + computed <= total * (1 + ESTIMATE_ERROR), point

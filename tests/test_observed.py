@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tea_models.engine.measurer import Estimator
-from tea_models.engine.observed import all_observed, read_observed, record_load
+from tea_models.engine.estimator import Estimator
 from tea_models.plan import RunPlan, UserSettings, plan_profile
+from tea_models.plan.observed import all_observed, read_observed, record_load
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, MIB, machine_with, profile_of
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MemoryUse
-from tea_models.engine.measurer import Estimator
-from tea_models.engine.probe import Point, RefusedError, engine_version
+from tea_models.engine.probe import RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
 from tea_models.machine.detect import Gpu, detect_machine
 from tea_models.plan import RunPlan, UserSettings, plan_profile, resolve_plan
@@ -45,19 +45,13 @@ def test_auto_takes_the_largest_context_that_fits() -> None:
     assert 4096 < found.settings.n_ctx < 131072
     assert found.settings.n_ctx % 256 == 0
     assert found.memory.fits
-    larger = Estimator(PHI).measure([_point(found, found.settings.n_ctx + 1024)])[0]
+    larger = Estimator(PHI).measure([replace(found.settings, n_ctx=found.settings.n_ctx + 1024)])[0]
     assert isinstance(larger, MemoryUse)
     assert larger.total > found.memory.budget
     decision = found.decision("n_ctx")
     assert decision.source == "hardware"
     assert decision.rejected[0].value == 131072
     assert "GiB" in decision.rejected[0].reason
-
-
-def _point(found: RunPlan, n_ctx: int) -> Point:
-    from tea_models.plan.curve import point_of
-
-    return point_of(found, n_ctx)
 
 
 def test_more_memory_never_means_less_context() -> None:
@@ -307,7 +301,7 @@ def test_a_small_gpu_gets_as_many_layers_as_fit() -> None:
     assert found.memory.fits
     assert found.decision("n_gpu_layers").rejected[0].value == -1
     # Layers are placed for a context of 8,192 tokens and the batch that the plan starts with.
-    point = replace(_point(found, 8192), n_gpu_layers=found.settings.n_gpu_layers + 1, n_ubatch=512)
+    point = replace(found.settings, n_ctx=8192, n_gpu_layers=found.settings.n_gpu_layers + 1, n_ubatch=512)
     (more,) = Card(PHI).measure([point])
     assert sum(more.devices["CUDA0"]) > 3 * GIB * 9 // 10
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tea_models.cli.plan_view import explanation, overview
-from tea_models.engine.measurer import Estimator
+from tea_models.engine.estimator import Estimator
 from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.curve import memory_curve
 from tea_models.plan.plot import draw_svg, draw_text

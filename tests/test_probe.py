@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import tea_models.engine.probe_process
+from tea_models.engine.engine_settings import EngineSettings
+from tea_models.engine.estimator import ESTIMATE_ERROR, Estimator
 from tea_models.engine.formula import MemoryUse
-from tea_models.engine.measurer import Estimator, Measured
+from tea_models.engine.measurer import Measured
 from tea_models.engine.probe import (
-    Point,
     Prober,
     ProbeTarget,
     RefusedError,
@@ -32,7 +33,7 @@ from tests.gguf_build import build_gguf
 needs_engine = pytest.mark.skipif(engine_version() is None, reason="llama-cpp-python is not installed")
 pytestmark = [needs_engine, pytest.mark.real]
 
-SMALL = Point(n_ctx=256, n_batch=64, n_ubatch=64)
+SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_this_package_never_imports_the_engine_in_its_own_process() -> None:
         "import tea_models.plan.resolve, tea_models.verbs.verify, tea_models.verbs.doctor\n"
         "print('llama_cpp' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout == "False\n"
 
 
@@ -78,7 +79,7 @@ def test_a_small_file_is_measured(small_file: Path) -> None:
 
 def test_many_points_cost_one_run(small_file: Path) -> None:
     measured = prober(small_file)
-    points = [Point(n_ctx=n_ctx, n_batch=64, n_ubatch=64) for n_ctx in (256, 512, 1024, 256)]
+    points = [EngineSettings(n_ctx=n_ctx, n_batch=64, n_ubatch=64) for n_ctx in (256, 512, 1024, 256)]
     first, second, third, again = measured.measure(points)
     assert measured.runs == 1
     assert first == again
@@ -93,16 +94,16 @@ def test_one_process_answers_many_questions_until_it_is_closed(small_file: Path)
     measured = prober(small_file)
     measured.measure([SMALL])
     first = measured._process
-    measured.measure([Point(n_ctx=512, n_batch=64, n_ubatch=64)])
+    measured.measure([EngineSettings(n_ctx=512, n_batch=64, n_ubatch=64)])
     assert measured._process is first
     assert first is not None
     measured.close()
     assert first.ended
-    assert isinstance(measured.measure([Point(n_ctx=768, n_batch=64, n_ubatch=64)])[0], MemoryUse)
+    assert isinstance(measured.measure([EngineSettings(n_ctx=768, n_batch=64, n_ubatch=64)])[0], MemoryUse)
 
 
 def test_one_refused_point_leaves_the_others_alone(small_file: Path) -> None:
-    refused = Point(n_ctx=256, n_batch=64, n_ubatch=64, type_v="q8_0", flash_attn=False)
+    refused = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64, type_v="q8_0", flash_attn=False)
     answers = prober(small_file).measure([SMALL, refused, SMALL])
     assert isinstance(answers[1], RefusedError)
     assert "flash_attn" in answers[1].message or "block" in answers[1].message
@@ -149,7 +150,7 @@ def test_a_process_that_died_in_between_is_started_again(small_file: Path) -> No
     measured.measure([SMALL])
     assert measured._process is not None
     measured._process._process.kill()
-    assert isinstance(measured.measure([Point(n_ctx=512, n_batch=64, n_ubatch=64)])[0], MemoryUse)
+    assert isinstance(measured.measure([EngineSettings(n_ctx=512, n_batch=64, n_ubatch=64)])[0], MemoryUse)
 
 
 def worker_that(program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +199,7 @@ def test_a_worker_that_talks_nonsense_is_an_error(
 
 
 def test_a_header_alone_measures_like_the_file(small_file: Path, tmp_path: Path) -> None:
-    points = [SMALL, Point(n_ctx=1024, n_batch=64, n_ubatch=32, type_k="q8_0")]
+    points = [SMALL, EngineSettings(n_ctx=1024, n_batch=64, n_ubatch=32, type_k="q8_0")]
     whole = prober(small_file).measure(points)
     with open_model(small_file) as model:
         header = Prober(ProbeTarget("cd" * 32, model=model)).measure(points)
@@ -239,20 +240,24 @@ print(json.dumps(answers))
 """
 
 REAL_POINTS = [
-    Point(n_ctx=2048, n_batch=512, n_ubatch=512),
-    Point(n_ctx=8192, n_batch=512, n_ubatch=128, type_k="q8_0", type_v="q8_0"),
-    Point(n_ctx=4096, n_batch=512, n_ubatch=256, swa_full=True, type_k="f16", type_v="q4_0"),
-    Point(n_ctx=1000, n_batch=100, n_ubatch=64, flash_attn=False),
+    EngineSettings(n_ctx=2048, n_batch=512, n_ubatch=512),
+    EngineSettings(n_ctx=8192, n_batch=512, n_ubatch=128, type_k="q8_0", type_v="q8_0"),
+    EngineSettings(n_ctx=4096, n_batch=512, n_ubatch=256, swa_full=True, type_k="f16", type_v="q4_0"),
+    EngineSettings(n_ctx=1000, n_batch=100, n_ubatch=64, flash_attn=False),
 ]
 
 
 @pytest.mark.parametrize("model", ["real_model", "gemma_model"])
 def test_predicted_buffers_are_those_of_a_real_load(model: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(model)
-    points = [*REAL_POINTS, Point(n_ctx=32768, n_batch=512, n_ubatch=128)] if model == "gemma_model" else REAL_POINTS
+    points = (
+        [*REAL_POINTS, EngineSettings(n_ctx=32768, n_batch=512, n_ubatch=128)]
+        if model == "gemma_model"
+        else REAL_POINTS
+    )
     wanted = [{name: getattr(point, name) for name in point.__slots__} for point in points]
     arguments = [sys.executable, "-P", "-c", LOAD, str(path), json.dumps(wanted)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
     really = json.loads(done.stdout.splitlines()[-1])
     for point, predicted, taken in zip(points, prober(path).measure(points), really, strict=True):
@@ -263,14 +268,17 @@ def test_predicted_buffers_are_those_of_a_real_load(model: str, request: pytest.
 
 
 @pytest.mark.parametrize("model", ["real_model", "gemma_model"])
-def test_the_estimate_is_near_the_measurement(model: str, request: pytest.FixtureRequest) -> None:
+def test_an_estimate_is_never_below_the_measurement(model: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(model)
     with open_model(path) as opened:
         profile = profile_from_headers(opened.headers, opened.files)
-    measured, estimated = prober(path).measure(REAL_POINTS), Estimator(profile).measure(REAL_POINTS)
+    contexts = [EngineSettings(n_ctx=n_ctx, n_batch=512, n_ubatch=512) for n_ctx in (512, 4096, 32768)]
+    points = [*REAL_POINTS, *contexts]
+    measured, estimated = prober(path).measure(points), Estimator(profile).measure(points)
     for exact, rough in zip(measured, estimated, strict=True):
         assert isinstance(exact, MemoryUse)
         assert isinstance(rough, MemoryUse)
         assert rough.kv_cache == exact.kv_cache
-        assert rough.compute == pytest.approx(exact.compute, rel=0.05)
-        assert rough.total == pytest.approx(exact.total, rel=0.05)
+        for part in ("weights", "compute", "overhead"):
+            assert getattr(rough, part) >= getattr(exact, part)
+        assert rough.total <= exact.total * (1 + ESTIMATE_ERROR)

@@ -231,10 +231,11 @@ def test_a_file_named_by_its_path_gets_the_corrections_of_the_registry_too(tmp_p
 # -- the document ------------------------------------------------------------------------------------------------------
 
 
-def conforms(value: Any, schema: dict[str, Any], root: dict[str, Any], where: str = "") -> None:
+def conforms(value: Any, schema: dict[str, Any], where: str = "") -> None:
     """As much of JSON Schema as the published one uses."""
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if "anyOf" in schema:
+        kinds = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list}
+        assert any(type(value) is kinds[one["type"]] for one in schema["anyOf"]), (where, value)
     if "const" in schema:
         assert value == schema["const"], where
     if "enum" in schema:
@@ -257,16 +258,16 @@ def conforms(value: Any, schema: dict[str, Any], root: dict[str, Any], where: st
             inner = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
             assert inner is not False, f"{where}.{key}"
             if isinstance(inner, dict):
-                conforms(item, inner, root, f"{where}.{key}")
+                conforms(item, inner, f"{where}.{key}")
     if isinstance(value, list) and "items" in schema:
         for item in value:
-            conforms(item, schema["items"], root, f"{where}[]")
+            conforms(item, schema["items"], f"{where}[]")
 
 
 def test_the_document_conforms_to_the_published_schema() -> None:
     schema = json.loads(SCHEMA_FILE.read_text("utf-8"))
     for data in (build_gguf(), build_gguf(PLAIN), build_gguf({})):
-        conforms(to_json(profile_of(data)), schema, schema)
+        conforms(to_json(profile_of(data)), schema)
     assert list(schema["properties"]) == list(to_json(profile_of(build_gguf())))
 
 

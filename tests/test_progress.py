@@ -9,7 +9,7 @@ import pytest
 
 from tea_models.cli.output import Output
 from tea_models.cli.progress import Bar, progress_for
-from tea_models.net import Silent
+from tea_models.progress import Silent
 
 MIB = 1 << 20
 

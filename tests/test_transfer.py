@@ -33,9 +33,8 @@ from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tenso
 MIB = 1 << 20
 SMALL = b"GGUF" + random.Random(1).randbytes(300_000)
 BIG = b"GGUF" + random.Random(2).randbytes(40 * MIB)
-QUICK = RetryPolicy(
-    base_seconds=0.01, longest_seconds=0.05, stall_seconds=0.4, silent_seconds=0.3, longest_retry_after=1
-)
+# Waits are short; an honest server has all the time that a busy machine may need.
+QUICK = RetryPolicy(base_seconds=0.01, longest_seconds=0.05, stall_seconds=60, silent_seconds=60, longest_retry_after=1)
 
 
 def sha(data):
@@ -62,7 +61,7 @@ def partial(tmp_path):
     return tmp_path / "key.part"
 
 
-def fetch(server, partial, *, url=None, read_seconds=0.5, **options):
+def fetch(server, partial, *, url=None, read_seconds=60, **options):
     options.setdefault("policy", QUICK)
     with make_client(read_seconds=read_seconds) as client:
         return download(url or server.url, partial, client=client, **options)
@@ -181,7 +180,7 @@ def test_an_unpinned_file_without_a_version_is_not_continued(partial):
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, ending, tmp_path):
+def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, ending, start):
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -192,13 +191,13 @@ def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, e
     """)
     with FaultyServer(BIG, lambda e: e.serve(rate=4 * MIB)) as server:
         command = [sys.executable, "-c", script, server.url, str(partial), str(len(BIG)), sha(BIG)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         while not state_path(partial).exists() or partial.stat().st_blocks * 512 < 6 * MIB:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(ending)
-        process.communicate(timeout=5)
+        process.communicate()
         assert process.returncode != 0
         server.handler = Exchange.serve
         result = fetch(server, partial, size=len(BIG), sha256=sha(BIG))
@@ -619,7 +618,7 @@ def test_a_server_that_falls_silent_is_left_and_asked_again(partial):
             exchange.serve()
 
     with FaultyServer(SMALL, handler) as server:
-        assert fetch(server, partial, read_seconds=0.2).sha256 == sha(SMALL)
+        assert fetch(server, partial, read_seconds=1).sha256 == sha(SMALL)
         assert server.ranges == [None, (100_000, None)]
 
 
@@ -637,18 +636,18 @@ def test_a_server_that_sends_one_byte_now_and_then_is_given_up(partial):
 
 
 def test_one_slow_connection_does_not_hold_up_the_end(partial):
-    """The last part crawls; the others take it over (else this would take 40 s)."""
+    """The last part crawls; the others take it over (else this would take 160 s)."""
 
     def handler(exchange):
         if exchange.range and exchange.range[0] == 0:
-            exchange.serve(rate=200_000)
+            exchange.serve(rate=50_000)
         else:
             exchange.serve()
 
     with FaultyServer(BIG, handler) as server:
         began = time.monotonic()
         assert fetch(server, partial, size=len(BIG)).sha256 == sha(BIG)
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 120
 
 
 def test_nobody_listening_is_one_clear_error(partial):
@@ -671,7 +670,7 @@ def test_something_that_is_no_http_is_one_clear_error(partial, text):
 
 
 def test_a_full_disk_is_noticed_before_anything_is_fetched(partial, monkeypatch):
-    monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: 100_000)
+    monkeypatch.setattr("tea_models.disk.space.free_bytes", lambda _folder: 100_000)
     with FaultyServer(SMALL) as server:
         with pytest.raises(DiskFullError, match="300,004"):
             fetch(server, partial, size=len(SMALL))
@@ -694,7 +693,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(tmp_path):
                 sys.exit(5)
     """)
     with FaultyServer(BIG) as server:
-        done = subprocess.run([sys.executable, "-c", script, server.url, str(tmp_path / "p")], check=False, timeout=30)
+        done = subprocess.run([sys.executable, "-c", script, server.url, str(tmp_path / "p")], check=False, timeout=600)
         assert done.returncode == 5
         assert fetch(server, tmp_path / "p").resumed_from >= MIB
 
@@ -798,7 +797,7 @@ def test_memory_stays_flat(partial, tmp_path):
     """)
     with FaultyServer(BIG) as server:
         command = [sys.executable, "-c", script, server.url, str(partial)]
-        done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, timeout=600, capture_output=True, text=True)
     assert int(done.stdout) < 40_000
 
 

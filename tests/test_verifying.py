@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, NotAvailableError, UnknownModelError
 from tea_models.settings import Settings
 from tea_models.verbs.pull import pull
@@ -63,16 +64,16 @@ def damage(path: Path, at: int = -1):
 
 def test_what_was_pulled_is_ok(settings):
     (pulled,) = pull("small", settings=settings)
-    (result,) = verify(None, settings)
+    (result,) = verify(None, Caller(settings))
     assert (result.status, result.path, result.loadable, result.problems) == ("ok", pulled.path, True, ())
     assert result.expected_sha256 == result.actual_sha256 == sha(MODEL)
-    assert verify("small", settings)[0].status == "ok"
-    assert verify(str(pulled.path), settings)[0].status == "ok"
+    assert verify(["small"], Caller(settings))[0].status == "ok"
+    assert verify([str(pulled.path)], Caller(settings))[0].status == "ok"
 
 
 def test_the_document_has_the_keys_of_the_contract(settings):
     pull("small", settings=settings)
-    document = verify(None, settings)[0].to_json()
+    document = verify(None, Caller(settings))[0].to_json()
     assert {"name", "path", "status", "expected_sha256", "actual_sha256"} <= set(document)
     assert json.loads(json.dumps(document)) == document
 
@@ -80,7 +81,7 @@ def test_the_document_has_the_keys_of_the_contract(settings):
 def test_one_changed_bit_is_found_though_the_time_stamp_is_the_old_one(settings):
     (pulled,) = pull("small", settings=settings)
     damage(pulled.path)
-    (result,) = verify("small", settings)
+    (result,) = verify(["small"], Caller(settings))
     assert (result.status, result.expected_sha256) == ("corrupt", sha(MODEL))
     assert result.actual_sha256 == sha(pulled.path.read_bytes()) != sha(MODEL)
 
@@ -88,47 +89,47 @@ def test_one_changed_bit_is_found_though_the_time_stamp_is_the_old_one(settings)
 def test_a_file_that_is_gone_is_missing(settings):
     (pulled,) = pull("small", settings=settings)
     pulled.path.unlink()
-    for names in (None, "small"):
-        (result,) = verify(names, settings)
+    for names in (None, ["small"]):
+        (result,) = verify(names, Caller(settings))
         assert (result.status, result.expected_sha256, result.actual_sha256) == ("missing", sha(MODEL), None)
 
 
 def test_a_model_that_was_never_pulled_is_missing(settings):
-    (result,) = verify("small", settings)
+    (result,) = verify(["small"], Caller(settings))
     assert (result.status, result.path) == ("missing", settings.store_dir / "small.gguf")
 
 
 def test_an_unknown_name_is_an_error(settings):
     with pytest.raises(UnknownModelError):
-        verify("smal", settings)
+        verify(["smal"], Caller(settings))
 
 
 def test_a_file_without_a_pin_is_unpinned_and_its_later_change_is_corrupt(settings):
     with FaultyServer(OTHER) as other:
         (pulled,) = pull(other.url, settings=settings)
-    (result,) = verify(str(pulled.path), settings)
+    (result,) = verify([str(pulled.path)], Caller(settings))
     assert (result.status, result.actual_sha256) == ("unpinned", sha(OTHER))
     damage(pulled.path)
-    assert verify(None, settings)[0].status == "corrupt"
+    assert verify(None, Caller(settings))[0].status == "corrupt"
 
 
 def test_a_file_in_the_store_that_nobody_recorded_is_unpinned(settings):
     settings.store_dir.mkdir()
     (settings.store_dir / "stray.gguf").write_bytes(OTHER)
-    (result,) = verify(None, settings)
+    (result,) = verify(None, Caller(settings))
     assert (result.status, result.expected_sha256) == ("unpinned", None)
 
 
 def test_a_path_outside_the_store_is_known_by_its_hash(settings, tmp_path):
     copy = tmp_path / "renamed.gguf"
     copy.write_bytes(MODEL)
-    assert verify(str(copy), settings)[0].status == "ok"
+    assert verify([str(copy)], Caller(settings))[0].status == "ok"
 
 
 def test_a_file_that_is_no_gguf_is_corrupt_and_says_where(settings, tmp_path):
     path = tmp_path / "page.gguf"
     path.write_bytes(b"<html>" + bytes(100))
-    (result,) = verify(str(path), settings)
+    (result,) = verify([str(path)], Caller(settings))
     assert (result.status, result.loadable) == ("corrupt", False)
     assert "byte 0" in result.problems[0]
 
@@ -136,7 +137,7 @@ def test_a_file_that_is_no_gguf_is_corrupt_and_says_where(settings, tmp_path):
 def test_a_legal_file_that_the_engine_can_not_load_says_why(settings, tmp_path):
     path = tmp_path / "no-architecture.gguf"
     path.write_bytes(build_gguf({"general.name": "x"}, []))
-    (result,) = verify(str(path), settings)
+    (result,) = verify([str(path)], Caller(settings))
     assert (result.status, result.loadable) == ("unpinned", False)
     assert result.problems
     assert result.broken
@@ -145,7 +146,7 @@ def test_a_legal_file_that_the_engine_can_not_load_says_why(settings, tmp_path):
 def test_a_missing_shard_is_named(settings, tmp_path):
     path = tmp_path / "m-00001-of-00002.gguf"
     path.write_bytes(MODEL)
-    first, second = verify(str(path), settings)
+    first, second = verify([str(path)], Caller(settings))
     assert (first.path.name, second.path.name) == ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
     assert second.status == "missing"
 
@@ -155,7 +156,7 @@ def test_what_is_no_file_is_refused_and_not_read(settings, tmp_path, kind):
     path = tmp_path / "x.gguf"
     os.mkfifo(path) if kind == "FIFO" else path.mkdir()
     with pytest.raises(MissingFileError):
-        verify(str(path), settings)
+        verify([str(path)], Caller(settings))
 
 
 def test_repair_fetches_only_what_is_broken(settings, server, tmp_path):
@@ -166,7 +167,7 @@ def test_repair_fetches_only_what_is_broken(settings, server, tmp_path):
     inode = good.path.stat().st_ino
     damage(pulled.path)
     server.seen.clear()
-    results = {result.path.name: result for result in verify(None, settings, repair=True)}
+    results = {result.path.name: result for result in verify(None, Caller(settings), repair=True)}
     assert (results["small.gguf"].status, results["small.gguf"].repaired) == ("ok", True)
     assert not results["other.gguf"].repaired
     assert pulled.path.read_bytes() == MODEL
@@ -177,7 +178,7 @@ def test_repair_fetches_only_what_is_broken(settings, server, tmp_path):
 def test_repair_brings_back_what_is_missing(settings):
     (pulled,) = pull("small", settings=settings)
     pulled.path.unlink()
-    (result,) = verify("small", settings, repair=True)
+    (result,) = verify(["small"], Caller(settings), repair=True)
     assert (result.status, result.repaired, pulled.path.read_bytes()) == ("ok", True, MODEL)
 
 
@@ -186,24 +187,24 @@ def test_a_repair_that_fails_can_be_tried_again(settings, server):
     damage(pulled.path)
     honest, server.handler = server.handler, lambda e: e.reply(404)
     with pytest.raises(NotAvailableError):
-        verify(None, settings, repair=True)
-    assert [result.status for result in verify(None, settings)] == ["missing"]
+        verify(None, Caller(settings), repair=True)
+    assert [result.status for result in verify(None, Caller(settings))] == ["missing"]
     server.handler = honest
-    assert [result.status for result in verify(None, settings, repair=True)] == ["ok"]
+    assert [result.status for result in verify(None, Caller(settings), repair=True)] == ["ok"]
     assert pulled.path.read_bytes() == MODEL
 
 
 def test_a_repair_leaves_no_second_copy(settings):
     (pulled,) = pull("small", settings=settings)
     damage(pulled.path)
-    verify(None, settings, repair=True)
+    verify(None, Caller(settings), repair=True)
     assert not list((settings.store_dir / ".tea" / "broken").iterdir())
 
 
 def command(settings, *arguments):
     environ = dict(os.environ) | settings.environ
     line = [sys.executable, "-m", "tea_models.cli", "verify", *arguments]
-    return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_the_command_ends_with_0_3_and_4(settings):
@@ -222,6 +223,6 @@ def test_the_command_ends_with_0_3_and_4(settings):
 
 @pytest.mark.real
 def test_the_real_model_is_ok(real_model, tmp_path):
-    (result,) = verify(str(real_model), Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path))
+    (result,) = verify([str(real_model)], Caller(Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path)))
     assert result.loadable
     assert result.actual_sha256 == sha(real_model.read_bytes())

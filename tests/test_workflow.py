@@ -333,7 +333,9 @@ def test_a_registry_beside_the_workflow_counts_unless_another_is_named(tmp_path)
     )
     path = tmp_path / "flow.yaml"
     assert run_workflow(path, environ={})["a"] is None
-    (tmp_path / "registry.yaml").write_text("")
+    (tmp_path / "registry.yaml").write_text("images: [nginx]\n")
+    assert run_workflow(path, environ={})["a"] is None
+    (tmp_path / "registry.yaml").write_text("schema: tea.registry/1\n")
     assert run_workflow(path, environ={})["a"] == str(tmp_path / "registry.yaml")
     assert run_workflow(path, environ={"TEA_REGISTRY": "/mine.yaml"})["a"] == "/mine.yaml"
 

@@ -29,18 +29,15 @@ def command(app: App, *, name: str, reference: str, file: Path, replace: bool, l
 
     The rest of the file stays as it is, with its comments. REFERENCE is for example hf:OWNER/REPO:Q4_K_M.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.verbs.add import add_entry
 
     added = add_entry(
         name,
         reference,
         file=file,
-        settings=app.settings,
+        caller=app.caller,
         replace_existing=replace,
         license_=license_,
-        progress=progress_for(app.out),
-        note=app.out.note,
     )
     answer = {
         "name": added.name,

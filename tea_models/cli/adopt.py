@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
 from tea_models.files import shard_names
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -48,10 +49,8 @@ def command(app: App, names: tuple[str, ...], everything: bool, folders: tuple[P
         if not names:
             app.out.answer([], lambda: "nothing to adopt that is not in the store")
             return
-    from tea_models.cli.progress import progress_for
-
-    results = adopt(names, app.settings, folders=folders, progress=progress_for(app.out), note=app.out.note)
-    rows = [[item.name, human_size(item.size), item.status, str(item.path)] for item in results]
+    results = adopt(names, app.caller, folders=folders)
+    rows = [[item.name, human_bytes(item.size), item.status, str(item.path)] for item in results]
     app.out.answer([item.to_json() for item in results], lambda: printable(table(rows, right=frozenset({1}))))
 
 
@@ -68,7 +67,9 @@ def _human(shown: list[Candidate]) -> str:
     for item in shown:
         about = "not usable" if item.problem else f"{item.architecture} {item.quantization}".strip()
         state = "in the store" if item.installed else item.model
-        rows.append([printable(item.found.name), item.found.tool, human_size(item.found.size), printable(about), state])
+        rows.append(
+            [printable(item.found.name), item.found.tool, human_bytes(item.found.size), printable(about), state]
+        )
     text = table(rows, header=["NAME", "TOOL", "SIZE", "MODEL", "HERE AS"], right=frozenset({2}))
     problems = [f"{printable(item.found.name)}: {printable(item.problem)}" for item in shown if item.problem]
     return "\n".join([text, *(["", *problems] if problems else []), "", "next: tea-models adopt NAME"])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -31,20 +32,18 @@ def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> 
 
     On the other machine: tea-models sync --from models.tar
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.bundle import bundle
 
-    progress = progress_for(app.out)
-    made = bundle(output, lock_path=lock_path, names=names, settings=app.settings, progress=progress, note=app.out.note)
+    made = bundle(output, app.caller, lock_path=lock_path, names=names)
     document = {"bundle": str(made.path), "size": made.size, "files": [file.to_json() for file in made.files]}
     app.out.answer(document, lambda: _human(made))
 
 
 def _human(made: Bundle) -> str:
     rows = [
-        [printable(file.name), printable(file.filename), human_size(file.size), file.license or "?"]
+        [printable(file.name), printable(file.filename), human_bytes(file.size), file.license or "?"]
         for file in made.files
     ]
     text = table(rows, header=["NAME", "FILE", "SIZE", "LICENCE"], right=frozenset({2}))
     next_step = f"on the other machine: tea-models sync --from {made.path.name}"
-    return f"{text}\n\n{human_size(made.size)} in {made.path}; {next_step}"
+    return f"{text}\n\n{human_bytes(made.size)} in {made.path}; {next_step}"

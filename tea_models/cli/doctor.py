@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -47,7 +48,7 @@ def _human(app: App, found: CheckUp) -> str:
         rows = []
         for load in found.loads[:10]:
             peak, planned = load.actual.get("peak"), load.predicted.get("peak")
-            cells = [human_size(size) if size else "" for size in (planned, peak)]
+            cells = [human_bytes(size) if size else "" for size in (planned, peak)]
             rows.append([printable(load.name), f"{load.n_ctx:,}", *cells, load.when[:16].replace("T", " ")])
         header = ["LAST LOADS", "CONTEXT", "PLANNED", "TOOK", "WHEN (UTC)"]
         lines += ["", table(rows, header=header, right=frozenset({1, 2, 3}))]

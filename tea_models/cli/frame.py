@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
+from tea_models.cli.progress import progress_for
+from tea_models.cli.quick import version
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
@@ -26,6 +29,11 @@ class App:
 
     settings: Settings
     out: Output
+
+    @property
+    def caller(self) -> Caller:
+        """The person at the terminal: sees progress and notes on stderr."""
+        return Caller(self.settings, progress_for(self.out), self.out.note)
 
 
 class LazyGroup(click.Group):
@@ -79,9 +87,7 @@ def _module_name(command: str) -> str:
 
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        click.echo(f"{ctx.find_root().info_name} {version('tea-models')}")
+        click.echo(f"{ctx.find_root().info_name} {version()}")
         ctx.exit()
 
 
@@ -95,6 +101,7 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
+        app.out.note_foreign_registry(settings)
         try:
             return function(app, *args, **options)
         except BrokenPipeError as error:

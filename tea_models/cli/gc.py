@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -37,8 +38,8 @@ def command(app: App, yes: bool) -> None:
 def _human(found: list[Leftover], freed: int, removed: bool) -> str:
     if not found:
         return "nothing to remove"
-    rows = [[human_size(item.size), item.kind, item.reason, printable(str(item.path))] for item in found]
+    rows = [[human_bytes(item.size), item.kind, item.reason, printable(str(item.path))] for item in found]
     text = table(rows, right=frozenset({0}))
     if removed:
-        return f"{text}\n\n{human_size(freed)} freed"
-    return f"{text}\n\n{human_size(freed)} would be freed: tea-models gc --yes"
+        return f"{text}\n\n{human_bytes(freed)} freed"
+    return f"{text}\n\n{human_bytes(freed)} would be freed: tea-models gc --yes"

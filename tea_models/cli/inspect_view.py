@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tea_models.cli.output import human_size, printable, table
+from tea_models.cli.output import printable, table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
@@ -18,44 +19,22 @@ _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such 
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
     """Inspect a model and print what was found, for people or as JSON."""
-    from tea_models.profile.inspection_cache import recall, remember
+    from tea_models.profile.inspection import inspect_model
 
-    more: list[str] = []
-    answer = None if full or tensors else recall(model, settings)
-    if answer is not None:
-        answer["document"]["path"] = model  # it may have been another path to the same file
-    else:
-        from tea_models.profile.inspection import inspect_model
-
-        found = inspect_model(model, settings=settings, full=full, tensors=tensors)
-        answer = {"document": found.to_json(), "view": _view(found)}
-        if full or tensors:
-            more = (["", *_metadata(found, out)] if full else []) + (["", _tensors(found)] if tensors else [])
-        elif found.transfer is None:
-            remember(model, settings, answer)
-    view = answer["view"]
-    out.answer(answer["document"], lambda: _printed(view, more, model, out))
+    found = inspect_model(model, settings=settings, full=full, tensors=tensors)
+    more = (["", *_metadata(found, out)] if full else []) + (["", _tensors(found)] if tensors else [])
+    out.answer(found.to_json() if out.as_json else None, lambda: _text(found, more, model, out))
 
 
-def _view(found: Inspection) -> dict[str, Any]:
-    """What the human view is made of, as JSON, so that it can be remembered."""
-    return {
-        "title": one_line(found.profile.name.value or found.path.rpartition("/")[2]),
-        "rows": [[label, text] for label, text in _facts(found) if text],
-        "warnings": [one_line(warning) for warning in found.warnings],
-        "next": _next_step(found),
-    }
-
-
-def _printed(view: dict[str, Any], more: list[str], model: str, out: Output) -> str:
-    title = view["title"] if len(view["title"]) <= 80 else one_line(view["title"], out.width)
-    lines = [out.style(title, "bold"), ""]
-    lines += [_row(label, text, out) for label, text in view["rows"]]
+def _text(found: Inspection, more: list[str], model: str, out: Output) -> str:
+    title = one_line(found.profile.name.value or found.path.rpartition("/")[2])
+    lines = [out.style(title if len(title) <= 80 else one_line(title, out.width), "bold"), ""]
+    lines += [_row(label, text, out) for label, text in _facts(found) if text]
     lines += more
-    if view["warnings"]:
+    if found.warnings:
         lines += ["", out.style("warnings", "yellow")]
-        lines += [line for warning in view["warnings"] for line in _wrapped(warning, out.width)]
-    lines += ["", out.style(f"next: {view['next'].replace('{model}', _quoted(model))}", "dim")]
+        lines += [line for warning in found.warnings for line in _wrapped(one_line(warning), out.width)]
+    lines += ["", out.style(f"next: {_next_step(found).replace('{model}', _quoted(model))}", "dim")]
     return "\n".join(lines)
 
 
@@ -84,7 +63,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     context = profile.context_length.value
     facts = [
         ("architecture", f"{one_line(profile.architecture.value, 40) or 'missing'} · {_kind(found)}{shape}"),
-        ("size", f"{human_size(found.size)}{shards} · {human_count(parameters)} parameters"),
+        ("size", f"{human_bytes(found.size)}{shards} · {human_count(parameters)} parameters"),
         ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
         ("context", f"{context:,} tokens" if context is not None else ""),
         ("embedding", _embedding(found)),
@@ -104,7 +83,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     if found.transfer is not None:
         seen = found.transfer
         requests = "1 request" if seen.requests == 1 else f"{seen.requests} requests"
-        text = f"{human_size(seen.bytes_read)} in {requests}, {seen.seconds:.1f} s"
+        text = f"{human_bytes(seen.bytes_read)} in {requests}, {seen.seconds:.1f} s"
         facts.append(("fetched", text + (f" · commit {seen.revision[:12]}" if seen.revision else "")))
     return facts
 
@@ -192,7 +171,7 @@ def _needs(found: Inspection) -> str:
     context = profile.context_length.value
     if found.problems or profile.kind.value not in ("chat", "text", "embedding", "reranker"):
         return ""
-    weights = human_size(profile.weights.total)
+    weights = human_bytes(profile.weights.total)
     if not context or context > 1 << 24:
         return f"{weights} for the weights"
     from tea_models.engine.formula import cache_layout, kv_cache_bytes
@@ -200,7 +179,7 @@ def _needs(found: Inspection) -> str:
     cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
     if not cache:
         return f"{weights} for the weights, and compute buffers"
-    return f"{weights} for the weights + {human_size(cache)} KV cache at {context:,} tokens (f16)"
+    return f"{weights} for the weights + {human_bytes(cache)} KV cache at {context:,} tokens (f16)"
 
 
 def _file(found: Inspection) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -31,16 +32,12 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
     already stays as it is, unless --upgrade.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.pins import check_lock, update_lock
 
     if check:
-        lock = check_lock(output, names, settings=app.settings)
-        changed = False
+        lock, changed = check_lock(output, names, caller=app.caller), False
     else:
-        lock, changed = update_lock(
-            output, names, upgrade=upgrade, settings=app.settings, progress=progress_for(app.out), note=app.out.note
-        )
+        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade)
     rows = [
         {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
          "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}
@@ -60,7 +57,7 @@ def _human(lock: Lock, path: Path, *, changed: bool, check: bool) -> str:
     for model in lock.models.values():
         size = _size(model.files)
         rows.append(
-            [model.reference, human_size(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
+            [model.reference, human_bytes(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
         )
     state = "up to date" if check or not changed else "written"
     return f"{table(rows, right=frozenset({1}))}\n{path} {state}; next: tea-models sync".lstrip()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tea_models.errors import TeaModelsError
+    from tea_models.settings import Settings
 
 # C0 and C1 controls, DEL, bidirectional controls and separators: what a file's text could do to a terminal.
 _CONTROL = re.compile(
@@ -71,6 +72,11 @@ class Output:
             sys.stderr.write(printable(text) + "\n")
             sys.stderr.flush()
 
+    def note_foreign_registry(self, settings: Settings) -> None:
+        """Say that the project's `registry.yaml` is another program's, where it is."""
+        if settings.foreign_registry is not None:
+            self.note(f"{settings.foreign_registry}: not read: no registry of models (no `schema: tea.registry/1`)")
+
     def warn(self, text: str) -> None:
         """Say something on stderr that the user should act on; shown with `--quiet` too."""
         sys.stderr.write(f"warning: {printable(text)}\n")
@@ -112,17 +118,6 @@ class Output:
 def printable(text: str) -> str:
     """Replace what could control a terminal (escape sequences, bidi overrides, lone surrogates) by visible escapes."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
-
-
-def human_size(size: float) -> str:
-    """A number of bytes in the unit a person would choose, with three significant digits."""
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1000:
-            return f"{size:.{0 if size >= 100 else 1 if size >= 10 else 2}f} {unit}"
-    return f"{size / 1024:.2f} TiB"
 
 
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:

@@ -28,7 +28,7 @@ def command(app: App, names: tuple[str, ...], profile: bool) -> None:
         return
     rows = []
     for name in names:
-        paths = locate(name, app.settings, remote=False).paths
+        paths = locate(name, app.caller, remote=False).paths
         absent = next((path for path in paths if not path.is_file()), None)
         if absent is not None:
             raise MissingFileError(f"{absent}: {'not a file' if absent.exists() else 'no such file'}")

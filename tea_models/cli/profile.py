@@ -51,16 +51,10 @@ def _resolve(app: App, model: str) -> ModelProfile:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    from tea_models.errors import StoreError
+    from tea_models.disk.atomic import write_document
 
     text = json.dumps(document, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from None
+    write_document(path, text)
 
 
 def _compare(app: App, before: str, after: str) -> None:
@@ -79,26 +73,20 @@ def _compare(app: App, before: str, after: str) -> None:
 
 def _human(document: dict[str, Any]) -> str:
     from tea_models.cli.output import table
+    from tea_models.profile.document import leaves
 
     files = [
         [f"file {item['name']}", f"{item['size']:,} bytes", item["sha256"] or "hash unknown"]
         for item in document["files"]
     ]
-    lines = [table(files + [[key, _short(leaf["value"]), leaf["source"]] for key, leaf in _leaves(document)])]
+    facts = [
+        [key, _short(leaf["value"]), leaf["source"]] for key, leaf in leaves(document).items() if isinstance(leaf, dict)
+    ]
+    lines = [table(files + facts)]
     warnings = document["warnings"] + document["chat"]["warnings"]
     if warnings:
         lines += ["", "warnings", *(f"  - {_short(text, most=0)}" for text in warnings)]
     return "\n".join(lines)
-
-
-def _leaves(document: dict[str, Any], prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
-    found = []
-    for key, value in document.items():
-        if isinstance(value, dict) and set(value) == {"value", "source"}:
-            found.append((prefix + key, value))
-        elif isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
-    return found
 
 
 def _short(value: Any, *, most: int = 48) -> str:

@@ -8,8 +8,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tea_models.cli.output import human_size, printable
-from tea_models.net.progress import Progress, Silent
+from tea_models.cli.output import printable
+from tea_models.progress import Progress, Silent
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -71,8 +72,8 @@ class Bar:
         now = time.monotonic()
         took = now - self._began
         moved = self._done - self._initial
-        rate = f", {human_size(moved / took)}/s" if took > 0.05 and moved > 0 else ""
-        self._write(f"{self._name}  {human_size(self._done)} in {_duration(took)}{rate}", end="\n")
+        rate = f", {human_bytes(moved / took)}/s" if took > 0.05 and moved > 0 else ""
+        self._write(f"{self._name}  {human_bytes(self._done)} in {_duration(took)}{rate}", end="\n")
 
     def _draw(self, now: float) -> None:
         self._drawn = now
@@ -85,11 +86,11 @@ class Bar:
         began, before = self._samples[0]
         rate = max(0.0, (self._done - before) / (now - began)) if now > began else 0.0
         if not self._total:
-            return self._fit(human_size(self._done), f"{human_size(rate)}/s", "")
+            return self._fit(human_bytes(self._done), f"{human_bytes(rate)}/s", "")
         share = min(1.0, self._done / self._total)
         left = _duration((self._total - self._done) / rate) + " left" if rate > 0 and share < 1 else ""
-        amount = f"{100 * share:3.0f}%  {human_size(self._done)} of {human_size(self._total)}"
-        return self._fit(amount, f"{human_size(rate)}/s" if rate > 0 else "", left, share)
+        amount = f"{100 * share:3.0f}%  {human_bytes(self._done)} of {human_bytes(self._total)}"
+        return self._fit(amount, f"{human_bytes(rate)}/s" if rate > 0 else "", left, share)
 
     def _fit(self, amount: str, rate: str, left: str, share: float | None = None) -> str:
         """The most important parts that fit into the width: amount, then time left, rate, name, and a bar."""

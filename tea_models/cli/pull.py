@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -25,8 +26,7 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
     NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
     A download that was interrupted goes on where it stopped.
     """
-    from tea_models.cli.progress import progress_for
-    from tea_models.verbs.pull import pull
+    from tea_models.verbs.pull import pull_all
 
     if fit:
         from tea_models.plan.choice import best_fit
@@ -35,16 +35,15 @@ def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None
         for choice in choices:
             app.out.note(choice.reason)
         names = tuple(choice.reference for choice in choices)
-    progress = progress_for(app.out)
-    results = pull(names, settings=app.settings, progress=progress, note=app.out.note, adopt=not no_adopt)
+    results = pull_all(names, app.caller, adopt=not no_adopt)
     app.out.answer([result.to_json() for result in results], lambda: _human(app, results))
 
 
 def _human(app: App, results: list[PullResult]) -> str:
     rows = []
     for result in results:
-        resumed = f", resumed at {human_size(result.resumed_from)}" if result.resumed_from else ""
-        rows.append([result.name, human_size(result.size), result.status + resumed, str(result.path)])
+        resumed = f", resumed at {human_bytes(result.resumed_from)}" if result.resumed_from else ""
+        rows.append([result.name, human_bytes(result.size), result.status + resumed, str(result.path)])
     lines = [table(rows, right=frozenset({1}))]
     if any(result.status != "present" for result in results) and not app.out.quiet:
         lines.append(f"\nnext: tea-models inspect {results[0].name}, or tea-models plan {results[0].name}")

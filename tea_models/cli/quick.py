@@ -1,4 +1,4 @@
-"""`tea-models inspect FILE` and `--version` without click, which takes longer to import than a header to read.
+"""`--version`, `inspect` and `list` without click, which takes longer to import than they take to answer.
 
 Only the plain forms are taken here; anything else, and every wrong usage, goes the ordinary way.
 """
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_FLAGS = frozenset({"--json", "--full", "--tensors", "--offline", "--quiet", "-q"})
+    from tea_models.cli.output import Output
+
+_EVERYWHERE = frozenset({"--json", "--offline", "--quiet", "-q"})
+_FLAGS = {"inspect": {"--full", "--tensors"}, "list": {"--all", "--installed", "--fit"}}
 
 
 def quick(argv: Sequence[str]) -> int | None:
@@ -26,43 +29,62 @@ def quick(argv: Sequence[str]) -> int | None:
         The exit code, or None if this is not a command to be answered here.
     """
     if list(argv) == ["--version"]:
-        from importlib.metadata import version
-
-        print(f"tea-models {version('tea-models')}")
+        print(f"tea-models {version()}")
         return 0
-    if not argv or argv[0] != "inspect":
+    if not argv or argv[0] not in _FLAGS:
         return None
-    models = [argument for argument in argv[1:] if not argument.startswith("-")]
+    words = [argument for argument in argv[1:] if not argument.startswith("-")]
     flags = {argument for argument in argv[1:] if argument.startswith("-")}
-    if len(models) != 1 or not flags <= _FLAGS:
+    if not flags <= _FLAGS[argv[0]] | _EVERYWHERE or (argv[0] == "inspect" and len(words) != 1):
         return None
-    return _inspect(models[0], flags)
-
-
-def _inspect(model: str, flags: set[str]) -> int:
     from tea_models.cli.exits import guarded
     from tea_models.cli.output import Output
 
     quiet = not flags.isdisjoint({"--quiet", "-q"})
     out = Output.from_environment(os.environ, as_json="--json" in flags, quiet=quiet)
-
-    def command() -> None:
-        from pathlib import Path
-
-        from tea_models.cli.inspect_view import show
-        from tea_models.settings import Settings
-
-        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if "--offline" in flags else None)
-        show(model, settings, out, full="--full" in flags, tensors="--tensors" in flags)
-
     # What is read here has no cycles worth looking for.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return guarded(command, out)
+        return guarded(lambda: _answer(argv[0], words, flags, out), out)
     finally:
         if collecting:
             gc.enable()
+
+
+def _answer(command: str, words: list[str], flags: set[str], out: Output) -> None:
+    from pathlib import Path
+
+    from tea_models.settings import Settings
+
+    settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if "--offline" in flags else None)
+    out.note_foreign_registry(settings)
+    if command == "inspect":
+        from tea_models.cli import inspect_view
+
+        inspect_view.show(words[0], settings, out, full="--full" in flags, tensors="--tensors" in flags)
+        return
+    from tea_models.cli import list_view
+
+    list_view.show(settings, out, words, every="--all" in flags, installed="--installed" in flags, fit="--fit" in flags)
+
+
+def version() -> str:
+    """The version of this distribution, as its metadata state it.
+
+    `importlib.metadata` says the same, but takes twice as long to import as Python to start.
+    """
+    for folder in sys.path:
+        try:
+            names = [name for name in os.listdir(folder or ".") if name.startswith("tea_models-")]  # noqa: PTH208
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(".dist-info"):
+                return name.removesuffix(".dist-info").partition("-")[2]
+    from importlib.metadata import version as slow_version
+
+    return slow_version("tea-models")
 
 
 def leave(code: int) -> None:

@@ -12,7 +12,7 @@ from tea_models.cli.output import table
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.registry.check import CheckedSource
+    from tea_models.verbs.check_registry import CheckedSource
 
 
 @click.group("registry", short_help="Check a registry file.")
@@ -29,8 +29,8 @@ def check(app: App, file: Path | None, online: bool) -> int:
 
     With --online, sizes and hashes are compared with what the Hub and the other hosts state; nothing is downloaded.
     """
-    from tea_models.registry.check import check_entries
     from tea_models.registry.entries import Registry, read_entries
+    from tea_models.verbs.check_registry import check_entries
     from tea_models.yamlfile import read_yaml
 
     if file is None and Path("registry.yaml").is_file():
@@ -39,7 +39,7 @@ def check(app: App, file: Path | None, online: bool) -> int:
         entries = read_entries(read_yaml(file), str(file))
     else:
         entries = list(Registry.load(app.settings).entries.values())
-    found = check_entries(entries, app.settings, online=online)
+    found = check_entries(entries, app.caller, online=online)
     where = str(file) if file is not None else "all registry layers"
     app.out.answer(
         {"file": where, "models": len(entries), "sources": [item.to_json() for item in found]},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -20,8 +20,8 @@ def command(app: App, names: tuple[str, ...]) -> None:
     """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
     from tea_models.verbs.remove import remove
 
-    removed = remove(names, settings=app.settings)
+    removed = remove(names, app.caller)
     app.out.answer(
         [item.to_json() for item in removed],
-        lambda: "\n".join(f"removed  {item.path}  {human_size(item.freed)} freed" for item in removed),
+        lambda: "\n".join(f"removed  {item.path}  {human_bytes(item.freed)} freed" for item in removed),
     )

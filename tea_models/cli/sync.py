@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import human_size, table
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -32,31 +33,22 @@ def command(app: App, frozen: bool, prune: bool, bundle: Path | None, lock_path:
     A lock that is absent or out of date is written first; in CI use --frozen, which never does. With --offline the
     store is only checked. Other models in the store are reported, and removed with --prune.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.lock.sync import sync
 
-    report = sync(
-        lock_path,
-        settings=app.settings,
-        frozen=frozen,
-        prune=prune,
-        bundle=bundle,
-        progress=progress_for(app.out),
-        note=app.out.note,
-    )
+    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, bundle=bundle)
     app.out.answer(report.to_json(), lambda: _human(report))
 
 
 def _human(report: SyncReport) -> str:
     lines = []
-    rows = [[file.name, human_size(file.size), file.status, file.path] for file in report.files]
+    rows = [[file.name, human_bytes(file.size), file.status, str(file.path)] for file in report.files]
     if rows:
         lines.append(table(rows, right=frozenset({1})))
     lines += [f"removed  {path}" for path in report.removed]
     lines += [f"not in the lock  {path}" for path in report.extra]
     if report.extra:
         lines.append("`tea-models sync --prune` removes what is not in the lock")
-    total = human_size(sum(file.size for file in report.files))
+    total = human_bytes(sum(file.size for file in report.files))
     count = f"{len(report.files)} file" + ("" if len(report.files) == 1 else "s")
     lines.append(f"{count}, {total}, as in {report.lock}")
     return "\n".join(lines)

@@ -27,11 +27,9 @@ def command(app: App, names: tuple[str, ...], repair: bool) -> int:
 
     Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
     """
-    from tea_models.cli.progress import progress_for
     from tea_models.verbs.verify import verify
 
-    progress = progress_for(app.out)
-    results = verify(names or None, app.settings, repair=repair, progress=progress, note=app.out.note)
+    results = verify(names or None, app.caller, repair=repair)
     app.out.answer([result.to_json() for result in results], lambda: _human(app, results, repair=repair))
     if any(result.broken for result in results):
         return 3

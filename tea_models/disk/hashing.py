@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
+from tea_models.disk.regular import open_regular
 from tea_models.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
+    from tea_models.progress import Progress
 
 _BLOCK: Final = 1 << 20
 
@@ -30,19 +32,33 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
         The digest in lower-case hexadecimal.
 
     Raises:
-        IntegrityError: The file became shorter while it was read.
-        OSError: The file can't be read.
+        IntegrityError: The file changed while it was read.
+        OSError: The file can't be read, or is no plain file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
+    with open_regular(path) as file:
+        before = os.fstat(file.fileno())
         hasher = hashlib.sha256()
-        done = hash_range(descriptor, 0, size, hasher, progress)
-        if done != size:
-            raise IntegrityError(f"{path}: shrank from {size:,} to {done:,} bytes while it was read")
-        return hasher.hexdigest()
-    finally:
-        os.close(descriptor)
+        hash_range(file.fileno(), 0, before.st_size, hasher, progress)
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise IntegrityError(f"{path}: changed while it was read")
+    return hasher.hexdigest()
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Whether a plain file is there, and has these bytes.
+
+    Raises:
+        OSError: It is there and can't be read.
+    """
+    try:
+        return sha256_file(path) == sha256
+    except IntegrityError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return False
+        raise
 
 
 def hash_range(descriptor: int, start: int, end: int, hasher: hashlib._Hash, progress: Progress | None = None) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tea_models.engine.probe import TIMEOUT, Point, engine_build
+from tea_models.engine.engine_settings import EngineSettings
+from tea_models.engine.probe import TIMEOUT, engine_build
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.files import shard_names
 from tea_models.gguf import FileSource, read_header
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 
 _SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # the folder that the engine was built in
-_SMALL = Point(n_ctx=256, n_batch=64, n_ubatch=64)
+_SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 class DryLoader:
@@ -99,7 +99,7 @@ class DryLoader:
             if self._process is None or self._process.ended:
                 self._process = ProbeProcess(self._environ)
                 self._answered = False
-            request = {"model": str(path), "points": [asdict(_SMALL)], "exact": False}
+            request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
             documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:
             if not error.documents and not self._answered:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tea_models.gguf.types import GGML_TYPES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -17,17 +19,10 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-#: Bytes and elements of a block of each type that a KV cache can have (`ggml_type_size`, `ggml_blck_size`).
-KV_TYPES: dict[str, tuple[int, int]] = {
-    "f32": (4, 1),
-    "f16": (2, 1),
-    "bf16": (2, 1),
-    "q8_0": (34, 32),
-    "q5_1": (24, 32),
-    "q5_0": (22, 32),
-    "q4_1": (20, 32),
-    "q4_0": (18, 32),
-    "iq4_nl": (18, 32),
+#: The types that a KV cache can have.
+KV_TYPES = {
+    name: next(kind for kind in GGML_TYPES.values() if kind.name.lower() == name)
+    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 }
 
 # Encoders and diffusion models keep nothing between calls.
@@ -190,8 +185,8 @@ class Hyperparameters:
 
 def row_bytes(kv_type: str, elements: int) -> int:
     """Bytes of a row of a tensor (`ggml_row_size`)."""
-    size, block = KV_TYPES[kv_type]
-    return size * elements // block
+    kind = KV_TYPES[kv_type]
+    return kind.type_size * elements // kind.block_size
 
 
 def pad(number: int, multiple: int) -> int:

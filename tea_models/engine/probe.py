@@ -12,15 +12,15 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 import weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.atomic import write_atomically
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.machine.detect import Gpu
@@ -28,45 +28,12 @@ from tea_models.machine.detect import Gpu
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.profile.model_files import ModelFiles
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0
 _FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One combination of settings to measure.
-
-    Attributes:
-        n_ctx: Context in tokens.
-        n_batch: Logical batch in tokens.
-        n_ubatch: Physical batch in tokens.
-        type_k: Type of the key cache.
-        type_v: Type of the value cache.
-        swa_full: Keep the whole context in layers with a sliding window.
-        flash_attn: On, off, or None to let the engine decide.
-        n_gpu_layers: Layers on a GPU; -1 means all.
-        n_seq_max: Sequences at once.
-        embeddings: The context is for embeddings.
-    """
-
-    n_ctx: int
-    n_batch: int
-    n_ubatch: int
-    type_k: str = "f16"
-    type_v: str = "f16"
-    swa_full: bool = False
-    flash_attn: bool | None = None
-    n_gpu_layers: int = 0
-    n_seq_max: int = 1
-    embeddings: bool = False
-
-    @property
-    def key(self) -> str:
-        """The point as a text, the same in every run."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +162,7 @@ class Prober:
         weakref.finalize(self, self._opened.close)
         self.runs = 0
 
-    def measure(self, points: Sequence[Point]) -> list[MemoryUse | RefusedError]:
+    def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
         """Measure combinations of settings, all unknown ones in one question to the engine.
 
         Args:
@@ -207,11 +174,11 @@ class Prober:
         Raises:
             ProbeError: The engine gave no answer.
         """
-        unknown = [point for point in dict.fromkeys(points) if point.key not in self._known]
+        unknown = [point for point in dict.fromkeys(points) if _key(point) not in self._known]
         if unknown:
             self._measure(unknown)
             self._write_cache()
-        return [_result(self._known[point.key]) for point in points]
+        return [_result(self._known[_key(point)]) for point in points]
 
     def close(self) -> None:
         """End the dry run; it is started again if more is asked."""
@@ -221,11 +188,11 @@ class Prober:
         self._opened.close()
         self._path = None
 
-    def _measure(self, points: list[Point]) -> None:
+    def _measure(self, points: list[EngineSettings]) -> None:
         self.runs += 1
         if self._path is None:
             self._path = self._opened.enter_context(_model_file(self._target))
-        request = {"model": str(self._path), "points": [asdict(point) for point in points]}
+        request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
             documents = self._ask(request)
         except CrashError as error:
@@ -241,8 +208,8 @@ class Prober:
                 loads[document["load"]] = document
             elif "point" in document:
                 point = points[document["point"]]
-                self._known[point.key] = document | {"load": loads[point.n_gpu_layers]}
-        missing = [point for point in points if point.key not in self._known]
+                self._known[_key(point)] = document | {"load": loads[point.n_gpu_layers]}
+        missing = [point for point in points if _key(point) not in self._known]
         if missing:
             raise ProbeError(f"the dry run of llama.cpp ended before it had measured n_ctx {missing[0].n_ctx:,}")
 
@@ -265,6 +232,11 @@ class Prober:
         _write_json(self._file, {"format": _FORMAT, "points": merged})
 
 
+def _key(point: EngineSettings) -> str:
+    """What memory depends on as a text, the same in every run."""
+    return json.dumps(point.deciding_memory(), sort_keys=True)
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -277,9 +249,7 @@ def _write_json(file: Path, document: dict[str, Any]) -> None:
     """Keep an answer; a store that can't be written is no reason not to give it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f"{file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-        temporary.replace(file)
+        write_atomically(file, json.dumps(document), durable=False)
     except OSError:
         return
 

@@ -13,56 +13,43 @@ The profiles are not taken over when it is read: they are made again from the fi
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
-import secrets
-import stat
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from tea_models.disk.atomic import replacing_document
 from tea_models.errors import (
     ChecksumMismatchError,
-    DiskFullError,
     MissingFileError,
-    StoreError,
     TeaModelsError,
     UsageError,
 )
 from tea_models.files import Source, public
+from tea_models.gguf import FileSource, read_header
 from tea_models.lock.document import Lock, LockedModel, format_lock, read_lock
+from tea_models.lock.pins import make_lock
 from tea_models.lock.tarball import END, header, padding
 from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile, unpack_bundle
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
-    from tea_models.settings import Settings
+    from tea_models.caller import Caller
+    from tea_models.progress import Progress
 
 __all__ = ["Bundle", "BundledFile", "bundle", "unpack_bundle"]
 
 
-def bundle(
-    output: Path,
-    *,
-    lock_path: Path,
-    names: Sequence[str] = (),
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-) -> Bundle:
+def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str] = ()) -> Bundle:
     """Write a bundle.
 
     Args:
         output: The tar file; replaced if there is one.
+        caller: Its settings say where the store is, which must have the models; told about bytes written.
         lock_path: The lock whose models are bundled. If there is none, `names` are locked for the bundle alone.
         names: References in the lock to bundle; all of them by default.
-        settings: Where the store is. The models must be in it.
-        progress: Told about bytes written.
-        note: Told what a user should know.
 
     Raises:
         MissingFileError: There is no lock and no name, or a locked file is not in the store.
@@ -70,9 +57,9 @@ def bundle(
         ChecksumMismatchError: A file in the store is not what its lock says.
         DiskFullError, StoreError: The bundle can't be written.
     """
-    with _replacing(output) as file:  # before anything that takes long: can it be written at all?
-        lock = _chosen(lock_path, names, settings, progress, note)
-        store = Store(settings.store_dir)
+    with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
+        lock = _chosen(lock_path, names, caller)
+        store = Store(caller.settings.store_dir)
         files = [found for model in lock.models.values() for found in _located(store, model)]
         unique = {item.sha256: item for item in files}
         small = {
@@ -84,25 +71,17 @@ def bundle(
         for name, text in small.items():
             data = text.encode()
             file.write(header(name, len(data)) + data + padding(len(data)))
-        _write_models(file, list(unique.values()), output, progress)
+        _write_models(file, list(unique.values()), output, caller.progress)
         file.write(END)
     return Bundle(output, output.stat().st_size, tuple(files), small[LOCK])
 
 
-def _chosen(
-    lock_path: Path,
-    names: Sequence[str],
-    settings: Settings,
-    progress: Progress | None,
-    note: Callable[[str], None] | None,
-) -> Lock:
+def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
     """The lock that goes into the bundle: made for its models by name, since their `models.yaml` does not go along."""
     if not lock_path.is_file():
         if not names:
             raise MissingFileError(f"{lock_path}: no such file", hint="tea-models lock, or name the models to bundle")
-        from tea_models.lock.pins import make_lock
-
-        return make_lock(list(names), inputs=(), names=tuple(names), settings=settings, progress=progress, note=note)
+        return make_lock(names, caller, names=names)
     lock = read_lock(lock_path)
     unknown = [name for name in names if name not in lock.models]
     if unknown:
@@ -156,8 +135,6 @@ def _licenses(files: list[BundledFile]) -> str:
 
 
 def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
-    from tea_models.gguf import FileSource, read_header
-
     with contextlib.suppress(TeaModelsError), FileSource(path) as source:
         for key, value in read_header(source).metadata.items():
             if key.startswith("general.license") and isinstance(value, str):
@@ -170,9 +147,8 @@ def _profiles(store: Store, files: Any) -> Iterator[tuple[str, str]]:
             yield file.sha256, store.profile_path(file.path).read_text("utf-8")
 
 
-def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress | None) -> None:
-    if progress is not None:
-        progress.start(output.name, sum(model.size for model in models), 0)
+def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress) -> None:
+    progress.start(output.name, sum(model.size for model in models), 0)
     try:
         for model in models:
             file.write(header(f"models/{model.sha256}", model.size))
@@ -182,8 +158,7 @@ def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progr
                     digest.update(chunk)
                     file.write(chunk)
                     copied += len(chunk)
-                    if progress is not None:
-                        progress.advance(len(chunk))
+                    progress.advance(len(chunk))
             if digest.hexdigest() != model.sha256 or copied != model.size:
                 hint = "the file in the store is broken: tea-models verify --repair"
                 raise ChecksumMismatchError(
@@ -191,27 +166,4 @@ def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progr
                 )
             file.write(padding(model.size))
     finally:
-        if progress is not None:
-            progress.finish()
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[BinaryIO]:
-    """Write beside the name, and take the name when all is well."""
-    with contextlib.suppress(OSError):
-        if output.exists() and not stat.S_ISREG(output.stat().st_mode):
-            raise StoreError(f"{output}: not a file; expected a name for the bundle")
-    draft = output.with_name(f".{output.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        try:
-            with draft.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(f"{output}: no space left on the disk") from None
-        raise StoreError(f"{output}: can't be written: {(error.strerror or str(error)).lower()}") from None
+        progress.finish()

@@ -21,19 +21,18 @@ Models are in the order of their references, so that two people who add one each
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-import secrets
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tea_models.disk.atomic import write_document
+from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
-from tea_models.files import Artifact, ModelFile, public
-from tea_models.refs import parse_reference
-from tea_models.sources import source_of
+from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
@@ -112,7 +111,7 @@ def _read(document: Document) -> Lock:
             place = ("models", reference, "files", index)
             try:
                 check_name(entry.filename)
-                sources = [source_of(tuple(parse_reference(part) for part in _parts(one))) for one in entry.sources]
+                sources = [Source.parse(_parts(one)) for one in entry.sources]
                 if sources[0].revision is None:  # an Ollama tag does not name its manifest
                     sources[0] = replace(sources[0], revision=entry.revision)
             except (UsageError, StoreError) as error:
@@ -146,18 +145,11 @@ def write_lock(path: Path, lock: Lock) -> bool:
     Raises:
         StoreError: It can't be written.
     """
-    text = format_lock(lock).encode()
-    try:
-        if path.is_file() and path.read_bytes() == text:
+    text = format_lock(lock)
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        if file.read() == text.encode():
             return False
-        draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            draft.write_bytes(text)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror}") from None
+    write_document(path, text)
     return True
 
 

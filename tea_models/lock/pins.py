@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import LockError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.lock.document import Lock, LockedModel, read_lock, write_lock
 from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
-from tea_models.refs import FileRef, HubRef, NameRef, WheelRef, parse_reference
-from tea_models.sources import from_registry, resolve
+from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
+from tea_models.registry.entries import Registry
+from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
+from tea_models.verbs.pull import measured, pull_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tea_models.net import Progress
-    from tea_models.registry.entries import Registry
+    from tea_models.caller import Caller
     from tea_models.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -31,10 +34,8 @@ def update_lock(
     path: Path,
     given: Sequence[str] = (),
     *,
+    caller: Caller,
     upgrade: bool = False,
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> tuple[Lock, bool]:
     """Write the lock of a project.
 
@@ -44,10 +45,8 @@ def update_lock(
     Args:
         path: The lock.
         given: References, and paths of YAML files.
+        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
         upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
-        settings: Store, hosts, what is allowed.
-        progress: Told about bytes as they arrive.
-        note: Told what was fetched and what could not be found out.
 
     Returns:
         The lock, and whether the file changed.
@@ -63,23 +62,14 @@ def update_lock(
         renewed = some
         given = [text for text in given if _is_yaml(text)]
     references, inputs, names = _asked(path, given, old)
-    lock = make_lock(
-        references,
-        inputs=inputs,
-        names=names,
-        old=old,
-        upgrade=renewed,
-        settings=settings,
-        progress=progress,
-        note=note,
-    )
+    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed)
     gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
-    if gone and note is not None:
-        note(f"no longer locked: {', '.join(gone)}")
+    if gone:
+        caller.note(f"no longer locked: {', '.join(gone)}")
     return lock, write_lock(path, lock)
 
 
-def check_lock(path: Path, given: Sequence[str] = (), *, settings: Settings) -> Lock:
+def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock:
     """Read the lock of a project if it is up to date; fetches nothing and writes nothing.
 
     Raises:
@@ -88,7 +78,7 @@ def check_lock(path: Path, given: Sequence[str] = (), *, settings: Settings) -> 
     """
     lock = read_lock(path)
     references, inputs, names = _asked(path, given, lock)
-    require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, settings)
+    require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, caller.settings)
     missing = [text for text in references if public(text) not in lock.models]
     if missing:
         raise LockError(f"{path} is out of date: {', '.join(missing)} not locked", hint="tea-models lock")
@@ -162,14 +152,12 @@ def outdated(lock: Lock, folder: Path, settings: Settings, registry: Registry | 
 
 def make_lock(
     references: Sequence[str],
+    caller: Caller,
     *,
     inputs: Sequence[str] = (),
     names: Sequence[str] = (),
     old: Lock | None = None,
     upgrade: bool | Sequence[str] = False,
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> Lock:
     """Pin what references mean now.
 
@@ -179,21 +167,17 @@ def make_lock(
 
     Args:
         references: What to lock.
+        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
         inputs: Files that they come from, for the lock to remember.
         names: Those of them that come from no file.
         old: The lock as it was.
         upgrade: Resolve anew: all (True), or these references.
-        settings: Store, hosts, what is allowed.
-        progress: Told about bytes as they arrive.
-        note: Told what was fetched and what could not be found out.
 
     Raises:
         NotAvailableError: A reference can't be resolved from here.
         IntegrityError: Bytes that had to be fetched are wrong.
     """
-    from tea_models.registry.entries import Registry
-
-    registry = Registry.load(settings)
+    registry = Registry.load(caller.settings)
     kept = dict(old.models) if old is not None else {}
     if old is not None:
         for text in _repinned_references(old, registry):
@@ -205,93 +189,61 @@ def make_lock(
     models = {}
     for text in references:
         shown = public(text)
-        models[shown] = kept.get(shown) or _pin(text, settings, registry, progress, note or (lambda _: None))
+        models[shown] = kept.get(shown) or _pin(text, caller, registry)
     return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)))
 
 
-def _pin(
-    text: str, settings: Settings, registry: Registry, progress: Progress | None, note: Callable[[str], None]
-) -> LockedModel:
-    artifact = resolve(text, settings, registry)
+def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:
+    artifact = resolve(text, caller, registry)
     references = [part for file in artifact.files for source in file.sources[:1] for part in source.parts]
     if any(isinstance(part, FileRef) for part in references):
-        note(f"{text}: a path is only good on this machine")
+        caller.note(f"{text}: a path is only good on this machine")
     files = tuple(
-        replace(file, sources=tuple(_committed(source, settings, note) for source in file.sources))
-        for file in artifact.files
+        replace(file, sources=tuple(_committed(source, caller) for source in file.sources)) for file in artifact.files
     )
-    artifact = replace(artifact, files=files)
-    if any(file.sha256 is None or (file.size is None and _whole(file)) for file in artifact.files):
-        artifact = _measured(artifact, settings, progress, note)
+    artifact = measured(replace(artifact, files=files), caller)
     return LockedModel(
         reference=public(text),
         resolved=public(artifact.name),
         files=artifact.files,
         license=artifact.license,
-        template_sha256=_template_of(artifact, settings, progress, note),
+        template_sha256=_template_of(artifact, caller),
     )
 
 
-def _committed(source: Source, settings: Settings, note: Callable[[str], None]) -> Source:
+def _committed(source: Source, caller: Caller) -> Source:
     """A source on the Hub with the commit that its branch or tag is at now."""
     reference = source.parts[0]
     if not isinstance(reference, HubRef) or len(source.parts) > 1 or _COMMIT.match(reference.revision or ""):
         return source
-    from tea_models.sources import hub
-
     try:
-        commit, _ = hub.metadata(reference, settings)
+        commit, _ = hub.metadata(reference, caller.settings)
     except NotAvailableError as error:
-        note(f"{reference}: its commit could not be found out ({error.message}); the hash pins the bytes")
+        caller.note(f"{reference}: its commit could not be found out ({error.message}); the hash pins the bytes")
         return source
     return Source((replace(reference, revision=commit),), commit)
 
 
-def _measured(
-    artifact: Artifact, settings: Settings, progress: Progress | None, note: Callable[[str], None]
-) -> Artifact:
-    """The artifact with the sizes and hashes that its files turn out to have."""
-    from tea_models.verbs.pull import pull_artifact
-
-    if not all(Store(settings.store_dir).path_of(file) for file in artifact.files):
-        note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
-    results = pull_artifact(artifact, settings=settings, progress=progress, note=note)
-    files = tuple(
-        replace(file, size=result.size, sha256=result.sha256)
-        for file, result in zip(artifact.files, results, strict=True)
-    )
-    return replace(artifact, files=files)
-
-
-def _template_of(
-    artifact: Artifact, settings: Settings, progress: Progress | None, note: Callable[[str], None]
-) -> str | None:
-    from tea_models.verbs.pull import pull_artifact
-
-    store = Store(settings.store_dir)
-    path = store.path_of(artifact.files[0])
-    if path is None and _whole(artifact.files[0]) and not settings.offline:
-        note(f"{artifact.reference}: pulling it, because its chat template can only be read from the whole file")
-        path = pull_artifact(artifact, settings=settings, progress=progress, note=note)[0].path
+def _template_of(artifact: Artifact, caller: Caller) -> str | None:
+    path = Store(caller.settings.store_dir).path_of(artifact.files[0])
+    if path is None and artifact.files[0].whole and not caller.settings.offline:
+        caller.note(f"{artifact.reference}: pulling it, because its chat template can only be read from the whole file")
+        path = pull_artifact(artifact, caller)[0].path
     try:
-        return template_sha256(artifact.files[0], path, settings)
+        return template_sha256(artifact.files[0], path, caller)
     except NotAvailableError as error:
-        note(f"{artifact.reference}: its chat template could not be read ({error.message})")
+        caller.note(f"{artifact.reference}: its chat template could not be read ({error.message})")
         return None
 
 
-def template_sha256(file: ModelFile, path: Path | None, settings: Settings) -> str | None:
+def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str | None:
     """SHA-256 of the chat template in a model's (first) file, read here or where it is.
 
     Raises:
         NotAvailableError: It can't be read from here.
         MalformedGGUFError: It is no GGUF file.
     """
-    from tea_models.gguf.bytes_source import FileSource
-    from tea_models.gguf.header import read_header
-    from tea_models.sources import open_source
-
-    source = FileSource(path) if path is not None else open_source(file, settings)
+    source = FileSource(path) if path is not None else open_source(file, caller)
     try:
         template = read_header(source).metadata.get("tokenizer.chat_template")
     finally:
@@ -301,16 +253,8 @@ def template_sha256(file: ModelFile, path: Path | None, settings: Settings) -> s
     return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _whole(file: ModelFile) -> bool:
-    """Whether no source of a file can be read in parts."""
-    return all(len(source.parts) > 1 or isinstance(source.parts[0], WheelRef) for source in file.sources)
-
-
 def _repinned(lock: Lock, settings: Settings, registry: Registry | None) -> list[str]:
-    if registry is None:
-        from tea_models.registry.entries import Registry
-
-        registry = Registry.load(settings)
+    registry = registry or Registry.load(settings)
     return [f"{text} has other hashes in the registry now" for text in _repinned_references(lock, registry)]
 
 
@@ -330,7 +274,7 @@ def _repinned_references(lock: Lock, registry: Registry) -> list[str]:
             continue
         if entry.origin == "built-in":
             continue
-        now = {file.filename: file.sha256 for file in from_registry(text, entry, variant).files}
+        now = {file.filename: file.sha256 for file in variant.files}
         locked = {file.filename: file.sha256 for file in model.files}
         if set(now) != set(locked) or any(now[name] not in (None, locked[name]) for name in now):
             found.append(text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     ChecksumMismatchError,
     LockError,
@@ -15,37 +16,17 @@ from tea_models.errors import (
 from tea_models.lock.document import Lock, parse_lock, read_lock, write_lock
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current
 from tea_models.lock.requirements import MODELS_FILE, combined
-from tea_models.store import Store, hash_file, means
-from tea_models.verbs.pull import pull_artifact
+from tea_models.lock.unbundle import unpack_bundle
+from tea_models.store import Store, means
+from tea_models.verbs.pull import PullResult, pull_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.files import ModelFile
     from tea_models.lock.document import LockedModel
-    from tea_models.net import Progress
-    from tea_models.settings import Settings
     from tea_models.store import Record
-
-
-@dataclass(frozen=True, slots=True)
-class SyncedFile:
-    """A locked file and how it came to be in the store.
-
-    Attributes:
-        name: The reference in the lock.
-        path: Where it lies.
-        status: `present`, `downloaded` or `adopted`.
-    """
-
-    name: str
-    path: str
-    size: int
-    sha256: str
-    source: str
-    revision: str | None
-    status: Literal["downloaded", "present", "adopted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +43,22 @@ class SyncReport:
 
     lock: str
     updated: bool
-    files: tuple[SyncedFile, ...]
+    files: tuple[PullResult, ...]
     extra: tuple[str, ...]
     removed: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain data."""
-        return asdict(self) | {"files": [asdict(file) for file in self.files]}
+        return asdict(self) | {"files": [file.to_json() for file in self.files]}
 
 
 def sync(
     lock_path: Path,
+    caller: Caller,
     *,
-    settings: Settings,
     frozen: bool = False,
     prune: bool = False,
     bundle: Path | None = None,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> SyncReport:
     """Make the store hold what a lock says.
 
@@ -88,13 +67,11 @@ def sync(
 
     Args:
         lock_path: The lock; the files it was made from lie beside it.
-        settings: Store, hosts, what is allowed.
+        caller: Its settings name the store and the hosts; told about bytes as they arrive.
         frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
             does not have the locked hash instead of fetching it again.
         prune: Remove models that the lock does not have.
         bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
-        progress: Told about bytes as they arrive.
-        note: Told what a user should know.
 
     Raises:
         LockError: `frozen`, and the lock is out of date.
@@ -103,24 +80,22 @@ def sync(
         IntegrityError: A file does not have the locked size or hash.
         NotAvailableError: No source can be reached.
     """
-    taken = bundle is not None and _take_bundle(bundle, lock_path, settings, progress, note)
-    lock, updated = _current_lock(lock_path, settings, frozen, progress, note)
+    taken = bundle is not None and _take_bundle(bundle, lock_path, caller)
+    lock, updated = _current_lock(lock_path, caller, frozen=frozen)
     updated = updated or taken
-    store = Store(settings.store_dir)
-    files: list[SyncedFile] = []
+    offline = caller.settings.offline
+    store = Store(caller.settings.store_dir)
+    files: list[PullResult] = []
     for model in lock.models.values():
-        if frozen or settings.offline:
+        if frozen or offline:
             _refuse_changed(store, model)
-        if settings.offline:
+        if offline:
             files += [_checked(store, model, file) for file in model.files]
         else:
-            results = pull_artifact(model.artifact(), settings=settings, progress=progress, note=note)
-            files += [
-                SyncedFile(r.name, str(r.path), r.size, r.sha256, r.source, r.revision, r.status) for r in results
-            ]
+            files += pull_artifact(model.artifact(), caller)
     extra = [record for record in store.records() if not _locked(record, lock)]
     removed = []
-    if prune and not settings.offline:
+    if prune and not offline:
         for record in extra:
             store.remove(store.root / record.file)
             removed.append(record)
@@ -133,39 +108,25 @@ def sync(
     )
 
 
-def _take_bundle(
-    bundle: Path,
-    lock_path: Path,
-    settings: Settings,
-    progress: Progress | None,
-    note: Callable[[str], None] | None,
-) -> bool:
+def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> bool:
     """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
 
     Returns:
         Whether the lock was written.
     """
-    from tea_models.lock.bundle import unpack_bundle
-
     if lock_path.is_file():
         models = read_lock(lock_path).models.values()
         only = frozenset(str(file.sha256) for model in models for file in model.files)
-        unpack_bundle(bundle, settings=settings, progress=progress, only=only)
+        unpack_bundle(bundle, caller, only=only)
         return False
-    unpacked = unpack_bundle(bundle, settings=settings, progress=progress)
+    unpacked = unpack_bundle(bundle, caller)
     lock = parse_lock(unpacked.lock_text, f"{bundle}: models.lock")
-    if note is not None:
-        note(f"writing {lock_path}: taken from {bundle}")
+    caller.note(f"writing {lock_path}: taken from {bundle}")
     return write_lock(lock_path, lock)
 
 
-def _current_lock(
-    path: Path,
-    settings: Settings,
-    frozen: bool,
-    progress: Progress | None,
-    note: Callable[[str], None] | None,
-) -> tuple[Lock, bool]:
+def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bool]:
+    settings = caller.settings
     if frozen:
         lock = read_lock(path)
         require_current(lock, path, settings)
@@ -184,18 +145,9 @@ def _current_lock(
         raise MissingFileError(
             f"{path}: no such file, and no models.yaml beside it", hint="tea-models lock NAME, or write a models.yaml"
         )
-    if note is not None:
-        note(f"writing {path}: {'; '.join(reasons)}")
+    caller.note(f"writing {path}: {'; '.join(reasons)}")
     beside = [MODELS_FILE] if (path.parent / MODELS_FILE).is_file() else []
-    lock = make_lock(
-        asked,
-        inputs=combined([beside, lock.inputs]),
-        names=lock.names,
-        old=old,
-        settings=settings,
-        progress=progress,
-        note=note,
-    )
+    lock = make_lock(asked, caller, inputs=combined([beside, lock.inputs]), names=lock.names, old=old)
     write_lock(path, lock)
     return lock, True
 
@@ -211,13 +163,15 @@ def _refuse_changed(store: Store, model: LockedModel) -> None:
             if item.state != "changed" or not means(item.record, file) or store.intact(item.record):
                 continue
             hint = "something changed it after it was verified: `tea-models verify --repair` fetches it again"
-            actual, size = hash_file(item.path)
+            size = item.path.stat().st_size
             if size != item.record.size:
                 raise SizeMismatchError(str(item.path), expected=item.record.size, actual=size, hint=hint)
-            raise ChecksumMismatchError(str(item.path), expected=item.record.sha256, actual=actual, hint=hint)
+            raise ChecksumMismatchError(
+                str(item.path), expected=item.record.sha256, actual=sha256_file(item.path), hint=hint
+            )
 
 
-def _checked(store: Store, model: LockedModel, file: ModelFile) -> SyncedFile:
+def _checked(store: Store, model: LockedModel, file: ModelFile) -> PullResult:
     path = store.path_of(file)
     if path is None:
         raise OfflineError(
@@ -226,7 +180,7 @@ def _checked(store: Store, model: LockedModel, file: ModelFile) -> SyncedFile:
         )
     record = store.record_of(path)
     assert record is not None
-    return SyncedFile(model.reference, str(path), record.size, record.sha256, record.source, record.revision, "present")
+    return PullResult(model.reference, path, record.size, record.sha256, record.source, record.revision, "present")
 
 
 def _locked(record: Record, lock: Lock) -> bool:

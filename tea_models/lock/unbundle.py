@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tea_models.disk.regular import writing_own
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, StoreError, UsageError
+from tea_models.gguf import FileSource, read_header
 from tea_models.lock.tarball import Reader
-from tea_models.net.partial import discard
 from tea_models.refs import parse_reference
-from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, remove_partial, writing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.net.progress import Progress
-    from tea_models.settings import Settings
+    from tea_models.caller import Caller
 
 SCHEMA: Final = "tea.bundle/1"
 MANIFEST: Final = "tea-bundle.json"
@@ -79,19 +79,12 @@ class Bundle:
     lock_text: str
 
 
-def unpack_bundle(
-    path: Path,
-    *,
-    settings: Settings,
-    progress: Progress | None = None,
-    only: frozenset[str] | None = None,
-) -> Bundle:
+def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = None) -> Bundle:
     """Bring the models of a bundle into the store, each checked before it gets its name.
 
     Args:
         path: The tar file.
-        settings: Where the store is.
-        progress: Told about bytes read.
+        caller: Its settings say where the store is; told about bytes read.
         only: SHA-256 of the files to take; all by default.
 
     Raises:
@@ -103,13 +96,11 @@ def unpack_bundle(
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
         with path.open("rb") as file:
-            if progress is not None:
-                progress.start(path.name, path.stat().st_size, 0)
+            caller.progress.start(path.name, path.stat().st_size, 0)
             try:
-                return _Unpacking(path, file, Store(settings.store_dir), progress, only).run()
+                return _Unpacking(path, file, caller, only).run()
             finally:
-                if progress is not None:
-                    progress.finish()
+                caller.progress.finish()
     except PermissionError as error:
         raise StoreError(f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}") from None
 
@@ -136,10 +127,13 @@ class _ManifestModel(BaseModel):
 class _Unpacking:
     """The reading of one bundle."""
 
-    def __init__(
-        self, path: Path, file: BinaryIO, store: Store, progress: Progress | None, only: frozenset[str] | None
-    ) -> None:
-        self._path, self._store, self._progress, self._only = path, store, progress, only
+    def __init__(self, path: Path, file: BinaryIO, caller: Caller, only: frozenset[str] | None) -> None:
+        self._path, self._store, self._progress, self._only = (
+            path,
+            Store(caller.settings.store_dir),
+            caller.progress,
+            only,
+        )
         self._reader = Reader(file, str(path))
         self._waiting: dict[str, list[_FileModel]] = {}
         self._done: list[BundledFile] = []
@@ -211,16 +205,13 @@ class _Unpacking:
         return True
 
     def _receive(self, partial: Path, file: _FileModel) -> None:
-        from tea_models.gguf import FileSource, read_header
-
-        discard(partial)  # what a download of the same file may have begun
+        remove_partial(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with writing(self._store.root), os.fdopen(os.open(partial, flags, 0o666), "wb") as writer:
+        with writing(self._store.root), writing_own(partial) as writer:
             for chunk in self._reader.chunks():
                 digest.update(chunk)
                 writer.write(chunk)
-                self._advance(len(chunk))
+                self._progress.advance(len(chunk))
         try:
             if digest.hexdigest() != file.sha256:
                 what = f"{self._path}: {file.filename}"
@@ -253,11 +244,7 @@ class _Unpacking:
 
     def _skip(self) -> None:
         for chunk in self._reader.chunks():
-            self._advance(len(chunk))
-
-    def _advance(self, count: int) -> None:
-        if self._progress is not None:
-            self._progress.advance(count)
+            self._progress.advance(len(chunk))
 
     def _broken(self, problem: str) -> IntegrityError:
         return IntegrityError(f"{self._path}: {problem}", hint=_AGAIN)
@@ -268,8 +255,6 @@ def _record(file: _FileModel) -> Record:
         file=file.filename,
         size=file.size,
         sha256=file.sha256,
-        mtime_ns=0,
-        inode=0,
         model=file.name,
         source=file.source,
         revision=file.revision,

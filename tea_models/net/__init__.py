@@ -5,13 +5,10 @@ from __future__ import annotations
 from tea_models.net.client import display_url, make_client, open_stream
 from tea_models.net.download import TransferResult, download
 from tea_models.net.partial import discard, state_path
-from tea_models.net.progress import Progress, Silent
 from tea_models.net.retry import RetryPolicy
 
 __all__ = [
-    "Progress",
     "RetryPolicy",
-    "Silent",
     "TransferResult",
     "discard",
     "display_url",

@@ -7,20 +7,21 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tea_models.disk.space import check_space
 from tea_models.errors import SizeMismatchError, SourceUnavailableError, TeaModelsError
 from tea_models.net.answers import Answer, StaleError, TransientError, Version, explain_failure, read_answer
 from tea_models.net.client import cut, open_stream
 from tea_models.net.frontier import FrontierHasher
 from tea_models.net.growing import LONGEST_HEADER, SLACK, size_by_header
-from tea_models.net.partial import PartialFile, State, check_space, fingerprint, room
+from tea_models.net.partial import PartialFile, State, fingerprint, room
 from tea_models.net.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 from tea_models.net.writer import Writer
 
 if TYPE_CHECKING:
     import httpx2
 
-    from tea_models.net.progress import Progress
     from tea_models.net.retry import RetryPolicy
+    from tea_models.progress import Progress
 
 # Less than that is no progress: a server that drops every connection after some bytes is not tried for ever.
 _PROGRESS: Final = 16 << 10
@@ -203,7 +204,7 @@ class Attempt:
 
     def _know_total(self, total: int) -> None:
         """Called once the size is known; under the lock, or before there are threads."""
-        check_space(self.partial, total, self.request.shown)
+        check_space(self.partial.path.parent, total - self.partial.allocated(), self.request.shown)
         self._show(total)
 
     def _show(self, total: int | None) -> None:

@@ -25,9 +25,9 @@ from tea_models.net.attempt import Attempt, Request
 from tea_models.net.client import check_scheme, display_url, has_credentials
 from tea_models.net.growing import size_by_header
 from tea_models.net.partial import PartialFile, State, discard, fingerprint
-from tea_models.net.progress import Progress, Silent
 from tea_models.net.ranges import Ranges
 from tea_models.net.retry import RetryPolicy
+from tea_models.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

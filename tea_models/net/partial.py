@@ -6,17 +6,17 @@ a power cut may break is found by the hash of the beginning (`checked`) or at la
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import stat
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tea_models.errors import DiskFullError, StoreError
+from tea_models.disk.atomic import write_atomically
+from tea_models.disk.regular import open_own, read_own
+from tea_models.disk.space import FULL, free_bytes
+from tea_models.errors import DiskFullError
 from tea_models.net.ranges import ENDLESS, Ranges
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ _SUFFIX: Final = ".state"
 _MAX_STATE: Final = 1 << 20
 _MAX_BUFFERS: Final = 512  # of the 1,024 that one writev takes (IOV_MAX)
 _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody says
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class PartialFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = _open_own(path)
+        self._descriptor = open_own(path)
         self._users = 1
         self._lock = threading.Lock()
 
@@ -125,7 +124,7 @@ class PartialFile:
             try:
                 written = os.pwritev(self._descriptor, rest, position)
             except OSError as error:
-                if error.errno in _FULL:
+                if error.errno in FULL:
                     raise disk_full(self.path) from None
                 raise
             position += written
@@ -155,18 +154,11 @@ class PartialFile:
             DiskFullError: No space is left.
         """
         target = state_path(self.path)
-        draft = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         document = {"schema": SCHEMA} | {name: getattr(state, name) for name in State.__slots__}
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        draft.unlink(missing_ok=True)
         try:
-            with os.fdopen(os.open(draft, flags, 0o666), "w", encoding="utf-8") as file:
-                json.dump(document, file)
-            draft.replace(target)
+            write_atomically(target, json.dumps(document), durable=False)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise disk_full(self.path) from None
             raise
 
@@ -176,32 +168,10 @@ class PartialFile:
         self.truncate(0)
 
 
-def check_space(partial: PartialFile, total: int, shown: str) -> None:
-    """Refuse to begin what can't end.
-
-    Raises:
-        DiskFullError: The disk has less room than is needed.
-    """
-    free, needed = free_bytes(partial), total - partial.allocated()
-    if free is not None and needed > free:
-        raise DiskFullError(
-            f"{shown} needs {needed:,} more bytes, {free:,} are free at {partial.path.parent}",
-            hint="`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere",
-        )
-
-
 def room(partial: PartialFile) -> int:
     """How big a file may become whose size nobody says: not so big that the disk is full."""
-    free = free_bytes(partial)
+    free = free_bytes(partial.path.parent)
     return ENDLESS if free is None else max(0, partial.allocated() + free - _UNKNOWN_RESERVE)
-
-
-def free_bytes(partial: PartialFile) -> int | None:
-    try:
-        found = os.fstatvfs(partial.descriptor)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize
 
 
 def disk_full(path: Path) -> DiskFullError:
@@ -212,37 +182,9 @@ def disk_full(path: Path) -> DiskFullError:
     )
 
 
-def _open_own(path: Path) -> int:
-    """Open a file for reading and writing that is ours alone: no link, no FIFO, no second name of another file."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    for _ in range(3):
-        try:
-            descriptor = os.open(path, flags, 0o666)
-        except OSError as error:
-            if error.errno == errno.EISDIR or path.is_dir():
-                raise StoreError(f"{path}: a folder is in the way of a download", hint="move it away") from None
-            if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
-                raise
-        else:
-            found = os.fstat(descriptor)
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-                return descriptor
-            os.close(descriptor)
-        # Whatever has this name was not made by us; its name is ours, its content is not.
-        path.unlink(missing_ok=True)
-        state_path(path).unlink(missing_ok=True)
-    raise StoreError(f"{path}: something keeps putting a link where a download is to be written")
-
-
 def _read_state(path: Path) -> State | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            text = file.read(_MAX_STATE + 1) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-        data: Any = json.loads(text[:_MAX_STATE])
+        data: Any = json.loads(read_own(path, _MAX_STATE) or b"")
         ranges = tuple((_count(start), _count(end)) for start, end in data["ranges"])
         length, digest = data["checked"]
         state = State(
@@ -254,7 +196,7 @@ def _read_state(path: Path) -> State | None:
             ranges=ranges,
             checked=(_count(length), str(digest)),
         )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     ordered = all(start < end for start, end in ranges)
     return state if data.get("schema") == SCHEMA and ordered else None

@@ -11,7 +11,7 @@ from tea_models.plan.types import Decision, Rejected, excess
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.engine.probe import Point
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.machine.detect import Machine
     from tea_models.plan.user_settings import UserSettings
     from tea_models.profile import ModelProfile
@@ -107,7 +107,7 @@ class Case:
         """Whether the plan may choose a smaller KV type."""
         return self.user.kv_type is None and self.user.flash_attn is not False and bool(self.layout.layers)
 
-    def token_bytes(self, point: Point) -> int:
+    def token_bytes(self, point: EngineSettings) -> int:
         """Bytes that one more token of context costs."""
         return kv_bytes_per_token(self.layout, point.type_k, point.type_v)
 

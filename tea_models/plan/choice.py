@@ -11,8 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
-from tea_models.engine.measurer import PROCESS, Estimator
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.plan.case import make_budget
 from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
@@ -310,12 +310,11 @@ def _least(profile: ModelProfile) -> int:
 
 def _contexts(plan: RunPlan, profile: ModelProfile, measurer: Any) -> dict[int, int]:
     from tea_models.engine.probe import RefusedError
-    from tea_models.plan.curve import point_of
 
     trained = profile.context_length.value or plan.settings.n_ctx
     wanted = sorted({n_ctx for n_ctx in (*_COMPARED, trained) if n_ctx <= trained})
     answers: Mapping[int, Any] = dict(
-        zip(wanted, measurer.measure([point_of(plan, n_ctx) for n_ctx in wanted]), strict=True)
+        zip(wanted, measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in wanted]), strict=True)
     )
     return {n_ctx: use.total for n_ctx, use in answers.items() if not isinstance(use, RefusedError)}
 

@@ -12,9 +12,9 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.engine.measurer import Measurer
-    from tea_models.engine.probe import Point
 
 _STEP = 256  # the engine pads contexts to this
 
@@ -32,21 +32,21 @@ class ContextSearch:
         self._measurer = measurer
         self._excess = excess
         self._whole_batch = whole_batch
-        self._known: dict[Point, MemoryUse | RefusedError] = {}
+        self._known: dict[EngineSettings, MemoryUse | RefusedError] = {}
 
-    def at(self, point: Point, n_ctx: int) -> Point:
+    def at(self, point: EngineSettings, n_ctx: int) -> EngineSettings:
         """The same settings with another context."""
         if self._whole_batch:
             return replace(point, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx)
         return replace(point, n_ctx=n_ctx)
 
-    def prepare(self, points: Sequence[Point]) -> None:
+    def prepare(self, points: Sequence[EngineSettings]) -> None:
         """Measure points that will be asked for, in one run of the engine."""
         unknown = [point for point in dict.fromkeys(points) if point not in self._known]
         if unknown:
             self._known.update(zip(unknown, self._measurer.measure(unknown), strict=True))
 
-    def use(self, point: Point, *, keep_errors: bool) -> MemoryUse | None:
+    def use(self, point: EngineSettings, *, keep_errors: bool) -> MemoryUse | None:
         """What settings take; None where the engine refuses them.
 
         Raises:
@@ -61,8 +61,14 @@ class ContextSearch:
         return answer
 
     def largest(
-        self, point: Point, most: int, least: int, *, prepare: Sequence[Point] = (), keep_errors: bool = False
-    ) -> tuple[Point, MemoryUse] | None:
+        self,
+        point: EngineSettings,
+        most: int,
+        least: int,
+        *,
+        prepare: Sequence[EngineSettings] = (),
+        keep_errors: bool = False,
+    ) -> tuple[EngineSettings, MemoryUse] | None:
         """The largest context up to `most` that fits; None where not even `least` does.
 
         Args:
@@ -86,7 +92,7 @@ class ContextSearch:
                 too_large = (step.n_ctx, self._excess(use))
         return None
 
-    def ladder(self, point: Point, most: int, least: int) -> list[Point]:
+    def ladder(self, point: EngineSettings, most: int, least: int) -> list[EngineSettings]:
         """The settings at `most` tokens and at half as many each, down to `least`."""
         contexts = [most]
         while contexts[-1] // 2 > least:
@@ -97,7 +103,9 @@ class ContextSearch:
     def _fits(self, use: MemoryUse) -> bool:
         return self._excess(use) <= 0
 
-    def _refine(self, point: Point, use: MemoryUse, too_large: tuple[int, int] | None) -> tuple[Point, MemoryUse]:
+    def _refine(
+        self, point: EngineSettings, use: MemoryUse, too_large: tuple[int, int] | None
+    ) -> tuple[EngineSettings, MemoryUse]:
         """Close in on the limit between a context that fits and one that does not.
 
         Memory grows nearly evenly between two contexts, so the guess is good; what lies around it is measured with it.
@@ -126,7 +134,7 @@ class ContextSearch:
                 break
         return best
 
-    def gpu_layers(self, point: Point, layers: int) -> tuple[int, str, list[Rejected]]:
+    def gpu_layers(self, point: EngineSettings, layers: int) -> tuple[int, str, list[Rejected]]:
         """As many layers on the GPUs as fit there at a useful context.
 
         Args:

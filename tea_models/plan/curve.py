@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_models.engine.probe import Point, RefusedError
+from tea_models.engine.probe import RefusedError
 
 if TYPE_CHECKING:
     from tea_models.engine.formula import MemoryUse
@@ -36,27 +36,6 @@ class Curve:
         }
 
 
-def point_of(plan: RunPlan, n_ctx: int | None = None) -> Point:
-    """The point that a plan's settings are.
-
-    Args:
-        plan: The plan.
-        n_ctx: Another context.
-    """
-    settings = plan.settings
-    return Point(
-        n_ctx=n_ctx or settings.n_ctx,
-        n_batch=settings.n_batch,
-        n_ubatch=settings.n_ubatch,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        swa_full=settings.swa_full,
-        flash_attn=None if settings.flash_attn else False,
-        n_gpu_layers=settings.n_gpu_layers,
-        embeddings=plan.purpose == "embed",
-    )
-
-
 def memory_curve(plan: RunPlan, measurer: Measurer) -> Curve:
     """Measure memory at contexts from 512 tokens to the trained or planned one.
 
@@ -69,7 +48,7 @@ def memory_curve(plan: RunPlan, measurer: Measurer) -> Curve:
     contexts = sorted({*contexts, *(most * part // 8 // 256 * 256 for part in range(1, 8)), plan.settings.n_ctx})
     contexts = [n_ctx for n_ctx in contexts if n_ctx >= 256]
     types = dict.fromkeys((plan.settings.type_k, "f16", "q8_0", "q4_0"))
-    base = point_of(plan)
+    base = plan.settings
     points = {
         (kv_type, n_ctx): replace(base, n_ctx=n_ctx, type_k=kv_type, type_v=kv_type)
         for kv_type in types

@@ -16,7 +16,8 @@ from tea_models.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tea_models.plan.types import PlanSettings, RunPlan
+    from tea_models.engine.engine_settings import EngineSettings
+    from tea_models.plan.types import RunPlan
 
 _KV_TYPES_OF_OLLAMA = ("f16", "q8_0", "q4_0")
 
@@ -44,7 +45,7 @@ class ExportInput:
     template_replaced: bool = False
 
     @property
-    def settings(self) -> PlanSettings:
+    def settings(self) -> EngineSettings:
         """The settings of the plan."""
         return self.plan.settings
 
@@ -168,7 +169,7 @@ def _ollama(what: ExportInput) -> Export:
         lines.append("PARAMETER use_mmap false")
     lines += [f"PARAMETER stop {_modelfile_text(stop)}" for stop in what.stop]
     left_out = []
-    wanted = [f"OLLAMA_FLASH_ATTENTION={int(s.flash_attn)}"]
+    wanted = [f"OLLAMA_FLASH_ATTENTION={int(bool(s.flash_attn))}"]
     if s.type_k == s.type_v and s.type_k in _KV_TYPES_OF_OLLAMA:
         wanted.append(f"OLLAMA_KV_CACHE_TYPE={s.type_k}")
     else:
@@ -273,7 +274,7 @@ def _layers(layers: int) -> str:
     return "all" if layers < 0 else str(layers)
 
 
-def _load_mode(s: PlanSettings) -> str:
+def _load_mode(s: EngineSettings) -> str:
     if s.use_mlock:
         return "mmap+mlock" if s.use_mmap else "mlock"
     return "none"

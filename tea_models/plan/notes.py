@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tea_models.engine.estimator import ESTIMATE_ERROR
 from tea_models.engine.formula import NO_CACHE, Hyperparameters
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import CacheLayout, MemoryUse
-    from tea_models.plan.types import PlanSettings
     from tea_models.profile import ModelProfile
 
 
 def notes_for(
-    profile: ModelProfile, settings: PlanSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
+    profile: ModelProfile, settings: EngineSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
 ) -> tuple[str, ...]:
     """Notes on a plan, a sentence each, most important first.
 
@@ -27,7 +28,10 @@ def notes_for(
     """
     notes = []
     if estimated_because:
-        notes.append(f"memory is estimated, not measured: {estimated_because}")
+        notes.append(
+            f"memory is estimated, not measured: an upper bound, at most {ESTIMATE_ERROR:.0%} above the truth in what "
+            f"was measured; {estimated_because}"
+        )
         if not layout.exact:
             notes.append(
                 f"the KV cache of {profile.architecture.value} is not one that the formulas know: take it as a guess"
@@ -48,7 +52,7 @@ def notes_for(
     return tuple(notes)
 
 
-def _rope(profile: ModelProfile, settings: PlanSettings) -> list[str]:
+def _rope(profile: ModelProfile, settings: EngineSettings) -> list[str]:
     h = Hyperparameters(profile)
     notes = []
     trained = profile.context_length.value

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import MIB, MemoryUse
-from tea_models.engine.probe import Point
 from tea_models.errors import MemoryDoesNotFitError
 from tea_models.plan.case import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, Ledger, make_case
 from tea_models.plan.context_search import ContextSearch
 from tea_models.plan.notes import notes_for
 from tea_models.plan.reasons import alternatives, explain_batches, explain_cache, explain_mmap, explain_threads
-from tea_models.plan.types import MemoryPlan, PlanSettings, Rejected, RunPlan
+from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _STEP = 256
 class Candidate:
     """Settings that might be taken, and what was given up for them: setting → the price."""
 
-    point: Point
+    point: EngineSettings
     prices: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,17 +72,11 @@ class Planner:
         explain_cache(case, ledger, search, point, use)
         threads = explain_threads(case, ledger)
         use_mmap = explain_mmap(ledger, use)
-        settings = PlanSettings(
-            n_ctx=point.n_ctx,
-            n_batch=point.n_batch,
-            n_ubatch=point.n_ubatch,
+        settings = replace(
+            point,
             n_threads=threads,
             n_threads_batch=threads,
-            n_gpu_layers=point.n_gpu_layers,
             flash_attn=use.flash_attn is not False,
-            type_k=point.type_k,
-            type_v=point.type_v,
-            swa_full=point.swa_full,
             use_mmap=use_mmap,
         )
         order = list(settings.to_json())
@@ -98,11 +92,11 @@ class Planner:
             header_sha256=case.profile.header_sha256,
         )
 
-    def _start(self) -> Point:
+    def _start(self) -> EngineSettings:
         case, user = self._case, self._case.user
         batch, ubatch = self._batches()
         kv_type = user.kv_type or "f16"
-        return Point(
+        return EngineSettings(
             n_ctx=case.trained,
             n_batch=batch,
             n_ubatch=ubatch,
@@ -126,7 +120,7 @@ class Planner:
         fitting = (size for size in BATCHES if 4 * case.vocabulary * size <= limit)
         return batch, min(next(fitting, BATCHES[-1]), batch)
 
-    def _gpu_layers(self, point: Point) -> int:
+    def _gpu_layers(self, point: EngineSettings) -> int:
         case, ledger = self._case, self._ledger
         asked, gpus = case.user.n_gpu_layers, case.machine.gpus
         if asked is not None:
@@ -143,7 +137,7 @@ class Planner:
         ledger.decide("n_gpu_layers", layers, "hardware", reason, *rejected)
         return layers
 
-    def _context(self, point: Point) -> tuple[Point, MemoryUse]:
+    def _context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
         wish = self._case.user.n_ctx
         if wish == "auto":
             return self._auto_context(point)
@@ -161,7 +155,7 @@ class Planner:
                 return candidate.point, use
         raise self._does_not_fit(asked)
 
-    def _auto_context(self, point: Point) -> tuple[Point, MemoryUse]:
+    def _auto_context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
         case, search = self._case, self._search
         least = min(case.trained, SMALLEST_CONTEXT)
         prepare = alternatives(case, search.at(point, case.trained))
@@ -188,7 +182,7 @@ class Planner:
         self._give_way(chosen, point)
         return chosen.point, use
 
-    def _explain_context(self, chosen: Point, use: MemoryUse) -> None:
+    def _explain_context(self, chosen: EngineSettings, use: MemoryUse) -> None:
         case, ledger = self._case, self._ledger
         fact = case.profile.context_length
         budget = human_bytes(case.budget.host)
@@ -209,14 +203,14 @@ class Planner:
         )
         ledger.decide("n_ctx", chosen.n_ctx, "hardware", reason, Rejected(case.trained, need))
 
-    def _give_way(self, chosen: Candidate, wanted: Point) -> None:
+    def _give_way(self, chosen: Candidate, wanted: EngineSettings) -> None:
         """Say which other settings were given up for the context."""
         for setting, price in chosen.prices.items():
             value, before = getattr(chosen.point, setting), getattr(wanted, setting)
             if value != before:
                 self._ledger.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
 
-    def _cheaper(self, point: Point) -> list[Candidate]:
+    def _cheaper(self, point: EngineSettings) -> list[Candidate]:
         """The point, then the same with what costs least to give up: a smaller batch, then a smaller type of cache."""
         case = self._case
         candidates = [Candidate(point)]
@@ -240,7 +234,7 @@ class Planner:
             return f"; beyond the {trained:,} tokens that the model was trained with, so expect poor answers there"
         return ""
 
-    def _does_not_fit(self, point: Point) -> MemoryDoesNotFitError:
+    def _does_not_fit(self, point: EngineSettings) -> MemoryDoesNotFitError:
         case, search = self._case, self._search
         use = search.use(point, keep_errors=True)
         assert use is not None  # keep_errors raises instead

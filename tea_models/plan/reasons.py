@@ -10,12 +10,12 @@ from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
-    from tea_models.engine.probe import Point
     from tea_models.plan.context_search import ContextSearch
 
 
-def alternatives(case: Case, point: Point) -> list[Point]:
+def alternatives(case: Case, point: EngineSettings) -> list[EngineSettings]:
     """What the reasons compare a point with; asked for together, they cost one run of the engine.
 
     Args:
@@ -32,7 +32,7 @@ def alternatives(case: Case, point: Point) -> list[Point]:
     return others
 
 
-def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: Point) -> None:
+def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: EngineSettings) -> None:
     """Decide on `n_batch` and `n_ubatch`."""
     user = case.user
     if case.encoder:
@@ -66,7 +66,7 @@ def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: Po
     ledger.decide("n_ubatch", point.n_ubatch, "gguf", reason, *rejected)
 
 
-def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: Point, use: MemoryUse) -> None:
+def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: EngineSettings, use: MemoryUse) -> None:
     """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
     user = case.user
     search.prepare(alternatives(case, point))
@@ -102,7 +102,7 @@ def _explain_attention(case: Case, ledger: Ledger, use: MemoryUse) -> None:
         ledger.decide("flash_attn", flash, "hardware", "the engine does not have it for this model here")
 
 
-def _smaller_caches(case: Case, search: ContextSearch, point: Point) -> list[Rejected]:
+def _smaller_caches(case: Case, search: ContextSearch, point: EngineSettings) -> list[Rejected]:
     if not case.cache_type_is_free:
         return []
     rejected = []

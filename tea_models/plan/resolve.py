@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tea_models.engine.measurer import Estimator, Measured, Measurer
+from tea_models.engine.estimator import Estimator
+from tea_models.engine.measurer import Measured, Measurer
 from tea_models.engine.probe import Prober, ProbeTarget, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.machine.detect import Machine, detect_machine
@@ -135,7 +136,7 @@ def _opened(
     measure: bool,
     machine: Machine | None,
 ) -> Iterator[tuple[RunPlan, Measurer]]:
-    from tea_models.engine.observed import read_observed
+    from tea_models.plan.observed import read_observed
     from tea_models.profile import ModelProfile, load_profile, profile_from_headers
     from tea_models.profile.model_files import open_model
 
@@ -197,7 +198,7 @@ def choose_measurer(
         measure: Whether the engine may be asked.
     """
     if not measure:
-        return Estimator(profile, "estimated because that was asked for")
+        return Estimator(profile, "that was asked for")
     if path is None and model is not None:
         path = model_path(model)
     if path is None and model is None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tea_models.engine.formula import KV_TYPES
+from tea_models.sizes import human_bytes
+
 if TYPE_CHECKING:
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.machine.detect import Machine
 
@@ -40,43 +44,6 @@ class Decision:
     source: str
     reason: str
     rejected: tuple[Rejected, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PlanSettings:
-    """The settings, named as llama-cpp-python names them.
-
-    Attributes:
-        n_ctx: The largest context that may be used, in tokens.
-        n_batch: Logical batch in tokens.
-        n_ubatch: Physical batch in tokens.
-        n_threads: Threads for one token at a time.
-        n_threads_batch: Threads for prompts.
-        n_gpu_layers: Layers on a GPU; -1 means all.
-        flash_attn: Attention without the matrix of all scores.
-        type_k: Type of the key cache (`f16`, `q8_0`, …).
-        type_v: Type of the value cache.
-        swa_full: Keep the whole context in layers with a sliding window.
-        use_mmap: Map the file into memory instead of reading it.
-        use_mlock: Forbid swapping of the weights.
-    """
-
-    n_ctx: int
-    n_batch: int
-    n_ubatch: int
-    n_threads: int
-    n_threads_batch: int
-    n_gpu_layers: int
-    flash_attn: bool
-    type_k: str
-    type_v: str
-    swa_full: bool
-    use_mmap: bool = True
-    use_mlock: bool = False
-
-    def to_json(self) -> dict[str, Setting]:
-        """All settings by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +141,7 @@ class RunPlan:
     name: str
     purpose: str
     context_length: int | None
-    settings: PlanSettings
+    settings: EngineSettings
     memory: MemoryPlan
     decisions: tuple[Decision, ...]
     notes: tuple[str, ...]
@@ -218,15 +185,13 @@ class RunPlan:
     def llama_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `llama_cpp.Llama`, KV types as the numbers that it expects."""
         kwargs: dict[str, Any] = self.settings.to_json()
-        kwargs["type_k"] = GGML_TYPES[self.settings.type_k]
-        kwargs["type_v"] = GGML_TYPES[self.settings.type_v]
+        kwargs["type_k"] = KV_TYPES[self.settings.type_k].id
+        kwargs["type_v"] = KV_TYPES[self.settings.type_v].id
         kwargs["embedding"] = self.purpose == "embed"
         return kwargs
 
     def summary(self) -> str:
         """One line for a log."""
-        from tea_models.sizes import human_bytes
-
         settings, use = self.settings, self.memory.use
         trained = f" of {self.context_length:,}" if self.context_length else ""
         gpu = "" if not settings.n_gpu_layers else f", {settings.n_gpu_layers} layers on GPU"
@@ -234,9 +199,3 @@ class RunPlan:
             f"{self.name}: n_ctx {settings.n_ctx:,}{trained}, {settings.n_threads} threads{gpu}, "
             f"KV cache {settings.type_k}, {human_bytes(use.total)} of {human_bytes(self.memory.budget)} ({use.method})"
         )
-
-
-#: `ggml_type` by name, for the C API.
-GGML_TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30,
-}  # fmt: skip

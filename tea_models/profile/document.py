@@ -1,78 +1,28 @@
-"""A profile as a JSON document: written, read back, compared."""
+"""A profile as a JSON document: written, read back, compared. Its shape is that of the types in `facts`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import ConfigError, MissingFileError
-from tea_models.profile.facts import SCHEMA, ChatFacts, Fact, ModelProfile, ProfileFile, TokenizerFacts, WeightFacts
+from tea_models.profile.facts import SCHEMA, Fact, ModelProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# What a leaf's value must be; `object` groups of facts are listed by their class.
-_TEXT, _NUMBER, _REAL, _FLAG = (str,), (int,), (int, float), (bool,)
-_TOP: dict[str, tuple[type, ...]] = {
-    "kind": _TEXT,
-    "name": (*_TEXT, type(None)),
-    "architecture": _TEXT,
-    "quantization": (*_TEXT, type(None)),
-    "bits_per_weight": _REAL,
-    "parameters": _NUMBER,
-    "context_length": (*_NUMBER, type(None)),
-    "embedding_length": (*_NUMBER, type(None)),
-    "license": (*_TEXT, type(None)),
-    "pooling": (*_TEXT, type(None)),
-}
-_TOKENIZER: dict[str, tuple[type, ...]] = {
-    "model": (*_TEXT, type(None)),
-    "pre": (*_TEXT, type(None)),
-    "vocab_size": (*_NUMBER, type(None)),
-    "bos": (*_NUMBER, type(None)),
-    "eos": (*_NUMBER, type(None)),
-    "eot": (*_NUMBER, type(None)),
-    "bos_token": (*_TEXT, type(None)),
-    "eos_token": (*_TEXT, type(None)),
-    "eot_token": (*_TEXT, type(None)),
-    "add_bos": _FLAG,
-    "add_eos": _FLAG,
-}
-_CHAT: dict[str, tuple[type, ...]] = {
-    "template": (*_TEXT, type(None)),
-    "template_sha256": (*_TEXT, type(None)),
-    "format": (*_TEXT, type(None)),
-    "system_role": _FLAG,
-    "tools": _FLAG,
-    "stop": (tuple,),
-    "thinking": (*_TEXT, type(None)),
-    "default_system_prompt": (*_TEXT, type(None)),
-    "emits_bos": _FLAG,
-}
-
 
 def to_json(profile: ModelProfile) -> dict[str, Any]:
     """The profile as the document that `profile --json` prints: each leaf is `{"value", "source"}`."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in profile.files],
-        "header_sha256": profile.header_sha256,
-    }
-    for name in _TOP:
-        document[name] = _leaf(getattr(profile, name))
-    document["tokenizer"] = {name: _leaf(getattr(profile.tokenizer, name)) for name in _TOKENIZER}
-    document["chat"] = {name: _leaf(getattr(profile.chat, name)) for name in _CHAT}
-    document["chat"]["warnings"] = list(profile.chat.warnings)
-    weights = {item.name: getattr(profile.weights, item.name) for item in fields(WeightFacts)}
-    document["weights"] = weights | {"blocks": list(profile.weights.blocks)}
-    document["hyperparameters"] = {key: _leaf(profile.hyperparameters[key]) for key in sorted(profile.hyperparameters)}
-    document["warnings"] = list(profile.warnings)
-    return document
+    return {"schema": SCHEMA, **_as_json(profile)}
 
 
-def from_json(document: Mapping[str, Any], *, file: str = "") -> ModelProfile:
+def from_json(document: Any, *, file: str = "") -> ModelProfile:
     """Read a profile back.
 
     Args:
@@ -82,7 +32,15 @@ def from_json(document: Mapping[str, Any], *, file: str = "") -> ModelProfile:
     Raises:
         ConfigError: It is not such a document; names the key and what was expected.
     """
-    return _Reader(file).profile(document)
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        problem = f"expected {SCHEMA!r}, found {_shown(schema)}"
+        raise ConfigError(problem, file=file, key="schema", hint="make it again: tea-models profile")
+    try:
+        profile: ModelProfile = _read(ModelProfile, document, "")
+    except _WrongError as error:
+        raise ConfigError(error.problem, file=file, key=error.key) from None
+    return profile
 
 
 def load_profile(path: Path) -> ModelProfile:
@@ -106,129 +64,97 @@ def load_profile(path: Path) -> ModelProfile:
     return from_json(document, file=str(path))
 
 
+def leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a profile's document by its dotted key: what has a source, and plain values."""
+    found: dict[str, Any] = {}
+    for name, item in document.items():
+        key = prefix + name
+        if isinstance(item, dict) and set(item) != {"value", "source"}:
+            found |= leaves(item, f"{key}.")
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            for index, part in enumerate(item):
+                found |= leaves(part, f"{key}[{index}].")
+        else:
+            found[key] = item
+    return found
+
+
 def profile_differences(before: ModelProfile, after: ModelProfile) -> list[tuple[str, Any, Any]]:
     """What differs between two profiles: dotted key and the value in each (None where it is missing)."""
-    left, right = _flat(to_json(before)), _flat(to_json(after))
+    left, right = (
+        {key: leaf["value"] if isinstance(leaf, dict) else leaf for key, leaf in leaves(to_json(profile)).items()}
+        for profile in (before, after)
+    )
     keys = list(dict.fromkeys((*left, *right)))
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
-def _leaf(fact: Fact[Any]) -> dict[str, Any]:
-    value = list(fact.value) if isinstance(fact.value, tuple) else fact.value
-    return {"value": value, "source": fact.source}
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and set(value) == {"value", "source"}:
-        return {key: value["value"]}
+def _as_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: _as_json(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
     if isinstance(value, dict):
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            found |= _flat(item, f"{key}.{name}" if key else name)
-        return found
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {name: item for index, part in enumerate(value) for name, item in _flat(part, f"{key}[{index}]").items()}
-    return {key: value}
+        return {key: _as_json(value[key]) for key in sorted(value)}
+    return value
 
 
-class _Reader:
-    """Reads a document from outside: every type is checked, every error names its key."""
+class _WrongError(Exception):
+    """A value of the document is not what its type says."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(problem)
+        self.key, self.problem = key, problem
 
-    def profile(self, document: Any) -> ModelProfile:
-        data = self._dict(document, "")
-        schema = data.get("schema")
-        if schema != SCHEMA:
-            raise self._error(
-                "schema", f"expected {SCHEMA!r}, found {schema!r}", hint="make it again: tea-models profile"
-            )
-        tokenizer, chat = self._dict(data.get("tokenizer"), "tokenizer"), self._dict(data.get("chat"), "chat")
-        hyperparameters = self._dict(data.get("hyperparameters"), "hyperparameters")
-        return ModelProfile(
-            files=tuple(self._file(item, index) for index, item in enumerate(self._list(data, "files"))),
-            header_sha256=self._value(data.get("header_sha256"), "header_sha256", _TEXT),
-            **{name: self._fact(data, name, types) for name, types in _TOP.items()},
-            tokenizer=TokenizerFacts(
-                **{name: self._fact(tokenizer, name, types, "tokenizer.") for name, types in _TOKENIZER.items()}
-            ),
-            chat=ChatFacts(
-                **{name: self._fact(chat, name, types, "chat.") for name, types in _CHAT.items()},
-                warnings=self._texts(chat, "warnings", "chat."),
-            ),
-            weights=self._weights(self._dict(data.get("weights"), "weights")),
-            hyperparameters={
-                key: self._fact(hyperparameters, key, (int, float, str, bool, tuple), "hyperparameters.")
-                for key in hyperparameters
-            },
-            warnings=self._texts(data, "warnings"),
-        )
 
-    def _fact(self, data: Mapping[str, Any], name: str, types: tuple[type, ...], prefix: str = "") -> Fact[Any]:
-        key = prefix + name
-        leaf = self._dict(data.get(name), key)
-        value = leaf.get("value")
-        value = tuple(value) if isinstance(value, list) else value
-        self._value(value, f"{key}.value", types)
-        if isinstance(value, tuple) and tuple in types:
-            kinds = (str,) if name == "stop" else (int, float, str, bool)
-            for index, item in enumerate(value):
-                self._value(item, f"{key}.value[{index}]", kinds)
-        return Fact(value, self._value(leaf.get("source"), f"{key}.source", _TEXT))
+@cache
+def field_types(kind: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    return typing.get_type_hints(kind)
 
-    def _file(self, item: Any, index: int) -> ProfileFile:
-        key = f"files[{index}]"
-        data = self._dict(item, key)
-        return ProfileFile(
-            self._value(data.get("name"), f"{key}.name", _TEXT),
-            self._value(data.get("size"), f"{key}.size", _NUMBER),
-            self._value(data.get("sha256"), f"{key}.sha256", (str, type(None))),
-        )
 
-    def _weights(self, data: Mapping[str, Any]) -> WeightFacts:
-        blocks = self._list(data, "blocks", "weights.")
-        return WeightFacts(
-            blocks=tuple(self._value(item, f"weights.blocks[{i}]", _NUMBER) for i, item in enumerate(blocks)),
-            **{
-                name: self._value(data.get(name), f"weights.{name}", _NUMBER)
-                for name in ("total", "token_embedding", "output", "other")
-            },
-        )
-
-    def _texts(self, data: Mapping[str, Any], name: str, prefix: str = "") -> tuple[str, ...]:
-        items = self._list(data, name, prefix)
-        return tuple(self._value(item, f"{prefix}{name}[{index}]", _TEXT) for index, item in enumerate(items))
-
-    def _list(self, data: Mapping[str, Any], name: str, prefix: str = "") -> list[Any]:
-        value = data.get(name)
-        if not isinstance(value, list):
-            raise self._error(prefix + name, f"expected a list, found {_shown(value)}")
-        return value
-
-    def _dict(self, value: Any, key: str) -> Mapping[str, Any]:
+def _read(kind: Any, value: Any, key: str) -> Any:
+    """Build a value of a type from JSON; every type is checked, every error names its key."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Fact or is_dataclass(kind):
+        wanted = {"value": arguments[0], "source": str} if origin is Fact else field_types(kind)
         if not isinstance(value, dict):
-            raise self._error(key, f"expected an object, found {_shown(value)}")
+            raise _WrongError(key, f"expected an object, found {_shown(value)}")
+        prefix = f"{key}." if key else ""
+        parts = {name: _read(hint, value.get(name), prefix + name) for name, hint in wanted.items()}
+        return (origin or kind)(**parts)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _WrongError(key, f"expected an object, found {_shown(value)}")
+        return {name: _read(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    kinds = arguments if origin is types.UnionType else (kind,)
+    lists = [one for one in kinds if typing.get_origin(one) is tuple]
+    if lists and isinstance(value, list):
+        item_kind = typing.get_args(lists[0])[0]
+        return tuple(_read(item_kind, item, f"{key}[{index}]") for index, item in enumerate(value))
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in arguments:
+            raise _WrongError(key, f"expected one of {', '.join(map(str, arguments))}, found {_shown(value)}")
         return value
-
-    def _value(self, value: Any, key: str, types: tuple[type, ...]) -> Any:
-        # A bool is an int to Python, not to us.
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            wanted = " or ".join("null" if kind is type(None) else _JSON_NAMES[kind] for kind in types)
-            raise self._error(key, f"expected {wanted}, found {_shown(value)}")
-        return value
-
-    def _error(self, key: str, problem: str, *, hint: str = "") -> ConfigError:
-        return ConfigError(problem, file=self.file, key=key, hint=hint)
+    plain = tuple(one for one in kinds if one not in lists)
+    accepted = (*plain, int) if float in plain else plain
+    # A bool is an int to Python, not to us.
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
+        raise _WrongError(key, f"expected {' or '.join(map(_name, kinds))}, found {_shown(value)}")
+    return value
 
 
-_JSON_NAMES: dict[type, str] = {
+_NAMES: dict[Any, str] = {
     str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    tuple: "a list",
+    type(None): "null",
 }
+
+
+def _name(kind: Any) -> str:
+    return _NAMES.get(kind, "a list")
 
 
 def _shown(value: Any) -> str:

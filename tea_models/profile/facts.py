@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 SCHEMA = "tea.model-profile/1"
 
 T_co = TypeVar("T_co", covariant=True)
 
 #: What a model file is for. `chat` has a chat template; `text` is a causal model without one.
-KINDS = ("chat", "text", "embedding", "reranker", "encoder-decoder", "projector", "adapter", "vocabulary", "other")
+Kind = Literal[
+    "chat", "text", "embedding", "reranker", "encoder-decoder", "projector", "adapter", "vocabulary", "other"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Scalar = int | float | str | bool
 
@@ -30,7 +33,13 @@ class Fact(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class ProfileFile:
-    """One file (shard) of the model: upstream name, size in bytes, SHA-256 if it is known."""
+    """One file (shard) of the model.
+
+    Attributes:
+        name: Upstream file name, without a folder.
+        size: Bytes.
+        sha256: Of the whole file, if it is known.
+    """
 
     name: str
     size: int
@@ -39,7 +48,21 @@ class ProfileFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The tokenizer: `model` is llama.cpp's name (`gpt2`, `llama`, `bert`, …); ids are token ids, texts the pieces."""
+    """The tokenizer.
+
+    Attributes:
+        model: llama.cpp's name of it (`gpt2`, `llama`, `bert`, …).
+        pre: Pre-tokenizer.
+        vocab_size: Number of tokens.
+        bos: Token id.
+        eos: Token id.
+        eot: Token id of the turn end: by its key, or found by its text as llama.cpp does.
+        bos_token: Its text.
+        eos_token: Its text.
+        eot_token: Its text.
+        add_bos: The tokenizer adds BOS.
+        add_eos: The tokenizer adds EOS.
+    """
 
     model: Fact[str | None]
     pre: Fact[str | None]
@@ -109,18 +132,26 @@ class ModelProfile:
     Attributes:
         files: All shards in order.
         header_sha256: SHA-256 of the header bytes of the first shard (up to the start of the tensor data).
-        kind: One of `KINDS`.
-        parameters: Number of weights.
+        kind: What the model is for.
+        name: `general.name`.
+        architecture: `general.architecture`; empty if missing.
+        quantization: As people name it, such as Q4_K_M.
+        bits_per_weight: Average over all tensors.
+        parameters: Number of weights of all files.
         context_length: Trained context, in tokens.
         embedding_length: Width of the model, which is the dimension of its embeddings.
+        license: As the file or the registry states it.
         pooling: llama.cpp's pooling (`none`, `mean`, `cls`, `last`, `rank`) where the header says one.
+        tokenizer: The tokenizer.
+        chat: The chat template and what it can do.
+        weights: Where the bytes of the weights are.
         hyperparameters: Every `<architecture>.*` key without its prefix, scalars and short arrays (tuples).
         warnings: What a user should know, a sentence each.
     """
 
     files: tuple[ProfileFile, ...]
     header_sha256: str
-    kind: Fact[str]
+    kind: Fact[Kind]
     name: Fact[str | None]
     architecture: Fact[str]
     quantization: Fact[str | None]
@@ -135,3 +166,10 @@ class ModelProfile:
     weights: WeightFacts
     hyperparameters: dict[str, Fact[Scalar | tuple[Scalar, ...]]]
     warnings: tuple[str, ...] = ()
+
+
+def values_of(facts: TokenizerFacts | ChatFacts) -> dict[str, Any]:
+    """The values of a group of facts by name, without their sources, as JSON."""
+    found = {item.name: getattr(facts, item.name) for item in fields(facts)}
+    plain = {name: fact.value for name, fact in found.items() if isinstance(fact, Fact)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}

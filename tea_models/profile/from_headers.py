@@ -56,7 +56,7 @@ def profile_from_headers(
     chat = _chat(facts, template, tokenizer, entry, capabilities)
     kind = kind_of(prefix, facts.values, tensors, template=template.value is not None)
     if entry is not None and kind.value in ("chat", "text") and entry.kind in ("embedding", "reranker"):
-        kind = Fact(entry.kind, f"registry:{entry.name}")
+        kind = Fact("embedding" if entry.kind == "embedding" else "reranker", f"registry:{entry.name}")
     facts.warnings += flaws_of(kind.value, prefix, tensors)
     parameters = sum(info.elements for info in tensors)
     weights = _weights(tensors)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.types import ValueType
+from tea_models.profile.facts import values_of
 from tea_models.profile.from_headers import profile_from_headers
 from tea_models.profile.model_files import open_model
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.gguf.header import Header, TensorInfo, Value
-    from tea_models.profile.facts import ChatFacts, ModelProfile, TokenizerFacts
+    from tea_models.profile.facts import ModelProfile
     from tea_models.profile.model_files import ModelFiles
     from tea_models.settings import Settings
 
@@ -99,8 +100,8 @@ class Inspection:
             "embedding_length": profile.embedding_length.value,
             "pooling": profile.pooling.value,
             "license": profile.license.value,
-            "tokenizer": _tokenizer(profile.tokenizer),
-            "chat": _chat(profile.chat),
+            "tokenizer": values_of(profile.tokenizer),
+            "chat": values_of(profile.chat),
             "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in profile.files],
             "metadata": self.metadata,
         }
@@ -169,36 +170,6 @@ def json_value(value: Value, *, full: bool = False) -> Any:
     if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
         return [json_value(item, full=True) for item in value]
     return list(value)
-
-
-def _tokenizer(facts: TokenizerFacts) -> dict[str, Any]:
-    return {
-        "model": facts.model.value,
-        "pre": facts.pre.value,
-        "vocab_size": facts.vocab_size.value,
-        "bos": facts.bos.value,
-        "eos": facts.eos.value,
-        "eot": facts.eot.value,
-        "bos_token": facts.bos_token.value,
-        "eos_token": facts.eos_token.value,
-        "eot_token": facts.eot_token.value,
-        "add_bos": facts.add_bos.value,
-        "add_eos": facts.add_eos.value,
-    }
-
-
-def _chat(facts: ChatFacts) -> dict[str, Any]:
-    return {
-        "template": facts.template.value,
-        "template_sha256": facts.template_sha256.value,
-        "format": facts.format.value,
-        "system_role": facts.system_role.value,
-        "tools": facts.tools.value,
-        "stop": list(facts.stop.value),
-        "thinking": facts.thinking.value,
-        "default_system_prompt": facts.default_system_prompt.value,
-        "emits_bos": facts.emits_bos.value,
-    }
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:

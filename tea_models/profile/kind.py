@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tea_models.gguf.header import TensorInfo, Value
+    from tea_models.profile.facts import Kind
 
 #: `<architecture>.pooling_type` (llama.h, `enum llama_pooling_type`).
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -40,7 +41,7 @@ def pooling_of(architecture: str, metadata: Mapping[str, Value]) -> Fact[str | N
 
 def kind_of(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...], *, template: bool
-) -> Fact[str]:
+) -> Fact[Kind]:
     """What a file is for, one of `facts.KINDS`.
 
     Args:
@@ -98,7 +99,7 @@ def _encodes(architecture: str) -> bool:
 
 def _part_of_model(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...]
-) -> Fact[str] | None:
+) -> Fact[Kind] | None:
     stated = metadata.get("general.type")
     if stated == "adapter" or "adapter.type" in metadata:
         return Fact("adapter", "gguf:general.type" if stated == "adapter" else "gguf:adapter.type")

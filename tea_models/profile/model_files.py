@@ -89,11 +89,12 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
     plain = plain_path(path_or_ref)
     if plain is not None:
         return _read((FileSource(plain),), plain, None, settings, hashes=hashes)
+    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     # A `Path` is never a name in the registry, even without a separator.
     text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
-    located = locate(text, settings)
+    located = locate(text, Caller(settings))
     with ExitStack() as opened:
         sources = []
         for index in range(len(located.artifact.files)):
@@ -121,7 +122,7 @@ def _read(
             name = file.filename if file else Path(source.name).name
             files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
         local = isinstance(sources[0], FileSource)
-        entry = located.artifact.entry if located else None
+        entry = located.entry if located else None
         if entry is None:
             entry = entry_of(headers[0], settings, path=where if local else None, sha256=files[0].sha256)
     except BaseException:

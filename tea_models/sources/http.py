@@ -13,12 +13,12 @@ from tea_models.sources import Fetched
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.settings import Settings
 
 
-def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The file behind the address, with the pin that the address carries; all shards if it is one without a pin.
 
     Raises:
@@ -34,15 +34,13 @@ def resolve(reference: UrlRef, settings: Settings) -> Artifact:  # noqa: ARG001 
     return Artifact(str(reference), str(reference), None, files)
 
 
-def fetch(
-    reference: UrlRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download, from the mirror first if one is configured."""
     from tea_models.net import download, make_client
 
     sha256 = file.sha256 or reference.sha256
-    addresses = candidates(reference.url, settings)
-    with make_client(connections=settings.connections) as client:
+    addresses = candidates(reference.url, caller.settings)
+    with make_client(connections=caller.settings.connections) as client:
         for address in addresses:
             try:
                 result = download(
@@ -51,8 +49,8 @@ def fetch(
                     client=client,
                     size=file.size,
                     sha256=sha256,
-                    connections=settings.connections,
-                    progress=progress,
+                    connections=caller.settings.connections,
+                    progress=caller.progress,
                     name=file.filename,
                     expect_gguf=sha256 is None and file.filename.lower().endswith(".gguf"),
                 )
@@ -66,12 +64,12 @@ def fetch(
     raise AssertionError
 
 
-def open_remote(reference: UrlRef, settings: Settings) -> ByteSource:
+def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
     """Read parts of the file over HTTP ranges."""
     from tea_models.net import make_client
     from tea_models.net.http_source import HttpSource
 
-    return HttpSource(candidates(reference.url, settings)[0], client=make_client(), headers={})
+    return HttpSource(candidates(reference.url, caller.settings)[0], client=make_client(), headers={})
 
 
 def _beside(reference: UrlRef, name: str, shard: str) -> UrlRef:

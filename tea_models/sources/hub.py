@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -25,13 +26,14 @@ from tea_models.errors import (
 from tea_models.files import Artifact, ModelFile, Source, base_name, shard_names
 from tea_models.refs import HubRef, quantization_of
 from tea_models.settings import DEFAULT_HF_ENDPOINT
+from tea_models.sizes import human_bytes
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -49,7 +51,7 @@ class HubFile:
     sha256: str | None
 
 
-def resolve(reference: HubRef, settings: Settings) -> Artifact:
+def resolve(reference: HubRef, caller: Caller) -> Artifact:
     """Ask the Hub which files a reference means, at which commit, with sizes and hashes.
 
     Raises:
@@ -60,6 +62,7 @@ def resolve(reference: HubRef, settings: Settings) -> Artifact:
         UsageError: The repository has several models and the reference does not say which.
         SourceUnavailableError: The Hub can't be reached.
     """
+    settings = caller.settings
     _refuse_offline(reference, settings)
     license_ = None
     if reference.path is not None:
@@ -168,12 +171,11 @@ def choose(reference: HubRef, files: Iterable[HubFile]) -> list[HubFile]:
     return sorted(parts, key=lambda part: part.path)
 
 
-def fetch(
-    reference: HubRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     from tea_models.net import download, make_client
 
+    settings = caller.settings
     _refuse_offline(reference, settings)
     size, sha256, commit = file.size, file.sha256, reference.revision
     if commit is None or not _COMMIT.match(commit):
@@ -192,7 +194,7 @@ def fetch(
                 size=size,
                 sha256=sha256,
                 connections=settings.connections,
-                progress=progress,
+                progress=caller.progress,
                 name=file.filename,
             )
     except AccessDeniedError as error:
@@ -207,15 +209,15 @@ def fetch(
     return Fetched(result.sha256, result.size, result.resumed_from or None, revision=commit)
 
 
-def open_remote(reference: HubRef, settings: Settings) -> ByteSource:
+def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
     from tea_models.net import make_client
     from tea_models.net.http_source import HttpSource
 
-    _refuse_offline(reference, settings)
-    token = token_for(settings)
+    _refuse_offline(reference, caller.settings)
+    token = token_for(caller.settings)
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return HttpSource(address(reference, settings), client=make_client(), headers=headers)
+    return HttpSource(address(reference, caller.settings), client=make_client(), headers=headers)
 
 
 def address(reference: HubRef, settings: Settings) -> str:
@@ -250,8 +252,6 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
     from huggingface_hub import get_hf_file_metadata, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from tea_models.store import hash_file
-
     token = token_for(settings) or False
     folder = destination.with_name(f"{destination.name}.xet")
     try:
@@ -272,8 +272,7 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    sha256, size = hash_file(destination)
-    return Fetched(sha256, size, revision=reference.revision)
+    return Fetched(sha256_file(destination), destination.stat().st_size, revision=reference.revision)
 
 
 def _ask(reference: HubRef, question: Callable[[], T]) -> T:  # noqa: C901 - a table of what can go wrong
@@ -371,11 +370,9 @@ def _quantization(path: str) -> str:
 
 
 def _described(models: dict[str, list[HubFile]]) -> str:
-    from tea_models.cli.output import human_size
-
     shown = []
     for first, parts in sorted(models.items()):
         sizes = [part.size for part in parts]
-        size = f" ({human_size(sum(s for s in sizes if s))})" if all(sizes) else ""
+        size = f" ({human_bytes(sum(s for s in sizes if s))})" if all(sizes) else ""
         shown.append((_quantization(first) or base_name(first)) + size)
     return ", ".join(shown[:30]) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "")

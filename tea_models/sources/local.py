@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from typing import TYPE_CHECKING
 
+from tea_models.disk.regular import open_regular, writing_own
 from tea_models.errors import MissingFileError, SourceUnavailableError
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.refs import FileRef
 from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
-    from tea_models.settings import Settings
 
 
-def resolve(reference: FileRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+def resolve(reference: FileRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The file, or all shards if its name is that of one.
 
     Raises:
@@ -47,37 +47,26 @@ def shards(path: Path) -> tuple[Path, ...]:
     return paths
 
 
-def fetch(
-    reference: FileRef,
-    destination: Path,
-    *,
-    file: ModelFile,
-    settings: Settings,  # noqa: ARG001
-    progress: Progress | None,
-) -> Fetched:
+def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
     size = _regular(reference.path).st_size
-    if progress is not None:
-        progress.start(file.filename, size, 0)
+    caller.progress.start(file.filename, size, 0)
     digest, copied = hashlib.sha256(), 0
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     try:
-        reader = reference.path.open("rb")
+        reader = open_regular(reference.path)
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+    with reader, writing_own(destination) as writer:
         while chunk := reader.read(1 << 20):
             digest.update(chunk)
             writer.write(chunk)
             copied += len(chunk)
-            if progress is not None:
-                progress.advance(len(chunk))
-    if progress is not None:
-        progress.finish()
+            caller.progress.advance(len(chunk))
+    caller.progress.finish()
     return Fetched(digest.hexdigest(), copied)
 
 
-def open_remote(reference: FileRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """Open the file."""
     from tea_models.gguf.bytes_source import FileSource
 

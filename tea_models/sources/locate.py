@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, shard_names
-from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, UrlRef, WheelRef, parse_reference
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.refs import (
+    FileRef,
+    FsspecRef,
+    HubRef,
+    NameRef,
+    OllamaRef,
+    UrlRef,
+    WheelRef,
+    parse_reference,
+    quantization_of,
+)
+from tea_models.sources import load_registry, open_source, resolve
+from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Registry
+    from tea_models.registry.entries import Entry, Registry
     from tea_models.settings import Settings
 
 
@@ -26,11 +38,13 @@ class Located:
     Attributes:
         artifact: What it is.
         paths: Its files on this machine, all shards in order; empty if they are not here.
+        entry: The registry entry that a name means.
     """
 
     artifact: Artifact
     paths: tuple[Path, ...]
-    settings: Settings = field(repr=False)
+    caller: Caller = field(repr=False)
+    entry: Entry | None = None
 
     def open_source(self, index: int = 0) -> ByteSource:
         """Open a file (shard) for reading parts of it, here or over the network.
@@ -39,22 +53,18 @@ class Located:
             NotAvailableError: It can't be opened, or not without fetching it whole.
         """
         if self.paths:
-            from tea_models.gguf.bytes_source import FileSource
-
             return FileSource(self.paths[index])
-        from tea_models.sources import open_source
-
-        return open_source(self.artifact.files[index], self.settings)
+        return open_source(self.artifact.files[index], self.caller)
 
 
-def locate(text: str, settings: Settings, *, remote: bool = True, registry: Registry | None = None) -> Located:
+def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry | None = None) -> Located:
     """Find what a reference means.
 
     A path is taken as it is. Anything else is looked for in the store first; with `remote`, it may stay where it is.
 
     Args:
         text: A reference as a user types it.
-        settings: Where the store and the hosts are.
+        caller: Its settings say where the store and the hosts are.
         remote: Whether a model that is not on this machine is an answer.
         registry: The registry, if it was loaded before.
 
@@ -66,47 +76,45 @@ def locate(text: str, settings: Settings, *, remote: bool = True, registry: Regi
         NotAvailableError: Its host can't be asked.
     """
     reference = parse_reference(text)
+    entry = None
     if isinstance(reference, FileRef):
-        return _file(text, reference, settings)
+        return _file(text, reference, caller)
     if isinstance(reference, NameRef):
-        from tea_models.sources import resolve
-
         try:
-            artifact = resolve(text, settings, registry)
+            entry, variant = (registry or load_registry(caller.settings)).find(reference)
         except UnknownModelError as error:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
-                return _file(text, FileRef(Path(text)), settings)
+                return _file(text, FileRef(Path(text)), caller)
             raise error from None
+        artifact = entry.artifact(variant, text)
     else:
-        artifact = _resolved(text, reference, settings, remote=remote)
-    store = Store(settings.store_dir)
+        artifact = _resolved(text, reference, caller, remote=remote)
+    store = Store(caller.settings.store_dir)
     found = [store.path_of(file) for file in artifact.files]
     paths = tuple(path for path in found if path is not None)
     if len(paths) == len(artifact.files):
-        return Located(artifact, paths, settings)
-    if settings.offline:
+        return Located(artifact, paths, caller, entry)
+    if caller.settings.offline:
         raise OfflineError(
             f"{text} is not in the store, and nothing may be fetched (--offline)",
             hint=f"without --offline: tea-models pull {text}",
         )
     if not remote:
         raise MissingFileError(f"{text} is not in the store ({store.root})", hint=f"tea-models pull {text}")
-    return Located(artifact, (), settings)
+    return Located(artifact, (), caller, entry)
 
 
 def _resolved(
-    text: str, reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef, settings: Settings, *, remote: bool
+    text: str, reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef, caller: Caller, *, remote: bool
 ) -> Artifact:
     """What a reference to a host means: by what the store has of it where that is certain or all there is."""
-    from tea_models.sources import resolve
-
-    recorded = recorded_artifact(text, settings)
-    if recorded is not None and (settings.offline or not remote or _is_fixed(reference)):
+    recorded = recorded_artifact(text, caller.settings)
+    if recorded is not None and (caller.settings.offline or not remote or _is_fixed(reference)):
         return recorded
-    if settings.offline:
+    if caller.settings.offline:
         raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)")
     try:
-        return resolve(text, settings)
+        return resolve(text, caller)
     except SourceUnavailableError:
         if recorded is None:
             raise
@@ -132,13 +140,8 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
             f"{text}: the store has several files of it: {', '.join(sorted(names))}",
             hint="name the file, or its quantisation",
         )
-    files = tuple(_recorded_file(record) for record in chosen)
+    files = tuple(record.as_file() for record in chosen)
     return Artifact(text, chosen[0].model, None, files, chosen[0].license)
-
-
-def _recorded_file(record: Record) -> ModelFile:
-    parts = tuple(parse_reference(part) for part in record.source.split(" + "))
-    return ModelFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
 
 
 def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
@@ -146,15 +149,12 @@ def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef
     if str(asked) in (record.model, record.source):
         return True
     try:
-        sources: Sequence[object] = [parse_reference(part) for part in record.source.split(" + ")]
+        source = Source.parse(record.source).parts[0]
     except UsageError:
         return False
-    source = sources[0]
     if isinstance(asked, UrlRef) and isinstance(source, UrlRef):
         return asked.url == source.url and asked.sha256 in (None, record.sha256)
     if isinstance(asked, HubRef) and isinstance(source, HubRef):
-        from tea_models.refs import quantization_of
-
         return (
             asked.repo.lower() == source.repo.lower()
             and asked.path in (None, source.path)
@@ -174,16 +174,16 @@ def _is_fixed(reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> 
     return isinstance(reference, WheelRef)
 
 
-def _file(text: str, reference: FileRef, settings: Settings) -> Located:
-    from tea_models.sources.local import shards
-
+def _file(text: str, reference: FileRef, caller: Caller) -> Located:
     path = reference.path
     if not path.exists() and not path.is_symlink() and path.name == str(path) and text == path.name:
-        stored = Store(settings.store_dir).root / path.name  # a bare name may also be that of a file in the store
+        stored = (
+            Store(caller.settings.store_dir).root / path.name
+        )  # a bare name may also be that of a file in the store
         path = stored if stored.is_file() else path
     paths = shards(path)
     files = tuple(ModelFile(part.name, _size(part), None, (Source((FileRef(part),)),)) for part in paths)
-    return Located(Artifact(text, text, None, files), paths, settings)
+    return Located(Artifact(text, text, None, files), paths, caller)
 
 
 def _size(path: Path) -> int | None:

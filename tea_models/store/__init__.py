@@ -15,7 +15,8 @@ overwritten, also when several processes work without locks.
 
 from __future__ import annotations
 
-from tea_models.disk.operations import check_space, clone, hash_file, remove_partial, sync, writing
+from tea_models.disk.operations import remove_partial, writing
+from tea_models.disk.space import check_space
 from tea_models.store.names import check_name, key_of, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
 from tea_models.store.store import NameTakenError, Store
@@ -30,14 +31,11 @@ __all__ = [
     "Store",
     "check_name",
     "check_space",
-    "clone",
-    "hash_file",
     "key_of",
     "means",
     "read_record",
     "remove_partial",
     "restamped",
     "safe_part",
-    "sync",
     "writing",
 ]

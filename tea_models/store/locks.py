@@ -11,6 +11,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from tea_models.disk.regular import descriptor_of, open_own
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -21,7 +23,6 @@ except ImportError:  # no such thing on this system
     fcntl = None  # type: ignore[assignment]
 
 _CONTENDED = (errno.EAGAIN, errno.EACCES)
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextlib.contextmanager
@@ -59,7 +60,7 @@ def try_hold(path: Path) -> bool:
     if fcntl is None:
         return True
     try:
-        descriptor = os.open(path, _FLAGS & ~(os.O_RDWR | os.O_CREAT) | os.O_RDONLY)
+        descriptor = descriptor_of(path, follow=False)
     except OSError:
         return True
     try:
@@ -73,12 +74,12 @@ def try_hold(path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, _FLAGS, 0o666)
+        return open_own(path)
     except PermissionError:
         if not path.exists():
             raise
         # In a store that several users share, the file may be another's. A lock needs no right to write.
-        return os.open(path, _FLAGS & ~(os.O_RDWR | os.O_CREAT) | os.O_RDONLY)
+        return descriptor_of(path, follow=False)
 
 
 def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+from tea_models.disk.hashing import sha256_file
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -47,14 +49,14 @@ class Found:
     revision: str | None = None
 
 
-def find_all(home: Path, environ: Mapping[str, str]) -> list[Found]:
+def find_all(environ: Mapping[str, str]) -> list[Found]:
     """All GGUF files of the tools that are known, each file once.
 
     Args:
-        home: The user's home.
-        environ: Where tools were told to keep their files: `HF_HUB_CACHE`, `HF_HOME`, `OLLAMA_MODELS`, `LLAMA_CACHE`,
-            `XDG_CACHE_HOME`.
+        environ: Where the home is, and where tools were told to keep their files: `HOME`, `HF_HUB_CACHE`, `HF_HOME`,
+            `OLLAMA_MODELS`, `LLAMA_CACHE`, `XDG_CACHE_HOME`.
     """
+    home = _home(environ)
     every = [
         *(found for folder in hub_caches(home, environ) for found in hub_files(folder)),
         *(found for folder in ollama_folders(home, environ) for found in ollama_files(folder)),
@@ -65,6 +67,27 @@ def find_all(home: Path, environ: Mapping[str, str]) -> list[Found]:
     for found in every:
         unique.setdefault((found.path, found.name), found)
     return list(unique.values())
+
+
+def find_by_sha256(sha256: str, *, size: int | None = None, environ: Mapping[str, str]) -> Path | None:
+    """A file of another tool that has exactly these bytes, hashed just now.
+
+    Args:
+        sha256: The pinned hash.
+        size: The pinned size; without it only files are looked at whose name is the hash.
+        environ: As for `find_all`.
+    """
+    home = _home(environ)
+    named = [folder / "blobs" / f"sha256-{sha256}" for folder in ollama_folders(home, environ)]
+    named += [blob for cache in hub_caches(home, environ) for blob in cache.glob(f"models--*/blobs/{sha256}")]
+    unnamed = [found.path for found in find_all(environ) if found.size == size and found.sha256 is None] if size else []
+    for path in named + unnamed:
+        try:
+            if path.is_file() and size in (None, path.stat().st_size) and sha256_file(path) == sha256:
+                return path
+        except OSError:
+            continue
+    return None
 
 
 def hub_caches(home: Path, environ: Mapping[str, str]) -> list[Path]:
@@ -201,6 +224,10 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
 
 
 def _cache_home(home: Path, environ: Mapping[str, str]) -> Path:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from tea_models.files import ModelFile, Source
+
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from tea_models.files import ModelFile
-    from tea_models.registry.entries import RegistryFile
 
 HIDDEN = ".tea"
 RECORD_SCHEMA = "tea.store-record/1"
@@ -26,29 +26,33 @@ class Record:
         file: Its path in the store, with `/`.
         size: Bytes.
         sha256: Of the bytes when they were last verified.
-        mtime_ns: Time stamp of the file then; with `inode` and `size`, an unchanged file is known without hashing.
-        inode: Inode number of the file then.
         model: The name or reference it was pulled as.
         source: Where the bytes came from (a reference, several joined by ` + `).
         revision: Commit or version, if the source has one.
         license: Its licence, if known.
         pinned: The hash was known before the bytes were; False means trusted on first use.
+        mtime_ns: Time stamp of the file then; with `inode` and `size`, an unchanged file is known without hashing.
+        inode: Inode number of the file then.
     """
 
     file: str
     size: int
     sha256: str
-    mtime_ns: int
-    inode: int
     model: str
     source: str
     revision: str | None = None
     license: str | None = None
     pinned: bool = True
+    mtime_ns: int = 0
+    inode: int = 0
 
     @property
     def filename(self) -> str:
         return PurePosixPath(self.file).name
+
+    def as_file(self) -> ModelFile:
+        """The file as something to fetch again from where it came."""
+        return ModelFile(self.filename, self.size, self.sha256, (Source.parse(self.source, self.revision),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,8 @@ def restamped(record: Record, found: os.stat_result, *, file: str | None = None)
     return Record(**values)
 
 
-def means(record: Record, file: ModelFile | RegistryFile) -> bool:
+def means(record: Record, file: ModelFile) -> bool:
     """Whether a record is that of a file: by hash, or without a pin by the source it was pulled from."""
     if file.sha256 is not None:
         return record.sha256 == file.sha256
-    sources = {" + ".join(source) if isinstance(source, tuple) else str(source) for source in file.sources}
-    return record.source in sources and file.size in (None, record.size)
+    return record.source in map(str, file.sources) and file.size in (None, record.size)

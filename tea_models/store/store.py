@@ -12,7 +12,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from tea_models.disk.operations import clone, hash_file, link_new, remove_partial, sync, writing
+from tea_models.disk.atomic import write_atomically
+from tea_models.disk.hashing import holds
+from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.errors import IntegrityError, StoreError
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, safe_part
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.files import ModelFile
-    from tea_models.registry.entries import RegistryFile
 
 _RECORDING_SECONDS = 5
 
@@ -61,7 +62,7 @@ class Store:
         """All recorded files, by path, and whether they still look as recorded (one `stat` each)."""
         return [Installed(record, self.root / record.file, self._state(record)) for record in self.records()]
 
-    def path_of(self, file: ModelFile | RegistryFile) -> Path | None:
+    def path_of(self, file: ModelFile) -> Path | None:
         """Where the bytes of a file lie, or None. Hashes a file only if its stat has changed.
 
         A file without a pin is found by where it was pulled from.
@@ -79,7 +80,7 @@ class Store:
     def intact(self, record: Record) -> bool:
         """Whether the recorded file still holds the recorded bytes: by its stat, or else by hashing it."""
         state = self._state(record)
-        if state == "changed" and hash_file(self.root / record.file) == (record.sha256, record.size):
+        if state == "changed" and holds(self.root / record.file, record.sha256):
             with contextlib.suppress(OSError, StoreError):  # a store that is only readable stays usable
                 self.write_record(restamped(record, (self.root / record.file).stat()))
             return True
@@ -214,7 +215,7 @@ class Store:
             try:
                 link_new(partial, target)
             except FileExistsError:
-                if target.is_symlink() or not target.is_file() or hash_file(target) != (record.sha256, record.size):
+                if target.is_symlink() or not holds(target, record.sha256):
                     raise NameTakenError(f"{target}: other bytes were put there meanwhile") from None
             else:
                 sync(target.parent)
@@ -241,12 +242,12 @@ class Store:
             try:
                 os.link(existing.resolve(), target)
             except FileExistsError:
-                if target.is_symlink() or not target.is_file() or hash_file(target) != (record.sha256, record.size):
+                if target.is_symlink() or not holds(target, record.sha256):
                     raise NameTakenError(f"{target}: other bytes were put there meanwhile") from None
             except OSError:
                 with self.partial(f"{record.sha256}-copy") as partial:
                     clone(existing, partial)
-                    if hash_file(partial) != (record.sha256, record.size):
+                    if not holds(partial, record.sha256):
                         remove_partial(partial)
                         raise IntegrityError(f"{existing}: changed while it was copied") from None
                     return self.publish(partial, target, record)
@@ -271,16 +272,7 @@ class Store:
         """
         with writing(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
-            try:
-                with draft.open("x", encoding="utf-8") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(path)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
+            write_atomically(path, text)
 
     def set_aside(self, path: Path) -> Path:
         """Move a file that is not what its record says out of the way, into the hidden folder.
@@ -350,7 +342,7 @@ class Store:
             record = self.record_of(path)
         if record is not None:
             return not (self.intact(record) and record.sha256 == sha256)
-        if path.is_file() and sha256 is not None and hash_file(path)[0] == sha256:
+        if sha256 is not None and holds(path, sha256):
             return False
         raise IntegrityError(
             f"{path} is there already, and is not the file that was asked for"

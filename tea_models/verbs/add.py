@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, StoreError, UsageError
+from tea_models.disk.atomic import write_document
+from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
+from tea_models.profile.resolve import resolve_profile
 from tea_models.refs import FileRef, HubRef, quantization_of
 from tea_models.registry.entries import SCHEMA, read_entries
-from tea_models.sources import resolve
+from tea_models.sources import hub, resolve
+from tea_models.verbs.pull import measured
 from tea_models.yamlfile import load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from tea_models.net import Progress
+    from tea_models.caller import Caller
     from tea_models.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
@@ -53,11 +53,9 @@ def add_entry(
     reference: str,
     *,
     file: Path,
-    settings: Settings,
+    caller: Caller,
     replace_existing: bool = False,
     license_: str | None = None,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
 ) -> AddedEntry:
     """Pin what a reference means now and write it into a registry file under a name.
 
@@ -67,11 +65,9 @@ def add_entry(
         name: The new name: lower-case letters, digits, `.`, `_`, `-`.
         reference: What it stands for.
         file: The registry file; made if it is absent.
-        settings: Store, hosts, what is allowed.
+        caller: Its settings name the store and the hosts; told about bytes as they arrive.
         replace_existing: Replace an entry of this name in the file.
         license_: The licence, if what the Hub and the file say is not wanted.
-        progress: Told about bytes as they arrive.
-        note: Told what a user should know.
 
     Raises:
         UsageError: A name that can't be one, or is in the file already.
@@ -84,27 +80,13 @@ def add_entry(
     edit = _Edit(before, str(file))
     if edit.has(name) and not replace_existing:
         raise UsageError(f"{file} has a model {name!r} already", hint="--replace writes it anew")
-    artifact = _pinned(resolve(reference, settings), settings, progress, note or (lambda _: None))
-    variant, document = _document(artifact, file, settings, license_)
+    artifact = measured(resolve(reference, caller), caller)
+    variant, document = _document(artifact, file, caller.settings, license_)
     text = yaml.safe_dump({name: document}, sort_keys=False, allow_unicode=True, width=1 << 20)
     after = edit.with_entry(name, text)
     _check(before, after, file, name)
-    _write(file, after)
+    write_document(file, after)
     return AddedEntry(name, variant, file, text, artifact)
-
-
-def _pinned(artifact: Artifact, settings: Settings, progress: Progress | None, note: Callable[[str], None]) -> Artifact:
-    if all(file.sha256 for file in artifact.files):
-        return artifact
-    from tea_models.verbs.pull import pull_artifact
-
-    note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
-    results = pull_artifact(artifact, settings=settings, progress=progress, note=note)
-    files = tuple(
-        replace(file, size=result.size, sha256=result.sha256)
-        for file, result in zip(artifact.files, results, strict=True)
-    )
-    return replace(artifact, files=files)
 
 
 def _document(artifact: Artifact, file: Path, settings: Settings, license_: str | None) -> tuple[str, dict[str, Any]]:
@@ -120,8 +102,6 @@ def _document(artifact: Artifact, file: Path, settings: Settings, license_: str 
 
 def _from_header(artifact: Artifact, settings: Settings) -> tuple[str, str | None, str | None]:
     """Kind, quantisation and licence as the model's file says them; what can't be read stays unknown."""
-    from tea_models.profile import resolve_profile
-
     try:
         profile = resolve_profile(artifact.reference, settings=settings)
     except (NotAvailableError, IntegrityError):
@@ -134,8 +114,6 @@ def _hub_license(artifact: Artifact, settings: Settings) -> str | None:
     reference = artifact.files[0].sources[0].parts[0]
     if not isinstance(reference, HubRef):
         return None
-    from tea_models.sources import hub
-
     try:
         return hub.listing(reference, settings)[2]
     except NotAvailableError:
@@ -236,17 +214,3 @@ def _read(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"can't be read: {error}", file=str(file)) from None
     return text if text.strip() else _NEW_FILE
-
-
-def _write(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with draft.open("x", encoding="utf-8", newline="") as writer:
-            writer.write(text)
-        if file.exists():
-            draft.chmod(file.stat().st_mode & 0o777)
-        draft.replace(file.resolve() if file.is_symlink() else file)
-    except OSError as error:
-        raise StoreError(f"{file}: can't be written: {error.strerror}") from None
-    finally:
-        draft.unlink(missing_ok=True)

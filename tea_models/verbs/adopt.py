@@ -7,24 +7,34 @@ tool's files are only ever read: the store never writes in place, so a shared in
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.hashing import sha256_file
-from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
+from tea_models.errors import (
+    ChecksumMismatchError,
+    IntegrityError,
+    MissingFileError,
+    TeaModelsError,
+    UnknownModelError,
+    UsageError,
+)
 from tea_models.files import shard_names
+from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.quantization import file_type_name
+from tea_models.profile.stored import write_profile
+from tea_models.refs import NameRef, parse_reference
+from tea_models.registry.entries import Registry
 from tea_models.store import Record, Store
-from tea_models.store.other_tools import Found, find_all, folder_files, hub_caches, ollama_folders
+from tea_models.store.other_tools import Found, find_all, find_by_sha256, folder_files
+from tea_models.verbs.pull import PullResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from tea_models.net.progress import Progress
-    from tea_models.registry.entries import Registry
+    from tea_models.caller import Caller
     from tea_models.settings import Settings
-    from tea_models.verbs.pull import PullResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +83,6 @@ def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Cand
         settings: Its `environ` says where the tools keep their files.
         folders: Further folders to look into.
     """
-    from tea_models.registry.entries import Registry
-
     registry = Registry.load(settings)
     store = Store(settings.store_dir)
     records = store.records()
@@ -92,45 +100,15 @@ def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Cand
     return result
 
 
-def find_by_sha256(sha256: str, *, size: int | None = None, settings: Settings) -> Path | None:
-    """A file of another tool that has exactly these bytes, hashed just now.
-
-    Args:
-        sha256: The pinned hash.
-        size: The pinned size; without it only files are looked at whose name is the hash.
-        settings: Where the tools keep their files.
-    """
-    home, environ = _home(settings), settings.environ
-    named: list[Path] = [folder / "blobs" / f"sha256-{sha256}" for folder in ollama_folders(home, environ)]
-    named += [blob for cache in hub_caches(home, environ) for blob in cache.glob(f"models--*/blobs/{sha256}")]
-    maybe: list[Path] = list(_of_size(size, settings)) if size else []
-    for path in named + maybe:
-        try:
-            if path.is_file() and size in (None, path.stat().st_size) and sha256_file(path) == sha256:
-                return path
-        except OSError:
-            continue
-    return None
-
-
-def adopt(
-    names: Sequence[str],
-    settings: Settings,
-    *,
-    folders: Sequence[Path] = (),
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-) -> list[PullResult]:
+def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ()) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
     A file whose bytes are wrong does not keep the others out: they are adopted, and the error comes last.
 
     Args:
         names: For each model a path, a name that `candidates` shows, a name of the registry, or a SHA-256.
-        settings: Where the store and the tools are.
+        caller: Its settings say where the store and the tools are; told about bytes hashed.
         folders: Further folders to look into.
-        progress: Told about bytes hashed.
-        note: Told what a user should know.
 
     Raises:
         MissingFileError: No tool has such a file.
@@ -138,27 +116,24 @@ def adopt(
         ChecksumMismatchError: The bytes are not those that the other tool's bookkeeping, or the registry, says.
         MalformedGGUFError: It is not a GGUF file.
     """
-    from tea_models.registry.entries import Registry
-    from tea_models.verbs.pull import write_profile
-
-    registry = Registry.load(settings)
-    job = _Adoption(settings, registry, progress)
-    note = note or (lambda _: None)
+    registry = Registry.load(caller.settings)
+    job = _Adoption(caller, registry)
     results: list[PullResult] = []
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            shards = [job.take(name, found, expected) for found, expected in _chosen(name, settings, registry, folders)]
+            chosen = _chosen(name, caller.settings, registry, folders)
+            shards = [job.take(name, found, expected) for found, expected in chosen]
         except IntegrityError as error:
             broken.append(error)
             continue
-        write_profile(shards[0].path, Store(settings.store_dir), settings=settings, note=note)
+        write_profile(shards[0].path, caller)
         results += shards
     if broken:
         for result in results:
-            note(f"{result.name}: {result.status}")
+            caller.note(f"{result.name}: {result.status}")
         for further in broken[1:]:
-            note(further.message)
+            caller.note(further.message)
         raise broken[0]
     return results
 
@@ -166,13 +141,12 @@ def adopt(
 class _Adoption:
     """What `adopt` does to each file."""
 
-    def __init__(self, settings: Settings, registry: Registry, progress: Progress | None) -> None:
-        self._settings, self._registry, self._progress = settings, registry, progress
-        self._store = Store(settings.store_dir)
+    def __init__(self, caller: Caller, registry: Registry) -> None:
+        self._progress, self._registry = caller.progress, registry
+        self._store = Store(caller.settings.store_dir)
 
     def take(self, name: str, found: Found, expected: str | None) -> PullResult:
         from tea_models.gguf import FileSource, read_header
-        from tea_models.verbs.pull import PullResult
 
         with FileSource(found.path) as source:
             read_header(source)  # nothing that is not GGUF gets in
@@ -190,8 +164,6 @@ class _Adoption:
             file=filename,
             size=found.size,
             sha256=sha256,
-            mtime_ns=0,
-            inode=0,
             model=f"{known[0].name}:{known[1].name}" if known else found.name,
             source=found.name,
             revision=found.revision,
@@ -207,8 +179,6 @@ class _Adoption:
         return PullResult(name, path, found.size, sha256, found.name, found.revision, status)  # type: ignore[arg-type]
 
     def _hash(self, found: Found) -> str:
-        if self._progress is None:
-            return sha256_file(found.path)
         self._progress.start(f"verifying {found.filename}", found.size, 0)
         try:
             return sha256_file(found.path, self._progress)
@@ -220,9 +190,6 @@ def _chosen(
     name: str, settings: Settings, registry: Registry, folders: Sequence[Path]
 ) -> Iterator[tuple[Found, str | None]]:
     """The files that a name means, each with its pin."""
-    from tea_models.errors import UnknownModelError
-    from tea_models.refs import NameRef, parse_reference
-
     path = Path(name.removeprefix("file:"))
     if path.is_file():
         for part in [path.with_name(shard) for shard in shard_names(path.name)]:
@@ -253,7 +220,7 @@ def _chosen(
             f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is"
         )
     for file in variant.files:
-        match = find_by_sha256(file.sha256, size=file.size, settings=settings) if file.sha256 else None
+        match = find_by_sha256(file.sha256, size=file.size, environ=settings.environ) if file.sha256 else None
         if match is None:
             raise MissingFileError(
                 f"{name}: no other tool on this machine has {file.filename}", hint=f"tea-models pull {name}"
@@ -278,35 +245,18 @@ def _all_shards(found: Found, every: list[Found]) -> list[Found]:
 
 
 def _everything(settings: Settings, folders: Sequence[Path]) -> list[Found]:
-    every = find_all(_home(settings), settings.environ)
-    return every + [found for folder in folders for found in folder_files(folder)]
-
-
-def _of_size(size: int, settings: Settings) -> Iterator[Path]:
-    """Files without a hash in their bookkeeping that could be the one."""
-    for found in find_all(_home(settings), settings.environ):
-        if found.size == size and found.sha256 is None:
-            yield found.path
-
-
-def _home(settings: Settings) -> Path:
-    home = settings.environ.get("HOME")
-    return Path(home) if home else Path.home()
+    return find_all(settings.environ) + [found for folder in folders for found in folder_files(folder)]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
 def _described(found: Found) -> Mapping[str, Any]:
-    from tea_models.errors import TeaModelsError
-    from tea_models.gguf import FileSource, read_header
-    from tea_models.gguf.quantization import file_type_name
-
     try:
         with FileSource(found.path) as source:
             header = read_header(source)

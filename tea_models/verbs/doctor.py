@@ -15,7 +15,7 @@ from tea_models.plan.case import make_budget
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.engine.observed import ObservedLoad
+    from tea_models.plan.observed import ObservedLoad
     from tea_models.settings import Settings
 
 _LITTLE_SPACE = 2 * 1024**3
@@ -78,7 +78,7 @@ def check_up(settings: Settings) -> CheckUp:
     Args:
         settings: Where the store and the registry are.
     """
-    from tea_models.engine.observed import all_observed
+    from tea_models.plan.observed import all_observed
 
     engine, engine_check = _engine(settings)
     machine = detect_machine(gpus=engine.gpus if engine else ())
@@ -212,7 +212,7 @@ def _network(settings: Settings) -> list[Check]:
 
 
 def _loads(loads: tuple[ObservedLoad, ...]) -> list[Check]:
-    from tea_models.engine.observed import describe
+    from tea_models.plan.observed import describe
 
     wrong = [
         f"{load.name}: {describe(load, part, difference)}"

@@ -6,36 +6,39 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError, TeaModelsError
+from tea_models.caller import Caller
+from tea_models.disk.hashing import sha256_file
+from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
+from tea_models.profile.stored import write_profile
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
-from tea_models.settings import Settings
-from tea_models.sources import Fetched, fetch, resolve
+from tea_models.sources import Fetched, fetch, load_registry, resolve
+from tea_models.sources.locate import recorded_artifact
 from tea_models.store import (
     NameTakenError,
     Record,
     Store,
     check_name,
     check_space,
-    hash_file,
     key_of,
     means,
     remove_partial,
     writing,
 )
+from tea_models.store.other_tools import find_by_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from tea_models.net import Progress
+    from tea_models.progress import Progress
     from tea_models.registry.entries import Registry
+    from tea_models.settings import Settings
 
 Status = Literal["downloaded", "present", "adopted"]
 
@@ -96,50 +99,51 @@ def pull(
         DoesNotFitError: No space.
         StoreError: The store can't be written.
     """
-    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
-    texts = [names] if isinstance(names, str) else list(names)
-    registry: Registry | None = None
-    if any(isinstance(parse_reference(text), NameRef) for text in texts):
-        from tea_models.registry.entries import Registry
+    return pull_all([names] if isinstance(names, str) else names, Caller.of(settings, progress, note), adopt=adopt)
 
-        registry = Registry.load(settings)
+
+def pull_all(names: Sequence[str], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
+    """As `pull`."""
+    named = any(isinstance(parse_reference(name), NameRef) for name in names)
+    registry = load_registry(caller.settings) if named else None
     # All names are resolved first: a misspelt one must not show after an hour of downloading the others.
-    artifacts = [_resolve(text, settings, registry, note) for text in texts]
-    results: list[PullResult] = []
-    for artifact in artifacts:
-        results += pull_artifact(artifact, settings=settings, progress=progress, note=note, adopt=adopt)
-    return results
+    artifacts = [_resolve(name, caller, registry) for name in names]
+    return [result for artifact in artifacts for result in pull_artifact(artifact, caller, adopt=adopt)]
 
 
-def pull_artifact(
-    artifact: Artifact,
-    *,
-    settings: Settings,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-    adopt: bool = True,
-) -> list[PullResult]:
+def pull_artifact(artifact: Artifact, caller: Caller, *, adopt: bool = True) -> list[PullResult]:
     """Bring the files of a resolved model into the store. Arguments and errors as for `pull`."""
-    job = _Job(artifact, settings, progress, note or (lambda _: None), adopt)
+    job = _Job(artifact, caller, adopt)
     results = [job.bring(file) for file in artifact.files]
-    job.write_profile(results[0].path)
+    write_profile(results[0].path, caller)
     return results
 
 
-def _resolve(text: str, settings: Settings, registry: Registry | None, note: Callable[[str], None] | None) -> Artifact:
-    """What a reference means; offline, or where its host can't be asked, what it meant when it was pulled before."""
-    from tea_models.sources.locate import recorded_artifact
+def measured(artifact: Artifact, caller: Caller) -> Artifact:
+    """The artifact with sizes and hashes; where nobody states a hash, it is pulled and pinned by what arrives."""
+    if all(file.sha256 and (file.size is not None or not file.whole) for file in artifact.files):
+        return artifact
+    if not all(Store(caller.settings.store_dir).path_of(file) for file in artifact.files):
+        caller.note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
+    results = pull_artifact(artifact, caller)
+    files = tuple(
+        replace(file, size=result.size, sha256=result.sha256)
+        for file, result in zip(artifact.files, results, strict=True)
+    )
+    return replace(artifact, files=files)
 
-    if settings.offline:
-        return recorded_artifact(text, settings) or resolve(text, settings, registry)
+
+def _resolve(text: str, caller: Caller, registry: Registry | None) -> Artifact:
+    """What a reference means; offline, or where its host can't be asked, what it meant when it was pulled before."""
+    if caller.settings.offline:
+        return recorded_artifact(text, caller.settings) or resolve(text, caller, registry)
     try:
-        return resolve(text, settings, registry)
+        return resolve(text, caller, registry)
     except SourceUnavailableError as error:
-        recorded = recorded_artifact(text, settings)
+        recorded = recorded_artifact(text, caller.settings)
         if recorded is None:
             raise
-        if note is not None:
-            note(f"{error.message}; taking what was pulled before")
+        caller.note(f"{error.message}; taking what was pulled before")
         return recorded
 
 
@@ -168,16 +172,9 @@ def _room_beside(file: ModelFile) -> int:
 class _Job:
     """The pull of one artifact."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        settings: Settings,
-        progress: Progress | None,
-        note: Callable[[str], None],
-        adopt: bool,
-    ) -> None:
-        self.artifact, self.settings, self.progress, self.note, self.adopt = artifact, settings, progress, note, adopt
-        self.store = Store(settings.store_dir)
+    def __init__(self, artifact: Artifact, caller: Caller, adopt: bool) -> None:
+        self.artifact, self.caller, self.adopt = artifact, caller, adopt
+        self.store = Store(caller.settings.store_dir)
 
     def bring(self, file: ModelFile) -> PullResult:
         """Have one file in the store."""
@@ -196,7 +193,7 @@ class _Job:
         self._may_fetch(file)
         source = str(file.sources[0]) if file.sources else file.filename
         waiting = f"{file.filename}: another process is pulling it; waiting"
-        with self.store.partial(key_of(file.sha256, source), waiting=lambda: self.note(waiting)) as partial:
+        with self.store.partial(key_of(file.sha256, source), waiting=lambda: self.caller.note(waiting)) as partial:
             # Another process may have brought it while this one waited.
             return self._present(file) or self._download(file, partial)
 
@@ -207,8 +204,7 @@ class _Job:
             return file
         with FileSource(reference.path) as source:
             check_gguf(str(reference.path), source.read(0, 64))
-        sha256, size = hash_file(reference.path)
-        measured = replace(file, sha256=sha256, size=size)
+        measured = replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)
         files = tuple(measured if other is file else other for other in self.artifact.files)
         self.artifact = replace(self.artifact, files=files)
         return measured
@@ -225,7 +221,7 @@ class _Job:
         for item in self.store.installed():
             if means(item.record, file) and item.record.filename == file.filename and item.state == "changed":
                 aside = self.store.set_aside(item.path)
-                self.note(f"{item.path} no longer held the bytes that were verified; moved to {aside}")
+                self.caller.note(f"{item.path} no longer held the bytes that were verified; moved to {aside}")
 
     def _folder(self, file: ModelFile, sha256: str | None) -> Path:
         """Shards must lie in one folder: the choice is made for all files together."""
@@ -244,9 +240,7 @@ class _Job:
             return None
         existing = self.store.path_with(file.sha256)
         if existing is None and self.adopt:
-            from tea_models.verbs.adopt import find_by_sha256
-
-            existing = find_by_sha256(file.sha256, size=file.size, settings=self.settings)
+            existing = find_by_sha256(file.sha256, size=file.size, environ=self.caller.settings.environ)
         return existing
 
     def _adopted(self, file: ModelFile, existing: Path | None) -> PullResult | None:
@@ -271,7 +265,7 @@ class _Job:
         return file.sources[0].revision if file.sources else None
 
     def _may_fetch(self, file: ModelFile) -> None:
-        if self.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
+        if self.caller.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
             raise OfflineError(
                 f"{self.artifact.reference} is not in the store, and nothing may be fetched (--offline)",
                 hint=f"without --offline: tea-models pull {self.artifact.reference}",
@@ -282,7 +276,7 @@ class _Job:
             there = partial.stat().st_size if partial.exists() else 0
             check_space(self.store.root, file.size - min(there, file.size) + _room_beside(file), file.filename)
         with writing(self.store.root):
-            arrived = fetch(file, partial, settings=self.settings, progress=self.progress, note=self.note)
+            arrived = fetch(file, partial, self.caller)
         if file.sha256 is None:
             self._check_unpinned(file, partial, arrived)
         record = self._record(file, arrived)
@@ -309,7 +303,7 @@ class _Job:
         except IntegrityError:
             remove_partial(partial)
             raise
-        self.note(
+        self.caller.note(
             f"{file.filename}: no hash is known for it; trusted on first use with sha256 {arrived.sha256}"
             " (`tea-models lock` pins it)"
         )
@@ -319,8 +313,6 @@ class _Job:
             file=file.filename,
             size=arrived.size,
             sha256=arrived.sha256,
-            mtime_ns=0,
-            inode=0,
             model=public(self.artifact.name),
             source=arrived.source,
             revision=arrived.revision,
@@ -339,25 +331,3 @@ class _Job:
             status=status,
             resumed_from=resumed_from,
         )
-
-    def write_profile(self, path: Path) -> None:
-        write_profile(path, self.store, settings=self.settings, note=self.note)
-
-
-def write_profile(path: Path, store: Store, *, settings: Settings, note: Callable[[str], None]) -> None:
-    """Write the resolved profile of a file of the store, if there is none; that it can't be resolved is only noted."""
-    target = store.profile_path(path)
-    if target.exists():
-        return
-    import json
-
-    from tea_models.profile import resolve_profile, to_json
-
-    try:
-        with store.alone(f"profile-{path.name}"):
-            if target.exists():
-                return  # another process was faster
-            document = to_json(resolve_profile(str(path), settings=settings))
-            store.write_hidden(target, json.dumps(document, indent=2, ensure_ascii=True) + "\n")
-    except TeaModelsError as error:
-        note(f"{path.name}: no profile was written: {error.message}")

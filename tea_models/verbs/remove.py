@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tea_models.settings import Settings
+    from tea_models.caller import Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,20 @@ class Removed:
         return asdict(self) | {"path": str(self.path)}
 
 
-def remove(names: Sequence[str], *, settings: Settings) -> list[Removed]:
+def remove(names: Sequence[str], caller: Caller) -> list[Removed]:
     """Remove models from the store. Nothing is removed unless every name is found.
 
     Args:
         names: References, or file names in the store.
-        settings: Where the store is.
+        caller: Its settings say where the store is.
 
     Raises:
         MissingFileError: A name is not in the store, or means a file outside it.
     """
-    store = Store(settings.store_dir)
+    store = Store(caller.settings.store_dir)
     found: list[tuple[str, Path]] = []
     for name in names:
-        for named in _paths(name, settings):
+        for named in _paths(name, caller):
             path = store.own(named)
             if not store.contains(path):
                 raise MissingFileError(f"{path} is not in the store ({store.root})", hint="remove it yourself")
@@ -60,14 +60,14 @@ def remove(names: Sequence[str], *, settings: Settings) -> list[Removed]:
     return [Removed(name, path, store.remove(path)) for name, path in found]
 
 
-def _paths(name: str, settings: Settings) -> list[Path]:
+def _paths(name: str, caller: Caller) -> list[Path]:
     """The files of a model in the store, also where their bytes have changed (`locate` calls those missing)."""
     try:
-        return list(locate(name, settings, remote=False).paths)
+        return list(locate(name, caller, remote=False).paths)
     except MissingFileError:
         broken = [
             item.path
-            for item in Store(settings.store_dir).installed()
+            for item in Store(caller.settings.store_dir).installed()
             if item.state == "changed" and name in (item.record.model, item.record.model.partition(":")[0])
         ]
         if not broken:

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
+from tea_models.engine.dry_load import DryLoader
 from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError
-from tea_models.files import Artifact, ModelFile, Source, public, shard_names
+from tea_models.files import Artifact, ModelFile, public, shard_names
+from tea_models.gguf import FileSource, check_loadable, read_header
 from tea_models.refs import FileRef, NameRef, parse_reference
+from tea_models.registry.entries import Registry
+from tea_models.sources import resolve
+from tea_models.sources.locate import recorded_artifact
 from tea_models.store import HIDDEN, Record, Store, means
+from tea_models.verbs.pull import pull_artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from tea_models.engine.dry_load import DryLoader
-    from tea_models.net.progress import Progress
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings
+    from tea_models.caller import Caller
 
 Status = Literal["ok", "corrupt", "missing", "unpinned"]
 
@@ -73,22 +76,13 @@ class _Target:
     artifact: Artifact | None = None
 
 
-def verify(
-    names: str | Sequence[str] | None = None,
-    settings: Settings | None = None,
-    *,
-    repair: bool = False,
-    progress: Progress | None = None,
-    note: Callable[[str], None] | None = None,
-) -> list[VerifyResult]:
+def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False) -> list[VerifyResult]:
     """Hash models again.
 
     Args:
         names: References or paths of GGUF files; None for everything in the store.
-        settings: Where the store is; from the environment by default.
+        caller: Its settings say where the store is; told about bytes read, and of downloads.
         repair: Fetch again what is corrupt or missing.
-        progress: Told about bytes read, and of downloads.
-        note: Told what a user should know while files are repaired.
 
     Returns:
         A result for each file, in the order of the names, or by path.
@@ -98,26 +92,17 @@ def verify(
         UnknownModelError: A name is not in the registry.
         NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
     """
-    import os
-
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings as SettingsType
-
-    settings = settings or SettingsType.resolve(os.environ, cwd=Path.cwd())
-    store = Store(settings.store_dir)
-    registry = Registry.load(settings)
+    store = Store(caller.settings.store_dir)
+    registry = Registry.load(caller.settings)
     if names is None:
         targets = _all_targets(store, registry)
     else:
-        wanted = [names] if isinstance(names, str) else names
-        targets = [target for name in wanted for target in _named_targets(name, store, registry, settings)]
-    results = _check(targets, registry, settings, progress)
+        targets = [target for name in names for target in _named_targets(name, store, registry, caller)]
+    results = _check(targets, registry, caller)
     if not repair:
         return results
     return [
-        _repair(target, result, store, settings=settings, progress=progress, note=note)
-        if _needs_repair(result)
-        else result
+        _repair(target, result, store, caller) if result.status in ("corrupt", "missing") else result
         for target, result in zip(targets, results, strict=True)
     ]
 
@@ -140,29 +125,22 @@ def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
 
 def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile, Artifact]:
     """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
-    from tea_models.sources import from_registry
-
     known = registry.by_sha256(record.sha256)
     if known is not None:
-        artifact = from_registry(record.model, *known)
+        artifact = known[0].artifact(known[1], record.model)
         return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
-    parts = tuple(parse_reference(part) for part in record.source.split(" + "))
-    file = ModelFile(record.filename, record.size, record.sha256, (Source(parts, record.revision),))
+    file = record.as_file()
     return file, Artifact(record.model, record.model, None, (file,), record.license)
 
 
-def _named_targets(name: str, store: Store, registry: Registry, settings: Settings) -> list[_Target]:
+def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) -> list[_Target]:
     reference = parse_reference(name)
     if isinstance(reference, FileRef):
         return [_path_target(name, path, store, registry) for path in _shards(reference.path, store)]
     if isinstance(reference, NameRef):
-        from tea_models.sources import resolve
-
-        artifact: Artifact | None = resolve(name, settings, registry)
+        artifact: Artifact | None = resolve(name, caller, registry)
     else:
-        from tea_models.sources.locate import recorded_artifact
-
-        artifact = recorded_artifact(name, settings)
+        artifact = recorded_artifact(name, caller.settings)
     if artifact is None:
         return [_Target(public(name), store.root / Path(name).name, None, pinned=False)]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
@@ -195,22 +173,16 @@ def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -
     return _Target(name, path, file.sha256, file.sha256 is not None, file, artifact)
 
 
-def _check(
-    targets: list[_Target], registry: Registry, settings: Settings, progress: Progress | None
-) -> list[VerifyResult]:
-    from tea_models.engine.dry_load import DryLoader
-
+def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[VerifyResult]:
     sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
     paths = sorted(sizes)
-    if progress is not None and paths:
-        what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-        progress.start(f"verifying {what}", sum(sizes.values()), 0)
+    what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
+    caller.progress.start(f"verifying {what}", sum(sizes.values()), 0)
     try:
-        digests = dict(zip(paths, sha256_files(paths, progress), strict=True)) if paths else {}
+        digests = dict(zip(paths, sha256_files(paths, caller.progress), strict=True))
     finally:
-        if progress is not None and paths:
-            progress.finish()
-    with DryLoader(settings) as loader:
+        caller.progress.finish()
+    with DryLoader(caller.settings) as loader:
         return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
 
@@ -218,8 +190,6 @@ def _is_file(path: Path) -> bool:
     if not path.exists():
         return False
     if not path.is_file():
-        from tea_models.gguf import FileSource
-
         FileSource(path).close()  # says what it is instead
     return True
 
@@ -254,8 +224,6 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
         MalformedGGUFError: The file is not legal.
         NotAvailableError: It can't be read.
     """
-    from tea_models.gguf import FileSource, check_loadable, read_header
-
     with FileSource(path) as source:
         header = read_header(source)
         first = shard_names(path.name)[0]
@@ -276,34 +244,18 @@ def _set_aside(store: Store, path: Path) -> Path:
     return aside
 
 
-def _needs_repair(result: VerifyResult) -> bool:
-    return result.status in ("corrupt", "missing")
-
-
-def _repair(
-    target: _Target,
-    result: VerifyResult,
-    store: Store,
-    *,
-    settings: Settings,
-    progress: Progress | None,
-    note: Callable[[str], None] | None,
-) -> VerifyResult:
+def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> VerifyResult:
     if target.file is None or target.artifact is None:
         if result.status == "missing":
             raise MissingFileError(f"{target.path}: no such file, and nothing says where to get it", hint="pull it")
         return result
-    from tea_models.verbs.pull import pull_artifact
-
     aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
     only = replace(target.artifact, files=(target.file,))
-    (pulled,) = pull_artifact(only, settings=settings, progress=progress, note=note)
+    (pulled,) = pull_artifact(only, caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
-    from tea_models.engine.dry_load import DryLoader
-
     try:
-        with DryLoader(settings) as loader:
+        with DryLoader(caller.settings) as loader:
             problems = _loading_problems(pulled.path, loader)
     except (MalformedGGUFError, NotAvailableError) as error:
         problems = (error.message,)

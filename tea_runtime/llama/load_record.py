@@ -37,7 +37,7 @@ class LoadRecorder:
         """Write what was remembered, now that the buffers have been touched."""
         if self._context is None or self.plan is None:
             return
-        from tea_models.engine.observed import record_load
+        from tea_models.plan.observed import record_load
         from tea_runtime.llama.engine import llama
 
         (n_ctx, actual), self._context = self._context, None

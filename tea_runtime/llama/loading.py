@@ -34,9 +34,10 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         if not path.exists():
             raise MissingFileError(f"{path}: no such file")
         return path
+    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
-    found = locate(model, settings, remote=False).paths[0]
+    found = locate(model, Caller(settings), remote=False).paths[0]
     if not found.exists():
         raise MissingFileError(f"{found}: no such file")
     return found

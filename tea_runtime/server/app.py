@@ -139,8 +139,9 @@ class _Endpoint:
             raise _NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")
 
     async def _generate(self, request: Request, wanted: GenerationRequest) -> Response:
-        job = _Job(functools.partial(self._work, wanted))
-        self._jobs.add(job)
+        job = _Job()
+        self._jobs.add(job)  # before it starts: `end` must not miss it
+        job.start(functools.partial(self._work, wanted))
         chat = wanted.messages is not None
         head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
@@ -174,10 +175,13 @@ class _Endpoint:
 class _Job:
     """A generation in a thread of its own, whose pieces are awaited; it ends at the next token once it is stopped."""
 
-    def __init__(self, work: Callable[[Callback], list[LlmCallResult]]) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[str | list[LlmCallResult] | BaseException] = asyncio.Queue()
         self._stopped = threading.Event()
+
+    def start(self, work: Callable[[Callback], list[LlmCallResult]]) -> None:
+        """Begin to generate."""
         # A daemon: a prompt that is being evaluated can't be stopped, and must not hold up the end of the process.
         threading.Thread(target=self._run, args=(work,), daemon=True).start()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import MissingFileError, TeaModelsError
+from tea_models.settings import is_registry
 from tea_models.yamlfile import dotted, nearest
 from tea_runtime import actions
 from tea_runtime.errors import WorkflowError
@@ -317,7 +318,7 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
 def _with_registry(environ: Mapping[str, str], folder: Path | None) -> Mapping[str, str]:
     """The environment with the registry beside the workflow as a layer, unless another one is named."""
     beside = folder / "registry.yaml" if folder else None
-    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file():
+    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
         return environ
     return {**environ, "TEA_REGISTRY": str(beside)}
 

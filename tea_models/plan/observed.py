@@ -7,17 +7,17 @@ actual bytes. A prediction that parts from reality is shown by `plan` and `docto
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.atomic import write_atomically
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.plan.types import PlanSettings, RunPlan
+    from tea_models.plan.types import RunPlan
 
 _FORMAT = 1
 _KEPT = 20
@@ -102,7 +102,7 @@ def record_load(
     Returns:
         The record, or None where it can't be kept.
     """
-    settings: PlanSettings = plan.settings
+    settings = plan.settings
     opened = settings.n_ctx if n_ctx is None else n_ctx
     use = plan.memory.use
     if predicted is None:
@@ -126,11 +126,9 @@ def record_load(
     loads = [*_read(path), load][-_KEPT:]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
         document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
         document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(document), durable=False)
     except OSError:
         return None
     return load

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.refs import HubRef, OllamaRef, WheelRef
-from tea_models.sources import from_registry, kind_of
+from tea_models.sources import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tea_models.caller import Caller
     from tea_models.files import ModelFile, Source
     from tea_models.registry.entries import Entry
-    from tea_models.settings import Settings
 
 _AT_ONCE = 8
 Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
@@ -43,41 +43,41 @@ class CheckedSource:
         return asdict(self)
 
 
-def check_entries(entries: Iterable[Entry], settings: Settings, *, online: bool = False) -> list[CheckedSource]:
+def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = False) -> list[CheckedSource]:
     """Look at every source of every file.
 
     Args:
         entries: Of the registry.
-        settings: Hosts and tokens.
+        caller: Its settings say hosts and tokens.
         online: Ask the hosts for size and hash; without it only pins are looked at.
 
     Raises:
         UsageError: `online`, and nothing may be fetched.
     """
-    if online and settings.offline:
+    if online and caller.settings.offline:
         raise UsageError("--online and --offline contradict each other")
     jobs = [
         (entry.name, variant.name, file, source)
         for entry in entries
         for variant in entry.variants.values()
-        for file in from_registry(entry.name, entry, variant).files
+        for file in variant.files
         for source in file.sources
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda job: _check(job[2], job[3], settings, online), jobs)
+        found = pool.map(lambda job: _check(job[2], job[3], caller, online), jobs)
         return [
             CheckedSource(name, variant, file.filename, str(source), status, detail)
             for (name, variant, file, source), (status, detail) in zip(jobs, found, strict=True)
         ]
 
 
-def _check(file: ModelFile, source: Source, settings: Settings, online: bool) -> tuple[Status, str]:
+def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[Status, str]:
     if not online:
         return ("ok", "") if file.sha256 and file.size else ("unpinned", "no sha256" if not file.sha256 else "no size")
     if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
         return "unchecked", "can only be compared by pulling it"
     try:
-        size, sha256 = _stated(source, settings)
+        size, sha256 = _stated(source, caller)
     except NotAvailableError as error:
         return "unreachable", error.message
     except IntegrityError as error:
@@ -91,18 +91,18 @@ def _check(file: ModelFile, source: Source, settings: Settings, online: bool) ->
     return ("ok", "") if sha256 else ("ok", "only the size was compared")
 
 
-def _stated(source: Source, settings: Settings) -> tuple[int | None, str | None]:
+def _stated(source: Source, caller: Caller) -> tuple[int | None, str | None]:
     """Size and hash as the host states them."""
     reference = source.parts[0]
     if isinstance(reference, HubRef):
         from tea_models.sources import hub
 
-        _, found = hub.metadata(reference, settings)
+        _, found = hub.metadata(reference, caller.settings)
         return found.size, found.sha256
     if isinstance(reference, OllamaRef):
-        (file,) = kind_of(reference).resolve(reference, settings).files
+        (file,) = kind_of(reference).resolve(reference, caller).files
         return file.size, file.sha256
-    remote = kind_of(reference).open_remote(reference, settings)
+    remote = kind_of(reference).open_remote(reference, caller)
     try:
         if remote.read(0, 4) not in (b"GGUF", b"FUGG"):
             raise IntegrityError("not a GGUF file")

@@ -1,0 +1,43 @@
+"""`Caller`: for whom something is done, and who is told how it goes. One argument instead of three."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tea_models.progress import Progress, Silent
+from tea_models.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _unheard(_text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for an operation.
+
+    Attributes:
+        settings: Where things are and what is allowed.
+        progress: Told about bytes as they arrive or are read.
+        note: Told what a person should know: a source that failed, a file trusted on first use, a wait.
+    """
+
+    settings: Settings
+    progress: Progress = field(default_factory=Silent)
+    note: Callable[[str], None] = _unheard
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Caller:
+        """The caller of a public function: what it does not say is silent, or comes from the environment."""
+        return cls(settings or Settings.resolve(os.environ, cwd=Path.cwd()), progress or Silent(), note or _unheard)

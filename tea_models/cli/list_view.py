@@ -1,0 +1,155 @@
+"""What `tea-models list` shows: the models of the registry, installed ones first. Without click, for a fast start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tea_models.cli.output import table
+from tea_models.sizes import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tea_models.cli.output import Output
+    from tea_models.registry.entries import Entry, Variant
+    from tea_models.settings import Settings
+    from tea_models.store import Installed
+
+_LARGEST_NAME = 34
+
+
+def show(
+    settings: Settings,
+    out: Output,
+    words: Sequence[str] = (),
+    *,
+    every: bool = False,
+    installed: bool = False,
+    kind: str | None = None,
+    fit: bool = False,
+) -> None:
+    """Print the models of the registry that have all words in their name, kind, licence or description.
+
+    Args:
+        settings: Where the registry and the store are.
+        out: Where the table or the JSON goes.
+        words: What to look for.
+        every: Show every variant, not a line a model.
+        installed: Only what is in the store.
+        kind: Only models of this kind.
+        fit: Say of each whether it fits this machine, and how fast it would be.
+    """
+    from tea_models.registry.entries import Registry
+    from tea_models.store import Store
+
+    entries = [
+        entry
+        for entry in Registry.load(settings).entries.values()
+        if kind in (None, entry.kind) and _matches(entry, words)
+    ]
+    items = [item for item in Store(settings.store_dir).installed() if item.state != "missing"]
+    rows = [_row(entry, variant, items) for entry in entries for variant in entry.variants.values()]
+    if fit:
+        from tea_models.plan.choice import fit_table
+
+        fits = fit_table(entries, settings)
+        for row in rows:
+            row["fit"] = fits.get((row["name"], row["variant"]))
+    if installed:
+        rows = [row for row in rows if row["installed"]]
+    out.answer(rows, lambda: _human(settings, out, rows, every=every, installed=installed))
+
+
+def _matches(entry: Entry, words: Sequence[str]) -> bool:
+    parts = (entry.name, *entry.aliases, entry.kind, entry.license, entry.description, *entry.variants)
+    text = " ".join(parts).lower()
+    return all(word.lower() in text for word in words)
+
+
+def _row(entry: Entry, variant: Variant, items: Sequence[Installed]) -> dict[str, Any]:
+    from tea_models.store.record import means
+
+    found = [next((item for item in items if means(item.record, file)), None) for file in variant.files]
+    sizes = [file.size for file in variant.files]
+    return {
+        "name": entry.name,
+        "variant": variant.name,
+        "default": variant.name == entry.default,
+        "kind": entry.kind,
+        "license": entry.license,
+        "size": None if None in sizes else sum(size for size in sizes if size),
+        "pinned": all(file.sha256 for file in variant.files),
+        "installed": None not in found,
+        "path": str(found[0].path) if found[0] is not None else None,
+        "description": entry.description,
+        "aliases": list(entry.aliases),
+        "origin": entry.origin,
+    }
+
+
+def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every: bool, installed: bool) -> str:
+    if not rows:
+        return (
+            "nothing of that is installed; start with: tea-models pull smollm2-135m"
+            if installed
+            else "no such models; `tea-models list` shows all of them"
+        )
+    shown = [row for row in rows if every or row["installed"] or (row["default"] and not _has(rows, row["name"]))]
+    shown.sort(key=lambda row: not row["installed"])
+    more = {} if every else _others(rows, shown)
+    columns = {
+        "NAME": [_name(row, every=every) for row in shown],
+        "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
+        "": ["installed" if row["installed"] else "" for row in shown],
+        "KIND": [row["kind"] for row in shown],
+    }
+    if "fit" in shown[0]:
+        fits = [row["fit"] or {} for row in shown]
+        columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
+        columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
+    columns["LICENSE"] = [row["license"] for row in shown]
+    columns["ALSO AS"] = [more.get(row["name"], "") for row in shown]
+    while len(columns) > 2 and _width(columns) > out.width:
+        columns.popitem()  # the last columns are the least wanted
+    lines = _table(columns).splitlines()
+    lines[0] = out.style(lines[0], "bold")
+    total = sum(row["size"] or 0 for row in shown if row["installed"])
+    footer = [f"{human_bytes(total)} in {settings.store_dir}"] if total else []
+    if not installed:
+        hidden = len(rows) - len(shown)
+        footer.append(
+            f"{len(shown)} of {len(rows)} variants; --all shows each" if hidden else "next: tea-models pull NAME"
+        )
+    return "\n".join([*lines, "", *footer])
+
+
+def _has(rows: list[dict[str, Any]], name: str) -> bool:
+    return any(row["installed"] for row in rows if row["name"] == name)
+
+
+def _name(row: dict[str, Any], *, every: bool) -> str:
+    return f"{row['name']}:{row['variant']}" if every or not row["default"] else row["name"]
+
+
+def _others(rows: list[dict[str, Any]], shown: list[dict[str, Any]]) -> dict[str, str]:
+    """The variants of each model that have no line of their own."""
+    there = {(row["name"], row["variant"]) for row in shown}
+    found: dict[str, str] = {}
+    for row in rows:
+        if (row["name"], row["variant"]) not in there:
+            found[row["name"]] = " ".join(filter(None, (found.get(row["name"]), row["variant"])))
+    return found
+
+
+def _speed(speed: dict[str, Any] | None) -> str:
+    rate = (speed or {}).get("tokens_per_s")
+    return f"{rate:,.0f} tokens/s" if rate else ""
+
+
+def _width(columns: dict[str, list[str]]) -> int:
+    return max(map(len, _table(columns).splitlines()))
+
+
+def _table(columns: dict[str, list[str]]) -> str:
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return table(rows, header=list(columns), right=frozenset({1}))

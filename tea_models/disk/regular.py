@@ -1,0 +1,83 @@
+"""Opening files that must be plain files: no link, FIFO, device or second name of another file is opened unawares."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, BinaryIO
+
+from tea_models.errors import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Not there on every system. O_NONBLOCK: opening a FIFO must not wait for its other end.
+_SAFE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def open_own(path: Path) -> int:
+    """Open a file of our own for reading and writing, made if it is absent; what was planted under its name goes.
+
+    Returns:
+        A descriptor.
+
+    Raises:
+        StoreError: A folder has the name, or something keeps coming back.
+        OSError: It can't be opened.
+    """
+    for _ in range(3):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _SAFE, 0o666)
+        except OSError as error:
+            if error.errno == errno.EISDIR or path.is_dir():
+                raise StoreError(f"{path}: a folder is in the way of a download", hint="move it away") from None
+            if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+                raise
+        else:
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                return descriptor
+            os.close(descriptor)
+        path.unlink(missing_ok=True)  # its name is ours, its content is not
+    raise StoreError(f"{path}: something keeps putting a link where a download is to be written")
+
+
+def writing_own(path: Path) -> BinaryIO:
+    """Open a file of our own (see `open_own`) for writing from its beginning; what was in it is gone."""
+    descriptor = open_own(path)
+    os.ftruncate(descriptor, 0)
+    return open(descriptor, "r+b")  # noqa: PTH123 - a descriptor
+
+
+def descriptor_of(path: Path, *, follow: bool = True) -> int:
+    """Open a plain file for reading.
+
+    Args:
+        path: The file.
+        follow: A symbolic link will do.
+
+    Raises:
+        OSError: There is none, or it can't be read; EINVAL if it is something else than a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _SAFE | (0 if follow else _NO_LINK))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return descriptor
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """As `descriptor_of`, as a Python file."""
+    return open(descriptor_of(path, follow=follow), "rb")
+
+
+def read_own(path: Path, limit: int = 16 << 20) -> bytes | None:
+    """The bytes of a small file of our own; None where there is none, or what is there was not written by us."""
+    try:
+        with open_regular(path, follow=False) as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= limit else None

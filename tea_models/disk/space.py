@@ -1,0 +1,44 @@
+"""Room on the disk, asked for before bytes are written."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from tea_models.errors import DiskFullError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# What a file system answers to a write for which there is no room.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that can be written in a folder, which may not exist yet; None if the file system does not say."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what can't end.
+
+    Args:
+        folder: Where bytes are to be written; it may not exist yet.
+        needed: How many.
+        what: For the message.
+
+    Raises:
+        DiskFullError: Less than that is free.
+    """
+    free = free_bytes(folder)
+    if free is not None and free < needed:
+        raise DiskFullError(
+            f"{what} needs {needed:,} bytes, {free:,} are free at {folder}",
+            hint="`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere",
+        )

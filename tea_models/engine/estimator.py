@@ -1,0 +1,162 @@
+"""Memory by formula, where the engine can't be asked: an upper bound. The KV cache in it is exact to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tea_models.engine.formula import (
+    KV_TYPES,
+    MIB,
+    NO_CACHE,
+    RECURRENT,
+    CacheLayout,
+    Hyperparameters,
+    MemoryUse,
+    cache_layout,
+    kv_cache_bytes,
+    pad,
+)
+from tea_models.engine.probe import LIBRARIES, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tea_models.engine.engine_settings import EngineSettings
+    from tea_models.profile import ModelProfile
+
+# Python with the engine loaded, and what the engine keeps for each piece of the vocabulary.
+_ENGINE = 56 * MIB
+_PIECE = 121
+#: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
+PROCESS = _ENGINE + LIBRARIES
+# Of quantised weights the engine keeps some rearranged for the processor, beside the mapped file.
+_REARRANGED = 16
+#: An estimate is never below what the engine reports, and above it by this share at most: measured for 36 architectures
+#: and two real files, at up to 131,072 tokens in batches up to 512 (`tests/test_memory.py` and `tests/test_probe.py`).
+ESTIMATE_ERROR = 0.10
+_F32, _F16 = 4, 2
+
+
+class Estimator:
+    """Answers by formula what settings take.
+
+    Args:
+        profile: The model.
+        reason: Why there is no measurement.
+    """
+
+    def __init__(self, profile: ModelProfile, reason: str = "") -> None:
+        self.reason = reason
+        self._profile = profile
+        self._layout = cache_layout(profile)
+
+    def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
+        """What each combination of settings takes by formula."""
+        return [self._estimate(point) for point in points]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _estimate(self, point: EngineSettings) -> MemoryUse | RefusedError:
+        layout, profile = self._layout, self._profile
+        flash_attn = point.flash_attn is not False
+        if not flash_attn and point.type_v not in ("f32", "f16", "bf16"):
+            return RefusedError("a quantised value cache needs flash attention")
+        for which, kv_type, size in (
+            ("key", point.type_k, layout.head_size_key),
+            ("value", point.type_v, layout.head_size_value),
+        ):
+            block = KV_TYPES[kv_type].block_size
+            if size % block:
+                return RefusedError(
+                    f"{kv_type} comes in blocks of {block}, which do not divide {which} heads of {size}"
+                )
+        n_ctx = pad(point.n_ctx, 256)
+        batch = min(point.n_batch, n_ctx) if layout.layers else point.n_batch
+        ubatch = min(point.n_ubatch, batch)
+        vocabulary = profile.tokenizer.vocab_size.value or 0
+        weights = profile.weights.total
+        use = MemoryUse(
+            weights=weights + (weights // _REARRANGED if profile.bits_per_weight.value < 16 else 0),
+            kv_cache=kv_cache_bytes(
+                layout,
+                n_ctx=n_ctx,
+                n_ubatch=ubatch,
+                type_k=point.type_k,
+                type_v=point.type_v,
+                swa_full=point.swa_full,
+                flash_attn=flash_attn,
+                n_seq_max=point.n_seq_max,
+            ),
+            compute=compute_bytes(
+                profile, layout, n_ctx=n_ctx, n_ubatch=ubatch, swa_full=point.swa_full, flash_attn=flash_attn
+            ),
+            overhead=_ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
+            method="estimated",
+            n_ctx=n_ctx,
+            flash_attn=flash_attn,
+        )
+        return _on_gpu(use, profile, point.n_gpu_layers) if point.n_gpu_layers else use
+
+
+def compute_bytes(
+    profile: ModelProfile,
+    layout: CacheLayout,
+    *,
+    n_ctx: int,
+    n_ubatch: int,
+    swa_full: bool = False,
+    flash_attn: bool = True,
+) -> int:
+    """Bytes that the compute buffer on the processor takes at most.
+
+    The engine reserves it for its worst case, a full physical batch at the end of a full context. Its largest stage
+    (logits, attention, feed-forward network, experts or recurrent state) decides; beside that lie the inputs, the
+    masks, and what the allocator can't reuse in time, about six rows of the model's width a token.
+
+    Args:
+        profile: The model.
+        layout: From `cache_layout`.
+        n_ctx: Context in tokens.
+        n_ubatch: Physical batch in tokens.
+        swa_full: Whether layers with a sliding window keep the whole context.
+        flash_attn: Whether attention is computed without the matrix of all scores.
+    """
+    h = Hyperparameters(profile)
+    cached = h.architecture not in NO_CACHE
+    cells = pad(n_ctx, 256)
+    tokens = min(n_ubatch, cells) if cached else n_ubatch
+    span = cells if cached else tokens
+    window = (span if swa_full else min(span, pad(layout.window + tokens, 256))) if layout.windowed else 0
+    masks = 0 if h.architecture in RECURRENT else (span + window) * (_F16 if flash_attn else _F32)
+    width, heads = h.number("embedding_length"), h.number("attention.head_count")
+    key_heads = h.number("attention.head_count_kv", heads)
+    query, key = layout.head_size_key * heads, layout.head_size_key * key_heads
+    value, attended = layout.head_size_value * key_heads, layout.head_size_value * heads
+    scores = 0 if flash_attn else span * heads
+    feed_forward, experts_used = h.number("feed_forward_length"), h.number("expert_used_count")
+    expert = h.number("expert_feed_forward_length", feed_forward)
+    inner = h.number("ssm.inner_size")
+    vocabulary = profile.tokenizer.vocab_size.value or h.number("vocab_size")
+    stages = (
+        vocabulary if cached else 0,
+        2 * (width + query) + key + value + attended + scores,
+        3 * (width + feed_forward),
+        3 * width + experts_used * (3 * expert + width) + 3 * h.number("expert_count"),
+        3 * width + 5 * inner,
+    )
+    beside = 5 * width + query if cached else width
+    rows = 8 if flash_attn else 8 * (1 + value)  # where a token's key and value go in the cache
+    return tokens * (_F32 * (max(stages) + beside) + masks + rows) + MIB
+
+
+def _on_gpu(use: MemoryUse, profile: ModelProfile, layers: int) -> MemoryUse:
+    """The last layers and their cache go to the GPU, the output with the last of them (`llama_model::load_tensors`)."""
+    blocks = profile.weights.blocks
+    count = len(blocks) + 1 if layers < 0 else min(layers, len(blocks) + 1)
+    moved = sum(blocks[max(0, len(blocks) + 1 - count) :])
+    if count:
+        moved += (profile.weights.output or profile.weights.token_embedding) + profile.weights.other
+    share = min(1.0, max(0, count - 1) / max(1, len(blocks)))
+    return replace(use, devices={"GPU": (moved, int(use.kv_cache * share), use.compute)})

@@ -1,0 +1,136 @@
+"""What a registry file may hold, checked with pydantic. Apart from `entries`, because importing pydantic takes long."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from tea_models.errors import UsageError
+from tea_models.refs import NameRef, parse_reference
+from tea_models.yamlfile import validate
+
+if TYPE_CHECKING:
+    from tea_models.yamlfile import Document
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+Kind = Literal["chat", "text", "embedding", "reranker", "projector", "adapter", "test"]
+
+
+def check_document(document: Document) -> None:
+    """Check a registry file that is not empty.
+
+    Raises:
+        ConfigError: File, line, key, and what was expected.
+    """
+    validate(_RegistryModel, document)
+
+
+def _no_number(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError("expected text in quotes")  # noqa: TRY004 - pydantic turns ValueErrors into its own
+    return value
+
+
+def _sha256(value: str) -> str:
+    if not _SHA256.match(value):
+        found = "upper-case letters" if _SHA256.match(value.lower()) else f"{len(value)} characters"
+        raise ValueError(f"expected 64 lower-case hexadecimal digits, found {found}")
+    return value
+
+
+Sha256 = Annotated[str, BeforeValidator(_no_number), Field(strict=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _PartsModel(_Strict):
+    parts: list[str] = Field(min_length=1)
+
+
+class _FileModel(_Strict):
+    filename: str
+    size: int | None = Field(default=None, gt=0, lt=1 << 50)
+    sha256: Sha256 | None = None
+    sources: list[str | _PartsModel] = Field(min_length=1)
+    seen: list[str] = []  # where size and hash were read; for people who review the entry
+
+    @field_validator("sha256")
+    @classmethod
+    def _check_sha256(cls, value: str | None) -> str | None:
+        return value if value is None else _sha256(value)
+
+    @field_validator("filename")
+    @classmethod
+    def _check_filename(cls, value: str) -> str:
+        hostile = value.startswith((".", "-")) or re.search(r"[\x00-\x1f/\\:\x7f]", value)
+        if not value or len(value.encode()) > 200 or hostile:
+            raise ValueError("expected a plain file name, without folders")
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _check_sources(cls, value: list[str | _PartsModel]) -> list[str | _PartsModel]:
+        for source in value:
+            for text in [source] if isinstance(source, str) else source.parts:
+                try:
+                    reference = parse_reference(text)
+                except UsageError as error:
+                    raise ValueError(error.message) from None
+                if isinstance(reference, NameRef):
+                    raise ValueError(f"{text!r} is a name; expected hf:…, https:…, pypi:… or a path")  # noqa: TRY004
+        return value
+
+
+class _VariantModel(_Strict):
+    files: list[_FileModel] = Field(min_length=1)
+    note: str = ""
+
+
+class _TemplateOverrideModel(_Strict):
+    replaces_sha256: Sha256
+    template: str | None = None
+    template_file: str | None = None
+    reason: str
+
+    @field_validator("replaces_sha256")
+    @classmethod
+    def _check_sha256(cls, value: str) -> str:
+        return _sha256(value)
+
+    @model_validator(mode="after")
+    def _one_text(self) -> _TemplateOverrideModel:
+        if (self.template is None) == (self.template_file is None):
+            raise ValueError("expected exactly one of template and template_file")
+        return self
+
+
+class _MetadataOverrideModel(_Strict):
+    value: str | int | float | bool | list[str | int | float | bool] | None
+    reason: str
+    replaces: str | int | float | bool | list[str | int | float | bool] | None = None
+
+
+class _OverridesModel(_Strict):
+    chat_templates: list[_TemplateOverrideModel] = []
+    metadata: dict[str, _MetadataOverrideModel] = {}
+    stop: list[str] = []
+
+
+class _EntryModel(_Strict):
+    kind: Kind = "chat"
+    license: str = "unknown"
+    description: str = ""
+    aliases: list[str] = []
+    default: str | None = None
+    variants: dict[str, _VariantModel] = Field(min_length=1)
+    overrides: _OverridesModel = _OverridesModel()
+
+
+class _RegistryModel(_Strict):
+    schema_: Literal["tea.registry/1"] = Field(alias="schema")
+    models: dict[str, _EntryModel] = {}

@@ -1,0 +1,72 @@
+"""Which cassette a process was told to use, and which model its requests are for, without opening either's model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from tea_models.errors import TeaModelsError, UsageError
+from tea_models.refs import FileRef, NameRef, parse_reference
+from tea_models.settings import Settings
+from tea_runtime.cassette.entries import AskedModel, Cassette, Mode
+from tea_runtime.llm_settings import expand
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tea_runtime.llm_settings import LlmSettings
+
+
+def cassette_of(environ: Mapping[str, str]) -> Cassette | None:
+    """The cassette that `TEA_CASSETTE` names, used as `TEA_CASSETTE_MODE` says (`replay` by default); None for none.
+
+    Backends of one process that use one file share it.
+
+    Raises:
+        UsageError: The mode is none.
+        MissingFileError: There is no such file to replay.
+        ConfigError: The file is no cassette.
+    """
+    path = environ.get("TEA_CASSETTE")
+    if not path:
+        return None
+    mode = environ.get("TEA_CASSETTE_MODE") or Mode.REPLAY
+    if mode not in list(Mode):
+        raise UsageError(f"TEA_CASSETTE_MODE={mode!r}: expected {', '.join(Mode)}")
+    return _shared(Path(path).absolute(), Mode(mode))
+
+
+@functools.cache
+def _shared(path: Path, mode: Mode) -> Cassette:
+    return Cassette(path, mode)
+
+
+def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None = None) -> AskedModel:
+    """The model that settings ask for, by its upstream file name and its pin; the file needn't be there.
+
+    Args:
+        block: The `settings.llm` block.
+        environ: The environment; `TEA_MODEL_PATH` comes before the block.
+        gguf: What the user gave on the command line; comes first.
+    """
+    local = gguf or environ.get("TEA_MODEL_PATH") or block.profile or block.model_path
+    written = block.model if block.backend == "api" else local or block.model
+    if not written:
+        return AskedModel("default")
+    text = expand(written, environ)
+    try:
+        reference = parse_reference(text)
+    except UsageError:
+        return AskedModel(text)
+    if block.backend == "api" or isinstance(reference, FileRef):
+        return AskedModel(text if block.backend == "api" else Path(text).name)
+    if isinstance(reference, NameRef):
+        from tea_models.registry.entries import Registry
+
+        try:
+            _, variant = Registry.load(Settings.resolve(environ, cwd=Path.cwd())).find(reference)
+        except TeaModelsError:
+            return AskedModel(text)
+        return AskedModel(variant.files[0].filename, variant.files[0].sha256)
+    return AskedModel(PurePosixPath(str(reference).partition("@")[0]).name)

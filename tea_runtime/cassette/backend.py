@@ -1,0 +1,214 @@
+"""`CassetteBackend`: a backend that answers from a cassette, and asks another one only for what is not in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from tea_models.errors import TemplateError, UsageError
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tea_models.profile import ModelProfile
+    from tea_runtime.backend import Callback, Message
+
+from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(LlmCallParams) if entry.name != "prompt"}
+
+
+class CassetteBackend(LlmBackend):
+    """A backend that answers from a cassette, and asks another backend only for what is not in it.
+
+    Args:
+        cassette: The file.
+        model: The model that is asked.
+        open_backend: Makes the backend that answers what is not recorded; never called to replay.
+    """
+
+    name: ClassVar[str] = "cassette"
+
+    def __init__(self, cassette: Cassette, model: AskedModel, open_backend: Callable[[], LlmBackend]) -> None:
+        self.cassette, self.model = cassette, model
+        self._open_backend = open_backend
+        self._backend: LlmBackend | None = None
+        self._opening = threading.Lock()
+
+    def call(self, params: LlmCallParams) -> LlmCallResult:
+        """As `LlmBackend.call`."""
+        return self._answer(_request("call", self.model, params, prompt=params.prompt), lambda to: to.call(params))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult:
+        """As `LlmBackend.chat`."""
+        request = self._conversation(messages, max_tokens, temperature, stop, options)
+        return self._answer(request, lambda to: to.chat(messages, max_tokens, temperature, stop, **options))
+
+    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
+        """As `LlmBackend.stream`; a recorded answer comes word by word."""
+        request = _request("call", self.model, params, prompt=params.prompt)
+        return self._answer(request, lambda to: to.stream(params, callback), callback)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: Callback,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult:
+        """As `LlmBackend.stream_chat`; a recorded answer comes word by word."""
+        request = self._conversation(messages, max_tokens, temperature, stop, options)
+        return self._answer(
+            request,
+            lambda to: to.stream_chat(messages, callback, max_tokens, temperature, stop, **options),
+            callback,
+        )
+
+    @overload
+    def embed(self, text: str) -> list[float]: ...
+    @overload
+    def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
+    def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
+        """As `LlmBackend.embed`; each text is an entry of its own."""
+        vectors = [self._vector(one) for one in check_texts(text)]
+        return vectors[0] if isinstance(text, str) else vectors
+
+    def is_available(self) -> bool:
+        """Whether requests can be answered: from the file, or by the backend behind it."""
+        return self.cassette.mode is Mode.REPLAY or self._backend is None or self._backend.is_available()
+
+    def close(self) -> None:
+        """Close the backend behind it, if it was opened."""
+        with self._opening:
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def _conversation(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None,
+        temperature: float,
+        stop: str | Sequence[str] | None,
+        options: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        return _request("chat", self.model, params, messages=check_messages(messages))
+
+    def _answer(
+        self, request: dict[str, Any], ask: Callable[[LlmBackend], LlmCallResult], callback: Callback | None = None
+    ) -> LlmCallResult:
+        entry = self._recorded(request)
+        if entry is not None:
+            result = _result(entry)
+            if callback is not None:
+                for piece in _pieces(result.content):
+                    callback(piece)
+            return result
+        result = ask(self._live())
+        self.cassette.add(Entry(request, result.to_dict(), self._evidence(request)))
+        return result
+
+    def _vector(self, text: str) -> list[float]:
+        request = {"kind": "embed", "model": self.model.name, "text": text, "parameters": {}}
+        entry = self._recorded(request)
+        if entry is not None:
+            return [float(value) for value in entry.answer["embedding"]]
+        vector = self._live().embed(text)
+        self.cassette.add(Entry(request, {"embedding": vector}, self._evidence(request)))
+        return vector
+
+    def _recorded(self, request: Mapping[str, Any]) -> Entry | None:
+        if self.cassette.mode is Mode.RECORD:
+            return None
+        entry = self.cassette.find(request, self.model)
+        if entry is None and self.cassette.mode is Mode.REPLAY:
+            raise self.cassette.miss(request, self.model)
+        return entry
+
+    def _live(self) -> LlmBackend:
+        with self._opening:
+            if self._backend is None:
+                self._backend = self._open_backend()
+            return self._backend
+
+    def _evidence(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What answered, as far as the backend says."""
+        profile = getattr(self._backend, "profile", None)
+        if profile is None:  # an API: what it runs is not known
+            return {}
+        evidence: dict[str, Any] = {
+            "model_sha256": self.model.sha256 or profile.files[0].sha256,
+            "template_sha256": profile.chat.template_sha256.value,
+            "engine": _engine(),
+        }
+        if request["kind"] == "chat":
+            evidence["rendered"] = _rendered(profile, request)
+        return evidence
+
+
+def _request(kind: str, model: AskedModel, params: LlmCallParams, **content: Any) -> dict[str, Any]:
+    given = {name: getattr(params, name) for name in _DEFAULTS}
+    parameters = {name: plain(value) for name, value in given.items() if value != _DEFAULTS[name]}
+    return {"kind": kind, "model": model.name, **plain(content), "parameters": parameters}
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it, so that what is asked compares equal to what was written."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        raise UsageError(f"a request for a cassette must be plain data, found {type(value).__name__}") from None
+
+
+def _result(entry: Entry) -> LlmCallResult:
+    answer = entry.answer
+    known = {field.name for field in fields(LlmCallResult)} - {"plan"}
+    return LlmCallResult(**{key: value for key, value in answer.items() if key in known})
+
+
+def _pieces(content: str) -> list[str]:
+    """The answer in pieces: word by word, each with the white space before it."""
+    return re.findall(r"\s*\S+|\s+\Z", content)
+
+
+def _engine() -> str:
+    try:
+        return f"llama-cpp-python {version('llama-cpp-python')}"
+    except PackageNotFoundError:
+        return ""
+
+
+def _rendered(profile: ModelProfile, request: Mapping[str, Any]) -> str | None:
+    """The prompt as the template renders it; None where it has none or refuses, which the answer shows."""
+    from tea_models.chat import render_chat
+
+    template = profile.chat.template.value
+    if template is None:
+        return None
+    parameters = request["parameters"]
+    try:
+        return render_chat(
+            template,
+            request["messages"],
+            tools=parameters.get("tools"),
+            bos_token=profile.tokenizer.bos_token.value or "",
+            eos_token=profile.tokenizer.eos_token.value or "",
+            **parameters.get("chat_template_kwargs", {}),
+        )
+    except TemplateError:
+        return None
