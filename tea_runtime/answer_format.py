@@ -22,8 +22,10 @@ def wanted_schema(response_format: Mapping[str, Any] | None) -> Any:
     Raises:
         UsageError: It is not one of OpenAI's formats.
     """
-    kind = response_format.get("type") if response_format is not None else "text"
-    if response_format is None or kind in (None, "text"):
+    if response_format is None:
+        return None
+    kind = response_format.get("type")
+    if kind == "text":
         return None
     if kind == "json_object":
         schema = response_format.get("schema")

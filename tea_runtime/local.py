@@ -377,9 +377,13 @@ class LocalLlmBackend(LlmBackend):
             return
         problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
         if problem:
+            # A grammar counts a character that the model began and did not end as one; in the text it may be several.
+            broken = "\ufffd" in content
             raise GenerationError(
                 f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
-                hint="please report the schema; the grammar should have ruled this out",
+                hint="the model wrote bytes that are no text: try a lower temperature"
+                if broken
+                else "please report the schema: the grammar should have ruled this out",
             )
 
     def _weights_in_use(self) -> Weights:

@@ -130,8 +130,9 @@ class TemplateText(str):
         return self[:first], self[first:second], self[second:]
 
     def replace(self, old: str, new: str, count: Any = -1) -> str:
+        result = str.replace(self, old, new, count)  # raises for what is no text, as it does everywhere
         if not old:
-            return TemplateText(str.replace(self, old, new, count))
+            return TemplateText(result)
         return joined(_between(self.split(old, count), new))
 
     def join(self, items: Iterable[str]) -> str:

@@ -127,7 +127,6 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
     columns["KIND"] = [row["kind"] or "" for row in shown]
     columns["LICENSE"] = [row["license"] or "" for row in shown]
-    columns["ALSO AS"] = [more.get(row["name"], "") for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:
         columns.popitem()  # the last columns are the least wanted
     lines = _table(columns).splitlines()
