@@ -20,10 +20,10 @@ from typing import Any
 
 from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
 from tea_runtime.actions import NODE_SETTINGS, PARAMETERS, Action, LlmActions, OnText
-from tea_runtime.errors import ApiError, BackendUnavailableError, MissingExtraError
+from tea_runtime.errors import ApiError, BackendUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.factory import BackendPool
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.tool_loop import answer_with_tools, similarity
+from tea_runtime.tool_loop import answer_with_tools, describing_tools, similarity
 
 logger = logging.getLogger("tea_runtime")
 
@@ -71,6 +71,7 @@ _REFUSED = ("logit_bias", "n", "best_of", "functions", "function_call", "modalit
 _APIS = ("openai", "azure", "azure_openai", "azureopenai", "ollama")
 _HOST_SETTINGS = ("model", "provider", "shell_provider", "temperature", "api_base", "timeout", "max_retries")
 _MOST_ROUNDS = 50
+_LOOP = ("messages", "prompt", "system", "tools", "tool_choice")  # what the loop of llm.tools says for each round
 
 
 def _version() -> str:
@@ -217,8 +218,13 @@ class Host:
         params = self._understood("llm.chat" if action == "llm.tools" else action, params, actions)
         if action == "llm.tools":
             registry = getattr(self._engine, "actions_registry", None) or {}
-            ask = functools.partial(_ask, actions, params)
-            return answer_with_tools(said.get("tools") or [], registry, state, ask, params, rounds=_rounds(said))
+            tools, rounds = said.get("tools") or [], _rounds(said)
+            ask = functools.partial(_ask, actions, {key: params[key] for key in params if key not in _LOOP})
+            try:
+                return answer_with_tools(tools, registry, state, ask, params, rounds=rounds)
+            except UnsupportedError as error:
+                actions.note(f"{error.message}; they are described to it in words", topic="tools in words")
+                return answer_with_tools(tools, registry, state, describing_tools(ask), params, rounds=rounds)
         result = actions.run(action, params)
         if action == "llm.call" and said.get("max_retries") and result.get("backend") == "local":
             result |= {"attempts": 1, "total_delay": 0.0}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tea_models.chat import parse_tool_calls
 from tea_models.errors import UsageError
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
@@ -46,11 +47,10 @@ def answer_with_tools(
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     used: dict[str, int] = {}
-    for done in range(rounds + 1):
-        if done == rounds:
-            break
-        answer = ask({**fixed, "messages": messages, "prompt": None, "system": None, "tools": offered or None,
-                      "tool_choice": choice if offered else None})  # fmt: skip
+    answer: dict[str, Any] = {}
+    for done in range(rounds):
+        asked = {"messages": messages, "tools": offered or None, "tool_choice": choice if offered else None}
+        answer = ask({**fixed, "prompt": None, "system": None, **asked})
         for key, value in (answer.get("usage") or {}).items():
             used[key] = used.get(key, 0) + value
         if not answer.get("tool_calls"):
@@ -63,11 +63,65 @@ def answer_with_tools(
             results.append({"tool_call_id": record["id"], "name": record["name"], "result": text})
             messages.append({"role": "tool", "tool_call_id": record["id"], "name": record["name"], "content": text})
         choice = choice if choice == "none" else "auto"  # a call that was demanded was made
-    warning = f"stopped after {rounds} rounds of tool calls (max_tool_rounds)"
-    last = {key: answer[key] for key in ("model", "backend")} if rounds else {}
-    return last | {
-        "content": "", "tool_calls": calls, "tool_results": results, "rounds": rounds, "usage": used, "warning": warning
-    }  # fmt: skip
+    return {
+        **{key: answer[key] for key in ("model", "backend")},
+        "content": "",
+        "tool_calls": calls,
+        "tool_results": results,
+        "rounds": rounds,
+        "usage": used,
+        "warning": f"stopped after {rounds} rounds of tool calls (max_tool_rounds)",
+    }
+
+
+def describing_tools(ask: Ask) -> Ask:
+    """For models whose template has no place for tools: tell them of the tools in words, and read calls from the text.
+
+    A tool that must be called is demanded by a JSON schema. What the model writes otherwise is its answer.
+    """
+
+    def described(asked: dict[str, Any]) -> dict[str, Any]:
+        tools, choice = asked.get("tools") or [], asked.get("tool_choice")
+        plain = {key: value for key, value in asked.items() if key not in ("tools", "tool_choice")}
+        if not tools or choice == "none":
+            return ask(plain | {"messages": _in_words(asked["messages"], [])})
+        names = [_name(tool) for tool in tools]
+        if choice not in (None, "auto"):
+            wanted = names if choice == "required" else [_name(choice)]
+            properties = {"name": {"enum": wanted}, "arguments": {"type": "object"}}
+            schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+            schema["required"] = list(properties)
+            plain["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+        answer = ask(plain | {"messages": _in_words(asked["messages"], tools)})
+        content, found = parse_tool_calls(answer["content"])
+        calls = [call.to_openai() for call in found if call.name in names]
+        return answer | {"content": content, "tool_calls": calls, "finish_reason": "tool_calls"} if calls else answer
+
+    return described
+
+
+def _in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without calls and results of tools: these become texts."""
+    told = [dict(message) for message in messages]
+    if tools:
+        listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+        text = (
+            f"You can call these functions:\n{listed}\n"
+            'To call one, answer with nothing but {"name": …, "arguments": {…}}. Otherwise answer in words.'
+        )
+        if told and told[0]["role"] == "system":
+            told[0]["content"] = f"{told[0]['content']}\n\n{text}"
+        else:
+            told.insert(0, {"role": "system", "content": text})
+    for message in told:
+        made = message.pop("tool_calls", None)
+        if made:
+            calls = [{"name": one["function"]["name"], "arguments": one["function"]["arguments"]} for one in made]
+            message["content"] = "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
+        if message["role"] == "tool":
+            message |= {"role": "user", "content": f"Result of {message.pop('name', 'it')}: {message['content']}"}
+            message.pop("tool_call_id", None)
+    return told
 
 
 def similarity(params: Mapping[str, Any], embed: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:

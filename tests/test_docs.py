@@ -105,6 +105,8 @@ def test_the_python_examples_run(page: Path, tmp_path: Path, real_model: Path) -
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
+        for said in re.findall(r"print\(.*\)  # (.*)", code):  # what stands behind a print is what it prints
+            assert said.rstrip(" …") in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

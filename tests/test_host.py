@@ -387,6 +387,22 @@ def test_a_tool_that_fails_or_was_not_offered_is_told_to_the_model(engine, key):
     assert "no action 'no.such'" in missing["error"]
 
 
+def test_a_model_without_a_place_for_tools_is_told_of_them_in_words(engine, tmp_path, caplog):
+    build_scripted(tmp_path / "calls.gguf", [['{"name": "weather", "arguments": {"city": "Rome"}}']])
+    host = engine({"backend": "local", "model_path": str(tmp_path / "calls.gguf")})
+    calls = []
+    host.actions_registry["weather.get"] = weather(calls)
+    tool = {"name": "weather", "action": "weather.get", "parameters": {"city": "string"}}
+    result = host.node("llm.tools", {"prompt": "Rome?", "tools": [tool], "max_tool_rounds": 2}, n=1)
+    assert (result["rounds"], calls, result["backend"]) == (2, [(1, "Rome")] * 2, "local")
+    assert "described to it in words" in caplog.text
+    build_scripted(tmp_path / "words.gguf", [["Sunny"]])
+    host = engine({"backend": "local", "model_path": str(tmp_path / "words.gguf")})
+    told = {"messages": [{"role": "system", "content": "s"}, *ASK], "tools": [{"name": "weather"}]}
+    result = host.node("llm.tools", told)
+    assert (result["content"], result["rounds"], result["tool_calls"]) == ("Sunny", 0, [])
+
+
 def test_similarity_compares_vectors_without_a_model_and_texts_with_it(engine, key):
     host = engine({"backend": "local", "model_path": "/nowhere/m.gguf"})
     result = host.node("llm.similarity", {"vector_a": [1, 0], "vector_b": [1, 0]})
