@@ -32,7 +32,7 @@ check-python:
 $(DEMO): pyproject.toml engines.yaml $(addprefix $(LOCK)/,build.txt engine.txt) | check-python
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Python packages into $(VENV): about 50 MB."
-	@$(call LOCKED,engine build)
+	@$(call LOCKED,engine build) --no-compile
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q tea_models tea_runtime
 	@echo "Installing the engine: about 110 MB are fetched, and no compiler is needed."

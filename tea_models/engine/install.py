@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -214,7 +215,10 @@ class _Installer:
             unpack(wheel, tree)
         else:
             check_space(folder, engine.size + binding.size + _WORKING_SPACE, "the engine")
-            source, library = archives.get(binding, engine)
+            # The model of the self-test comes at the same time.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self._model)
+                source, library = archives.get(binding, engine)
             lay_out(tree, (binding, source), (engine, library))
         model = self._model()
         self._caller.note(f"checking {engine.name}: functions, structures{', a first answer' if model else ''}")

@@ -21,6 +21,8 @@ from llama_cpp import _ctypes_extensions as extensions
 
 FOLDER = pathlib.Path(os.path.abspath(__file__)).parent / "lib"  # noqa: PTH100 - as the binding itself names it
 ABOUT: dict[str, typing.Any] = json.loads(FOLDER.with_name("prebuilt.json").read_text(encoding="utf-8"))
+#: What stands in for a function that tells a constant of the build: the smallest that any release since 2025 has.
+CONSTANTS = {"llama_max_parallel_sequences": 64}
 #: Functions that the binding declares and the library does not have.
 MISSING: list[str] = []
 
@@ -78,6 +80,9 @@ def ctypes_function_for_shared_library(lib: ctypes.CDLL) -> typing.Callable[...,
 
 
 def _raising(name: str, function: typing.Callable[..., typing.Any]) -> typing.Callable[..., typing.Any]:
+    if name in CONSTANTS:
+        return lambda: CONSTANTS[name]
+
     @functools.wraps(function)
     def missing(*_: typing.Any, **__: typing.Any) -> typing.NoReturn:
         raise NotImplementedError(

@@ -266,7 +266,7 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
 
 
 #: Python with the engine loaded, where no process tells.
-ENGINE = 56 * 1024 * 1024
+ENGINE = 80 * 1024 * 1024
 #: What the runtime's own libraries take beside Python, the engine and the tokenizer.
 LIBRARIES = 32 * 1024 * 1024
 

@@ -40,20 +40,20 @@ class ProbeProcess:
 
     Args:
         environ: Its environment; by default that of this process.
-        worker: The script that it runs.
+        worker: The script that it runs; by default that of the dry run.
 
     Raises:
         ProbeError: It can't be started.
     """
 
-    def __init__(self, environ: Mapping[str, str] | None = None, worker: Path = _WORKER) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, worker: Path | None = None) -> None:
         environment = dict(os.environ if environ is None else environ)
         # Without the first, a failed assertion starts gdb.
         environment |= {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(worker)],
+                [sys.executable, "-P", str(worker or _WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
