@@ -237,7 +237,7 @@ class _Judge:
     def _installed(self, variant: Variant) -> bool:
         from tea_models.store import Store
 
-        store = Store(self.settings.store_dir)
+        store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
     def _read(self, reference: str) -> tuple[RunPlan | int, dict[int, int], ModelProfile, int]:
