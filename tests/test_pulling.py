@@ -253,16 +253,16 @@ def test_offline_and_absent_is_an_error_of_its_own(world: Server, settings: Sett
 def test_where_the_hub_can_not_be_asked_what_was_pulled_before_is_taken(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tea_models.sources.hub.time.sleep", lambda _: None)
+    monkeypatch.setattr("tea_models.net.client.time.sleep", lambda _: None)
     with serve(repos={"o/r": Repo({"x-F32.gguf": MODEL})}) as server:
         environ = {"HOME": str(tmp_path), "HF_ENDPOINT": server.url}
         mine = Settings.resolve(environ, cwd=tmp_path, store_dir=settings.store_dir)
         one("hf:o/r", mine)
-        server.fail_next = [500] * 3
+        server.fail_next = [500] * 4
         notes: list[str] = []
         assert one("hf:o/r", mine, note=notes.append).status == "present"
         assert "pulled before" in notes[0]
-        server.fail_next = [500] * 3
+        server.fail_next = [500] * 4
         with pytest.raises(NotAvailableError):
             one("hf:o/other", mine)
 

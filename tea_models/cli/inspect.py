@@ -36,12 +36,12 @@ def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None,
     found = inspect_model(model, settings=app.settings, full=key is not None)
     if key is not None:
         value = _value(found, key)
-        app.out.answer({key: value}, lambda: _plain(value))
+        app.out.answer({key: value}, lambda: _plain(value), exact=True)
         return
     text = found.profile.chat.template.value
     if text is None:
         raise NotAvailableError(f"{model}: the model has no chat template", hint="it is not made for chats")
-    app.out.answer({"template": text}, lambda: _plain(text))
+    app.out.answer({"template": text}, lambda: _plain(text), exact=True)
 
 
 def _value(found: Inspection, key: str) -> Any:

@@ -77,7 +77,7 @@ def command(
         **values,
     )
     if app.out.as_json:
-        app.out.answer({"prompt": prompt, **facts}, lambda: prompt)
+        app.out.answer({"prompt": prompt, **facts}, lambda: prompt, exact=True)
         return
     _write(prompt)
 

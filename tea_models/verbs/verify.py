@@ -6,13 +6,12 @@ Nothing that was remembered is believed here: every byte is read. With `repair`,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
 from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
-from tea_models.files import Artifact, ModelFile, public, shard_names
+from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
@@ -23,6 +22,7 @@ from tea_models.verbs.pull import pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tea_models.caller import Caller
 
@@ -146,7 +146,7 @@ def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) 
     elif artifact is None:
         artifact = recorded_artifact(name, caller.settings)
     if artifact is None:
-        return [_Target(public(name), store.root / Path(name).name, None, pinned=False)]
+        return [_Target(public(name), store.root / base_name(name), None, pinned=False)]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
 
 

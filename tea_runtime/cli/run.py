@@ -61,7 +61,7 @@ def command(
     places = list(itertools.islice(changed(final), 4)) if app.out.as_json else []
     if places:
         app.out.warn("JSON can't hold all of the state: " + ", ".join(places[:3]) + (", …" if places[3:] else ""))
-    app.out.answer(plain(final), lambda: readable(final, app.out))
+    app.out.answer(plain(final), lambda: readable(final, app.out), exact=True)
 
 
 def _input(given: str | None) -> dict[str, Any]:
