@@ -141,7 +141,7 @@ def test_a_source_distribution_without_what_is_needed_is_refused(lost: str, tmp_
 
 def test_an_archive_without_the_library_is_refused(tmp_path: Path) -> None:
     library = library_wheel(tmp_path, {"builtlib/readme.txt": b""})
-    with pytest.raises(IntegrityError, match="nothing in them for llama_cpp/lib/libllama.so"):
+    with pytest.raises(IntegrityError, match=r"nothing in them for llama_cpp/lib/libllama\.so"):
         make(tmp_path, source_distribution(tmp_path), library)
 
 

@@ -442,7 +442,7 @@ def test_a_body_without_end_is_stopped_at_the_expected_size(partial):
 
 def test_a_body_without_end_and_without_expected_size_does_not_fill_the_disk(partial, monkeypatch):
     monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: (256 + 3) * MIB)
-    with FaultyServer(SMALL, endless) as server, pytest.raises(SizeMismatchError):
+    with FaultyServer(SMALL, endless) as server, pytest.raises(DiskFullError):
         fetch(server, partial)
     assert partial.stat().st_size <= 4 * MIB
 

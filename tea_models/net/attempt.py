@@ -47,7 +47,8 @@ class Attempt:
         self._version = Version(state.etag, state.last_modified) if state else Version()
         self._ranges_proved = False
         self._answered_at = 0.0
-        self.limit = ENDLESS  # where a file of unknown size must end, so that it does not fill the disk
+        self.limit = ENDLESS  # where a file of unknown size must end, by its own header
+        self.room = ENDLESS  # and where the disk would be full
         self.reconnected = False
         self._trouble = "the connection broke"
         self._resumed = self._board.done.total
@@ -286,7 +287,7 @@ class Attempt:
         elif known is None:
             if answer.partial:
                 raise StaleError(f"{request.shown}: the server does not say how big the file is", plain=True)
-            self.limit = min(self.limit, room(self.partial))
+            self.room = room(self.partial)
             self._show(None)
 
     def _know_total(self, total: int) -> None:

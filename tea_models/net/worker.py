@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tea_models.errors import MalformedGGUFError, SizeMismatchError
 from tea_models.net.batches import batches
 from tea_models.net.client import chunks
+from tea_models.net.partial import disk_full
 from tea_models.net.retry import Retries, TransientError
 
 if TYPE_CHECKING:
@@ -115,12 +116,14 @@ class Worker(threading.Thread):
             pieces, count = [b"".join(pieces)[:left]], left
         if part.position == 0 and self._request.size_by_header is not None and self._request.sha256 is None:
             self._check_magic(b"".join(pieces[:64])[:64])
+        if part.position + count > attempt.room:
+            raise disk_full(attempt.partial.path)
         if part.position + count > attempt.limit:
             raise SizeMismatchError(
                 self._request.shown,
                 expected=attempt.limit,
                 actual=part.position + count,
-                hint="the server does not say how big the file is, and sends more than its header or the disk allows",
+                hint="the server does not say how big the file is, and sends more than its header allows",
             )
         attempt.partial.write(pieces, part.position)
         return attempt.wrote(part, count)

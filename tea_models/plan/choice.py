@@ -227,7 +227,7 @@ class _VariantPlanner:
     def _installed(self, variant: Variant) -> bool:
         from tea_models.store import Store
 
-        store = Store(self.settings.store_dir)
+        store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
     def _fit(self, profile: ModelProfile, measurer: Measurer, fit: Fit) -> Fit:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
 
-__all__ = ["Fetched", "Kind", "check", "fetch", "kind_of", "load_registry", "open_source", "resolve"]
+__all__ = ["Fetched", "Kind", "check", "fetch", "kind_of", "open_source", "resolve"]
 
 _MODULES: dict[type, str] = {
     HubRef: "hub",

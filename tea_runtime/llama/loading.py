@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
@@ -34,7 +35,6 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         if not path.exists():
             raise MissingFileError(f"{path}: no such file")
         return path
-    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     found = locate(model, Caller(settings), remote=False).paths[0]
