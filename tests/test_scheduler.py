@@ -37,6 +37,13 @@ def endless(endless_file):
         yield backend
 
 
+@pytest.fixture
+def wide(endless_file):
+    """A context that takes minutes to fill."""
+    with LocalLlmBackend(endless_file, n_ctx=32768, n_threads=1) as backend:
+        yield backend
+
+
 def greedy(prompt="\n", max_tokens=None, **options):
     return LlmCallParams(prompt, max_tokens, 0, **options)
 
@@ -230,30 +237,30 @@ def test_a_stream_that_nobody_holds_any_more_leaves_the_batch(endless):
     until(lambda: figures(endless)["running"] == 0)
 
 
-def test_a_timeout_ends_an_answer_and_says_so(endless):
+def test_a_timeout_ends_an_answer_and_says_so(wide):
     with pytest.raises(AnswerTimeoutError, match=r"0\.3 seconds"):
-        endless.call(greedy(max_tokens=None, timeout=0.3, grammar='root ::= ("a" | "b")*'))
-    until(lambda: figures(endless)["running"] == 0)
+        wide.call(greedy(max_tokens=None, timeout=0.3))
+    until(lambda: figures(wide)["running"] == 0)
 
 
-def test_a_scope_ends_what_another_thread_waits_for_and_what_it_asks_next(endless):
+def test_a_scope_ends_what_another_thread_waits_for_and_what_it_asks_next(wide):
     scope, seen = CancelScope(), []
 
     def work():
         with scope.entered():
             for _ in range(3):
                 try:
-                    endless.call(greedy(max_tokens=None, grammar='root ::= ("a" | "b")*'))
+                    wide.call(greedy(max_tokens=None))
                 except CancelledCallError as error:
                     seen.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: figures(endless)["running"] == 1)
+    until(lambda: figures(wide)["running"] == 1)
     scope.cancel()
     thread.join(60)
     assert len(seen) == 3
-    until(lambda: figures(endless)["running"] == 0)
+    until(lambda: figures(wide)["running"] == 0)
 
 
 def test_a_prompt_is_given_up_in_the_middle_of_a_step(tmp_path):
@@ -271,7 +278,7 @@ _INTERRUPTED = """
 import os, signal, sys, threading
 from tea_runtime import *
 backend = LocalLlmBackend(sys.argv[1], n_threads=1)
-params = LlmCallParams("\\n", None, 0, grammar='root ::= ("a" | "b")*')
+params = LlmCallParams("\\n", None, 0)
 def interrupt():
     while backend.load_figures()["running"] == 0: pass
     os.kill(os.getpid(), signal.SIGINT)

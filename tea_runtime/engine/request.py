@@ -75,8 +75,8 @@ class Request(Generic[T]):
             CancelledCallError: Somebody else cancelled it.
         """
         scope = current_scope()
-        with scope.running(self.cancel) if scope is not None else nullcontext():
-            try:
+        try:
+            with scope.running(self.cancel) if scope is not None else nullcontext():
                 while True:
                     kind, value = self._next()
                     if kind == "result":
@@ -85,10 +85,10 @@ class Request(Generic[T]):
                     if kind == "error":
                         raise value  # noqa: TRY301 - of the engine's thread
                     yield value
-            except BaseException:
-                if not self.done:
-                    self.cancel()
-                raise
+        except BaseException:
+            if not self.done:
+                self.cancel()
+            raise
 
     def wait(self) -> T:
         """Wait for the result; raises as `pieces` does."""
