@@ -7,9 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError, UsageError
+from tea_runtime.errors import UnsupportedError
+from tea_runtime.stream import LlmStream, threaded_stream
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,9 +33,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-100.0, 100.0),
     "seed": (-(2**63), 2**63 - 1),
     "max_tokens": (0, 2**31 - 1),
+    "timeout": (0.0, 1e9),
 }
 _WHOLE = {"top_k", "seed", "max_tokens"}
-_OPTIONAL = {"max_tokens", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed"}
+_OPTIONAL = _RANGES.keys() - {"temperature"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class LlmCallParams:
         tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}` (chat only).
         logprobs: True, or how many alternatives to report for each token.
         chat_template_kwargs: Further variables for the chat template, such as `enable_thinking` (chat only).
+        timeout: Seconds for the whole answer, waiting for others included; None for any time.
     """
 
     prompt: str
@@ -78,6 +82,7 @@ class LlmCallParams:
     tool_choice: str | Mapping[str, Any] | None = None
     logprobs: bool | int | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -178,10 +183,32 @@ class LlmBackend(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """Continue a raw prompt."""
+    def generate(
+        self,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
+    ) -> LlmCallResult:
+        """What all of `call`, `chat`, `stream` and `stream_chat` come down to.
 
-    @abstractmethod
+        Args:
+            params: What to generate and how.
+            messages: A conversation, which takes the place of the prompt.
+            callback: Gets each piece of text as it comes.
+        """
+
+    def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
+        """As `generate`, as an iterator."""
+        return threaded_stream(lambda callback: self.generate(params, messages, callback))
+
+    def call(self, params: LlmCallParams) -> LlmCallResult:
+        """Continue a raw prompt.
+
+        Example:
+            >>> backend.call(LlmCallParams("The capital of France is", max_tokens=8, temperature=0)).content
+        """
+        return self.generate(params)
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -190,13 +217,41 @@ class LlmBackend(ABC):
         stop: str | Sequence[str] | None = None,
         **options: Any,
     ) -> LlmCallResult:
-        """Answer OpenAI-style messages. Options are the further fields of `LlmCallParams`."""
+        """Answer OpenAI-style messages. Options are the further fields of `LlmCallParams`.
 
-    @abstractmethod
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """Continue a raw prompt, handing each piece of text to `callback`; the result holds the whole text."""
+        Example:
+            >>> backend.chat([{"role": "user", "content": "Say hello."}], temperature=0).content
+        """
+        return self.generate(LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages))
 
-    @abstractmethod
+    @overload
+    def stream(self, params: LlmCallParams, callback: None = None) -> LlmStream: ...
+    @overload
+    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult: ...
+    def stream(self, params: LlmCallParams, callback: Callback | None = None) -> LlmCallResult | LlmStream:
+        """Continue a raw prompt piece by piece: to a callback, or as an iterator.
+
+        Example:
+            >>> for piece in backend.stream(LlmCallParams("Once upon a time")):
+            ...     print(piece, end="", flush=True)
+
+        Returns:
+            Without a callback an iterator, whose `result` holds the whole text at the end; closing it ends the
+            generation. With one the result, when all pieces have been handed over.
+        """
+        return self.open_stream(params) if callback is None else self.generate(params, None, callback)
+
+    @overload
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: None = None,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmStream: ...
+    @overload
     def stream_chat(
         self,
         messages: Sequence[Message],
@@ -205,8 +260,24 @@ class LlmBackend(ABC):
         temperature: float = 0.7,
         stop: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> LlmCallResult:
-        """Answer messages, handing each piece of text to `callback`; the result holds the whole text."""
+    ) -> LlmCallResult: ...
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: Callback | None = None,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult | LlmStream:
+        """Answer messages piece by piece: to a callback, or as an iterator; see `stream`.
+
+        Example:
+            >>> for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
+            ...     print(piece, end="", flush=True)
+        """
+        params, plain = LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages)
+        return self.open_stream(params, plain) if callback is None else self.generate(params, plain, callback)
 
     @overload
     def embed(self, text: str) -> list[float]: ...
@@ -220,20 +291,99 @@ class LlmBackend(ABC):
     def is_available(self) -> bool:
         """Tell whether the backend could be used now, without loading or calling anything."""
 
-    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]:
-        """Continue several raw prompts; a backend that is able to runs them together. Results keep the order."""
-        return [self.call(one) for one in params]
+    @overload
+    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]: ...
+    @overload
+    def call_many(
+        self, params: Sequence[LlmCallParams], *, return_errors: bool
+    ) -> list[LlmCallResult | TeaModelsError]: ...
+    def call_many(self, params: Sequence[LlmCallParams], *, return_errors: bool = False) -> Any:
+        """Continue several raw prompts; a backend that is able to runs them together. Results keep the order.
 
+        Example:
+            >>> results = backend.call_many([LlmCallParams(f"{city} is") for city in ("Rome", "Oslo")])
+
+        Args:
+            params: A request each.
+            return_errors: One that fails has its error in the list, and does not end the others.
+        """
+        return self.generate_many([(one, None) for one in params], return_errors=return_errors)
+
+    @overload
     def chat_many(
         self,
         conversations: Sequence[Sequence[Message]],
         max_tokens: int | None = 100,
         temperature: float = 0.7,
         stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: Literal[False] = False,
         **options: Any,
-    ) -> list[LlmCallResult]:
-        """Answer several conversations; a backend that is able to runs them together. Results keep the order."""
-        return [self.chat(messages, max_tokens, temperature, stop, **options) for messages in conversations]
+    ) -> list[LlmCallResult]: ...
+    @overload
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: bool,
+        **options: Any,
+    ) -> list[LlmCallResult | TeaModelsError]: ...
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Answer several conversations; a backend that is able to runs them together. Results keep the order.
+
+        Example:
+            >>> results = backend.chat_many([[{"role": "user", "content": text}] for text in texts], temperature=0)
+
+        Args:
+            conversations: Messages each.
+            max_tokens: As for `chat`.
+            temperature: As for `chat`.
+            stop: As for `chat`.
+            return_errors: One that fails has its error in the list, and does not end the others.
+            **options: As for `chat`.
+        """
+        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        return self.generate_many([(params, one) for one in conversations], return_errors=return_errors)
+
+    def generate_many(
+        self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]], *, return_errors: bool = False
+    ) -> list[LlmCallResult | TeaModelsError]:
+        """What `call_many` and `chat_many` come down to: a pair of parameters and messages for each answer."""
+        results: list[LlmCallResult | TeaModelsError] = []
+        for params, messages in asked:
+            try:
+                results.append(self.generate(params, None if messages is None else check_messages(messages)))
+            except TeaModelsError as error:
+                if not return_errors:
+                    raise
+                results.append(error)
+        return results
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:  # noqa: ARG002
+        """Score documents by how well they answer a query: larger is better, in the order of the documents.
+
+        Example:
+            >>> scores = backend.rerank("What is a panda?", ["A bear of China.", "A city in Norway."])
+            >>> best = max(range(len(scores)), key=scores.__getitem__)
+
+        Raises:
+            UnsupportedError: The backend has no reranker model.
+        """
+        raise UnsupportedError(
+            f"the backend {self.name} can't rerank", hint="use a reranker model with the local backend"
+        )
 
     @abstractmethod
     def close(self) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from tea_models.chat import render_chat, render_segments
 from tea_models.errors import UsageError
-from tea_runtime.llama.engine import LoadOptions, acquire, release
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.vocabulary import Vocabulary
+from tea_runtime.llama.weights import LoadOptions, Weights
 from tests.gguf_build import CHATML
 from tests.scripted_model import USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts
@@ -27,9 +27,9 @@ def vocabulary(tmp_path_factory):
         texts.add(text, USER_DEFINED)
     path = tmp_path_factory.mktemp("models") / "small.gguf"
     build_scripted(path, [["x"]], vocabulary=texts)
-    weights = acquire(path, LoadOptions())
+    weights = Weights(path, LoadOptions())
     yield Vocabulary(weights)
-    release(weights)
+    weights.close()
 
 
 def prompt(vocabulary, template=CHATML):
@@ -122,7 +122,7 @@ def test_a_template_that_writes_bos_gets_no_second_one(vocabulary):
 
 @pytest.mark.real
 def test_a_real_vocabulary_behaves_the_same(real_model):
-    weights = acquire(real_model, LoadOptions())
+    weights = Weights(real_model, LoadOptions())
     try:
         vocabulary = Vocabulary(weights)
         chat = prompt(vocabulary)
@@ -133,4 +133,4 @@ def test_a_real_vocabulary_behaves_the_same(real_model):
             rendered = "".join(segment.text for segment in segments)
             assert vocabulary.with_bos(chat._careful(segments)) == vocabulary.prompt(rendered)
     finally:
-        release(weights)
+        weights.close()

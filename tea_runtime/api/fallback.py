@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tea_runtime.api.backend import ApiLlmBackend, is_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult
+    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
     from tea_runtime.llm_settings import LlmSettings
 
 
@@ -23,10 +23,14 @@ class FallbackApiBackend(ApiLlmBackend):
 
     reason = ""
 
-    def _generate(
-        self, params: LlmCallParams, messages: list[dict[str, Any]] | None, callback: Callback | None
+    def generate(
+        self,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
     ) -> LlmCallResult:
-        return replace(super()._generate(params, messages, callback), fallback_reason=self.reason)
+        """As `ApiLlmBackend.generate`."""
+        return replace(super().generate(params, messages, callback), fallback_reason=self.reason)
 
 
 def api_problem(block: LlmSettings, environ: Mapping[str, str]) -> str:
