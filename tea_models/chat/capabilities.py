@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
 from tea_models.chat.probes import (
     KEY,
     NOON,
@@ -25,6 +24,7 @@ from tea_models.chat.probes import (
 )
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
+from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
