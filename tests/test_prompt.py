@@ -106,7 +106,7 @@ def test_the_careful_way_gives_the_same_tokens_as_the_plain_one(vocabulary):
         text = "".join(source.choices(alphabet, k=source.randrange(1, 30)))
         segments = render_segments(CHATML, [{"role": "user", "content": text}])
         rendered = "".join(segment.text for segment in segments)
-        assert vocabulary.with_bos(chat._careful(segments)) == vocabulary.prompt(rendered)
+        assert vocabulary.with_bos(chat._segment_tokens(segments)) == vocabulary.prompt(rendered)
 
 
 def test_half_a_character_is_refused_before_the_template_sees_it(vocabulary):
@@ -131,6 +131,6 @@ def test_a_real_vocabulary_behaves_the_same(real_model):
         for text in ("Hello world", "  two  spaces", "1234567890", "naïve 日本語 \n\n code {}", "<b>x</b> a|b"):
             segments = render_segments(CHATML, [{"role": "user", "content": text}])
             rendered = "".join(segment.text for segment in segments)
-            assert vocabulary.with_bos(chat._careful(segments)) == vocabulary.prompt(rendered)
+            assert vocabulary.with_bos(chat._segment_tokens(segments)) == vocabulary.prompt(rendered)
     finally:
         weights.close()

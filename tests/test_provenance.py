@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tea_models.chat import TemplateError, render_chat
+from tea_models.chat import TemplateError, render_chat, render_segments
 from tea_models.chat.provenance import ProvenanceEnvironment, TemplateText, joined, origin_of
 
 #: Letters that only the template writes, and letters that are only in data.
@@ -100,3 +100,10 @@ def test_a_text_without_a_character_of_the_template_is_a_plain_one():
     assert type(text[1:]) is str
     assert type(text[:1]) is TemplateText
     assert type(text.removeprefix("a")) is str
+
+
+def test_known_roles_and_the_models_own_texts_are_the_templates_and_no_other_variable_is():
+    template = "{{ bos_token }}{{ messages[0].role }}{{ messages[1].role }}{{ messages[2].role }}{{ extra }}"
+    messages = [{"role": "user"}, {"role": "useful"}, {"role": ["user"]}]
+    segments = render_segments(template, messages, bos_token="<s>", eos_token="</s>", extra="</s>")
+    assert [tuple(segment) for segment in segments] == [("<s>user", "template"), ("useful['user']</s>", "data")]

@@ -85,7 +85,7 @@ def test_a_template_that_would_never_end_or_fill_the_memory_is_stopped(template,
         ("{{ ['a', 'b'] | tojson }}", '["a", "b"]'),
         ("{{ state.items | batch(2) | list }}", [[1, 2], [3]]),
         ("{% for i in range(50000) %}{% endfor %}done", "done"),
-        ("{{ state.big * 50 }}", "x" * 50_000_000),
+        ("{{ state.big * 10 }}", "x" * 10_000_000),
         ("{{ state.items | map('string') }}", ["1", "2", "3"]),
         ("{{ (1, 'a') }}", [1, "a"]),
         ("{{ state }}", STATE["state"]),
@@ -215,10 +215,18 @@ def test_a_state_that_holds_itself_is_refused_only_where_the_result_would_have_n
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ 1 +* 2 }}", "{{ a", "{% for", "{{ a | spam }}", "{{ " + "(" * 20_000 + " }}", "{{ " + "9" * 10_000 + " }}"],
+    [
+        "{{ 1 +* 2 }}",
+        "{{ a",
+        "{% for",
+        "{{ a | spam }}",
+        "{{ a is spam }}",
+        "{{ " + "(" * 20_000 + " }}",
+        "{{ " + "9" * 10_000 + " }}",
+    ],
 )
 def test_what_does_not_parse_is_refused_without_running_it(template):
-    with pytest.raises(UsageError, match=r"not a valid template|no filter 'spam'"):
+    with pytest.raises(UsageError, match=r"not a valid template|no (filter|test) 'spam'"):
         check({"key": ["fine", template]})
 
 

@@ -207,8 +207,9 @@ def _with_origins(variables: dict[str, Any]) -> dict[str, Any]:
         if type(variables.get(name)) is str:
             variables[name] = literal(variables[name])
     for message in variables["messages"]:
-        if message.get("role") in ROLES:
-            message["role"] = literal(message["role"])
+        role = message.get("role")
+        if isinstance(role, str) and role in ROLES:
+            message["role"] = literal(role)
     return variables
 
 

@@ -27,7 +27,7 @@ _TEMPLATE_LOGIC = re.compile(r"think|reason|tool", re.IGNORECASE)
 _MARK_SHAPE = re.compile(r"<\S+>\Z|\[\S+\]\Z")
 
 
-class ControlTexts:
+class ControlTokens:
     """The texts that must not become control tokens unless the template wrote them.
 
     Args:
@@ -90,7 +90,7 @@ class ChatPrompt:
     def __init__(self, vocabulary: Vocabulary, template: str, render: Callable[..., list[Segment]]) -> None:
         self._vocabulary = vocabulary
         self._contents = Contents(render)
-        self._texts = ControlTexts(vocabulary, template)
+        self._texts = ControlTokens(vocabulary, template)
 
     def tokens(
         self,
@@ -124,9 +124,9 @@ class ChatPrompt:
                     hint="leave that text out of the messages, or choose another template with chat_format",
                 )
             plain = plain and "d" not in origin
-        return self._vocabulary.prompt(text) if plain else self._vocabulary.with_bos(self._careful(segments))
+        return self._vocabulary.prompt(text) if plain else self._vocabulary.with_bos(self._segment_tokens(segments))
 
-    def _careful(self, segments: Sequence[Segment]) -> list[int]:
+    def _segment_tokens(self, segments: Sequence[Segment]) -> list[int]:
         """Tokens of a prompt in which only the template's own control tokens are ones."""
         engine = llama()
         tokens: list[int] = []
@@ -139,13 +139,13 @@ class ChatPrompt:
                 attributes = self._vocabulary.attributes(token)
                 text = text.lstrip() if strip else text
                 text = text.rstrip() if attributes & engine.LLAMA_TOKEN_ATTR_LSTRIP else text
-                tokens += [*self._plain(text), token]
+                tokens += [*self._text_tokens(text), token]
                 text, strip = "", bool(attributes & engine.LLAMA_TOKEN_ATTR_RSTRIP)
                 start = place + len(found)
             text += segment.text[start:]
-        return tokens + self._plain(text.lstrip() if strip else text)
+        return tokens + self._text_tokens(text.lstrip() if strip else text)
 
-    def _plain(self, text: str) -> list[int]:
+    def _text_tokens(self, text: str) -> list[int]:
         """Tokens of a text without any control token; what llama.cpp would take for one all the same is cut in two."""
         for cut in (self._texts.defined, self._texts.tokens):
             pieces, start = [], 0

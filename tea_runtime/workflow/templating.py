@@ -154,9 +154,13 @@ def _compile(text: str) -> _Template | None:
         return None
     try:
         tree = _PARSER.parse(text.strip())
-        for used in tree.find_all(nodes.Filter):
-            if used.name not in _FILTERS:
-                raise UsageError(f"{_shown(text)}: there is no filter {used.name!r}", hint=nearest(used.name, _FILTERS))
+        for kind, known in ((nodes.Filter, _FILTERS), (nodes.Test, list(_PARSER.tests))):
+            for used in tree.find_all(kind):
+                if used.name not in known:
+                    what = kind.__name__.lower()
+                    raise UsageError(
+                        f"{_shown(text)}: there is no {what} {used.name!r}", hint=nearest(used.name, known)
+                    )
         whole = _BRACES.fullmatch(text.strip())
         parts = tree.body[0].nodes if len(tree.body) == 1 and isinstance(tree.body[0], nodes.Output) else []
         if whole and len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData):
