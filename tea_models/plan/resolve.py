@@ -124,7 +124,7 @@ def plan_model(
 
     Raises:
         MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: It reads well, but llama.cpp can't load it, or dies of it; says why.
+        IntegrityError: It reads well, but llama.cpp can't load it, or crashes on it; says why.
         MissingFileError: A shard is missing.
         MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
         UsageError: A value is out of range, or the profile is of another file.
@@ -145,7 +145,7 @@ def plan_model(
 
         with DryLoader(settings) as loader:
             refusal = loader.refusal(path)
-        if refusal is not None and refusal.died:
+        if refusal is not None and refusal.crashed:
             raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
     return profile, plan
 

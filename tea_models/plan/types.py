@@ -187,7 +187,9 @@ class RunPlan:
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
             "speed": self.speed.to_json() if self.speed else None,
-            "decisions": [asdict(decision) for decision in self.decisions],
+            "decisions": [
+                asdict(decision) | {"rejected": list(map(asdict, decision.rejected))} for decision in self.decisions
+            ],
             "notes": list(self.notes),
             "observed": self.observed,
         }
