@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.measurer import Measured, Measurer
-from tea_models.engine.probe import Prober, ProbeTarget, engine_info
+from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
 from tea_models.machine.detect import Machine, detect_machine
@@ -227,9 +227,9 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
     if problems:
         # What llama.cpp refuses, or crashes on, is not shown to it.
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
-    target = ProbeTarget(profile.header_sha256, path=model.path, model=None if model.path else model)
+    cache = _cache_dir(settings)
     try:
-        prober = Prober(target, cache_dir=_cache_dir(settings), environ=settings.environ or None)
+        prober = Prober(profile.header_sha256, model.path or model, cache_dir=cache, environ=settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)

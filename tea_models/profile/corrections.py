@@ -34,7 +34,7 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
     template = header.metadata.get("tokenizer.chat_template")
     if sha256 is None and path is not None:
         sha256 = recorded_sha256(path, settings)
-    digest = _sha256(template) if isinstance(template, str) else None
+    digest = text_sha256(template) if isinstance(template, str) else None
     hashes = [known for known in (sha256, digest) if known is not None]
     if not hashes or not any(_may_name(text, hashes) for text in _registry_texts(settings)):
         return None
@@ -83,7 +83,8 @@ def recorded_sha256(path: str, settings: Settings) -> str | None:
     return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
 
 
-def _sha256(text: str) -> str:
-    import hashlib
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8; of one that is broken too."""
+    import hashlib  # slow to import, and not every header has a template
 
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
