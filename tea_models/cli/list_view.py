@@ -26,17 +26,7 @@ def show(
     kind: str | None = None,
     fit: bool = False,
 ) -> None:
-    """Print the models of the registry that have all words in their name, kind, licence or description.
-
-    Args:
-        settings: Where the registry and the store are.
-        out: Where the table or the JSON goes.
-        words: What to look for.
-        every: Show every variant, not a line a model.
-        installed: Only what is in the store.
-        kind: Only models of this kind.
-        fit: Say of each whether it fits this machine, and how fast it would be.
-    """
+    """Print the models of the registry that have all words in their name, kind, licence or description."""
     from tea_models.registry.entries import Registry
     from tea_models.store import Store
 

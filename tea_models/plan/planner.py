@@ -45,13 +45,6 @@ class Candidate:
 class Planner:
     """Makes one plan.
 
-    Args:
-        profile: Facts about the model.
-        machine: Where it is to run.
-        user: What was asked for.
-        measurer: Answers what settings take.
-        name: What to call the model; by default what the file says.
-
     Raises:
         UsageError: The file is no model that runs by itself.
     """

@@ -105,13 +105,7 @@ class MemoryPlan:
 
 
 def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
-    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits.
-
-    Args:
-        use: What it takes.
-        budget: Bytes of the machine's own memory that may be used.
-        device_budgets: Bytes of each device that may be used.
-    """
+    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits."""
     own = {name: sum(parts) for name, parts in use.devices.items() if name in device_budgets}
     # A device without a budget of its own works in the machine's memory.
     host = use.total - sum(own.values()) - budget

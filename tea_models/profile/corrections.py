@@ -22,12 +22,6 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: str | None = None) -> Entry | None:
     """The registry entry that has corrections for a file, or None.
 
-    Args:
-        header: Its header.
-        settings: Which registry files there are, and where the store is.
-        path: Where the file lies, if it is on this machine.
-        sha256: Its hash, if it is known.
-
     Raises:
         ConfigError: A registry file is wrong.
     """
