@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_models.cli.output import table
+from tea_models.cli.output import shortened, table
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -87,14 +87,15 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
     columns = {
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
-        "": ["installed" if row["installed"] else "" for row in shown],
     }
+    if any(row["installed"] for row in shown):
+        columns[""] = ["installed" if row["installed"] else "" for row in shown]
     if "fit" in shown[0]:
         fits = [row["fit"] or {} for row in shown]
         columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
     columns["KIND"] = [row["kind"] for row in shown]
-    columns["LICENSE"] = [row["license"] for row in shown]
+    columns["LICENSE"] = [shortened(row["license"], 20) for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:
         columns.popitem()  # the last columns are the least wanted
     lines = _table(columns).splitlines()
