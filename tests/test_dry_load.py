@@ -89,14 +89,14 @@ def test_verify_says_what_llama_cpp_refuses_and_why(tmp_path: Path, settings: Se
     assert (results[-1].loadable, results[-1].problems) == (True, ())
 
 
-def test_a_death_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_path: Path, settings: Settings) -> None:
+def test_a_crash_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "bad.gguf"
-    for case, died in (("an assertion", True), ("an unknown tokenizer", False)):
+    for case, crashed in (("an assertion", True), ("an unknown tokenizer", False)):
         path.write_bytes(REFUSED[case][0]())
         with DryLoader(settings) as loader:
             refusal = loader.refusal(path)
         assert refusal is not None
-        assert refusal.died is died
+        assert refusal.crashed is crashed
         assert "/" not in refusal.reason
 
 
@@ -151,7 +151,7 @@ def test_a_store_that_can_not_be_written_to_is_no_error(tmp_path: Path) -> None:
         assert loader.refusal(path) is None
 
 
-def test_the_runtime_does_not_load_what_another_process_died_of(tmp_path: Path, settings: Settings) -> None:
+def test_the_runtime_does_not_load_what_another_process_crashed_on(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(REFUSED["an assertion"][0]())
     with pytest.raises(IntegrityError, match=r"bad\.gguf"):

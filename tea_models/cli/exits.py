@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 def guarded(command: Callable[[], object], out: Output) -> int:
     """Run a command and turn whatever happens into an exit code and one message.
 
-    Args:
-        command: What to run; an int that it returns is the exit code.
-        out: Where the message goes.
-
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_models.cli.output import table
+from tea_models.cli.output import shortened, table
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -26,17 +26,7 @@ def show(
     kind: str | None = None,
     fit: bool = False,
 ) -> None:
-    """Print the models of the registry that have all words in their name, kind, licence or description.
-
-    Args:
-        settings: Where the registry and the store are.
-        out: Where the table or the JSON goes.
-        words: What to look for.
-        every: Show every variant, not a line a model.
-        installed: Only what is in the store.
-        kind: Only models of this kind.
-        fit: Say of each whether it fits this machine, and how fast it would be.
-    """
+    """Print the models of the registry that have all words in their name, kind, licence or description."""
     from tea_models.registry.entries import Registry
     from tea_models.store import Store
 
@@ -119,14 +109,15 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
     columns = {
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
-        "": ["installed" if row["installed"] else "" for row in shown],
     }
+    if any(row["installed"] for row in shown):
+        columns[""] = ["installed" if row["installed"] else "" for row in shown]
     if any("fit" in row for row in shown):
         fits = [row.get("fit") or {} for row in shown]
         columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
     columns["KIND"] = [row["kind"] or "" for row in shown]
-    columns["LICENSE"] = [row["license"] or "" for row in shown]
+    columns["LICENSE"] = [shortened(row["license"] or "", 20) for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:
         columns.popitem()  # the last columns are the least wanted
     lines = _table(columns).splitlines()

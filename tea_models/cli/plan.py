@@ -37,8 +37,8 @@ def command(
 ) -> None:
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
 
-    MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. A wish that does
-    not fit is refused with the numbers and with what would fit.
+    MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. What is asked
+    for and does not fit is refused with the numbers and with what would fit.
     """
     user = user_settings(**options)
     if compare and (plot is not None or explain):

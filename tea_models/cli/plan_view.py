@@ -85,13 +85,7 @@ def _value(decision: Decision) -> str:
 
 
 def explanation(plan: RunPlan, curve: Curve | None, out: Output) -> str:
-    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture.
-
-    Args:
-        plan: The plan.
-        curve: Memory against context, if it was measured.
-        out: Where the text goes.
-    """
+    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture."""
     from tea_models.plan.plot import draw_text
 
     width = min(out.width, 100)
@@ -192,12 +186,7 @@ def _observed_lines(plan: RunPlan) -> list[str]:
 
 
 def comparison_text(comparison: Comparison, out: Output) -> str:
-    """All variants side by side.
-
-    Args:
-        comparison: From `compare_variants`.
-        out: Where the text goes.
-    """
+    """All variants side by side."""
     contexts = sorted({n_ctx for fit in comparison.fits for n_ctx in fit.contexts})
     header = ["VARIANT", "DOWNLOAD", "HERE", *(f"{n_ctx:,}" for n_ctx in contexts), "HOW"]
     rows = []

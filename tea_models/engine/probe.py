@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +56,6 @@ class EngineInfo:
 
 class RefusedError(ProbeError):
     """The engine refuses one combination of settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeTarget:
-    """The model to measure.
-
-    Attributes:
-        header_sha256: SHA-256 of the header, under which answers are kept.
-        path: The (first) file, if it is on this machine.
-        model: Its open headers, to write sparse files from, if it is not.
-    """
-
-    header_sha256: str
-    path: Path | None = None
-    model: ModelFiles | None = field(default=None, repr=False, compare=False)
 
 
 def engine_version() -> str | None:
@@ -131,7 +116,8 @@ class Prober:
     """Measures one model; keeps the answers.
 
     Args:
-        target: The model.
+        header_sha256: SHA-256 of the model's header, under which answers are kept.
+        model: Its (first) file; or its open headers, from which sparse files are written.
         cache_dir: Where answers are kept, or None to keep none. An unwritable folder is no error.
         environ: The environment of the subprocess; by default that of this process.
         timeout: Seconds that a dry run may take.
@@ -139,19 +125,20 @@ class Prober:
 
     def __init__(
         self,
-        target: ProbeTarget,
+        header_sha256: str,
+        model: Path | ModelFiles,
         *,
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self._target = target
+        self._model = model
         self._environ = environ
         self._timeout = timeout
         build = engine_build()
         if build is None:
             raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-        self._file = cache_dir / f"{target.header_sha256[:32]}-{build}.json" if cache_dir else None
+        self._file = cache_dir / f"{header_sha256[:32]}-{build}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
         self._process: ProbeProcess | None = None
         self._path: Path | None = None
@@ -185,7 +172,7 @@ class Prober:
     def _measure(self, points: list[EngineSettings]) -> None:
         self.runs += 1
         if self._path is None:
-            self._path = self._opened.enter_context(_model_file(self._target))
+            self._path = self._opened.enter_context(_model_file(self._model))
         request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
             documents = self._ask(request)
@@ -293,16 +280,14 @@ def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
 
 
 @contextmanager
-def _model_file(target: ProbeTarget) -> Iterator[Path]:
+def _model_file(model: Path | ModelFiles) -> Iterator[Path]:
     """The file to open: the model itself, or a sparse one with only its header."""
-    if target.path is not None:
-        yield target.path
+    if isinstance(model, Path):
+        yield model
         return
-    if target.model is None:
-        raise ProbeError("there is neither a file nor a header to measure")
     folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
     try:
-        for file, header, source in zip(target.model.files, target.model.headers, target.model.sources, strict=True):
+        for file, header, source in zip(model.files, model.headers, model.sources, strict=True):
             # Shards find each other by their names.
             with (folder / Path(file.name).name).open("wb") as sparse:
                 at = 0
@@ -313,7 +298,7 @@ def _model_file(target: ProbeTarget) -> Iterator[Path]:
                     sparse.write(part)
                     at += len(part)
                 sparse.truncate(max(file.size, header.data_offset))
-        yield folder / Path(target.model.files[0].name).name
+        yield folder / Path(model.files[0].name).name
     except OSError as error:
         raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
     finally:

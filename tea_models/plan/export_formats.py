@@ -77,10 +77,6 @@ class Export:
 def export_plan(target: str, what: ExportInput) -> Export:
     """Write a plan for a server.
 
-    Args:
-        target: One of `TARGETS`.
-        what: The plan and the model.
-
     Raises:
         UsageError: The target is unknown, or a value can't be written in its format.
     """

@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 def notes_for(
     profile: ModelProfile, settings: EngineSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
 ) -> tuple[str, ...]:
-    """Notes on a plan, a sentence each, most important first.
-
-    Args:
-        profile: The model.
-        settings: What was decided.
-        use: What it takes.
-        estimated_because: Why nothing was measured; empty where it was.
-        layout: What the model keeps between tokens.
-    """
+    """Notes on a plan, a sentence each, most important first."""
     notes = []
     if estimated_because:
         notes.append(

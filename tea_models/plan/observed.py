@@ -137,13 +137,7 @@ def all_observed(store_dir: Path) -> list[ObservedLoad]:
 
 
 def describe(load: ObservedLoad, part: str, difference: float) -> str:
-    """One sentence on a prediction that was wrong.
-
-    Args:
-        load: The load.
-        part: `kv_cache`, `compute` or `peak`.
-        difference: actual / predicted - 1.
-    """
+    """One sentence on a prediction that was wrong."""
     names = {"kv_cache": "the KV cache", "compute": "the compute buffers", "peak": "the process at its peak"}
     predicted, actual = human_bytes(load.predicted[part]), human_bytes(load.actual[part])
     way = "more" if difference > 0 else "less"

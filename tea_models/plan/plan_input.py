@@ -115,12 +115,6 @@ class PlanInput:
 def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> PlanInput:
     """Work out what a plan is made from.
 
-    Args:
-        profile: The model.
-        machine: Where it is to run.
-        user: What was asked for.
-        name: What to call the model; by default what the file says.
-
     Raises:
         UsageError: The file is no model that runs by itself.
     """

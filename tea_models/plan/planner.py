@@ -45,13 +45,6 @@ class Candidate:
 class Planner:
     """Makes one plan.
 
-    Args:
-        profile: Facts about the model.
-        machine: Where it is to run.
-        user: What was asked for.
-        measurer: Answers what settings take.
-        name: What to call the model; by default what the file says.
-
     Raises:
         UsageError: The file is no model that runs by itself.
     """
@@ -146,17 +139,17 @@ class Planner:
         return layers
 
     def _context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        wish = self._given.user.n_ctx
-        if wish == "auto":
+        asked_context = self._given.user.n_ctx
+        if asked_context == "auto":
             return self._auto_context(point)
         given, search = self._given, self._search
-        n_ctx = given.trained if wish == "max" else int(wish)
+        n_ctx = given.trained if asked_context == "max" else int(asked_context)
         asked = search.at(point, n_ctx)
         search.require(asked)
         for candidate in self._cheaper(asked):
             use = search.fitting(candidate.point)
             if use is not None:
-                reason = "the whole trained context was asked for" if wish == "max" else "asked for"
+                reason = "the whole trained context was asked for" if asked_context == "max" else "asked for"
                 self._decisions.decide("n_ctx", n_ctx, given.user.source, reason + self._beyond(n_ctx))
                 self._give_way(candidate, asked)
                 return candidate.point, use

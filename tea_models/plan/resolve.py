@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.measurer import Measured, Measurer
-from tea_models.engine.probe import Prober, ProbeTarget, engine_info
+from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
 from tea_models.files import base_name
@@ -125,7 +125,7 @@ def plan_model(
 
     Raises:
         MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: It reads well, but llama.cpp can't load it, or dies of it; says why.
+        IntegrityError: It reads well, but llama.cpp can't load it, or crashes on it; says why.
         MissingFileError: A shard is missing.
         MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
         UsageError: A value is out of range, or the profile is of another file.
@@ -146,7 +146,7 @@ def plan_model(
 
         with DryLoader(settings) as loader:
             refusal = loader.refusal(path)
-        if refusal is not None and refusal.died:
+        if refusal is not None and refusal.crashed:
             raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
     return profile, plan
 
@@ -228,9 +228,9 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
     if problems:
         # What llama.cpp refuses, or crashes on, is not shown to it.
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
-    target = ProbeTarget(profile.header_sha256, path=model.path, model=None if model.path else model)
+    cache = _cache_dir(settings)
     try:
-        prober = Prober(target, cache_dir=_cache_dir(settings), environ=settings.environ or None)
+        prober = Prober(profile.header_sha256, model.path or model, cache_dir=cache, environ=settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)

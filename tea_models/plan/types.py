@@ -105,13 +105,7 @@ class MemoryPlan:
 
 
 def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
-    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits.
-
-    Args:
-        use: What it takes.
-        budget: Bytes of the machine's own memory that may be used.
-        device_budgets: Bytes of each device that may be used.
-    """
+    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits."""
     own = {name: sum(parts) for name, parts in use.devices.items() if name in device_budgets}
     # A device without a budget of its own works in the machine's memory.
     host = use.total - sum(own.values()) - budget
@@ -187,7 +181,9 @@ class RunPlan:
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
             "speed": self.speed.to_json() if self.speed else None,
-            "decisions": [asdict(decision) for decision in self.decisions],
+            "decisions": [
+                asdict(decision) | {"rejected": list(map(asdict, decision.rejected))} for decision in self.decisions
+            ],
             "notes": list(self.notes),
             "observed": self.observed,
         }

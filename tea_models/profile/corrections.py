@@ -22,19 +22,13 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: str | None = None) -> Entry | None:
     """The registry entry that has corrections for a file, or None.
 
-    Args:
-        header: Its header.
-        settings: Which registry files there are, and where the store is.
-        path: Where the file lies, if it is on this machine.
-        sha256: Its hash, if it is known.
-
     Raises:
         ConfigError: A registry file is wrong.
     """
     template = header.metadata.get("tokenizer.chat_template")
     if sha256 is None and path is not None:
         sha256 = recorded_sha256(path, settings)
-    digest = _sha256(template) if isinstance(template, str) else None
+    digest = text_sha256(template) if isinstance(template, str) else None
     hashes = [known for known in (sha256, digest) if known is not None]
     if not hashes or not any(_may_name(text, hashes) for text in _registry_texts(settings)):
         return None
@@ -83,7 +77,8 @@ def recorded_sha256(path: str, settings: Settings) -> str | None:
     return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
 
 
-def _sha256(text: str) -> str:
-    import hashlib
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8; of one that is broken too."""
+    import hashlib  # slow to import, and not every header has a template
 
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

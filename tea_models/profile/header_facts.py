@@ -10,6 +10,7 @@ from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
+from tea_models.profile.corrections import text_sha256
 from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.profile.kind import flaws_of, kind_of, pooling_of
 from tea_models.profile.model_files import open_model
@@ -170,7 +171,7 @@ class _Metadata:
         found = self.text(TEMPLATE)
         if found.value is None or self.entry is None:
             return found
-        digest = _sha256(found.value)
+        digest = text_sha256(found.value)
         for override in self.entry.overrides.chat_templates:
             if override.replaces_sha256 == digest:
                 self.warnings.append(f"the chat template is the registry's: {override.reason}")
@@ -267,7 +268,7 @@ def _chat(
     by_registry = entry is not None and stops != found.stop
     return ChatFacts(
         template=template,
-        template_sha256=Fact(_sha256(template.value), "template"),
+        template_sha256=Fact(text_sha256(template.value), "template"),
         format=Fact(found.format, "template"),
         system_role=Fact(found.system_role, "template"),
         tools=Fact(found.tools, "template"),
@@ -320,12 +321,6 @@ def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
 
 def _short(name: str) -> str:
     return name if len(name) <= 80 else name[:79] + "…"
-
-
-def _sha256(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _hash_header(header: Header) -> str:
