@@ -416,10 +416,14 @@ def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(tmp_
         parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys; from pathlib import Path; from tea_models.store import Store\n"
+        # Once as the user who may read this environment, so that every module is loaded.
+        "with Store(Path(sys.argv[2])).partial('key'): pass\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "with Store(Path(sys.argv[1])).partial('key') as partial: partial.write_bytes(b'mine'); print(partial.name)"
     )
-    done = subprocess.run([sys.executable, "-c", code, store.root], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, store.root, tmp_path / "else"], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip().endswith(".part"), done.stderr
     assert done.stdout.strip() != partial.name
     assert [path.read_bytes() for path in store.partials_dir.iterdir()] == [b"theirs"]
