@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tea_models.errors import TeaModelsError
+from tea_models.gguf import size_by_header
 from tea_models.net import Client, HttpSource, Request, RetryPolicy, download
 from tea_models.net import attempt as attempt_module
 from tea_models.net import ranges as ranges_module
@@ -142,6 +143,7 @@ def test_bytes_are_right_or_there_is_an_error_and_an_honest_server_heals(
 ) -> None:
     partial = tmp_path_factory.mktemp("fuzz") / "x.part"
     options = {"sha256": next(iter(HASHES)) if pinned else None, "size": len(DATA) if sized else None}
+    options["size_by_header"] = size_by_header
 
     def run(server: FaultyServer, policy: RetryPolicy, read_seconds: float) -> None:
         with Client(read_seconds=read_seconds) as client:

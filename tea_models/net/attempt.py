@@ -195,6 +195,7 @@ class Attempt:
         """Stop working on a part; what it lacks can be taken again."""
         with self._changed:
             self._board.give_back(part)
+            self._unproved.discard(part)
             self._changed.notify_all()
 
     def can_spare_worker(self, failures: int, trouble: TransientError) -> bool:
@@ -250,8 +251,6 @@ class Attempt:
         """Its body is over, or was broken off."""
         with self._changed:
             self._streams.pop(part, None)
-            self._unproved.discard(part)
-            self._changed.notify_all()
 
     def _learn(self, part: Part, answer: Answer, *, asked: bool) -> None:
         """Compare an answer with what is known; under the lock."""

@@ -48,14 +48,16 @@ class Worker(threading.Thread):
     def _take_parts(self) -> None:
         attempt, retries, rate = self._attempt, self._retries, 0.0
         while (part := attempt.next_part(rate)) is not None:
+            trouble: TransientError | None = None
             try:
                 self._fetch(part)
-                retries.failures, rate = 0, part.rate(time.monotonic())
-                continue
             except TransientError as error:
                 trouble = error
-            finally:
-                attempt.give_back(part)
+            # After any other error the part stays taken: nobody may think meanwhile that the file is complete.
+            attempt.give_back(part)
+            if trouble is None:
+                retries.failures, rate = 0, part.rate(time.monotonic())
+                continue
             if not part.left:
                 continue  # another worker took over what was left
             retries.count(trouble, progress=part.got >= _PROGRESS)
