@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def wanted(data: bytes, name: str = "a.gguf") -> ModelFile:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def everybody_s() -> Iterator[Path]:
+    """A folder that other users reach too; pytest's own are this user's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def test_published_bytes_lie_under_their_name_with_a_record_and_no_partial(store: Store) -> None:
@@ -166,14 +175,12 @@ def test_a_record_that_another_process_wrote_is_seen(store: Store) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-def test_a_store_that_can_not_be_written_is_hashed_once_and_not_by_every_command(tmp_path: Path) -> None:
-    store = Store(tmp_path / "models")
+def test_a_store_that_can_not_be_written_is_hashed_once_and_not_by_every_command(everybody_s: Path) -> None:
+    store = Store(everybody_s / "models")
     path = put(store, b"bytes")
     os.utime(path, ns=(1, 1))  # as new as after it was unpacked somewhere
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o055)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o777)
+    (everybody_s / "cache").mkdir()
+    (everybody_s / "cache").chmod(0o777)
     code = (
         "import os, sys; from pathlib import Path; from tea_models.store import store\n"
         "os.setgid(65534); os.setuid(65534)\n"
@@ -182,7 +189,7 @@ def test_a_store_that_can_not_be_written_is_hashed_once_and_not_by_every_command
         "found = store.Store(Path(sys.argv[1]), Path(sys.argv[2])).path_with(sys.argv[3])\n"
         "print(found is not None, len(hashed))"
     )
-    line = [sys.executable, "-c", code, str(store.root), str(tmp_path / "cache"), sha(b"bytes")]
+    line = [sys.executable, "-c", code, str(store.root), str(everybody_s / "cache"), sha(b"bytes")]
     answers = [subprocess.run(line, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     assert answers == ["True 1\n", "True 0\n"]
 
@@ -406,14 +413,12 @@ def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path, start: Callable[...
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(tmp_path: Path) -> None:
-    store = Store(tmp_path / "models")
+def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(everybody_s: Path) -> None:
+    store = Store(everybody_s / "models")
     with store.partial("key") as partial:
         partial.write_bytes(b"theirs")
     for path in (store.root, store.hidden, store.partials_dir, store.lock_path("key").parent):
         path.chmod(0o777)
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys; from pathlib import Path; from tea_models.store import Store\n"
         # Once as the user who may read this environment, so that every module is loaded.
