@@ -163,6 +163,7 @@ class Workflow:
         nodes: By name, in the order of the file.
         routes: Ways out of each node and of `__start__`, in the order in which they are tried.
         folder: Folder of the file, for paths in it; None for a workflow that is not a file.
+        settings: `settings.llm`; None where it has templates, which need the environment.
     """
 
     document: Document
@@ -170,6 +171,7 @@ class Workflow:
     nodes: Mapping[str, Node]
     routes: Mapping[str, Sequence[Route]]
     folder: Path | None
+    settings: LlmSettings | None
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
         """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
@@ -180,7 +182,7 @@ class Workflow:
             ConfigError: An unknown key or a wrong value.
         """
         names = {"env": environ, "variables": self.spec.variables}
-        settings = _parse_llm(self.spec.settings.get("llm"), self.document, names)
+        settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
         beside = {}
         for key in ("model_path", "profile"):
             path = getattr(settings, key)
@@ -243,7 +245,10 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
     _refuse_host_features(document)
     spec = validate(WorkflowSpec, document)
-    _parse_llm(spec.settings.get("llm"), document, {})
+    block = spec.settings.get("llm")
+    settings: LlmSettings | None = _parse_llm(block, document, {})
+    if isinstance(block, dict) and any(map(templating.is_template, block.values())):
+        settings = None
     _warn_of_slips(spec, document)
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
@@ -255,7 +260,7 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         if (item.package is None) == (item.path is None):
             raise document.error("expected package or path, one of them", ("imports", index))
     _check_templates(document, nodes)
-    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder)
+    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder, settings)
 
 
 def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmSettings:
