@@ -6,16 +6,16 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import is_registry
-from tea_models.yamlfile import Document, dotted, load_yaml, nearest, read_yaml, validate
-from tea_runtime.errors import HostFeatureError
+from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
 from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow.host_check import refuse_host_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,17 +24,6 @@ logger = logging.getLogger("tea_runtime")
 
 START, END = "__start__", "__end__"
 _ALIKE = 0.75
-# Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
-_HOST_NODE_KEYS = {
-    "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
-    "items": "fan-out nodes", "body": "loop nodes", "subgraph": "subgraphs", "on_error": "error handling of nodes",
-    "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
-}  # fmt: skip
-_HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
-_HOST_KEYS = {
-    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
-    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
-}  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "string": (str,), "int": (int,), "integer": (int,), "float": (int, float), "number": (int, float),
     "bool": (bool,), "boolean": (bool,), "list": (list,), "array": (list,), "dict": (dict,), "object": (dict,),
@@ -243,7 +232,7 @@ def workflow_from_data(data: Mapping[str, Any], *, name: str = "workflow", folde
 def _workflow(document: Document, folder: Path | None) -> Workflow:
     if not isinstance(document.data, dict):
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
-    _refuse_host_features(document)
+    refuse_host_features(document)
     spec = validate(WorkflowSpec, document)
     block = spec.settings.get("llm")
     settings: LlmSettings | None = _parse_llm(block, document, {})
@@ -283,29 +272,6 @@ def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
             line = document.line(("settings", key))
             place = document.file + (f":{line}" if line and document.lines else "")
             logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
-
-
-def _refuse_host_features(document: Document) -> None:
-    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
-        raise HostFeatureError(
-            f"{what} are not part of this runner",
-            file=document.file,
-            line=document.line(path),
-            key=dotted(path),
-            hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
-        )
-
-    for key in document.data:
-        if key in _HOST_KEYS:
-            refuse(_HOST_KEYS[key], (key,))
-    for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
-        entries = document.data.get(section)
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            for key in entry if isinstance(entry, dict) else ():
-                if key in features:
-                    refuse(features[key], (section, index, key))
-            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
-                refuse("parallel branches", (section, index, "type"))
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
