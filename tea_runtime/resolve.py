@@ -237,7 +237,7 @@ def _by_profile(path: Path, world: Settings) -> tuple[Path, ModelProfile]:
         raise MissingFileError(f"{path}: no such file")
     profile = load_profile(path)
     first = profile.files[0]
-    store = Store(world.store_dir)
+    store = Store.of(world)
     beside = path.parent / first.name
     known = store.path_with(first.sha256) if first.sha256 else None
     for candidate in (beside, known, world.store_dir / first.name):

@@ -16,6 +16,7 @@ from tea_models import inspect_model
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.cli.quick import quick
+from tests.faulty_server import FaultyServer
 from tests.gguf_build import (
     F16,
     Q4_0,
@@ -31,7 +32,6 @@ from tests.gguf_build import (
 )
 from tests.hub_server import COMMIT, Repo
 from tests.hub_server import serve as serve_hub
-from tests.test_gguf_http import BIG, Behaviour, serve
 
 PLAIN = small_llama_metadata(tokenizer__chat_template=None)
 
@@ -368,16 +368,15 @@ def test_a_shard_under_another_name_is_not_loadable(tmp_path: Path) -> None:
 
 
 def test_a_remote_file_is_inspected_by_its_header_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    behaviour = Behaviour(BIG)
-    with serve(behaviour) as url:
-        document = json.loads(command(capsys, url, "--json")[1])
-    with serve(Behaviour()) as url:
-        code, out, _ = command(capsys, url)
+    data = build_gguf(small_llama_metadata(), [*small_llama_tensors(), Tensor("z", (1 << 21,))])
+    with FaultyServer(data) as server:
+        document = json.loads(command(capsys, server.url, "--json")[1])
+        code, out, _ = command(capsys, server.url)
     assert code == 0
-    assert document["size"] == len(BIG)
-    assert document["remote"]["bytes_read"] < len(BIG) // 2
+    assert document["size"] == len(data)
+    assert document["remote"]["bytes_read"] < len(data) // 2
     assert "fetched" in out
-    assert f"tea-models pull {url}" in out
+    assert f"tea-models pull {server.url}" in out
 
 
 def test_a_model_on_the_hub_is_inspected_at_its_commit_with_all_shards(
@@ -403,10 +402,9 @@ def test_a_model_on_the_hub_is_inspected_at_its_commit_with_all_shards(
 
 
 def test_offline_does_not_ask_a_remote_host(capsys: pytest.CaptureFixture[str]) -> None:
-    behaviour = Behaviour()
-    with serve(behaviour) as url:
-        assert command(capsys, url, "--offline")[0] == 4
-    assert behaviour.seen == []
+    with FaultyServer(build_gguf()) as server:
+        assert command(capsys, server.url, "--offline")[0] == 4
+    assert server.seen == []
 
 
 # -- what is remembered ------------------------------------------------------------------------------------------------

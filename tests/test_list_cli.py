@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tea_models.cli import group
 from tea_models.cli.frame import run
+from tests.gguf_build import build_gguf
 
 
 def list_models(*arguments: str) -> int:
@@ -44,3 +46,16 @@ def test_only_one_kind_is_listed_when_asked(capsys: pytest.CaptureFixture[str]) 
 def test_an_empty_store_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
     assert list_models("--installed") == 0
     assert "tea-models pull smollm2-135m" in capsys.readouterr().out
+
+
+def test_what_was_pulled_by_its_address_is_listed_though_no_registry_has_a_name_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.gguf").write_bytes(build_gguf())
+    assert run(group(), ["pull", "--no-adopt", str(tmp_path / "mine.gguf")]) == 0
+    capsys.readouterr()
+    assert list_models("--installed", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["installed"], row["variant"], row["path"].rpartition("/")[2]) == (True, None, "mine.gguf")
+    assert list_models("--installed") == 0
+    assert "mine.gguf" in capsys.readouterr().out

@@ -540,7 +540,7 @@ def test_a_pulled_model_starts_from_the_profile_that_was_written_with_it(tmp_pat
     build_scripted(source, [["Hello"]])
     settings = Settings.resolve({"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}, cwd=tmp_path)
     (pulled,) = pull([f"file:{source}"], settings=settings)
-    written = Store(settings.store_dir).profile_path(Path(pulled.path))
+    written = Store.of(settings).profile_path(Path(pulled.path))
     document = json.loads(written.read_text())
     document["name"]["value"] = "As written"
     written.write_text(json.dumps(document))

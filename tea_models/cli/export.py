@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -28,6 +28,7 @@ _TARGETS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "pyth
 @click.option("--gpu", metavar="none|all|N", help="Layers on a GPU.")
 @click.option("--for", "purpose", type=click.Choice(("chat", "embed")), help="By default what the model is for.")
 @click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp.")
+@takes_locked
 @answering
 def command(
     app: App, model: str, *, target: str, path: str | None, output: Path | None, estimate: bool, **user: Any

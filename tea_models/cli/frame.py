@@ -124,8 +124,12 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
     @click.option("--offline", is_flag=True, help="Fetch nothing.")
     @functools.wraps(function)
-    def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
+    def command(
+        *args: Any, as_json: bool, quiet: bool, offline: bool, only_locked: bool = False, **options: Any
+    ) -> Any:
+        settings = Settings.resolve(
+            os.environ, cwd=Path.cwd(), offline=True if offline else None, locked=True if only_locked else None
+        )
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
         app.out.note_foreign_registry(settings)
         try:
@@ -134,6 +138,10 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
             raise _ReaderGoneError from error  # click would turn a broken pipe into exit code 1
 
     return command
+
+
+# For commands that are given models by name. The nearest models.lock says what a name means in any case.
+takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only models of the nearest models.lock.")
 
 
 class _ReaderGoneError(Exception):

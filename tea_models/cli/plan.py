@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tea_models.cli.frame import App, answering
+from tea_models.cli.frame import App, answering, takes_locked
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _PURPOSES = ("chat", "embed")
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
 @click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
+@takes_locked
 @answering
 def command(
     app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any

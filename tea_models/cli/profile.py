@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="MODEL [MODEL]", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write the profile (JSON) there.")
 @click.option("--diff", is_flag=True, help="Compare two: --diff A B.")
+@takes_locked
 @answering
 def command(app: App, models: tuple[str, ...], *, output: str | None, diff: bool) -> None:
     """Show facts that hold on every machine, each with its source. MODEL may be a saved profile (.json)."""

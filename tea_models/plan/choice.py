@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
+from tea_models.files import base_name
 from tea_models.plan.case import make_budget
 from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
 from tea_models.plan.user_settings import UserSettings
@@ -211,7 +212,7 @@ class _Judge:
 
     def reference(self, reference: str) -> Fit:
         plan, contexts, _profile, size = self._read(reference)
-        return self._fit(self._unknown(reference.rpartition("/")[2], "", size), plan, contexts)
+        return self._fit(self._unknown(base_name(reference), "", size), plan, contexts)
 
     def entry(self, entry: Entry) -> list[Fit]:
         """Read what can be read; judge the others by it, or by their size."""
@@ -237,7 +238,7 @@ class _Judge:
     def _installed(self, variant: Variant) -> bool:
         from tea_models.store import Store
 
-        store = Store(self.settings.store_dir)
+        store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
     def _read(self, reference: str) -> tuple[RunPlan | int, dict[int, int], ModelProfile, int]:

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError
+from tea_models.files import base_name
 from tea_models.plan.export_formats import Export, ExportInput, export_plan
 from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
 
@@ -74,4 +75,4 @@ def _short(reference: str, here: Path | None) -> str:
     """A name that servers accept: that of the registry, or the file's without its suffix."""
     if "/" not in reference and not reference.endswith(".gguf"):
         return reference
-    return here.name.removesuffix(".gguf") if here else reference.rpartition("/")[2].removesuffix(".gguf")
+    return here.name.removesuffix(".gguf") if here else base_name(reference).removesuffix(".gguf")

@@ -17,6 +17,7 @@ from tea_models.engine.estimator import Estimator
 from tea_models.engine.measurer import Measured, Measurer
 from tea_models.engine.probe import Prober, ProbeTarget, engine_info
 from tea_models.engine.probe_process import ProbeError
+from tea_models.files import base_name
 from tea_models.machine.detect import Machine, detect_machine
 from tea_models.plan.user_settings import UserSettings
 
@@ -249,5 +250,4 @@ def _cache_dir(settings: Settings) -> Path:
 
 def _name(path_or_ref: str | Path) -> str:
     """What the user called it, shortened to a file's name where it is a path or an address."""
-    text = str(path_or_ref).partition("#")[0]
-    return text.rstrip("/").rpartition("/")[2] or text
+    return base_name(str(path_or_ref)) or str(path_or_ref)

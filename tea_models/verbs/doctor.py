@@ -181,7 +181,7 @@ def _installed(settings: Settings) -> list[Check]:
     from tea_models.store import Store
 
     try:
-        items = Store(settings.store_dir).installed()
+        items = Store.of(settings).installed()
     except (OSError, TeaModelsError) as error:
         return [Check("models", "warn", f"the store can't be read: {error}")]
     changed = [item.record.filename for item in items if item.state != "ok"]

@@ -81,7 +81,7 @@ def command(
         finally:
             stream.end_line()
     if app.out.as_json:
-        app.out.answer(plain(result.to_dict()), lambda: "")
+        app.out.answer(plain(result.to_dict()), lambda: "", exact=True)
 
 
 def _with_stdin(question: str, *, explicit: bool) -> str:

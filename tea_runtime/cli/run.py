@@ -109,7 +109,7 @@ def command(  # noqa: PLR0917 - click passes them by name
     new = {key: value for key, value in final.items() if before.get(key) != value and not stream.showed(value)}
     if stream.used and new and not app.out.as_json:
         sys.stdout.write("\n")
-    app.out.answer(plain(final), lambda: readable(new, app.out))
+    app.out.answer(plain(final), lambda: readable(new, app.out), exact=True)
 
 
 def _check(app: App, path: Path, workflow: Workflow, state: Mapping[str, Any], environ: Mapping[str, str]) -> None:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import IntegrityError, MissingFileError, TeaModelsError, UsageError
+from tea_models.caller import Caller
+from tea_models.errors import IntegrityError, MissingFileError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
@@ -34,7 +35,6 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         if not path.exists():
             raise MissingFileError(f"{path}: no such file")
         return path
-    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     found = locate(model, Caller(settings), remote=False).paths[0]
@@ -54,6 +54,7 @@ def examine(path: Path, settings: Settings) -> ModelProfile:
     from tea_models.gguf import check_loadable, check_tokenizable
     from tea_models.profile import profile_from_headers
     from tea_models.profile.model_files import open_model
+    from tea_models.profile.stored import stored_profile
 
     with open_model(path, settings=settings) as model:
         for source, header in zip(model.sources, model.headers, strict=True):
@@ -62,25 +63,10 @@ def examine(path: Path, settings: Settings) -> ModelProfile:
                 raise IntegrityError(
                     f"{source.name}: llama.cpp can't run it: {problems[0]}", hint="get the file again, or another one"
                 )
-        recorded = _recorded(path, settings)
+        recorded = stored_profile(path, Caller(settings))
         if recorded is not None and recorded.files[0].size == model.files[0].size:
             return recorded
         return profile_from_headers(model.headers, model.files, entry=model.entry)
-
-
-def _recorded(path: Path, settings: Settings) -> ModelProfile | None:
-    """The profile that `pull` wrote beside a file of the store, as long as the file is the one that was pulled."""
-    from tea_models.profile.document import load_profile
-    from tea_models.store import Store
-
-    store = Store(settings.store_dir)
-    record = store.record_of(path) if store.contains(path) else None
-    if record is None or not store.intact(record):
-        return None
-    try:
-        return load_profile(store.profile_path(path))
-    except (TeaModelsError, OSError):
-        return None  # damaged bookkeeping is worth nothing; the header says the same
 
 
 def check_text(profile: ModelProfile, path: Path) -> None:

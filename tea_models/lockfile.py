@@ -22,30 +22,31 @@ Models are in the order of their references, so that two people who add one each
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
+from tea_models.refs import parse_reference
+from tea_models.registry.schema import PinnedFile, Sha256, Strict
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tea_models.yamlfile import Document
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 SCHEMA = "tea.models-lock/1"
-LOCK_FILE = "models.lock"
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
 
 
@@ -86,6 +87,19 @@ class Lock:
     inputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> list[ModelFile]:
+        """The files of all models."""
+        return [file for model in self.models.values() for file in model.files]
+
+    def find(self, text: str) -> LockedModel | None:
+        """The model that a reference means: by how it was asked for, or by what that was resolved to."""
+        shown = public(text)
+        if shown in self.models:
+            return self.models[shown]
+        resolved = [model for model in self.models.values() if model.resolved.lower() == shown.lower()]
+        return resolved[0] if len(resolved) == 1 else None
+
 
 def read_lock(path: Path) -> Lock:
     """Read a lock file.
@@ -106,19 +120,29 @@ def _read(document: Document) -> Lock:
     model = validate(_LockModel, document)
     models = {}
     for reference, item in model.models.items():
-        files = []
-        for index, entry in enumerate(item.files):
-            place = ("models", reference, "files", index)
-            try:
-                check_name(entry.filename)
-                sources = [Source.parse(_parts(one)) for one in entry.sources]
-                if sources[0].revision is None:  # an Ollama tag does not name its manifest
-                    sources[0] = replace(sources[0], revision=entry.revision)
-            except (UsageError, StoreError) as error:
-                raise document.error(error.message, place) from None
-            files.append(ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
-        models[reference] = LockedModel(reference, item.resolved, tuple(files), item.license, item.template_sha256)
+        place = ("models", reference)
+        _checked(parse_reference, reference, document, place)
+        _checked(parse_reference, item.resolved, document, (*place, "resolved"))
+        files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
+        models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
     return Lock(models, tuple(model.inputs), tuple(model.names))
+
+
+def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
+    try:
+        return read(value)
+    except (UsageError, StoreError) as error:
+        raise document.error(error.message, place) from None
+
+
+def _file(entry: _FileModel) -> ModelFile:
+    check_name(entry.filename)
+    sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in entry.sources]
+    if sources[0].revision is None:  # an Ollama tag does not name its manifest
+        sources[0] = replace(sources[0], revision=entry.revision)
+    if entry.revision not in (None, sources[0].revision):
+        raise UsageError(f"revision is {entry.revision!r}, and the first source is at {sources[0].revision!r}")
+    return ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources))
 
 
 def format_lock(lock: Lock) -> str:
@@ -167,44 +191,20 @@ def _file_document(file: ModelFile) -> dict[str, Any]:
     }
 
 
-def _parts(source: str | _PartsModel) -> list[str]:
-    return [source] if isinstance(source, str) else source.parts
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _PartsModel(_Strict):
-    parts: list[str] = Field(min_length=1)
-
-
-class _FileModel(_Strict):
-    filename: str
-    size: int | None = Field(gt=0, lt=1 << 50)
-    sha256: str
+class _FileModel(PinnedFile):
+    sha256: Sha256
     revision: str | None = None
-    sources: list[str | _PartsModel] = Field(min_length=1)
-
-    @field_validator("sha256", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            raise ValueError("expected 64 lower-case hexadecimal digits in quotes")  # noqa: TRY004 - for pydantic
-        if not _SHA256.match(value):
-            raise ValueError(f"expected 64 lower-case hexadecimal digits, found {len(value)} characters")
-        return value
 
 
-class _ModelModel(_Strict):
+class _ModelModel(Strict):
     resolved: str
     license: str | None = None
     template_sha256: str | None = None
     files: list[_FileModel] = Field(min_length=1)
 
 
-class _LockModel(_Strict):
+class _LockModel(Strict):
     schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
-    inputs: list[str] = []
-    names: list[str] = []
-    models: dict[str, _ModelModel] = {}
+    inputs: list[str] = Field(default=[])
+    names: list[str] = Field(default=[])
+    models: dict[str, _ModelModel] = Field(default={})
