@@ -8,8 +8,9 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import UsageError
+from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
-from tea_runtime.errors import LlmError, UnsupportedError
+from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.context import ContextOptions, end_process
@@ -33,6 +34,7 @@ from tea_runtime.llama.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tea_models.chat import Segment
     from tea_models.plan import RunPlan
     from tea_models.profile import ModelProfile
     from tea_models.settings import Settings
@@ -338,7 +340,7 @@ class LocalLlmBackend(LlmBackend):
                 hint="use llm.call with a raw prompt, or give settings.llm.chat_format (such as chatml, or a template)",
             )
 
-        def render(**given: Any) -> str:
+        def render(**given: Any) -> list[Segment]:
             return found.render(bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text, **given)
 
         self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
@@ -356,6 +358,7 @@ class LocalLlmBackend(LlmBackend):
                 reason = "tool_calls"
             if request.callback is not None and content:
                 request.callback(content)
+        self._check_form(request, content, calls)
         usage = generation.usage()
         return LlmCallResult(
             content=content,
@@ -368,6 +371,24 @@ class LocalLlmBackend(LlmBackend):
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
         )
+
+    def _check_form(self, request: _Request, content: str, calls: list[dict[str, Any]] | None) -> None:
+        """Check what the grammar has bound already; an answer that was cut short is no whole JSON."""
+        params = request.generation.params
+        schema = wanted_schema(params.response_format)
+        demanded = demanded_tools(params)
+        if request.generation.finish_reason == "length" or (schema is None and demanded is None):
+            return
+        problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
+        if problem:
+            # A grammar counts a character that the model began and did not end as one; in the text it may be several.
+            broken = "\ufffd" in content
+            raise GenerationError(
+                f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
+                hint="the model wrote bytes that are no text: try a lower temperature"
+                if broken
+                else "please report the schema: the grammar should have ruled this out",
+            )
 
     def _weights_in_use(self) -> Weights:
         if not self._closed.alive:

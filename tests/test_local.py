@@ -15,7 +15,7 @@ from tea_models import Settings, pull, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.errors import ContextOverflowError, LlmError, UnsupportedError
+from tea_runtime.errors import ContextOverflowError, GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.engine import loaded
 from tea_runtime.llama.generation import StopMatcher
 from tests.encoder_model import build_encoder
@@ -614,12 +614,18 @@ def test_a_json_schema_binds_the_answer(speaker):
 
 def test_raw_control_characters_never_get_into_json_strings(endless):
     wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "string", "maxLength": 3}}}
+    kept = 0
     for seed in range(20):
-        result = endless.call(
-            LlmCallParams("x", 100, 3.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, response_format=wanted)
-        )
+        params = LlmCallParams("x", 100, 3.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, response_format=wanted)
+        try:
+            result = endless.call(params)
+        except GenerationError as error:
+            assert "no text" in error.hint  # noqa: PT017 - bytes that are no UTF-8 count differently in text
+            continue
         if result.finish_reason == "stop":
-            assert isinstance(json.loads(result.content), str)
+            kept += 1
+            assert len(json.loads(result.content)) <= 3
+    assert kept
 
 
 @pytest.mark.parametrize(

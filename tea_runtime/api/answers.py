@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tea_runtime.answer_format import check_schema, format_problem, wanted_schema
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -220,43 +221,17 @@ def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params:
 
 def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
     """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
-    kind = wanted.get("type") if wanted else None
-    if kind not in ("json_object", "json_schema") or wanted is None:
+    schema = wanted_schema(wanted)
+    if schema is None:
         return
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        problem = "it is not JSON"
-    else:
-        problem = _mismatch(value, schema_of(wanted) if kind == "json_schema" else {"type": "object"})
+    check_schema(schema, extra="api")
+    problem = format_problem(content, schema)
     if problem:
         start = " ".join(content.split())[:80]
         raise ApiError(
-            f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
+            f"{where}: asked for {wanted['type'] if wanted else 'JSON'} and got something else: {problem}: {start!r}",
             hint="the server does not enforce response_format; use one that does, or the local backend",
         )
-
-
-def schema_of(wanted: Mapping[str, Any]) -> Any:
-    """The schema in a `response_format` of the type `json_schema`."""
-    described = wanted.get("json_schema")
-    return described.get("schema") if isinstance(described, Mapping) else None
-
-
-def _mismatch(value: Any, schema: Any) -> str:
-    """Where a value breaks a schema, or ""; what can't be checked is no match."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    # A registry of its own fetches nothing for a `$ref` to an address.
-    validator = Draft202012Validator({} if schema is None else schema, registry=Registry())
-    try:
-        error = best_match(validator.iter_errors(value))
-    except (Unresolvable, RecursionError) as problem:
-        return f"its schema can't be followed ({str(problem) or type(problem).__name__})"
-    return "" if error is None else f"{error.json_path}: {error.message}"
 
 
 def check_tools_offered(calls: Sequence[Mapping[str, Any]] | None, params: LlmCallParams, where: str) -> None:

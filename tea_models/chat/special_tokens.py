@@ -42,7 +42,7 @@ _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-class Splitter:
+class SpecialTokenSplitter:
     """Cuts texts into markers and what is between them.
 
     Args:
