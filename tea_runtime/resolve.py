@@ -156,7 +156,7 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
     world = Settings.resolve(environ, cwd=Path.cwd())
     try:
         locate(text, Caller(world), remote=False)
-    except UnknownModelError:
+    except (UnknownModelError, LockError):
         try:  # a variant that is unknown is a slip, not another model
             Registry.load(world).find(NameRef(reference.name))
         except UnknownModelError:
