@@ -94,7 +94,7 @@ class LlmActions:
         if requested is None or not self._stands_for_the_model(requested, settings):
             return settings, None
         text = "is no model that is known here: the workflow's own local model answers in its place"
-        self.note(f"{requested} {text}", topic=requested)
+        self.note(f"{requested} {text}", topic="requested_model")
         return self._merged({key: value for key, value in wanted.items() if key != "model"}), requested
 
     def _merged(self, wanted: Mapping[str, Any]) -> LlmSettings:
