@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TeaModelsError, UsageError
+from tea_runtime.action_parameters import LLM_ACTION, NODE_SETTINGS, OPTIONS, check_parameters
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
 from tea_runtime.batch import answer_all
 from tea_runtime.errors import UnsupportedError
@@ -27,62 +26,9 @@ OnText = Callable[[str], object]
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_MAX_TOKENS = 2048
-OPTIONS = tuple(entry.name for entry in fields(LlmCallParams) if entry.name != "prompt")
 _INT_OPTIONS = ("max_tokens", "top_k", "seed", "logprobs")
 _FLOAT_OPTIONS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-# A node may give any key of `settings.llm`; these two are options of the call, and no reason for another backend.
-NODE_SETTINGS = tuple(name for name in LlmSettings.model_fields if name not in ("temperature", "max_tokens"))
-_NAME = "__llm_action__"
 _MODEL_KEYS = ("model", "model_path", "profile")
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What an action takes besides the keys of `settings.llm`: `one_of` must be there, one of each group."""
-
-    one_of: tuple[tuple[str, ...], ...]
-    others: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every parameter that has a meaning."""
-        return (*(name for group in self.one_of for name in group), *self.others, *NODE_SETTINGS)
-
-
-_GENERATING = ("system", "stream", "callback", *OPTIONS)
-PARAMETERS: Mapping[str, Parameters] = MappingProxyType(
-    {
-        "llm.call": Parameters((("prompt", "messages"),), (*_GENERATING, "raw")),
-        "llm.chat": Parameters((("messages", "prompt"),), _GENERATING),
-        "llm.stream": Parameters((("prompt", "messages"),), (*_GENERATING, "raw")),
-        "llm.embed": Parameters((("text",),)),
-        "llm.batch": Parameters((("prompts", "conversations"),), ("system", "raw", *OPTIONS)),
-        "llm.rerank": Parameters((("query",), ("documents",))),
-    }
-)
-
-
-def check_parameters(action: str, names: Sequence[str]) -> None:
-    """Check that an action knows these parameters and that none is missing.
-
-    Raises:
-        UsageError: One is unknown (the hint names the nearest), or missing.
-    """
-    known = PARAMETERS[action].names
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-            raise UsageError(f"{action}: unknown parameter {name!r}", hint=hint)
-    for group in PARAMETERS[action].one_of:
-        if not set(group) & set(names):
-            raise UsageError(f"{action}: {' or '.join(group)} is missing")
-
-
-def llm_action_name(action: object) -> str | None:
-    """Which of our actions a callable is, under whatever name a workflow imported it."""
-    name = getattr(action, _NAME, None)
-    return name if isinstance(name, str) else None
 
 
 @dataclass(slots=True)
@@ -116,7 +62,7 @@ class LlmActions:
 
             action.__name__ = action.__qualname__ = name.replace(".", "_")
             action.__doc__ = _ACTIONS[name].__doc__
-            setattr(action, _NAME, name)
+            setattr(action, LLM_ACTION, name)
             return action
 
         return {name: strict(name) for name in _ACTIONS}
@@ -148,7 +94,7 @@ class LlmActions:
         if requested is None or not self._stands_for_the_model(requested, settings):
             return settings, None
         text = "is no model that is known here: the workflow's own local model answers in its place"
-        self.note(f"{requested} {text}", topic=requested)
+        self.note(f"{requested} {text}", topic="requested_model")
         return self._merged({key: value for key, value in wanted.items() if key != "model"}), requested
 
     def _merged(self, wanted: Mapping[str, Any]) -> LlmSettings:

@@ -19,9 +19,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
-from tea_runtime.actions import NODE_SETTINGS, PARAMETERS, Action, LlmActions, OnText
+from tea_runtime.action_parameters import NODE_SETTINGS, PARAMETERS
+from tea_runtime.actions import Action, LlmActions, OnText
 from tea_runtime.errors import ApiError, BackendUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.factory import BackendPool
+from tea_runtime.host_signatures import SIGNATURES, by_name
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.tool_loop import answer_with_tools, describing_tools, similarity
 
@@ -30,33 +32,6 @@ logger = logging.getLogger("tea_runtime")
 _OURS = "__tea_runtime__"
 _ATTRIBUTE = "_tea_runtime_host"
 
-# Parameters in the order in which the host's own action takes them.
-_CALL = (
-    "model", "messages", "prompt", "system", "temperature", "max_retries", "base_delay", "max_delay", "opik_trace",
-    "opik_project_name", "provider", "api_base", "deployment", "timeout", "shell_provider",
-)  # fmt: skip
-_STREAM = tuple(name for name in _CALL if name not in ("max_retries", "base_delay", "max_delay"))
-_TOOLS = ("model", "messages", "prompt", "system", "tools", "tool_choice", "max_tool_rounds", *_STREAM[4:-2])
-_RETRY = ("model", "messages", "max_retries", "base_delay", "max_delay", "temperature")
-_SIMILARITY = ("text_a", "text_b", "vector_a", "vector_b", "model", "provider", "api_base")
-_LOCAL = ("prompt", "messages", "max_tokens", "temperature", "stop")
-# name → the action it means, its parameters by position, and what it says where the node says nothing
-_NAMES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
-    **dict.fromkeys(("llm.call", "actions.llm_call"), ("llm.call", _CALL, {})),
-    **dict.fromkeys(("llm.stream", "actions.llm_stream"), ("llm.stream", _STREAM, {})),
-    **dict.fromkeys(("llm.retry", "actions.llm_retry"), ("llm.call", _RETRY, {"max_retries": 3})),
-    **dict.fromkeys(("llm.tools", "actions.llm_tools"), ("llm.tools", _TOOLS, {})),
-    **dict.fromkeys(("llm.similarity", "actions.llm_similarity"), ("llm.similarity", _SIMILARITY, {})),
-    "llm.chat": ("llm.chat", _LOCAL[1:], {}),
-    "llm.embed": ("llm.embed", ("text",), {}),
-    "llm.batch": ("llm.batch", ("prompts",), {}),
-    "llm.rerank": ("llm.rerank", ("query", "documents"), {}),
-    # The host's own `llm.local.*` continue a bare prompt as it stands.
-    "llm.local.call": ("llm.call", _LOCAL, {"raw": True}),
-    "llm.local.chat": ("llm.chat", _LOCAL[1:], {}),
-    "llm.local.stream": ("llm.stream", _LOCAL, {"raw": True}),
-    "llm.local.embed": ("llm.embed", ("text",), {}),
-}
 # Names whose nodes the engine fills with every one of its settings.
 _FILLED = ("llm.call", "llm.chat", "llm.stream", "llm.tools", "actions.llm_call", "actions.llm_stream")
 # What the engine, its agents and its tracing pass along; it has no meaning for a model.
@@ -84,7 +59,7 @@ def _version() -> str:
 __tea_actions__ = {
     "version": _version(),
     "description": "Local GGUF models (llama.cpp), and any OpenAI-compatible API where that is allowed",
-    "actions": list(_NAMES),
+    "actions": list(SIGNATURES),
 }
 
 
@@ -129,7 +104,7 @@ class Host:
     def register(self, registry: dict[str, Any]) -> None:
         """Put every action into a registry, and beside it the one whose name it takes."""
         existing = getattr(self._engine, "actions_registry", None)
-        for name in _NAMES:
+        for name in SIGNATURES:
             previous = registry.get(name)
             if previous is None and isinstance(existing, Mapping):
                 previous = existing.get(name)
@@ -166,10 +141,8 @@ class Host:
     # One call of an action --------------------------------------------------------------------------------------------
 
     def _action(self, name: str, previous: Action | None) -> Action:
-        order = _NAMES[name][1]
-
         def action(*args: Any, **params: Any) -> Any:
-            state, given = _by_name(name, ("state", *order), args, params)
+            state, given = by_name(name, args, params)
             return self._answer(name, state, given, previous)
 
         action.__name__ = action.__qualname__ = name.replace(".", "_")
@@ -200,7 +173,7 @@ class Host:
             return {**result, "fallback_reason": error.message} if isinstance(result, dict) else result
         except ApiError as error:
             # The host's own llm.call raises what its API raises, for the retries and `on_error` of the node.
-            if _NAMES[name][0] == "llm.call" and not said.get("max_retries"):
+            if SIGNATURES[name].action == "llm.call" and not said.get("max_retries"):
                 raise
             return _failed(name, error)
         except TeaModelsError as error:
@@ -209,7 +182,7 @@ class Host:
         return result
 
     def _run(self, name: str, actions: LlmActions, state: Any, said: dict[str, Any]) -> dict[str, Any]:
-        action, _, defaults = _NAMES[name]
+        action, _, defaults = SIGNATURES[name]
         given = defaults | said
         params = {key: given[key] for key in given if key not in NODE_SETTINGS} | self._wanted(given, actions)
         if action == "llm.similarity":
@@ -350,7 +323,7 @@ class Host:
         ours = {*NODE_SETTINGS, "raw", "callback"} - set(_HOST_SETTINGS)
         params |= {key: value for key, value in said.items() if key not in ours}
         params |= {key: given[key] for key in ("config", "node", "graph", "parallel_results") if key in given}
-        if _NAMES[name][0] in ("llm.embed", "llm.similarity"):
+        if SIGNATURES[name].action in ("llm.embed", "llm.similarity"):
             params = {key: value for key, value in params.items() if key in said or key in ("provider", "api_base")}
         elif params.get("messages") is None and isinstance(params.get("prompt"), str):
             system = params.pop("system", None)
@@ -395,20 +368,6 @@ class Host:
             }
         except Exception:
             logger.debug("the host's trace took no payload", exc_info=True)
-
-
-def _by_name(
-    name: str, order: tuple[str, ...], args: tuple[Any, ...], params: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """State and parameters by name, whichever came by position; as Python does for a function."""
-    if len(args) > len(order):
-        raise TypeError(f"{name} takes at most {len(order)} values by position, {len(args)} were given")
-    placed = dict(zip(order, args, strict=False))
-    twice = placed.keys() & params.keys()
-    if twice:
-        raise TypeError(f"{name} got several values for {', '.join(sorted(twice))}")
-    given = {key: value for key, value in placed.items() if key == "state" or value is not None} | params
-    return given.pop("state", None), given
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -126,7 +126,7 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
     for source, models in _unnamed(environ, world):
         paths = models if not missing else _in_place_of(missing, source, models)
         if len(paths) == 1:
-            return _found(FoundModel(paths[0], source, None, tuple(skipped)))
+            return _found(FoundModel(_locked(paths[0], world), source, None, tuple(skipped)))
         if paths:
             names = ", ".join(path.name for path in paths[:5]) + (", …" if len(paths) > 5 else "")
             skipped.append(f"{source}: {len(paths)} models and none named ({names})")
@@ -156,7 +156,7 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
     world = Settings.resolve(environ, cwd=Path.cwd())
     try:
         locate(text, Caller(world), remote=False)
-    except UnknownModelError:
+    except (UnknownModelError, LockError):
         try:  # a variant that is unknown is a slip, not another model
             Registry.load(world).find(NameRef(reference.name))
         except UnknownModelError:
@@ -213,11 +213,21 @@ def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile |
     if source == "settings.llm.profile" and (text.endswith(".json") or "/" in text):
         return _by_profile(Path(text), world)
     if source in ("TEA_MODEL_PATH", "settings.llm.model_path"):
-        return _file(Path(text), world), None
+        return _locked(_file(Path(text), world), world), None
     from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     return _file(locate(text, Caller(world), remote=False).paths[0], world), None
+
+
+def _locked(path: Path, world: Settings) -> Path:
+    """The file itself; with `--locked` an error unless the nearest lock has it."""
+    if world.locked:
+        from tea_models.caller import Caller
+        from tea_models.sources.locate import locate
+
+        locate(str(path.absolute()), Caller(world), remote=False)
+    return path
 
 
 def _file(path: Path, world: Settings) -> Path:

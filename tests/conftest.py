@@ -14,7 +14,7 @@ from hypothesis import settings
 
 # The same few examples in every run of the suite; `--hypothesis-profile=fuzz` looks further.
 settings.register_profile("suite", max_examples=25, derandomize=True, deadline=None, database=None)
-settings.register_profile("fuzz", max_examples=2000, deadline=None)
+settings.register_profile("fuzz", max_examples=5000, deadline=None)
 settings.load_profile("suite")
 
 

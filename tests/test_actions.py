@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from tea_models.errors import ConfigError, UsageError
-from tea_runtime.actions import PARAMETERS, LlmActions, check_parameters
+from tea_runtime.action_parameters import PARAMETERS, check_parameters
+from tea_runtime.actions import LlmActions
 from tea_runtime.errors import ApiError, UnsupportedError
 from tea_runtime.factory import BackendPool
 from tea_runtime.llm_settings import LlmSettings

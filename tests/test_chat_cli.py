@@ -57,7 +57,8 @@ def test_a_question_and_what_comes_on_stdin_go_together(model):
     tokens = [json.loads(done.stdout)["usage"]["prompt_tokens"] for done in (alone, both)]
     assert tokens[1] - tokens[0] == len("an error\n\n")
     assert one_shot(model, stdin="hi").stdout == "Hello\n"
-    assert one_shot(model, "-m", "hi", stdin="").stdout == "Hello\n"
+    assert one_shot(model, "-m", "hi").stdout == "Hello\n"
+    assert one_shot(model, "-m", "-", stdin="hi").stdout == "Hello\n"
     nothing = one_shot(model, stdin=" ")
     assert (nothing.returncode, "nothing to answer" in nothing.stderr) == (2, True)
 

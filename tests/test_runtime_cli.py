@@ -468,3 +468,19 @@ def test_serve_answers_and_ends_at_once_when_told(real_model, program):
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "")
     assert process.returncode == 130
+
+
+def test_only_locked_models_answer_where_that_is_asked_for(cli, flow, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    build_scripted(tmp_path / "hello.gguf", [["Hello"]])
+    build_scripted(tmp_path / "other.gguf", [["Other"]])
+    node = "{name: a, action: llm.chat, params: {prompt: x}}"
+    named = flow(f"settings: {{llm: {{model: 'file:{tmp_path}/hello.gguf', backend: local}}}}\nnodes: [{node}]\n")
+    code, _out, err = cli("run", named, "--locked")
+    assert (code, "locked" in err) == (1, True)
+    path = flow(
+        f"settings: {{llm: {{model_path: '{tmp_path}/other.gguf', fallback: true}}}}\nnodes: [{node}]\n", "p.yaml"
+    )
+    assert cli("run", path)[:2] == (0, "a: Other\n")
+    code, _out, err = cli("run", path, "--locked")
+    assert (code, "locked" in err) == (1, True)

@@ -413,7 +413,7 @@ def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path, start: Callable[...
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(everybody_s: Path) -> None:
+def test_in_a_shared_store_what_another_user_left_does_not_stand_in_the_way(everybody_s: Path, tmp_path: Path) -> None:
     store = Store(everybody_s / "models")
     with store.partial("key") as partial:
         partial.write_bytes(b"theirs")

@@ -8,6 +8,7 @@ import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
+from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.workflow.file import parse_workflow, read_workflow
 from tea_runtime.workflow.runner import check_workflow, run_workflow
 
@@ -475,3 +476,13 @@ def test_a_misspelt_or_missing_parameter_is_found_before_anything_runs(tmp_path,
         assert hint in caught.value.hint
     path.write_text("imports: [{path: mine.py}]\nnodes:\n  - {name: a, action: narrow, params: {width: 5}}\n")
     assert check_workflow(path) == ["a"]
+
+
+def test_the_settings_are_read_once_a_run(tmp_path, monkeypatch):
+    parsed = []
+    own = LlmSettings.model_validate
+    monkeypatch.setattr(LlmSettings, "model_validate", lambda *given, **more: parsed.append(1) or own(*given, **more))
+    path = tmp_path / "w.yaml"
+    path.write_text("settings: {llm: {backend: local}}\nnodes: [{name: a, run: return 1}]\n")
+    run_workflow(path)
+    assert len(parsed) == 1

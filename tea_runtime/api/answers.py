@@ -234,28 +234,6 @@ def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> N
         )
 
 
-def schema_of(wanted: Mapping[str, Any]) -> Any:
-    """The schema in a `response_format` of the type `json_schema`."""
-    described = wanted.get("json_schema")
-    return described.get("schema") if isinstance(described, Mapping) else None
-
-
-def _mismatch(value: Any, schema: Any) -> str:
-    """Where a value breaks a schema, or ""; what can't be checked is no match."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    # A registry of its own fetches nothing for a `$ref` to an address.
-    validator = Draft202012Validator({} if schema is None else schema, registry=Registry())
-    try:
-        error = best_match(validator.iter_errors(value))
-    except (Unresolvable, RecursionError) as problem:
-        return f"its schema can't be followed ({str(problem) or type(problem).__name__})"
-    return "" if error is None else f"{error.json_path}: {error.message}"
-
-
 def check_tools_offered(calls: Sequence[Mapping[str, Any]] | None, params: LlmCallParams, where: str) -> None:
     """Check that only tools were called that had been offered.
 

@@ -8,19 +8,19 @@ import json
 import logging
 import os
 import weakref
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 from urllib.parse import urlsplit
 
 from tea_models.errors import UsageError
-from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors, schema_of
+from tea_runtime.answer_format import check_schema, wanted_schema
+from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
 from tea_runtime.backend import LlmBackend, check_texts
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
     from tea_runtime.llm_settings import LlmSettings
@@ -281,21 +281,9 @@ def _check_plain(body: Mapping[str, Any]) -> None:
 
 def _check_asked(params: LlmCallParams) -> None:
     """Refuse what no answer could fulfil, before anything is sent."""
-    wanted = params.response_format or {}
-    kind = wanted.get("type")
-    if kind not in (None, "text", "json_object", "json_schema"):
-        raise UsageError(f"response_format.type: expected text, json_object or json_schema, found {kind!r}")
-    if kind == "json_schema":
-        from jsonschema import Draft202012Validator
-        from jsonschema.exceptions import SchemaError
-
-        schema = schema_of(wanted)
-        if not isinstance(schema, Mapping | bool):
-            raise UsageError('response_format: expected {"type": "json_schema", "json_schema": {"schema": {…}}}')
-        try:
-            Draft202012Validator.check_schema(schema)
-        except SchemaError as error:
-            raise UsageError(f"response_format: no JSON schema: {error.json_path}: {error.message}") from None
+    schema = wanted_schema(params.response_format)
+    if schema is not None:
+        check_schema(schema, extra="api")
     check_tools(params.tools or ())
     demanded_tools(params)
 

@@ -39,7 +39,7 @@ Ctrl-C clears the line, and during an answer stops the answer. Alt-Enter begins 
 @click.command("chat")
 @click.argument("ref")
 @click.argument("question", nargs=-1, metavar="[QUESTION]")
-@click.option("-m", "--message", metavar="TEXT", help="The same as QUESTION; - reads stdin.")
+@click.option("-m", "--message", metavar="TEXT", help="As QUESTION, and stdin is left alone; - reads it.")
 @click.option("--system", metavar="TEXT", help="What the model is told first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Length of an answer at most.  [default: no limit]")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
@@ -62,12 +62,8 @@ def command(
 
     With a QUESTION, or without a terminal, it answers once; what comes on stdin stands before the question.
     """
-    asked = message if message not in (None, "-") else " ".join(question)
-    interactive = not asked and message is None and sys.stdin.isatty() and not app.out.as_json
-    if not interactive:
-        asked = _with_stdin(asked or "", explicit=message == "-")
-        if not asked.strip():
-            raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
+    interactive = not question and message is None and sys.stdin.isatty() and not app.out.as_json
+    asked = "" if interactive else _asked(" ".join(question), message)
     talk = Conversation({"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, system=system or "")
     if interactive:
         with contextlib.ExitStack() as stack:
@@ -77,19 +73,24 @@ def command(
     with redirected, opened(app, ref, **options) as backend:
         stream = Stream(sys.stdout)
         try:
-            result = talk.say(backend, asked or "", stream if not app.out.as_json else None)
+            result = talk.say(backend, asked, stream if not app.out.as_json else None)
         finally:
             stream.end_line()
     if app.out.as_json:
         app.out.answer(plain(result.to_dict()), lambda: "", exact=True)
 
 
-def _with_stdin(question: str, *, explicit: bool) -> str:
-    """The question after what stdin has; a terminal is asked only where that was said."""
-    if sys.stdin.isatty() and not explicit:
-        return question
-    piped = sys.stdin.read()
-    return "\n\n".join(part for part in (piped.strip(), question) if part)
+def _asked(question: str, message: str | None) -> str:
+    """What is asked: the message, or the question after what stdin has."""
+    if message not in (None, "-"):
+        parts = [message, question]
+    else:
+        piped = sys.stdin.read() if message == "-" or not sys.stdin.isatty() else ""
+        parts = [piped, question]
+    text = "\n\n".join(part.strip() for part in parts if part and part.strip())
+    if not text:
+        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
+    return text
 
 
 class _Chat:

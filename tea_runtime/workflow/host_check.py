@@ -1,9 +1,12 @@
-"""What a workflow does otherwise in The Edge Agent than here: keys that its Python engine does not read."""
+"""The Edge Agent's workflows: what of them is not part of this runner, and what they do otherwise there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tea_models.yamlfile import dotted
+from tea_runtime.errors import HostFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +20,17 @@ _IGNORED_NODE_KEYS = {
     "outputs": "write `output`, with templates over `result`",
     "next": "write an edge",
 }
+# Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
+_HOST_NODE_KEYS = {
+    "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
+    "items": "fan-out nodes", "body": "loop nodes", "subgraph": "subgraphs", "on_error": "error handling of nodes",
+    "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
+}  # fmt: skip
+_HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
+_HOST_KEYS = {
+    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
+    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
+}  # fmt: skip
 _DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens")
 
 
@@ -40,6 +54,35 @@ class Difference:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"line": self.line, "what": self.what}
+
+
+def refuse_host_features(document: Document) -> None:
+    """Refuse by name what only The Edge Agent has.
+
+    Raises:
+        HostFeatureError: The workflow uses something of it; file, line and key are in the message.
+    """
+
+    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
+        raise HostFeatureError(
+            f"{what} are not part of this runner",
+            file=document.file,
+            line=document.line(path),
+            key=dotted(path),
+            hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
+        )
+
+    for key in document.data:
+        if key in _HOST_KEYS:
+            refuse(_HOST_KEYS[key], (key,))
+    for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
+        entries = document.data.get(section)
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            for key in entry if isinstance(entry, dict) else ():
+                if key in features:
+                    refuse(features[key], (section, index, key))
+            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
+                refuse("parallel branches", (section, index, "type"))
 
 
 def imports_our_actions(document: Document) -> bool:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
-import importlib.util
-import inspect
 import json
 import logging
 import os
@@ -17,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tea_models.errors import MissingFileError, TeaModelsError, UsageError
-from tea_models.yamlfile import dotted, nearest
-from tea_runtime.actions import LlmActions, check_parameters, llm_action_name
+from tea_models.errors import TeaModelsError
+from tea_models.yamlfile import dotted
+from tea_runtime.actions import LlmActions
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
 from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
     from tea_runtime.cassette.entries import Cassette
-    from tea_runtime.workflow.file import ImportSpec, Node, Workflow
+    from tea_runtime.workflow.file import Node, Workflow
 
 logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
-Action = Callable[..., Any]
 _Keys = tuple[str | int, ...]
 # Where the parts of an action's result are that a node without `output` keeps.
 _MAIN_KEYS = ("content", "embedding", "results")
@@ -194,8 +191,8 @@ def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
 
 def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
     engine.actions_registry.update(engine.llm_actions.table())
-    _import_actions(workflow, engine)
-    _check_actions(workflow, engine)
+    import_actions(workflow, engine.actions_registry, engine)
+    check_actions(workflow, engine.actions_registry)
 
 
 @dataclass(slots=True)
@@ -378,79 +375,3 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
-    for index, item in enumerate(workflow.spec.imports):
-        path = ("imports", index)
-        name = item.package or item.path or ""
-        try:
-            module = _module(item, workflow.folder or Path.cwd())
-        except MissingFileError as error:
-            raise _placed(error, f"{workflow.document.file}:{workflow.document.line(path)}") from None
-        except (Exception, SystemExit) as error:
-            raise workflow.document.error(f"{name}: {type(error).__name__}: {error}", path) from error
-        register = getattr(module, "register_actions", None)
-        if not callable(register):
-            raise workflow.document.error(f"{name}: has no register_actions(registry, engine)", path)
-        registered: dict[str, Action] = {}
-        try:
-            register(registered, engine)
-        except (Exception, SystemExit) as error:
-            problem = f"{name}: register_actions failed: {type(error).__name__}: {error}"
-            raise workflow.document.error(problem, path) from error
-        prefix = f"{item.namespace}." if item.namespace else ""
-        engine.actions_registry.update({prefix + key: action for key, action in registered.items()})
-
-
-def _module(item: ImportSpec, folder: Path) -> Any:
-    if item.package:
-        return importlib.import_module(item.package)
-    file = folder / Path(item.path or "").expanduser()
-    if not file.is_file():
-        raise MissingFileError(f"{file}: no such file of actions")
-    spec = importlib.util.spec_from_file_location(f"_tea_actions_{file.stem}_{abs(hash(file))}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _check_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
-    """Find actions that do not exist and parameters that they do not take, before anything runs."""
-    for node in workflow.nodes.values():
-        if not node.action:
-            continue
-        key = "action" if workflow.spec.nodes[node.index].action else "uses"
-        action = engine.actions_registry.get(node.action)
-        if action is None:
-            known = sorted(engine.actions_registry)
-            raise workflow.document.error(
-                f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
-            )
-        try:
-            _check_parameters(node, action)
-        except UsageError as error:
-            named = next((name for name in node.params if repr(name) in error.message), None)
-            path = node.path(node.params_key, named) if named else node.path(key)
-            raise workflow.document.error(error.message, path, hint=error.hint) from None
-
-
-def _check_parameters(node: Node, action: Action) -> None:
-    name = llm_action_name(action)
-    if name is not None:
-        check_parameters(name, list(node.params))
-        return
-    try:
-        parameters = list(inspect.signature(action).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return  # a callable that does not say
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    known = [one.name for one in named]
-    for given in node.params:
-        if given not in known and not any(one.kind is one.VAR_KEYWORD for one in parameters):
-            raise UsageError(f"{node.action}: unknown parameter {given!r}", hint=nearest(given, known))
-    for one in named:
-        if one.default is one.empty and one.name not in node.params:
-            raise UsageError(f"{node.action}: {one.name} is missing")
