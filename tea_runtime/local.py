@@ -415,6 +415,7 @@ class LocalLlmBackend(LlmBackend):
             tool_calls=calls,
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
+            timings=generation.timings(),
         )
 
     def _pooling(self) -> str:

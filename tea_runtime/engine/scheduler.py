@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -337,6 +338,7 @@ class Scheduler:
         request.pending = tokens[len(held.tokens) :]
         if not request.generation.output:
             request.generation.reused = len(held.tokens)
+            request.generation.started = time.perf_counter()
         return True
 
     def _room_for_a_step(self) -> Context | None:
