@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat
+    from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Weights
 
 logger = logging.getLogger("tea_runtime")
 
@@ -279,6 +281,16 @@ class LocalLlmBackend(LlmBackend):
                 model, [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
             )
         ]
+
+    @property
+    def weights(self) -> Weights:
+        """The loaded weights, for whoever calls llama.cpp himself."""
+        return self._model_in_use().weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the model."""
+        return self._model_in_use().vocabulary
 
     @property
     def context_size(self) -> int:
