@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tea_runtime.aio import AsyncLlmBackend
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
+    from tea_runtime.cancellation import CancelScope
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.host import register_actions
     from tea_runtime.local import LocalLlmBackend
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ApiLlmBackend": "tea_runtime.api.backend",
+    "AsyncLlmBackend": "tea_runtime.aio",
+    "CancelScope": "tea_runtime.cancellation",
     "LlmBackend": "tea_runtime.backend",
     "LlmCallParams": "tea_runtime.backend",
     "LlmCallResult": "tea_runtime.backend",
@@ -33,6 +37,8 @@ _HOME = {
 
 __all__ = [
     "ApiLlmBackend",
+    "AsyncLlmBackend",
+    "CancelScope",
     "LlmBackend",
     "LlmCallParams",
     "LlmCallResult",

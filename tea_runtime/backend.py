@@ -143,6 +143,7 @@ class LlmCallResult:
         tool_calls: In OpenAI's form, where there are any.
         logprobs: In OpenAI's form (`{"content": [{"token", "bytes", "logprob", "top_logprobs"}]}`), where asked for.
         plan: The settings a local model ran with.
+        timings: Tokens and milliseconds of prompt and answer as llama-server names them, where they are measured.
         fallback_reason: Why the local model could not be used, where an API answered in its place.
     """
 
@@ -156,6 +157,7 @@ class LlmCallResult:
     logprobs: Mapping[str, Any] | None = None
     plan: RunPlan | None = field(default=None, repr=False, compare=False)
     fallback_reason: str | None = None
+    timings: Mapping[str, float] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The result of an `llm.*` action: plain data, and only the optional keys that have a value."""

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat
+    from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Weights
 
 logger = logging.getLogger("tea_runtime")
 
@@ -279,6 +281,16 @@ class LocalLlmBackend(LlmBackend):
         ]
 
     @property
+    def weights(self) -> Weights:
+        """The loaded weights, for whoever calls llama.cpp himself."""
+        return self._model_in_use().weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the model."""
+        return self._model_in_use().vocabulary
+
+    @property
     def context_size(self) -> int:
         """Tokens of the context that is open now (0 before the first call); it grows up to the plan's `n_ctx`."""
         return self._model.texts.memory.size if self._model is not None else 0
@@ -414,6 +426,7 @@ class LocalLlmBackend(LlmBackend):
             tool_calls=calls,
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
+            timings=generation.timings(),
         )
 
     def _check_form(self, generation: Generation, content: str, calls: list[dict[str, Any]] | None) -> None:

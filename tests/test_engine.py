@@ -18,7 +18,7 @@ from tea_runtime.engine.growing_context import ContextPlan
 from tea_runtime.engine.model import ModelSpec, loaded, open_model
 from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.context import ContextOptions
-from tea_runtime.llama.engine import check_version, llama, log, prepare
+from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
 from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
 from tea_runtime.llama.weights import LoadOptions, Weights
@@ -91,7 +91,7 @@ def test_a_failed_assertion_in_the_engine_starts_no_debugger():
 @pytest.mark.parametrize(
     ("given", "cpus", "spins"),
     [
-        ({}, 2, "10000"),
+        ({}, 2, SPIN_COUNT),
         ({}, 64, None),
         ({"GOMP_SPINCOUNT": "7"}, 2, "7"),
         ({"OMP_WAIT_POLICY": "active"}, 2, None),
@@ -115,7 +115,7 @@ def test_openmp_reads_what_was_set_when_the_engine_is_loaded():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this llama.cpp was built without GNU OpenMP")
-    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in done.stderr
 
 
 def test_the_same_file_and_plan_are_one_model(small_file):

@@ -120,7 +120,7 @@ def test_a_long_prompt_comes_in_pieces_while_an_answer_goes_on(endless):
             next(answer)
             pieces += 1
         thread.join()
-    assert pieces >= 1200 // 128
+    assert pieces >= 1200 // endless.plan.settings.n_ubatch
 
 
 def test_a_beginning_that_somebody_else_evaluates_is_waited_for_and_not_evaluated_twice(endless):

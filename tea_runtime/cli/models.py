@@ -34,11 +34,10 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@contextlib.contextmanager
-def opened(
+def opener(
     app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
-) -> Iterator[LlmBackend]:
-    """Load the model REF by its plan, note what was chosen, and close it afterwards.
+) -> Callable[[], LlmBackend]:
+    """What loads the model REF by its plan.
 
     Args:
         app: The invocation.
@@ -48,7 +47,7 @@ def opened(
         **options: Further keys of `settings.llm`.
 
     Raises:
-        TeaModelsError: The model is not there, does not fit, or can't be loaded.
+        TeaModelsError: It was to be downloaded, and that failed.
     """
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.llm_settings import LlmSettings
@@ -57,8 +56,19 @@ def opened(
     settings = settings.overridden(**{key: value for key, value in options.items() if value is not None})
     environ = environment(app)
     require_models(app, settings, environ, gguf=ref, pull=auto_pull)
+    return lambda: create_llm_backend(settings, gguf=ref, environ=environ)
+
+
+@contextlib.contextmanager
+def opened(app: App, ref: str, **options: Any) -> Iterator[LlmBackend]:
+    """Load the model REF by its plan, note what was chosen, and close it afterwards; see `opener`.
+
+    Raises:
+        TeaModelsError: The model is not there, does not fit, or can't be loaded.
+    """
+    load = opener(app, ref, **options)
     with logged(app.out):
-        backend = create_llm_backend(settings, gguf=ref, environ=environ)
+        backend = load()
         try:
             yield backend
         finally:

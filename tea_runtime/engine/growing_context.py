@@ -182,7 +182,7 @@ class GrowingContext:
         count = MOST_SEQUENCES
         if self.plan.budget is not None and (self._weights.recurrent or self._weights.n_swa):
             count = self._affordable(options, self.plan.budget)
-        # Only the last token of each sequence needs logits; room for a whole batch would be most of the buffer.
+        # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
         options = replace(options, n_seq_max=count, n_outputs_max=count)
         self.context = Context(self._weights, options, self._abort)
         self.pool = SequencePool(self.context)

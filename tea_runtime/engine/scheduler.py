@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ KEEP = 2 * START
 MOST_TOGETHER = 16
 # Room for an answer that is asked for before it is known how long it gets.
 _ANSWER = 512
-# Tokens of new prompts in a step that running answers wait for.
-_PROMPT_PIECE = 128
+# Tokens of new prompts in a step at least, however many answers are in it.
+_LEAST_PIECE = 16
 
 
 class TextRequest(Request["Generation"]):
@@ -195,7 +196,8 @@ class Scheduler:
         outputs: list[tuple[TextRequest, int, int | None]] = [
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
-        room = min(context.room, _PROMPT_PIECE) if answering else context.room
+        # One computation of llama.cpp's: running answers wait for no more than that, and a larger step is no faster.
+        room = min(context.room, max(context.options.n_ubatch - len(answering), _LEAST_PIECE))
         # Shares of the room: what short prompts leave of theirs goes to the longer ones.
         for left, request in zip(
             range(len(prompts), 0, -1), sorted(prompts, key=lambda one: len(one.pending)), strict=True
@@ -337,6 +339,7 @@ class Scheduler:
         request.pending = tokens[len(held.tokens) :]
         if not request.generation.output:
             request.generation.reused = len(held.tokens)
+            request.generation.started = time.perf_counter()
         return True
 
     def _room_for_a_step(self) -> Context | None:
@@ -349,7 +352,7 @@ class Scheduler:
                 return None
             answering = sum(not request.prefilling for request in self._running)
             pending = sum(len(request.pending) for request in self._running if request.prefilling)
-            step = answering + min(pending, context.options.n_batch - answering)
+            step = answering + min(pending, max(context.options.n_ubatch, _LEAST_PIECE))
             cells, in_use = pool.cells + step, pool.cells_in_use + step
             if cells <= context.n_ctx:
                 return context

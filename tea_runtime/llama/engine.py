@@ -30,6 +30,8 @@ _logger = logging.getLogger("tea_runtime.llama")
 # ggml_log_level of ggml.h; 5 continues the line before.
 _ERROR = 4
 _CONTINUED = 5
+#: Turns that OpenMP's threads wait for each other before they sleep.
+SPIN_COUNT = "500"
 # So few are quickly all wanted at once.
 _FEW_CPUS = 4
 
@@ -119,11 +121,11 @@ def prepare(environ: MutableMapping[str, str], *, cpus: int) -> None:
     # Without it, a failed assertion starts a debugger on this process.
     environ.setdefault("GGML_NO_BACKTRACE", "1")
     # GNU OpenMP's threads wait for each other by spinning for milliseconds, hundreds of times a token. Where something
-    # else wants the CPU, they keep it from the very thread that they wait for. Measured on 2 CPUs beside 2 busy
-    # processes: 3 to 10 times as fast with shorter spins; on an idle machine 1 to 3 % slower a token. With more CPUs
-    # there is less to gain, and it was not measured.
+    # else wants the CPU, they keep it from the very thread that they wait for. Tokens/s on 2 CPUs with 5 to 10 others
+    # that want them (benchmarks/engine.py, policies): no spinning 29, 100 turns 26, 1,000 17, 3,000 10, 10,000 4. With
+    # more CPUs it was not measured.
     if cpus <= _FEW_CPUS and "OMP_WAIT_POLICY" not in environ:
-        environ.setdefault("GOMP_SPINCOUNT", "10000")
+        environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def check_version(version: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from tea_runtime.errors import GenerationError
@@ -71,6 +72,7 @@ class Generation:
         output: The tokens of the answer so far.
         finish_reason: Why it ended, or None.
         reused: Tokens of the prompt that were in memory already.
+        started: When its evaluation began (`time.perf_counter`).
         logprobs: Where they are asked for: an entry a token.
     """
 
@@ -90,6 +92,7 @@ class Generation:
         self.output: list[int] = []
         self.finish_reason: str | None = None
         self.reused = 0
+        self.started = self._first = self._ended = time.perf_counter()
         self.logprobs: list[dict[str, Any]] | None = [] if params.logprobs not in (None, False) else None
         self.emit: Callable[[str], None] | None = None
         self._weights = weights
@@ -134,6 +137,8 @@ class Generation:
             return
         if not math.isfinite(logits[token]):
             self._check_numbers(logits)
+        if not self.output:
+            self._first = time.perf_counter()
         self.output.append(token)
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
@@ -146,6 +151,7 @@ class Generation:
     def finish(self, reason: str) -> None:
         """End the answer; text that was held back for a stop text comes out now."""
         self.finish_reason = reason
+        self._ended = time.perf_counter()
         self._sampler.close()
         self._emit(self._matcher.flush())
 
@@ -163,6 +169,15 @@ class Generation:
             "total_tokens": prompt + output,
             "cached_tokens": self.reused,
         }
+
+    def timings(self) -> dict[str, float]:
+        """Tokens and milliseconds of prompt and answer, as llama-server names them."""
+        counts = len(self.prompt) - self.reused, len(self.output)
+        seconds = max(self._first - self.started, 1e-9), max(self._ended - self._first, 1e-9)
+        timings: dict[str, float] = {"cache_n": self.reused}
+        for name, count, took in zip(("prompt", "predicted"), counts, seconds, strict=True):
+            timings |= {f"{name}_n": count, f"{name}_ms": took * 1000, f"{name}_per_second": count / took}
+        return timings
 
     def _emit(self, text: str) -> None:
         if not text:
