@@ -43,13 +43,19 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def library_wheel(folder: Path, files: dict[str, bytes] | None = None) -> Path:
     """A wheel that holds a library."""
     path = folder / "builtlib-1.0-py3-none-any.whl"
-    contents = files or {"builtlib/libllama.so": b"\x7fELF", "builtlib/other.py": b"", "builtlib-1.0.dist-info/LICENSE": b"MIT"}
+    contents = files or {
+        "builtlib/libllama.so": b"\x7fELF",
+        "builtlib/other.py": b"",
+        "builtlib-1.0.dist-info/LICENSE": b"MIT",
+    }
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in contents.items():
             archive.writestr(name, data)
         if files is None:
             archive.writestr("builtlib-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: builtlib\nVersion: 1.0\n")
-            archive.writestr("builtlib-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(
+                "builtlib-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
             archive.writestr("builtlib-1.0.dist-info/RECORD", "")
     return path
 

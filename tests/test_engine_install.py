@@ -50,7 +50,9 @@ class Environment:
         self.before = self.contents()
 
     def contents(self) -> list[str]:
-        return sorted(str(path.relative_to(self.site)) for path in self.site.rglob("*") if "__pycache__" not in path.parts)
+        return sorted(
+            str(path.relative_to(self.site)) for path in self.site.rglob("*") if "__pycache__" not in path.parts
+        )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE

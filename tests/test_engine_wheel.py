@@ -14,6 +14,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tea_models.engine.wheel import lay_out, write_wheel
+from tea_models.errors import IntegrityError
 from tests.engine_parts import (
     PYTHON_FILES,
     ROOT,
@@ -24,9 +27,6 @@ from tests.engine_parts import (
     prebuilt_of,
     source_distribution,
 )
-
-from tea_models.engine.wheel import lay_out, write_wheel
-from tea_models.errors import IntegrityError
 
 
 def make(folder: Path, source: Path, library: Path, **more: object) -> Path:
@@ -141,7 +141,7 @@ def test_a_source_distribution_without_what_is_needed_is_refused(lost: str, tmp_
 
 def test_an_archive_without_the_library_is_refused(tmp_path: Path) -> None:
     library = library_wheel(tmp_path, {"builtlib/readme.txt": b""})
-    with pytest.raises(IntegrityError, match="nothing in them for llama_cpp/lib/libllama.so"):
+    with pytest.raises(IntegrityError, match=r"nothing in them for llama_cpp/lib/libllama\.so"):
         make(tmp_path, source_distribution(tmp_path), library)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.profile import ModelProfile
 
-# Python with the engine loaded (the largest of those that can be installed), and what the engine keeps for each piece of
-# the vocabulary.
+# Python with the largest of the engines that can be installed, and what the engine keeps for each piece of the
+# vocabulary.
 _ENGINE = 80 * MIB
 _PIECE = 121
 #: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
