@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED = $(PIP) --require-hashes $(foreach name,$(1),-r requirements/$(name).txt)
+# `compiled` builds llama.cpp instead of taking a prebuilt one.
+ENGINE ?= prebuilt
 DEMO := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
 # A file of tests stays in one process, with what it has set up.
@@ -35,8 +37,9 @@ $(DEMO): pyproject.toml engines.yaml $(addprefix $(LOCK)/,build.txt engine.txt) 
 	@$(call LOCKED,engine build) --no-compile
 	@$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q tea_models tea_runtime
-	@echo "Installing the engine: about 110 MB are fetched, and no compiler is needed."
-	@$(BIN)/tea-models engine install
+	@if [ "$(ENGINE)" = compiled ]; then \
+	  $(call LOCKED,compile) && PIP_NO_BUILD_ISOLATION=0 $(BIN)/tea-models engine install --compile; \
+	else $(BIN)/tea-models engine install; fi
 	@touch $@
 
 $(STAMP): $(DEMO) $(LOCK)/dev.txt

@@ -69,7 +69,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    } | {"tea_models/registry.yaml"}
+    } | {"tea_models/registry.yaml", "tea_models/engines.yaml"}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if name.startswith(PACKAGES) and ".dist-info" not in name} == names
 
