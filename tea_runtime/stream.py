@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from tea_runtime.backend import Callback, LlmCallResult
+    from tea_runtime.call import Callback, LlmCallResult
 
 
 class LlmStream:
