@@ -125,10 +125,18 @@ class SequencePool:
         number = self._free_number()
         source.in_use = was
         if number is None:
-            return None
+            return None if was else self._cut_back(source, common)
         self._context.copy(source.id, number, common)
         target = self._held[number] = HeldSequence(number, source, common)
         source.last_used = next(_uses)
+        return target
+
+    def _cut_back(self, source: HeldSequence, common: int) -> HeldSequence | None:
+        """Take over the beginning of a sequence that nobody works on, where no other one is free for a copy of it."""
+        if not self._context.cut(source.id, common):
+            self.drop(source)
+            return self.new()
+        target = self._held[source.id] = HeldSequence(source.id, source, common)
         return target
 
     def release(self, held: HeldSequence) -> None:
