@@ -33,7 +33,10 @@ def called_functions(binding: Path) -> list[str]:
     named = {
         name for path in code if path.name != "prebuilt_loader.py" for name in _CALL.findall(path.read_text("utf-8"))
     }
-    return sorted(name for name in named if name in declared or name.startswith("ggml_"))
+    # A callback's type has the name of a function, but is one of the binding's own.
+    return sorted(
+        name for name in named if name in declared or (name.startswith("ggml_") and not name.endswith("_callback"))
+    )
 
 
 def main(model: str) -> None:

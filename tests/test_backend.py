@@ -15,6 +15,8 @@ from tea_runtime.errors import ContextOverflowError, LlmError, MissingExtraError
 def test_the_public_names_are_these():
     assert sorted(tea_runtime.__all__) == [
         "ApiLlmBackend",
+        "AsyncLlmBackend",
+        "CancelScope",
         "LlmBackend",
         "LlmCallParams",
         "LlmCallResult",

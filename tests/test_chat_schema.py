@@ -15,8 +15,8 @@ from tea_models.chat.schema import SchemaGrammar, unenforceable
 from tea_runtime.answer_format import mismatch
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.llama.constraint import schema_grammar
-from tea_runtime.llama.engine import LoadOptions, acquire, release
 from tea_runtime.llama.sampling import Sampler
+from tea_runtime.llama.weights import LoadOptions, Weights
 from tests.gbnf_sample import Grammar
 from tests.scripted_model import build_scripted
 
@@ -340,14 +340,14 @@ def test_every_text_of_a_schemas_grammar_is_valid(name: str) -> None:
 def test_llama_cpp_reads_the_grammars(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     build_scripted(tmp_path / "m.gguf", [["x"]])
-    weights = acquire(tmp_path / "m.gguf", LoadOptions())
+    weights = Weights(tmp_path / "m.gguf", LoadOptions())
     try:
         for schema in (*ENFORCED.values(), *({"type": "string", "pattern": pattern} for pattern in PATTERNS)):
             for temperature in (0.0, 1.0):
                 params = LlmCallParams("", temperature=temperature)
                 Sampler(weights, params, schema_grammar(schema))
     finally:
-        release(weights)
+        weights.close()
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> Any:

@@ -132,8 +132,8 @@ def test_a_named_model_that_is_absent_is_an_error_and_no_other_one_answers(engin
 
 
 def test_the_profile_of_the_raw_block_is_honoured(engine, model, tmp_path):
-    from tea_models.profile import resolve_profile
     from tea_models.profile.document import to_json
+    from tea_models.profile.header_facts import resolve_profile
 
     (tmp_path / "p.json").write_text(json.dumps(to_json(resolve_profile(tmp_path / "hello.gguf"))))
     result = engine({"backend": "local", "profile": str(tmp_path / "p.json")}).node("llm.call", {"prompt": "q"})

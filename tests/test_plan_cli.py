@@ -198,12 +198,15 @@ def test_without_the_engine_everything_still_answers(tmp_path: Path) -> None:
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(
         "import importlib.metadata as m\n"
-        "real = m.version\n"
+        "from importlib.machinery import PathFinder\n"
+        "real, find = m.version, PathFinder.find_spec\n"
         "def version(name):\n"
         "    if name == 'llama-cpp-python':\n"
         "        raise m.PackageNotFoundError(name)\n"
         "    return real(name)\n"
-        "m.version = version\n"
+        "def find_spec(name, *rest):\n"
+        "    return None if name == 'llama_cpp' else find(name, *rest)\n"
+        "m.version, PathFinder.find_spec = version, find_spec\n"
     )
     environ = dict(os.environ) | {"PYTHONPATH": str(tmp_path / "hide")}
     for arguments in (["plan", "tiny.gguf", "--json"], ["doctor", "--json"], ["export", "tiny.gguf", "--to", "env"]):

@@ -15,9 +15,10 @@ from tea_models.chat import TemplateError
 from tea_models.chat.provenance import TemplateText
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.chat_formats import ChatFormat, builtin_formats
-from tea_runtime.llama.engine import LoadOptions, acquire, llama, release
+from tea_runtime.llama.engine import llama
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.vocabulary import Vocabulary
+from tea_runtime.llama.weights import LoadOptions, Weights
 from tests.scripted_model import CONTROL, USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts
 
@@ -67,9 +68,9 @@ def vocabulary(tmp_path_factory):
         texts.add(text)
     path = tmp_path_factory.mktemp("models") / "inert.gguf"
     build_scripted(path, [["x"]], vocabulary=texts)
-    weights = acquire(path, LoadOptions())
+    weights = Weights(path, LoadOptions())
     yield Vocabulary(weights)
-    release(weights)
+    weights.close()
 
 
 def pieces() -> list[str]:

@@ -23,7 +23,8 @@ from tea_models.errors import (
     UnknownModelError,
 )
 from tea_models.net import RetryPolicy
-from tea_models.profile import ProfileFile, load_profile
+from tea_models.profile.document import load_profile
+from tea_models.profile.facts import ProfileFile
 from tea_models.profile.stored import read_profile
 from tea_models.settings import Settings
 from tea_models.sources.locate import locate

@@ -19,6 +19,8 @@ DECLARED = {
     "api": EXTRAS["api"],
     "server": EXTRAS["server"],
     "llm-local": EXTRAS["llm-local"],
+    # What the engine's binding needs; the engine itself is installed by `tea-models engine install`.
+    "engine": [text for text in EXTRAS["llm-local"] if not text.startswith("llama-cpp-python")],
     "dev": EXTRAS["dev"],
     **PROJECT["dependency-groups"],
 }

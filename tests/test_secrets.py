@@ -32,6 +32,7 @@ WITH_ADDRESS = [
     ["profile", "ADDRESS"],
     ["profile", "ADDRESS", "-o", "profile.json"],
     ["profile", "--diff", "ADDRESS", "ADDRESS"],
+    ["engine"],
     ["plan", "ADDRESS", "--estimate"],
     ["plan", "ADDRESS", "--estimate", "--plot", "plan.svg"],
     ["plan", "ADDRESS", "--estimate", "--explain"],

@@ -14,6 +14,7 @@ from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
 from tea_models.engine.probe import RefusedError
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
+from tea_models.files import base_name, public
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 from tea_models.plan.speed import speed_of
@@ -173,8 +174,8 @@ def compare_variants(reference: str, settings: Settings, user: UserSettings, *, 
     entry = _entry(reference.partition(":")[0] if named else reference, settings)
     planner = _VariantPlanner(settings, machine, user, budget.host, measure=measure)
     if entry is None:
-        fit, _profile = planner.fit_of(reference, reference.rpartition("/")[2], "")
-        return Comparison(reference, budget.host, budget.reason, (fit,))
+        fit, _profile = planner.fit_of(reference, base_name(reference), "")
+        return Comparison(public(reference), budget.host, budget.reason, (fit,))
     return Comparison(entry.name, budget.host, budget.reason, tuple(planner.fits_of(entry)))
 
 
