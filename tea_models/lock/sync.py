@@ -14,6 +14,7 @@ from tea_models.errors import (
     SizeMismatchError,
 )
 from tea_models.lock.document import Lock, parse_lock, read_lock, write_lock
+from tea_models.lock.engine import sync_engine
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current
 from tea_models.lock.requirements import MODELS_FILE, combined
 from tea_models.lock.unbundle import unpack_bundle
@@ -39,6 +40,7 @@ class SyncReport:
         files: The locked files, all of them in the store.
         extra: Paths of files in the store that the lock does not have.
         removed: Those of them that were removed.
+        engine: `present` or `installed`, where the lock names an engine.
     """
 
     lock: str
@@ -46,6 +48,7 @@ class SyncReport:
     files: tuple[PullResult, ...]
     extra: tuple[str, ...]
     removed: tuple[str, ...]
+    engine: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain data."""
@@ -79,6 +82,7 @@ def sync(
         OfflineError: Offline, and a locked file is not in the store.
         IntegrityError: A file does not have the locked size or hash.
         NotAvailableError: No source can be reached.
+        EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
     taken = bundle is not None and _take_bundle(bundle, lock_path, caller)
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)
@@ -93,6 +97,9 @@ def sync(
             files += [_checked(store, model, file) for file in model.files]
         else:
             files += pull_artifact(model.artifact(), caller)
+    engine = None
+    if lock.engine is not None:
+        engine = sync_engine(lock.engine, caller, only_check=offline and bundle is None)
     extra = [record for record in store.records() if not _locked(record, lock)]
     removed = []
     if prune and not offline:
@@ -105,6 +112,7 @@ def sync(
         files=tuple(files),
         extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
         removed=tuple(str(store.root / record.file) for record in removed),
+        engine=engine,
     )
 
 
