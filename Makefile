@@ -8,6 +8,8 @@ LOCKED = $(PIP) --require-hashes $(foreach name,$(1),-r requirements/$(name).txt
 ENGINE ?= prebuilt
 DEMO := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
+# A file of tests stays in one process, with what it has set up.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 LOCK := requirements
 
 .DELETE_ON_ERROR:
@@ -53,7 +55,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 format: $(STAMP)
 	$(BIN)/ruff format
@@ -91,13 +93,15 @@ lock: $(UV)
 
 test-newest: check-python
 	rm -rf $(VENV)-newest && $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade editables hatchling
 	$(VENV)-newest/bin/python -m pip install --quiet --upgrade -e '.[dev,llm-local]'
-	$(VENV)-newest/bin/python -m pytest
+	$(VENV)-newest/bin/python $(PYTEST)
 
 test-lowest: check-python $(UV)
 	rm -rf $(VENV)-lowest && $(PYTHON) -m venv $(VENV)-lowest
-	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e '.[dev,llm-local]'
-	$(VENV)-lowest/bin/python -m pytest
+	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+	  --group build -e '.[dev,llm-local]'
+	$(VENV)-lowest/bin/python $(PYTEST)
 
 clean:
 	rm -rf $(VENV) $(VENV)-lock $(VENV)-newest $(VENV)-lowest .mypy_cache .ruff_cache .pytest_cache build dist

@@ -1,10 +1,11 @@
-"""How long it takes to look at a header: `tea-models inspect` beside its peers, as ratios to a bare Python start.
+"""How long start-up and a look at a header take: `tea-models` beside its peers, and as ratios to a bare Python start.
 
     python benchmarks/inspect.py [MODEL] [--rounds N]
 
 MODEL is a path or a reference; by default Gemma 3 270M, whose vocabulary of 262,144 tokens makes a header of 6.5 MB.
-Peers that are not installed are skipped aloud. Each round runs every program once, so that a busy machine slows all of
-them; the table shows the fastest and the median.
+Peers that are not installed are skipped aloud. Processor time is counted, not the clock, so that other work on the
+machine counts little; each round runs every program once. Aims, over bare Python: `--version` 30 ms, `list` 60 ms,
+`inspect` 80 ms and 0.8 x gguf-inspect.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ if __name__ == "inspect":
     spec.loader.exec_module(sys.modules["inspect"])
 
 import argparse
+import resource
 import shutil
 import statistics
 import subprocess
 import tempfile
-import time
 
 PLAIN_LOOP = """
 import mmap, struct, sys
@@ -73,13 +74,15 @@ print(min(times))
 """
 
 
-def peers(model: Path, empty: Path, kept: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
+def peers(model: Path, store: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Commands with their environment; those that can't run here are named and left out."""
-    ours = [str(Path(sys.executable).parent / "tea-models"), "inspect", str(model)]
+    ours = str(Path(sys.executable).parent / "tea-models")
+    environ = {"TEA_MODELS_DIR": str(store)}
     everything: dict[str, tuple[list[str], dict[str, str]]] = {
         "python -c pass": ([sys.executable, "-c", "pass"], {}),
-        "tea-models inspect, first time": (ours, {"TEA_MODELS_DIR": str(empty)}),
-        "tea-models inspect, again": (ours, {"TEA_MODELS_DIR": str(kept)}),
+        "tea-models --version": ([ours, "--version"], environ),
+        "tea-models list": ([ours, "list"], environ),
+        "tea-models inspect": ([ours, "inspect", str(model)], environ),
         "a plain loop over mmap (parse only)": ([sys.executable, "-c", PLAIN_LOOP, str(model)], {}),
     }
     dump = shutil.which("gguf-dump", path=str(Path(sys.executable).parent)) or shutil.which("gguf-dump")
@@ -100,10 +103,11 @@ def peers(model: Path, empty: Path, kept: Path) -> dict[str, tuple[list[str], di
 
 
 def measure(command: list[str], environ: dict[str, str]) -> float:
-    """Seconds that a process takes."""
-    started = time.perf_counter()
+    """Seconds of processor time that a process takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -118,9 +122,8 @@ def main() -> None:
 
         model = Path(pull([options.model])[0].path)
     with tempfile.TemporaryDirectory() as folder:
-        # Below a file no folder can be made, so nothing is remembered there.
-        (Path(folder) / "file").write_text("")
-        commands = peers(model, Path(folder) / "file" / "store", Path(folder) / "store")
+        (Path(folder) / ".tea").mkdir()
+        commands = peers(model, Path(folder))
         times: dict[str, list[float]] = {name: [] for name in commands}
         for round_ in range(options.rounds + 1):
             for name, (command, environ) in commands.items():
@@ -132,9 +135,10 @@ def main() -> None:
         library = float(subprocess.check_output([sys.executable, "-c", LIBRARY, str(model)]))
     bare = min(times["python -c pass"])
     print(f"\n{model.name}, {os.cpu_count()} cores, Python {sys.version.split()[0]}\n")
-    print(f"{'':<38}{'fastest':>10}{'median':>10}{'ratio':>8}")
+    print(f"{'':<38}{'least':>10}{'median':>10}{'ratio':>8}{'over Python':>14}")
     for name, found in sorted(times.items(), key=lambda item: min(item[1])):
-        print(f"{name:<38}{min(found):>8.3f} s{statistics.median(found):>8.3f} s{min(found) / bare:>8.1f}")
+        row = f"{name:<38}{min(found):>8.3f} s{statistics.median(found):>8.3f} s{min(found) / bare:>8.1f}"
+        print(f"{row}{min(found) - bare:>12.3f} s")
     print(f"{'inspect_model(…), a call':<38}{library:>8.3f} s")
 
 

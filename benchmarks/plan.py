@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MemoryUse
-from tea_models.engine.probe import Prober, ProbeTarget
-from tea_models.plan import UserSettings, plan_profile
-from tea_models.plan.resolve import choose_measurer, machine_now
-from tea_models.profile import profile_from_headers
+from tea_models.engine.probe import Prober
+from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tea_models.settings import Settings
 
@@ -73,18 +73,16 @@ def time_model(path: Path, unit: float) -> None:
             profile = profile_from_headers(model.headers, model.files)
             one = [EngineSettings(n_ctx=4096, n_batch=512, n_ubatch=512)]
             many = [EngineSettings(n_ctx=256 * count, n_batch=512, n_ubatch=512) for count in range(1, 33)]
-            target = ProbeTarget("0" * 64, path=path)
-            first = median_time(lambda: Prober(target).measure(one), 3)
+            first = median_time(lambda: Prober("0" * 64, path).measure(one), 3)
             rows.append(("dry run of one context", first))
-            rows.append(("dry run of 32 contexts", median_time(lambda: Prober(target).measure(many), 3)))
-            header = ProbeTarget("0" * 64, model=model)
-            rows.append(("dry run from the header alone", median_time(lambda: Prober(header).measure(one), 3)))
+            rows.append(("dry run of 32 contexts", median_time(lambda: Prober("0" * 64, path).measure(many), 3)))
+            rows.append(("dry run from the header alone", median_time(lambda: Prober("0" * 64, model).measure(one), 3)))
             machine, user = machine_now(settings), UserSettings()
             estimator = Estimator(profile)
             rows.append(
                 ("plan by formula, in process", median_time(lambda: plan_profile(profile, machine, user, estimator)))
             )
-            plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model=model, measure=True))
+            plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model, measure=True))
         for name, seconds in rows:
             print(f"  {name:<36} {seconds * 1000:8.0f} ms  {seconds / unit:6.1f} x bare python")
         print(f"  {plan.summary()}")
@@ -99,7 +97,7 @@ def compare(path: Path, profile) -> None:
         for kv in ("f16", "q8_0")
         for full in (False, True)
     ]
-    measured, estimated = Prober(ProbeTarget("0" * 64, path=path)).measure(points), Estimator(profile).measure(points)
+    measured, estimated = Prober("0" * 64, path).measure(points), Estimator(profile).measure(points)
     pairs = [
         (exact, rough)
         for exact, rough in zip(measured, estimated, strict=True)

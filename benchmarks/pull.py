@@ -39,11 +39,10 @@ LIMIT = 50e6
 WORKER = """
 import sys, time
 from pathlib import Path
-from tea_models.caller import Caller
-from tea_models.net import download, make_client
+from tea_models.net import Client, Request, download
 url, target, size, sha256, connections = sys.argv[1:]
-with make_client(connections=int(connections)) as client:
-    download(url, Path(target), client=client, size=int(size), sha256=sha256, connections=int(connections))
+with Client(connections=int(connections)) as client:
+    download(Request(client, url, size=int(size), sha256=sha256, connections=int(connections)), Path(target))
 """
 
 
@@ -116,6 +115,7 @@ def hub_ways(folder: Path, base: str, path: Path, sha256: str) -> dict[str, Call
         shutil.rmtree(folder / "store", ignore_errors=True)
         code = (
             "import os; from pathlib import Path; from tea_models.settings import Settings\n"
+            "from tea_models.caller import Caller\n"
             "from tea_models.sources import resolve, fetch\n"
             "settings = Settings.resolve(os.environ, cwd=Path.cwd())\n"
             f"artifact = resolve('hf:owner/repo/{path.name}@{COMMIT}', Caller(settings))\n"

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan, resolve_plan
-    from tea_models.profile import ModelProfile, resolve_profile
+    from tea_models.plan.resolve import resolve_plan
+    from tea_models.plan.types import RunPlan
+    from tea_models.profile.facts import ModelProfile
+    from tea_models.profile.header_facts import resolve_profile
     from tea_models.profile.inspection import Inspection, inspect_model
     from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
@@ -24,7 +26,7 @@ _HOME = {
     "inspect_model": "tea_models.profile.inspection",
     "pull": "tea_models.verbs.pull",
     "resolve_plan": "tea_models.plan.resolve",
-    "resolve_profile": "tea_models.profile.resolve",
+    "resolve_profile": "tea_models.profile.header_facts",
 }
 
 __all__ = [

@@ -24,12 +24,14 @@ TeaModelsError                1  failed
 
 from __future__ import annotations
 
+from tea_models.redact import redact
+
 #: What anybody is told to do who needs llama.cpp and has none.
 INSTALL_ENGINE = "tea-models engine install"
 
 
 class TeaModelsError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base of every error this package raises on purpose; no address in it keeps a secret.
 
     Args:
         message: What went wrong, where, what was expected and what was there.
@@ -39,9 +41,9 @@ class TeaModelsError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redact(message)
+        self.hint = redact(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         # A log line or an uncaught error should say what to do too.

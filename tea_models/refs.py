@@ -156,6 +156,8 @@ def parse_reference(text: str) -> Reference:
 def _parse_url(text: str) -> Reference:
     scheme = _SCHEME.match(text)
     name = scheme.group().lower() if scheme else ""
+    if " " in text.partition("://")[2].partition("/")[0]:
+        raise UsageError("reference: the address has a space in its host")  # not shown: it may be that of a password
     try:
         parts = urlsplit(text)
         host = parts.hostname

@@ -35,6 +35,9 @@ class Settings:
         hf_token: Token for the Hub, or None to let `huggingface_hub` look in its own store. Never printed.
         mirror: Prefix put before every `https:` source, or "".
         connections: Parallel connections for one file, at most.
+        lock_file: The nearest `models.lock`, in whose words names are understood; None where there is none.
+        locked: Only what `lock_file` names may be used.
+        cache_dir: Where to keep what can be found out again and has no place in the store; None for nowhere.
         environ: The environment the settings were made from, for the tools that are started (pip, the probe).
     """
 
@@ -46,6 +49,9 @@ class Settings:
     hf_token: str | None = field(default=None, repr=False)
     mirror: str = ""
     connections: int = 4
+    lock_file: Path | None = None
+    locked: bool = False
+    cache_dir: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -57,16 +63,18 @@ class Settings:
         store_dir: Path | None = None,
         registry_files: tuple[Path, ...] = (),
         offline: bool | None = None,
+        locked: bool | None = None,
     ) -> Settings:
         """Resolve settings from flags (the keyword arguments) and the environment.
 
         Args:
             environ: `TEA_MODELS_DIR`, `TEA_REGISTRY`, `TEA_OFFLINE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`,
-                `TEA_MODELS_MIRROR`, `TEA_MODELS_CONNECTIONS` are read.
-            cwd: Folder whose `registry.yaml`, if any, is the project's layer.
+                `TEA_MODELS_MIRROR`, `TEA_MODELS_CONNECTIONS`, `TEA_LOCKED` are read.
+            cwd: Folder whose `registry.yaml`, if any, is the project's layer; the lock is looked for from here upwards.
             store_dir: Overrides `TEA_MODELS_DIR`.
             registry_files: Further layers, after `TEA_REGISTRY`.
             offline: Overrides the environment.
+            locked: Overrides the environment.
 
         Raises:
             UsageError: A variable has a value that can't be used.
@@ -87,8 +95,21 @@ class Settings:
             hf_token=environ.get("HF_TOKEN") or None,
             mirror=environ.get("TEA_MODELS_MIRROR", "").rstrip("/"),
             connections=_count(environ, "TEA_MODELS_CONNECTIONS", default=4, most=32),
+            lock_file=_nearest_lock(cwd, home),
+            locked=_flag(environ, "TEA_LOCKED") if locked is None else locked,
+            cache_dir=_default_store(home).parent,
             environ=dict(environ),
         )
+
+
+def _nearest_lock(cwd: Path, home: Path) -> Path | None:
+    """The `models.lock` of the project: here or above, but not above a repository's top or the home."""
+    for folder in (cwd, *cwd.parents):
+        if (folder / "models.lock").exists():
+            return folder / "models.lock"
+        if folder == home or (folder / ".git").exists():
+            break
+    return None
 
 
 def is_registry(path: Path) -> bool:

@@ -7,6 +7,8 @@ import re
 from tea_models.errors import UsageError
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)(b?)\Z", re.IGNORECASE)
+_LEAST_BYTES = 1 << 20  # fewer bytes than that are not what somebody means by a number alone
+_MOST_GIB = 1024
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -24,10 +26,12 @@ def human_bytes(size: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `8GiB`, `512 MiB`, `8G` (powers of 1024), `8GB` (powers of 1000) or a plain number.
+    """Bytes of a size such as `8GiB`, `512 MiB`, `8G` (powers of 1024) or `8GB` (powers of 1000).
+
+    A number without a unit is bytes where that can be meant (a MiB or more).
 
     Raises:
-        UsageError: It is none of these, or zero.
+        UsageError: It is none of these, or zero; a small number without a unit is asked back.
     """
     match = _SIZE.match(text.strip())
     if not match:
@@ -36,6 +40,9 @@ def parse_bytes(text: str) -> int:
     # `GB` is 1000³ as on a disk's label; `G` and `GiB` are 1024³ as memory is meant.
     base = 1000 if letter and prefix and not binary else 1024
     size = int(float(number) * base ** _POWERS[prefix.lower()])
+    if size < _LEAST_BYTES and not prefix and not letter and float(number):
+        unit = "GiB" if float(number) <= _MOST_GIB else "MiB"
+        raise UsageError(f"size {text!r}: its unit is missing", hint=f"did you mean {number}{unit}? (MiB, GiB, TiB)")
     if size <= 0:
         raise UsageError(f"size {text!r}: expected more than nothing")
     return size

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def read_yaml(path: Path) -> Document:
         ConfigError: The file can't be read as UTF-8 YAML, or is refused.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
@@ -219,10 +220,27 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     """
     from pydantic import ValidationError
 
+    newer = newer_schema(document.data, _schema_of(model))
+    if newer:
+        raise document.error(newer, ("schema",), hint="pip install --upgrade tea-models")
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
         raise _explain(model, document, error) from None
+
+
+def newer_schema(data: Any, schema: str) -> str:
+    """What to say where a document is of a later version of `schema` (`tea.models-lock/1`); "" where it is not."""
+    name, _, version = schema.partition("/")
+    found, _, other = str(data.get("schema") if isinstance(data, dict) else "").partition("/")
+    if not name or found != name or not other.isdecimal() or int(other) <= int(version):
+        return ""
+    return f"written by a newer tea-models: its schema is {found}/{other}, this one reads {schema}"
+
+
+def _schema_of(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("schema_")
+    return str(typing.get_args(field.annotation)[0]) if field is not None else ""
 
 
 def _explain(model: type[BaseModel], document: Document, error: ValidationError) -> ConfigError:
@@ -237,7 +255,8 @@ def _explain(model: type[BaseModel], document: Document, error: ValidationError)
         missing = problem["loc"][-1]
         return document.error(f"required key {str(missing)!r} is missing", path)
     given = problem.get("input")
-    shown = "" if isinstance(given, dict | list) else f", got {_shown(given)}"
+    # What is no mapping at all may be any file of this machine: its text is not for a log.
+    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {_shown(given)}"
     return document.error(_expected(problem) + shown, path)
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_runtime.actions import register_actions
+    from tea_runtime.aio import AsyncLlmBackend
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
+    from tea_runtime.cancellation import CancelScope
     from tea_runtime.factory import create_llm_backend
+    from tea_runtime.host import register_actions
     from tea_runtime.local import LocalLlmBackend
     from tea_runtime.model_info import get_model_info
     from tea_runtime.resolve import resolve_model_path
@@ -18,21 +20,25 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ApiLlmBackend": "tea_runtime.api.backend",
+    "AsyncLlmBackend": "tea_runtime.aio",
+    "CancelScope": "tea_runtime.cancellation",
     "LlmBackend": "tea_runtime.backend",
     "LlmCallParams": "tea_runtime.backend",
     "LlmCallResult": "tea_runtime.backend",
     "LocalLlmBackend": "tea_runtime.local",
     "create_llm_backend": "tea_runtime.factory",
     "get_model_info": "tea_runtime.model_info",
-    "register_actions": "tea_runtime.actions",
+    "register_actions": "tea_runtime.host",
     "resolve_model_path": "tea_runtime.resolve",
     "run_workflow": "tea_runtime.workflow.runner",
     # What the TEA host reads about a package of actions.
-    "__tea_actions__": "tea_runtime.actions",
+    "__tea_actions__": "tea_runtime.host",
 }
 
 __all__ = [
     "ApiLlmBackend",
+    "AsyncLlmBackend",
+    "CancelScope",
     "LlmBackend",
     "LlmCallParams",
     "LlmCallResult",

@@ -1,203 +1,206 @@
-"""The actions `llm.call`, `llm.chat`, `llm.stream` and `llm.embed`, for our runner and for The Edge Agent."""
+"""The `llm.*` actions, for our runner and for hosts: parameters of a node → a call of a backend → plain data."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import json
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
-from tea_runtime.backend import LlmBackend, LlmCallParams
-from tea_runtime.errors import BackendUnavailableError
+from tea_models.errors import TeaModelsError, UsageError
+from tea_runtime.action_parameters import LLM_ACTION, NODE_SETTINGS, OPTIONS, check_parameters
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
+from tea_runtime.batch import answer_all
+from tea_runtime.errors import UnsupportedError
 from tea_runtime.llm_settings import LlmSettings
+from tea_runtime.resolve import is_model_name
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from tea_runtime.factory import BackendPool
+
+logger = logging.getLogger("tea_runtime")
 
 Action = Callable[..., dict[str, Any]]
-NAMES = ("llm.call", "llm.chat", "llm.stream", "llm.embed")
-_DEFAULT_TEMPERATURE = 0.7
-_OURS = "__tea_runtime__"
-_SHARED = "_tea_runtime_backends"
+OnText = Callable[[str], object]
 
-_OPTIONS = tuple(entry.name for entry in fields(LlmCallParams) if entry.name not in ("prompt", "temperature"))
-_WHOLE = ("max_tokens", "top_k", "seed", "logprobs")
-_BROKEN = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-_TEXTS = ("prompt", "system", "messages", "text", "callback", "stream")
-# `temperature` is a setting too, but no other backend is needed for another temperature.
-_SETTINGS = tuple(name for name in LlmSettings.model_fields if name != "temperature")
-_KNOWN = (*_TEXTS, *_OPTIONS, *_BROKEN[:1], *_SETTINGS)
-_PROVIDERS = ("auto", "openai", "azure", "ollama")
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_MAX_TOKENS = 2048
+_INT_OPTIONS = ("max_tokens", "top_k", "seed", "logprobs")
+_FLOAT_OPTIONS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_MODEL_KEYS = ("model", "model_path", "profile")
 
 
-def _version() -> str:
-    try:
-        return version("tea-models")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"
+@dataclass(slots=True)
+class LlmActions:
+    """The actions over one pool of backends.
 
-
-__tea_actions__ = {
-    "version": _version(),
-    "description": "Local GGUF models (llama.cpp) with any OpenAI-compatible API as fallback",
-    "actions": list(NAMES),
-}
-
-
-def register_actions(registry: dict[str, Any], engine: Any) -> None:
-    """Put the `llm.*` actions into a registry; whatever else is in it stays.
-
-    Actions of the same name that the host had before stay reachable as `host.llm.call` and so on, and answer what the
-    actions here can't: providers they don't know, or any request when neither a model nor an API can be used.
-
-    Args:
-        registry: Name → callable `f(state, **params)`.
-        engine: Its `llm_settings` (the `settings.llm` block) is read when the first action runs; it may be missing.
-            `on_text`, if there is one, gets the pieces of streamed answers; without it they go to stdout.
-            Where `raises_errors` is true actions raise; otherwise they answer `{"error": …, "success": False}`.
+    Attributes:
+        settings: `settings.llm`.
+        pool: Where the backends come from.
+        on_text: Gets the pieces of streamed answers; None drops them.
+        chat_prompts: A bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made for
+            messages; otherwise it is continued as it stands. A node says `raw` for itself.
     """
-    backends = _backends_of(engine)
-    existing = getattr(engine, "actions_registry", None)
-    for name, act in (("llm.call", _call), ("llm.chat", _chat), ("llm.stream", _stream), ("llm.embed", _embed)):
-        previous = registry.get(name)
-        if previous is None and isinstance(existing, Mapping):
-            previous = existing.get(name)
-        if getattr(previous, _OURS, False):
-            previous = getattr(previous, "__wrapped_host__", None)
-        if previous is not None:
-            registry[f"host.{name}"] = previous
-        registry[name] = _action(name, act, backends, previous)
 
+    settings: LlmSettings
+    pool: BackendPool
+    on_text: OnText | None = None
+    chat_prompts: bool = False
+    _noted: set[str] = field(default_factory=set)
+    _known: dict[str, bool] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-def close_backends(engine: Any) -> None:
-    """Close every backend that the actions of an engine opened; the next action opens what it needs again."""
-    backends = getattr(engine, _SHARED, None)
-    if isinstance(backends, _Backends):
-        backends.close()
+    def table(self) -> dict[str, Action]:
+        """Name → `f(state, **params)`, which raises for what it does not understand."""
 
+        def strict(name: str) -> Action:
+            def action(_state: Any = None, /, **params: Any) -> dict[str, Any]:
+                params.pop("state", None)
+                check_parameters(name, list(params))
+                return self.run(name, params)
 
-class _Backends:
-    """Backends of one engine, each made when it is first needed and shared between threads."""
+            action.__name__ = action.__qualname__ = name.replace(".", "_")
+            action.__doc__ = _ACTIONS[name].__doc__
+            setattr(action, LLM_ACTION, name)
+            return action
 
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self._lock = threading.Lock()
-        self._made: dict[str, LlmBackend] = {}
-        self._locks: dict[str, threading.Lock] = {}
+        return {name: strict(name) for name in _ACTIONS}
 
-    def settings(self, given: Mapping[str, Any]) -> LlmSettings:
-        """The engine's settings with what an action's parameters say in their place."""
-        block = getattr(self.engine, "llm_settings", None)
-        settings = LlmSettings.parse(block if isinstance(block, Mapping) else None, lenient=True)
-        wanted = {key: given[key] for key in _SETTINGS if given.get(key) not in (None, "", getattr(settings, key))}
+    def run(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Run an action.
+
+        Raises:
+            TeaModelsError: A parameter can't be used, or the model could not do what was asked.
+        """
+        settings, requested = self.settings_for(params)
+        result = _ACTIONS[name](_Call(self, settings, params))
+        return result | {"requested_model": requested} if requested else result
+
+    def settings_for(self, params: Mapping[str, Any]) -> tuple[LlmSettings, str | None]:
+        """The settings with what a node says in their place, and the model it named if another one is to answer.
+
+        Under `backend: local` a name that means nothing here, such as `gpt-4`, stands for the workflow's own model.
+        """
+        wanted = {
+            key: params[key]
+            for key in NODE_SETTINGS
+            if key in params and (key == "fallback" or params[key] not in (None, ""))
+        }
         if not wanted:
-            return settings
-        base = settings.model_dump(exclude_unset=True)
-        # A model named by the node is meant, whatever the workflow names for the rest.
-        for key in ("model", "model_path", "profile"):
-            if {"model", "model_path", "profile"} & wanted.keys():
-                base.pop(key, None)
-        return LlmSettings.parse(base | wanted, prefix=())
+            return self.settings, None
+        settings = self._merged(wanted)
+        requested = settings.model if "model" in wanted else None
+        if requested is None or not self._stands_for_the_model(requested, settings):
+            return settings, None
+        text = "is no model that is known here: the workflow's own local model answers in its place"
+        self.note(f"{requested} {text}", topic="requested_model")
+        return self._merged({key: value for key, value in wanted.items() if key != "model"}), requested
 
-    def get(self, settings: LlmSettings) -> LlmBackend:
-        """The backend for these settings; several threads that ask for a new one wait for the same."""
-        overrides = dict(getattr(self.engine, "llm_overrides", None) or {})
-        key = json.dumps([settings.model_dump(exclude={"temperature"}), overrides], sort_keys=True, default=str)
+    def _merged(self, wanted: Mapping[str, Any]) -> LlmSettings:
+        base = self.settings.model_dump(exclude_unset=True)
+        # A model that the node names is meant, whatever the workflow names for the rest.
+        replaced = {key for key in _MODEL_KEYS if any(other in wanted for other in _MODEL_KEYS)}
+        if str(wanted.get("provider", "")).strip().lower() == "local":
+            replaced.add("backend")
+        return LlmSettings.parse({**{key: base[key] for key in base.keys() - replaced}, **wanted}, prefix=())
+
+    def note(self, text: str, *, topic: str) -> None:
+        """Say something once."""
         with self._lock:
-            if key in self._made:
-                return self._made[key]
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            with self._lock:
-                if key in self._made:
-                    return self._made[key]
-            from tea_runtime.factory import create_llm_backend
+            if topic in self._noted:
+                return
+            self._noted.add(topic)
+        logger.warning("%s", text)
 
-            environ = getattr(self.engine, "environ", None) or os.environ
-            backend = create_llm_backend(settings, environ=environ, **overrides)
-            with self._lock:
-                self._made[key] = backend
-            return backend
+    def _stands_for_the_model(self, name: str, settings: LlmSettings) -> bool:
+        if settings.backend == "api" or self._is_known(name):
+            return False
+        if settings.backend == "local" or not settings.may_fall_back:
+            return True
+        from tea_runtime.api.fallback import api_problem
 
-    def close(self) -> None:
-        with self._lock:
-            made, self._made = list(self._made.values()), {}
-        for backend in made:
-            backend.close()
+        return bool(api_problem(settings.expanded(self.pool.environ), self.pool.environ))
+
+    def _is_known(self, name: str) -> bool:
+        if name not in self._known:
+            self._known[name] = is_model_name(name, self.pool.environ)
+        return self._known[name]
 
 
-def _backends_of(engine: Any) -> _Backends:
-    backends = getattr(engine, _SHARED, None)
-    if not isinstance(backends, _Backends):
-        backends = _Backends(engine)
-        try:
-            setattr(engine, _SHARED, backends)
-        except AttributeError:
-            logger.debug("the engine takes no attributes; its backends live as long as its actions")
-    return backends
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of an action. Its parameters are looked at before the model is opened: a slip must not cost a load."""
+
+    actions: LlmActions
+    settings: LlmSettings
+    params: Mapping[str, Any]
+
+    def open(self) -> LlmBackend:
+        return self.actions.pool.get(self.settings)
+
+    def options(self) -> dict[str, Any]:
+        """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
+        given = {key: _number(key, self.params[key]) for key in OPTIONS if self.params.get(key, "") != ""}
+        if given.get("temperature") is None:
+            own = self.settings.temperature
+            given["temperature"] = DEFAULT_TEMPERATURE if own is None else own
+        return given
+
+    def limit(self, options: dict[str, Any], backend: LlmBackend, *, chat: bool) -> dict[str, Any]:
+        """The options with a length for the answer where the node gives none."""
+        if "max_tokens" in options:
+            return options
+        limit = self.settings.max_tokens
+        if limit is None and not (chat and backend.name == "api"):  # for chats an API has a limit of its own
+            limit = DEFAULT_MAX_TOKENS
+        return options | {"max_tokens": limit}
+
+    def chats(self, backend: LlmBackend) -> bool:
+        """Whether a bare prompt is a message here."""
+        raw = self.params.get("raw")
+        if raw not in (None, ""):
+            return not _flag("raw", raw) and _is_instruct(backend, self.settings)
+        return self.actions.chat_prompts and _is_instruct(backend, self.settings)
+
+    def callback(self) -> OnText | None:
+        """Where the pieces of a streamed answer go, or None where none are wanted."""
+        if self.params.get("callback") is not None:
+            if not callable(self.params["callback"]):
+                raise UsageError(f"callback: expected a function, found {_kind(self.params['callback'])}")
+            given: OnText = self.params["callback"]
+            return given
+        return self.actions.on_text or (lambda _text: None)
 
 
-def _action(name: str, act: Callable[..., dict[str, Any]], backends: _Backends, previous: Action | None) -> Action:
-    def action(state: Any = None, **params: Any) -> dict[str, Any]:
-        try:
-            _check_names(name, params)
-            if previous is not None and _is_foreign(params, backends.engine):
-                return _ask_host(previous, name, state, params)
-            try:
-                settings = backends.settings(params)
-                return act(lambda: backends.get(settings), settings, params, backends.engine)
-            except (BackendUnavailableError, UnknownModelError) as error:
-                if previous is None or params.get("fallback") is False:
-                    raise
-                logger.warning("%s: %s; the host's own action answers", name, error.message)
-                return _ask_host(previous, name, state, params)
-        except TeaModelsError as error:
-            if getattr(backends.engine, "raises_errors", False):
-                raise
-            logger.error("%s: %s", name, error.message)  # noqa: TRY400 - a user's mistake needs no traceback
-            hint = f" ({error.hint})" if error.hint else ""
-            return {"error": error.message + hint, "error_type": error.type, "success": False}
-
-    action.__name__ = action.__qualname__ = name.replace(".", "_")
-    action.__doc__ = act.__doc__
-    setattr(action, _OURS, True)
-    setattr(action, "__wrapped_host__", previous)  # noqa: B010 - a function has no such attribute for mypy
-    return action
-
-
-# Each looks at its parameters before it opens the backend: a slip must not cost the loading of a model.
-_Open = Callable[[], LlmBackend]
-
-
-def _call(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _call(call: _Call) -> dict[str, Any]:
     """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
-    if params.get("stream") is True:
-        return _stream(opened, settings, params, engine)
-    messages = _messages(params, chat=False)
-    if messages is not None:
-        return opened().chat(messages, **_options(settings, params)).to_dict()
-    call = LlmCallParams(prompt=_prompt(params), **_options(settings, params))
-    return opened().call(call).to_dict()
+    return _generate(call, _messages(call.params, chat=False), stream=_flag("stream", call.params.get("stream")))
 
 
-def _chat(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _chat(call: _Call) -> dict[str, Any]:
     """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
-    messages = _messages(params, chat=True)
-    if params.get("stream") is True:
-        return _stream(opened, settings, {**params, "messages": messages, "prompt": None, "system": None}, engine)
-    return opened().chat(messages, **_options(settings, params)).to_dict()
+    return _generate(call, _messages(call.params, chat=True), stream=_flag("stream", call.params.get("stream")))
 
 
-def _stream(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+def _stream(call: _Call) -> dict[str, Any]:
     """`llm.stream`: as `llm.call`, and every piece of text appears as it comes."""
-    callback = _callback(params, engine)
+    return _generate(call, _messages(call.params, chat=False), stream=True)
+
+
+def _generate(call: _Call, messages: Any, *, stream: bool) -> dict[str, Any]:
+    callback = call.callback() if stream else None
+    prompt = _prompt(call.params) if messages is None else ""
+    options = call.options()
+    LlmCallParams(prompt=prompt, **options)  # what it refuses is refused before a model is loaded
+    backend = call.open()
+    if messages is None and call.chats(backend):
+        messages = [{"role": "user", "content": prompt}]
+    options = call.limit(options, backend, chat=messages is not None)
+    if callback is None:
+        if messages is not None:
+            return backend.chat(messages, **options).to_dict()
+        return backend.call(LlmCallParams(prompt=prompt, **options)).to_dict()
     count = 0
 
     def piece(text: str) -> None:
@@ -205,69 +208,119 @@ def _stream(opened: _Open, settings: LlmSettings, params: Mapping[str, Any], eng
         count += 1
         callback(text)
 
-    messages = _messages(params, chat=False)
-    options = _options(settings, params)
     if messages is not None:
-        result = opened().stream_chat(messages, piece, **options)
+        result = backend.stream_chat(messages, piece, **options)
     else:
-        call = LlmCallParams(prompt=_prompt(params), **options)
-        result = opened().stream(call, piece)
-    if callback is _to_stdout:
-        _to_stdout("\n")
+        result = backend.stream(LlmCallParams(prompt=prompt, **options), piece)
     return {**result.to_dict(), "streamed": True, "chunk_count": count}
 
 
-def _embed(opened: _Open, _settings: LlmSettings, params: Mapping[str, Any], _engine: Any) -> dict[str, Any]:
+def _embed(call: _Call) -> dict[str, Any]:
     """`llm.embed`: the vector of `text`, or the vectors of a list of texts."""
-    text = params.get("text")
-    texts = isinstance(text, Sequence) and not isinstance(text, str | bytes) and all(isinstance(t, str) for t in text)
-    if not isinstance(text, str) and not texts:
-        raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
-    given: list[str] = [text] if isinstance(text, str) else list(text or ())
-    backend = opened()
+    text = call.params.get("text")
+    given = [text] if isinstance(text, str) else _texts("text", text)
+    backend = call.open()
     vectors = backend.embed(given)
     # A local model can count; what an API counts it keeps to itself here.
     count = getattr(backend, "count_tokens", None)
     tokens = sum(map(count, given)) if count is not None else None
-    result = {
+    return {
         "embedding": vectors[0] if isinstance(text, str) else vectors,
         "dimensions": len(vectors[0]) if vectors else 0,
-        "model": _model_name(backend),
-        "backend": backend.name,
+        **_answerer(backend),
         "tokens_used": tokens,
         "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens},
         "finish_reason": None,
     }
-    reason = getattr(backend, "reason", "")
-    return result | {"fallback_reason": reason} if reason else result
 
 
-def _model_name(backend: LlmBackend) -> str:
+def _batch(call: _Call) -> dict[str, Any]:
+    """`llm.batch`: many prompts or conversations together; one that fails does not end the others."""
+    params = call.params
+    prompts, conversations = params.get("prompts"), params.get("conversations")
+    if (prompts is None) == (conversations is None):
+        raise UsageError("llm.batch: expected prompts or conversations, one of them")
+    options = call.options()
+    LlmCallParams(prompt="", **options)
+    items = _items("prompts", prompts) if conversations is None else _items("conversations", conversations)
+    backend = call.open()
+    chat = conversations is not None or bool(params.get("system")) or call.chats(backend)
+    options = call.limit(options, backend, chat=chat)
+    key = "prompt" if conversations is None else "messages"
+    requests = [{key: item, "system": params.get("system")} for item in items]
+    answers = answer_all(
+        backend,
+        [lambda one=one: _messages(one, chat=True) if chat else _prompt(one) for one in requests],  # type: ignore[misc]
+        options,
+        chat=chat,
+    )
+    results = [answer.to_dict() if isinstance(answer, LlmCallResult) else _failure(answer) for answer in answers]
+    used = [answer.usage for answer in answers if isinstance(answer, LlmCallResult) and answer.usage]
+    usage = {name: sum(one.get(name, 0) for one in used) for name in sorted({name for one in used for name in one})}
+    return {"results": results, **_answerer(backend), "usage": usage, "tokens_used": usage.get("total_tokens")}
+
+
+def _rerank(call: _Call) -> dict[str, Any]:
+    """`llm.rerank`: how well each of `documents` answers `query`; `order` lists them from the best on."""
+    query = call.params.get("query")
+    if not isinstance(query, str):
+        raise UsageError(f"query: expected a text, found {_kind(query)}")
+    documents = _texts("documents", call.params.get("documents"))
+    backend = call.open()
+    rerank = getattr(backend, "rerank", None)
+    if rerank is None:
+        raise UnsupportedError(
+            f"{_answerer(backend)['model']}: this backend can't rerank",
+            hint="use a local model that is made for it, such as bge-reranker-v2-m3",
+        )
+    scores = [float(score) for score in rerank(query, documents)]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return {"scores": scores, "order": order, **_answerer(backend)}
+
+
+_ACTIONS: dict[str, Callable[[_Call], dict[str, Any]]] = {
+    "llm.call": _call,
+    "llm.chat": _chat,
+    "llm.stream": _stream,
+    "llm.embed": _embed,
+    "llm.batch": _batch,
+    "llm.rerank": _rerank,
+}
+
+
+def _answerer(backend: LlmBackend) -> dict[str, Any]:
     path = getattr(backend, "model_path", None)
-    return getattr(backend, "embedding_model", "") if path is None else str(path.name)
+    model = getattr(backend, "embedding_model", "") if path is None else str(path.name)
+    reason = getattr(backend, "reason", "")
+    return {"model": model, "backend": backend.name} | ({"fallback_reason": reason} if reason else {})
 
 
-def _options(settings: LlmSettings, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
-    given = {key: _plain(key, params[key]) for key in _OPTIONS if params.get(key, "") != ""}
-    return given | {"temperature": _temperature(settings, params)}
+def _failure(error: TeaModelsError) -> dict[str, Any]:
+    return {"error": str(error), "error_type": error.type, "success": False}
 
 
-def _temperature(settings: LlmSettings, params: Mapping[str, Any]) -> Any:
-    given = _plain("temperature", params.get("temperature"))
-    if given not in (None, ""):
-        return given
-    return _DEFAULT_TEMPERATURE if settings.temperature is None else settings.temperature
+def _is_instruct(backend: LlmBackend, settings: LlmSettings) -> bool:
+    profile = getattr(backend, "profile", None)
+    return profile is None or bool(settings.chat_format) or profile.chat.format.value is not None
 
 
-def _plain(name: str, value: Any) -> Any:
+def _number(name: str, value: Any) -> Any:
     """Numbers may arrive as text, from the environment or a template with more than one part."""
-    if isinstance(value, str) and name in (*_WHOLE, *_BROKEN):
+    if isinstance(value, str) and name in (*_INT_OPTIONS, *_FLOAT_OPTIONS):
         try:
-            return int(value) if name in _WHOLE else float(value)
+            return int(value) if name in _INT_OPTIONS else float(value)
         except ValueError:
             return value
     return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in (None, "", False, "false", "no"):
+        return False
+    if text in (True, "true", "yes"):
+        return True
+    raise UsageError(f"{name}: expected true or false, found {value!r}")
 
 
 def _prompt(params: Mapping[str, Any]) -> str:
@@ -297,54 +350,17 @@ def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
     return messages
 
 
-def _callback(params: Mapping[str, Any], engine: Any) -> Callable[[str], object]:
-    given = params.get("callback")
-    if callable(given):
-        return given  # type: ignore[no-any-return]
-    if given is not None:
-        raise UsageError(f"callback: expected a function, found {_kind(given)}")
-    if hasattr(engine, "on_text"):
-        return engine.on_text or (lambda _text: None)
-    return _to_stdout
+def _texts(name: str, value: Any) -> list[str]:
+    items = _items(name, value)
+    if not all(isinstance(item, str) for item in items):
+        raise UsageError(f"{name}: expected a text or a list of texts, found {_kind(value)}")
+    return items
 
 
-def _to_stdout(text: str) -> None:
-    # Under a host there is nobody else to show it; its own llm.stream does the same.
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _check_names(name: str, params: Mapping[str, Any]) -> None:
-    """Refuse what is probably a slip; hosts pass other things along (`config`, `node`, …), which are ignored."""
-    for key in params:
-        if key not in _KNOWN:
-            near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.8)
-            if near:
-                raise UsageError(f"{name}: unknown parameter {key!r}", hint=f"did you mean {near[0]!r}?")
-
-
-def _is_foreign(params: Mapping[str, Any], engine: Any) -> bool:
-    settings = getattr(engine, "llm_settings", None)
-    provider = params.get("provider") or (settings.get("provider") if isinstance(settings, Mapping) else None)
-    return isinstance(provider, str) and provider.lower() not in _PROVIDERS
-
-
-def _ask_host(previous: Action, name: str, state: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    given = dict(params)
-    if name != "llm.embed" and "messages" not in given and _wants_messages(previous):
-        given["messages"] = _messages(given, chat=True)
-        given.pop("prompt", None)
-        given.pop("system", None)
-    result = previous(state=state, **given)
-    return {"backend": "host", **result} if isinstance(result, dict) else result
-
-
-def _wants_messages(action: Action) -> bool:
-    try:
-        parameter = inspect.signature(action).parameters.get("messages")
-    except (TypeError, ValueError):
-        return False
-    return parameter is not None and parameter.default is inspect.Parameter.empty
+def _items(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise UsageError(f"{name}: expected a list, found {_kind(value)}")
+    return list(value)
 
 
 def _kind(value: object) -> str:

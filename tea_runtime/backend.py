@@ -1,178 +1,20 @@
-"""What every backend does, whether the model runs here or behind an API: parameters, results, the abstract class."""
+"""What every backend does, whether the model runs here or behind an API: the abstract class, and its types again."""
 
 from __future__ import annotations
 
-import difflib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
 
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError
+from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
+from tea_runtime.errors import UnsupportedError
+from tea_runtime.stream import LlmStream, threaded_stream
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
-    from tea_models.plan import RunPlan
-
-Message = Mapping[str, Any]
-#: Gets each piece of text as it comes. What it raises ends the stream and reaches the caller.
-Callback = Callable[[str], object]
-
-# name → (smallest, largest) of what makes sense at all; a backend may be stricter.
-_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "top_k": (-1, 2**31 - 1),
-    "min_p": (0.0, 1.0),
-    "repeat_penalty": (1e-3, 100.0),
-    "presence_penalty": (-100.0, 100.0),
-    "frequency_penalty": (-100.0, 100.0),
-    "seed": (-(2**63), 2**63 - 1),
-    "max_tokens": (0, 2**31 - 1),
-}
-_WHOLE = {"top_k", "seed", "max_tokens"}
-_OPTIONAL = {"max_tokens", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed"}
-
-
-@dataclass(frozen=True, slots=True)
-class LlmCallParams:
-    """What to generate and how. Checked when it is made.
-
-    Attributes:
-        prompt: The text as it goes to the model, without a chat template (ignored by the chat methods).
-        max_tokens: Length of the answer at most; None goes on until the model stops or the context is full.
-        temperature: 0 takes the most likely token each time.
-        stop: Texts that end the answer; they are not part of it.
-        top_p: Nucleus sampling; None leaves the backend's default.
-        top_k: Sample from the k most likely tokens; 0 and -1 mean from all.
-        min_p: Drop tokens less likely than this share of the most likely one.
-        repeat_penalty: Over 1 makes repeats less likely, as llama.cpp does.
-        presence_penalty: As in OpenAI's API.
-        frequency_penalty: As in OpenAI's API.
-        seed: The same seed gives the same answer on the same machine and settings; None and -1 mean any.
-        response_format: As in OpenAI's API: `{"type": "text"}`, `{"type": "json_object"}`, or
-            `{"type": "json_schema", "json_schema": {"schema": {…}}}`.
-        grammar: A GBNF grammar that the answer must follow (local models only).
-        tools: Tools in OpenAI's form (chat only).
-        tool_choice: `auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}` (chat only).
-        logprobs: True, or how many alternatives to report for each token.
-        chat_template_kwargs: Further variables for the chat template, such as `enable_thinking` (chat only).
-    """
-
-    prompt: str
-    max_tokens: int | None = 100
-    temperature: float = 0.7
-    stop: str | Sequence[str] | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    response_format: Mapping[str, Any] | None = None
-    grammar: str | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    tool_choice: str | Mapping[str, Any] | None = None
-    logprobs: bool | int | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise UsageError(f"prompt: expected a text, found {_kind(self.prompt)}")
-        for name, (least, most) in _RANGES.items():
-            _check_number(name, getattr(self, name), least, most)
-        _check_stop(self.stop)
-        _check_shapes(self)
-
-    @classmethod
-    def of(
-        cls,
-        prompt: str,
-        max_tokens: int | None,
-        temperature: float,
-        stop: str | Sequence[str] | None,
-        options: Mapping[str, Any],
-    ) -> LlmCallParams:
-        """Make parameters from a method's arguments and its `**options`.
-
-        Raises:
-            UsageError: An option is unknown (the message names the nearest known one) or its value can't be used.
-        """
-        known = {entry.name for entry in fields(cls)} - {"prompt", "max_tokens", "temperature", "stop"}
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                raise UsageError(
-                    f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-                    hint="known options: " + ", ".join(sorted(known)),
-                )
-        return cls(prompt=prompt, max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
-
-    @property
-    def random(self) -> bool:
-        """Whether any seed will do: none is given, or -1, as llama.cpp's programs take it."""
-        return self.seed is None or self.seed == -1
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop texts as a tuple."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    def with_prompt(self, prompt: str) -> LlmCallParams:
-        """The same parameters for another prompt."""
-        return replace(self, prompt=prompt)
-
-
-@dataclass(frozen=True, slots=True)
-class LlmCallResult:
-    """What a model answered.
-
-    Attributes:
-        content: The text, without stop texts and without tool calls that were recognised.
-        model: Name of the model that answered.
-        tokens_used: Tokens of the prompt and of the answer together, where known.
-        finish_reason: `stop`, `length` or `tool_calls` (an API may have more).
-        usage: `prompt_tokens`, `completion_tokens`, `total_tokens`, and what else the backend counts.
-        backend: `local` or `api`: who really answered.
-        tool_calls: In OpenAI's form, where there are any.
-        logprobs: In OpenAI's form (`{"content": [{"token", "bytes", "logprob", "top_logprobs"}]}`), where asked for.
-        plan: The settings a local model ran with.
-        fallback_reason: Why the local model could not be used, where an API answered in its place.
-    """
-
-    content: str
-    model: str
-    tokens_used: int | None = None
-    finish_reason: str | None = None
-    usage: Mapping[str, int] | None = None
-    backend: str = ""
-    tool_calls: Sequence[Mapping[str, Any]] | None = None
-    logprobs: Mapping[str, Any] | None = None
-    plan: RunPlan | None = field(default=None, repr=False, compare=False)
-    fallback_reason: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result of an `llm.*` action: plain data, and only the optional keys that have a value."""
-        data: dict[str, Any] = {
-            "content": self.content,
-            "model": self.model,
-            "backend": self.backend,
-            "tokens_used": self.tokens_used,
-            "usage": dict(self.usage) if self.usage is not None else None,
-            "finish_reason": self.finish_reason,
-        }
-        if self.tool_calls:
-            data["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.logprobs is not None:
-            data["logprobs"] = dict(self.logprobs)
-        if self.fallback_reason:
-            data["fallback_reason"] = self.fallback_reason
-        return data
+__all__ = ["Callback", "LlmBackend", "LlmCallParams", "LlmCallResult", "Message", "check_messages", "check_texts"]
 
 
 class LlmBackend(ABC):
@@ -182,10 +24,32 @@ class LlmBackend(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """Continue a raw prompt."""
+    def generate(
+        self,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
+    ) -> LlmCallResult:
+        """What all of `call`, `chat`, `stream` and `stream_chat` come down to.
 
-    @abstractmethod
+        Args:
+            params: What to generate and how.
+            messages: A conversation, which takes the place of the prompt.
+            callback: Gets each piece of text as it comes.
+        """
+
+    def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
+        """As `generate`, as an iterator."""
+        return threaded_stream(lambda callback: self.generate(params, messages, callback))
+
+    def call(self, params: LlmCallParams) -> LlmCallResult:
+        """Continue a raw prompt.
+
+        Example:
+            >>> backend.call(LlmCallParams("The capital of France is", max_tokens=8, temperature=0)).content
+        """
+        return self.generate(params)
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -194,13 +58,41 @@ class LlmBackend(ABC):
         stop: str | Sequence[str] | None = None,
         **options: Any,
     ) -> LlmCallResult:
-        """Answer OpenAI-style messages. Options are the further fields of `LlmCallParams`."""
+        """Answer OpenAI-style messages. Options are the further fields of `LlmCallParams`.
 
-    @abstractmethod
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """Continue a raw prompt, handing each piece of text to `callback`; the result holds the whole text."""
+        Example:
+            >>> backend.chat([{"role": "user", "content": "Say hello."}], temperature=0).content
+        """
+        return self.generate(LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages))
 
-    @abstractmethod
+    @overload
+    def stream(self, params: LlmCallParams, callback: None = None) -> LlmStream: ...
+    @overload
+    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult: ...
+    def stream(self, params: LlmCallParams, callback: Callback | None = None) -> LlmCallResult | LlmStream:
+        """Continue a raw prompt piece by piece: to a callback, or as an iterator.
+
+        Example:
+            >>> for piece in backend.stream(LlmCallParams("Once upon a time")):
+            ...     print(piece, end="", flush=True)
+
+        Returns:
+            Without a callback an iterator, whose `result` holds the whole text at the end; closing it ends the
+            generation. With one the result, when all pieces have been handed over.
+        """
+        return self.open_stream(params) if callback is None else self.generate(params, None, callback)
+
+    @overload
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: None = None,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmStream: ...
+    @overload
     def stream_chat(
         self,
         messages: Sequence[Message],
@@ -209,8 +101,24 @@ class LlmBackend(ABC):
         temperature: float = 0.7,
         stop: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> LlmCallResult:
-        """Answer messages, handing each piece of text to `callback`; the result holds the whole text."""
+    ) -> LlmCallResult: ...
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        callback: Callback | None = None,
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> LlmCallResult | LlmStream:
+        """Answer messages piece by piece: to a callback, or as an iterator; see `stream`.
+
+        Example:
+            >>> for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
+            ...     print(piece, end="", flush=True)
+        """
+        params, plain = LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages)
+        return self.open_stream(params, plain) if callback is None else self.generate(params, plain, callback)
 
     @overload
     def embed(self, text: str) -> list[float]: ...
@@ -224,20 +132,99 @@ class LlmBackend(ABC):
     def is_available(self) -> bool:
         """Tell whether the backend could be used now, without loading or calling anything."""
 
-    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]:
-        """Continue several raw prompts; a backend that is able to runs them together. Results keep the order."""
-        return [self.call(one) for one in params]
+    @overload
+    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]: ...
+    @overload
+    def call_many(
+        self, params: Sequence[LlmCallParams], *, return_errors: bool
+    ) -> list[LlmCallResult | TeaModelsError]: ...
+    def call_many(self, params: Sequence[LlmCallParams], *, return_errors: bool = False) -> Any:
+        """Continue several raw prompts; a backend that is able to runs them together. Results keep the order.
 
+        Example:
+            >>> results = backend.call_many([LlmCallParams(f"{city} is") for city in ("Rome", "Oslo")])
+
+        Args:
+            params: A request each.
+            return_errors: One that fails has its error in the list, and does not end the others.
+        """
+        return self.generate_many([(one, None) for one in params], return_errors=return_errors)
+
+    @overload
     def chat_many(
         self,
         conversations: Sequence[Sequence[Message]],
         max_tokens: int | None = 100,
         temperature: float = 0.7,
         stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: Literal[False] = False,
         **options: Any,
-    ) -> list[LlmCallResult]:
-        """Answer several conversations; a backend that is able to runs them together. Results keep the order."""
-        return [self.chat(messages, max_tokens, temperature, stop, **options) for messages in conversations]
+    ) -> list[LlmCallResult]: ...
+    @overload
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: bool,
+        **options: Any,
+    ) -> list[LlmCallResult | TeaModelsError]: ...
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_tokens: int | None = 100,
+        temperature: float = 0.7,
+        stop: str | Sequence[str] | None = None,
+        *,
+        return_errors: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Answer several conversations; a backend that is able to runs them together. Results keep the order.
+
+        Example:
+            >>> results = backend.chat_many([[{"role": "user", "content": text}] for text in texts], temperature=0)
+
+        Args:
+            conversations: Messages each.
+            max_tokens: As for `chat`.
+            temperature: As for `chat`.
+            stop: As for `chat`.
+            return_errors: One that fails has its error in the list, and does not end the others.
+            **options: As for `chat`.
+        """
+        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        return self.generate_many([(params, one) for one in conversations], return_errors=return_errors)
+
+    def generate_many(
+        self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]], *, return_errors: bool = False
+    ) -> list[LlmCallResult | TeaModelsError]:
+        """What `call_many` and `chat_many` come down to: a pair of parameters and messages for each answer."""
+        results: list[LlmCallResult | TeaModelsError] = []
+        for params, messages in asked:
+            try:
+                results.append(self.generate(params, None if messages is None else check_messages(messages)))
+            except TeaModelsError as error:
+                if not return_errors:
+                    raise
+                results.append(error)
+        return results
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:  # noqa: ARG002
+        """Score documents by how well they answer a query: larger is better, in the order of the documents.
+
+        Example:
+            >>> scores = backend.rerank("What is a panda?", ["A bear of China.", "A city in Norway."])
+            >>> best = max(range(len(scores)), key=scores.__getitem__)
+
+        Raises:
+            UnsupportedError: The backend has no reranker model.
+        """
+        raise UnsupportedError(
+            f"the backend {self.name} can't rerank", hint="use a reranker model with the local backend"
+        )
 
     @abstractmethod
     def close(self) -> None:
@@ -250,97 +237,3 @@ class LlmBackend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check OpenAI-style messages and copy them into plain dicts.
-
-    Raises:
-        UsageError: Not a list, empty, or a message without a role; the message says which one.
-    """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise UsageError(f"messages: expected a list of messages, found {_kind(messages)}")
-    if not messages:
-        raise UsageError("messages: expected at least one message, found an empty list")
-    plain = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise UsageError(f"messages[{index}]: expected role and content, found {_kind(message)}")
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise UsageError(f"messages[{index}]: expected a role (system, user, assistant or tool), found {role!r}")
-        content = message.get("content")
-        if content is not None and not isinstance(content, str | list):
-            raise UsageError(f"messages[{index}].content: expected a text, found {_kind(content)}")
-        if content is None and not message.get("tool_calls"):
-            raise UsageError(f"messages[{index}]: expected content, found none")
-        plain.append(dict(message))
-    return plain
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if value is None and name in _OPTIONAL:
-        return
-    wanted = "a whole number" if name in _WHOLE else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
-        raise UsageError(f"{name}: expected {wanted}, found {value!r}")
-    if not math.isfinite(value) or not least <= value <= most:
-        raise UsageError(f"{name}: expected {wanted} from {_number(least)} to {_number(most)}, found {value}")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def check_texts(text: Any) -> list[str]:
-    """The texts of a call of `embed`: one text, or a list of texts.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if isinstance(text, str):
-        return [text]
-    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
-        raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
-    for index, one in enumerate(text):
-        if not isinstance(one, str):
-            raise UsageError(f"text[{index}]: expected a text, found {_kind(one)}")
-    return list(text)
-
-
-def _check_stop(stop: Any) -> None:
-    texts = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise UsageError(f"stop: expected a text or a list of texts, found {_kind(stop)}")
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
-
-
-def _check_shapes(params: LlmCallParams) -> None:
-    for name in ("response_format", "chat_template_kwargs"):
-        value = getattr(params, name)
-        if value is not None and not isinstance(value, Mapping):
-            raise UsageError(f"{name}: expected a mapping, found {_kind(value)}")
-    if params.chat_template_kwargs:
-        from tea_models.chat.rendering import OWN_NAMES
-
-        for name in params.chat_template_kwargs:
-            if not isinstance(name, str) or name in OWN_NAMES:
-                raise UsageError(f"chat_template_kwargs: {name!r} can't be set for a template")
-    if params.grammar is not None and not isinstance(params.grammar, str):
-        raise UsageError(f"grammar: expected a text in GBNF, found {_kind(params.grammar)}")
-    if params.tools is not None and (
-        isinstance(params.tools, str | bytes)
-        or not isinstance(params.tools, Sequence)
-        or not all(isinstance(tool, Mapping) for tool in params.tools)
-    ):
-        raise UsageError("tools: expected a list of tools in OpenAI's form")
-    if params.tool_choice is not None and not isinstance(params.tool_choice, str | Mapping):
-        raise UsageError(f"tool_choice: expected auto, none, required or a function, found {_kind(params.tool_choice)}")
-    if params.logprobs is not None and (not isinstance(params.logprobs, int) or not 0 <= params.logprobs <= 20):
-        raise UsageError(f"logprobs: expected true, false or a number from 0 to 20, found {params.logprobs!r}")
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__

@@ -2,9 +2,12 @@
 
 TeaModelsError                     (see tea_models.errors, also for UsageError, EngineError, …)
 ├── WorkflowError               1  a node of a workflow failed: file, line, node
+├── HostFeatureError            2  a workflow uses what only The Edge Agent has; also a ConfigError
 ├── LlmError                    1  a model could not do what was asked
 │   ├── UnsupportedError        1  this model, template or backend is not able to
 │   ├── GenerationError         1  the engine failed while it was running
+│   ├── CancelledCallError      1  somebody else ended the call
+│   ├── AnswerTimeoutError      1  there was no whole answer within the time that was given
 │   ├── ApiError                1  an API answered with an error or with nonsense
 │   │   └── ApiUnavailableError 4  an API can't be reached
 │   ├── CassetteMissError       1  a request that a cassette does not hold
@@ -17,10 +20,14 @@ TeaModelsError                     (see tea_models.errors, also for UsageError, 
 
 from __future__ import annotations
 
-from tea_models.errors import INSTALL_ENGINE, DoesNotFitError, TeaModelsError
+from tea_models.errors import INSTALL_ENGINE, ConfigError, DoesNotFitError, TeaModelsError
 
 
 class WorkflowError(TeaModelsError):
+    pass
+
+
+class HostFeatureError(ConfigError):
     pass
 
 
@@ -33,6 +40,14 @@ class UnsupportedError(LlmError):
 
 
 class GenerationError(LlmError):
+    pass
+
+
+class CancelledCallError(LlmError):
+    pass
+
+
+class AnswerTimeoutError(LlmError):
     pass
 
 

@@ -1,17 +1,17 @@
-"""`create_llm_backend`: settings → the backend that can be used, with the choice and its reasons in the log."""
+"""`create_llm_backend` and `BackendPool`: settings → the backend that can be used, with the choice and its reasons."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tea_models.errors import (
-    ConfigError,
     DoesNotFitError,
     IntegrityError,
-    MissingFileError,
+    LockError,
     TeaModelsError,
     UnknownModelError,
     UsageError,
@@ -21,17 +21,24 @@ from tea_runtime.cassette.asked import asked_model, cassette_of
 from tea_runtime.cassette.backend import CassetteBackend
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.resolve import Search, search
+from tea_runtime.resolve import is_model_name, search
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend
     from tea_runtime.cassette.entries import Cassette
     from tea_runtime.local import LocalLlmBackend
+    from tea_runtime.resolve import FoundModel
 
 logger = logging.getLogger("tea_runtime")
+
+MadeT = TypeVar("MadeT")
+# What decides which file is loaded, how it is loaded, and which API is asked.
+_NAMES = ("profile", "model_path", "model", "auto_pull")
+_LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type")
+_API = ("model", "api_base", "provider", "timeout", "max_retries")
 
 
 def create_llm_backend(
@@ -45,13 +52,15 @@ def create_llm_backend(
     """Make the backend that `settings.llm` asks for.
 
     `local` and `auto` load a local model (see `resolve_model_path` for which). If that can't be done (no
-    llama-cpp-python, no file, a failed load), the reason is logged as a warning and the API takes over, provided that
-    one is configured and `fallback` is not false; each result then carries the reason. `api` uses the API alone.
+    llama-cpp-python, no file, a failed load), that is an error, unless an API may answer: under `auto` where `fallback`
+    is not false, under `local` where `fallback` is true. Then the reason is logged as a warning, and each result
+    carries it. `api` uses the API alone.
 
     Args:
         settings: The `settings.llm` block, or a whole `settings` block; None for the defaults.
         environ: The process's own by default.
-        gguf: A model that goes before all others, as with `--gguf`.
+        gguf: A model that goes before all others, as with `--gguf`; it means `backend: local`, unless an override says
+            otherwise.
         cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
         **overrides: Keys of `settings.llm` that replace those of the block; None leaves one as it is.
 
@@ -60,115 +69,160 @@ def create_llm_backend(
         UnknownModelError: `model` is no name of the registry, and no API is there whose model it could be.
         BackendUnavailableError: Neither a local model nor an API can be used; says why for each.
         MissingExtraError: The one backend that may be used needs a package that is not installed.
-        TeaModelsError: `fallback` is false, and loading failed.
+        TeaModelsError: The local model can't be used, and no API may answer in its place.
     """
-    environ = os.environ if environ is None else environ
     block = LlmSettings.parse(settings).overridden(**overrides)
-    cassette = cassette or cassette_of(environ)
-    if cassette is not None:
-        return CassetteBackend(cassette, asked_model(block, environ, gguf), lambda: _open(block, environ, gguf))
-    return _open(block, environ, gguf)
+    if gguf and overrides.get("backend") is None:
+        block = block.overridden(backend="local")
+    return BackendPool(environ=environ, gguf=gguf, cassette=cassette).get(block)
 
 
-def _open(block: LlmSettings, environ: Mapping[str, str], gguf: str | None) -> LlmBackend:
-    if block.backend == "api":
-        api = _api(block.expanded(environ), environ)
+class BackendPool:
+    """The backends of one engine: each is made when it is first needed, and shared by all threads.
+
+    A local model is loaded once, whatever the settings say about the API (`timeout`, `provider`, …).
+
+    Args:
+        environ: The process's own by default.
+        gguf: A model that goes before all others.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
+    """
+
+    def __init__(
+        self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None, cassette: Cassette | None = None
+    ) -> None:
+        self.environ = os.environ if environ is None else environ
+        self.gguf = gguf
+        self.cassette = cassette or cassette_of(self.environ)
+        self._lock = threading.Lock()
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self._locks: dict[tuple[Any, ...], threading.Lock] = {}
+
+    def get(self, block: LlmSettings) -> LlmBackend:
+        """The backend for these settings; raises as `create_llm_backend` does."""
+        cassette = self.cassette
+        if cassette is None:
+            return self._open(block)
+        model = asked_model(block, self.environ, self.gguf)
+        key = ("cassette", *_values(block, tuple(LlmSettings.model_fields)))
+        return self._once(key, lambda: CassetteBackend(cassette, model, lambda: self._open(block)))
+
+    def _open(self, block: LlmSettings) -> LlmBackend:
+        if block.backend == "api":
+            return self._once(("api", *_values(block, _API)), lambda: self._api(block.expanded(self.environ)))
+        in_place = ("fallback", *_values(block, (*_NAMES, *_LOAD, *_API)))
+        with self._lock:
+            if in_place in self._made:
+                return cast("LlmBackend", self._made[in_place])
+        try:
+            return self._local(block)
+        except (UsageError, UnknownModelError, LockError):
+            raise
+        except (TeaModelsError, OSError, MemoryError) as error:
+            reason = error
+        return self._once(in_place, lambda: self._fall_back(block.expanded(self.environ), reason))
+
+    def close(self) -> None:
+        """Close every backend; what is needed again is opened again."""
+        with self._lock:
+            made, self._made = list(self._made.values()), {}
+        for one in made:
+            if hasattr(one, "close"):
+                one.close()
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], MadeT]) -> MadeT:
+        """What was made for a key; threads that ask for the same wait for the first."""
+        with self._lock:
+            if key in self._made:
+                return cast("MadeT", self._made[key])
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            with self._lock:
+                if key in self._made:
+                    return cast("MadeT", self._made[key])
+            made = make()
+            with self._lock:
+                self._made[key] = made
+            return made
+
+    def _local(self, block: LlmSettings) -> LocalLlmBackend:
+        found = self._once(("found", *_values(block, _NAMES)), lambda: self._find(block))
+        return self._once(("local", found.path, *_values(block, _LOAD)), lambda: self._load(block, found))
+
+    def _find(self, block: LlmSettings) -> FoundModel:
+        # The package comes first: without it there is no need to look for files, least of all to download one.
+        from tea_runtime.llama.engine import llama
+
+        llama()
+        result = search(block, gguf=self.gguf, environ=self.environ)
+        if result.found is None and result.absent is not None and block.auto_pull:
+            from tea_models import pull
+
+            logger.info("%s is not in the store: pulling it (settings.llm.auto_pull)", result.absent)
+            pull([result.absent], settings=Settings.resolve(self.environ, cwd=Path.cwd()))
+            result = search(block, gguf=self.gguf, environ=self.environ)
+        if result.found is None:
+            raise result.error()
+        return result.found
+
+    def _load(self, block: LlmSettings, found: FoundModel) -> LocalLlmBackend:
+        from tea_runtime.local import LocalLlmBackend
+
+        logger.info("loading %s", found.path.name)
+        backend = LocalLlmBackend(
+            found.path,
+            n_ctx=block.n_ctx,
+            n_threads=block.n_threads,
+            n_gpu_layers=block.n_gpu_layers,
+            chat_format=block.chat_format,
+            embedding=block.embedding,
+            kv_type=block.kv_type,
+            profile=found.profile,
+            settings=Settings.resolve(self.environ, cwd=Path.cwd()),
+        )
+        logger.info("backend: local (%s), named by %s", found.path.name, found.source)
+        return backend
+
+    def _api(self, block: LlmSettings) -> ApiLlmBackend:
+        from tea_runtime.api.backend import ApiLlmBackend
+
+        api = ApiLlmBackend.from_settings(block, environ=self.environ)
+        problem = api.unavailable_reason()
+        if problem:
+            raise BackendUnavailableError(
+                f"the API can't be used: {problem}",
+                hint="set OPENAI_API_KEY, or settings.llm.api_base for another server",
+            )
         logger.info("backend: api (%s), because settings.llm.backend says so", api.model)
         return api
-    try:
-        local = _local(block, environ, gguf)
-    except (ConfigError, UsageError, UnknownModelError):
-        raise
-    except (TeaModelsError, OSError, MemoryError) as error:
-        return _fall_back(block.expanded(environ), environ, error)
-    return local
 
-
-def _local(block: LlmSettings, environ: Mapping[str, str], gguf: str | None) -> LocalLlmBackend:
-    # The package comes first: without it there is no need to look for files, least of all to download one.
-    from tea_runtime.llama.engine import llama
-
-    llama()
-    from tea_runtime.local import LocalLlmBackend
-
-    world = Settings.resolve(environ, cwd=Path.cwd())
-    result = search(block, gguf=gguf, environ=environ, pull=block.auto_pull)
-    if result.found is None and result.absent is not None:
-        result = _pull(result.absent, world, block, environ, gguf)
-    found = result.found
-    if found is None:
-        raise MissingFileError(
-            "no local model: " + ("; ".join(result.skipped) or "none is named and the store is empty"),
-            hint="tea-models pull smollm2-135m, or name one with settings.llm.model, TEA_MODEL_PATH or --gguf",
-        )
-    backend = LocalLlmBackend(
-        found.path,
-        n_ctx=block.n_ctx,
-        n_threads=block.n_threads,
-        n_gpu_layers=block.n_gpu_layers,
-        chat_format=block.chat_format,
-        embedding=block.embedding,
-        kv_type=block.kv_type,
-        profile=found.profile,
-        settings=world,
-    )
-    logger.info("backend: local (%s), named by %s", found.path.name, found.source)
-    return backend
-
-
-def _pull(reference: str, world: Settings, block: LlmSettings, environ: Mapping[str, str], gguf: str | None) -> Search:
-    from tea_models import pull
-
-    logger.info("%s is not in the store: pulling it (settings.llm.auto_pull)", reference)
-    pull([reference], settings=world)
-    return search(block, gguf=gguf, environ=environ)
-
-
-def _fall_back(block: LlmSettings, environ: Mapping[str, str], error: Exception) -> LlmBackend:
-    reason = error.message if isinstance(error, TeaModelsError) else str(error) or type(error).__name__
-    if not block.fallback:
-        raise error
-    logger.warning("no local model can be used: %s", reason)
-    from tea_runtime.api.fallback import FallbackApiBackend, api_problem
-
-    missing = api_problem(block, environ)
-    if missing:
-        if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
-            # As long as there is no API to go to, this error says best what to do (and the first is an ImportError).
+    def _fall_back(self, block: LlmSettings, error: Exception) -> LlmBackend:
+        if not block.may_fall_back or self.gguf:
             raise error
-        raise BackendUnavailableError(
-            f"no backend can be used. local: {reason}. api: {missing}", hint=getattr(error, "hint", "")
-        ) from error
-    api = FallbackApiBackend.from_settings(_without_local_model(block), environ=environ)
-    assert isinstance(api, FallbackApiBackend)
-    api.reason = reason
-    logger.warning("backend: api (%s), in place of a local model: what is asked leaves this machine", api.model)
-    return api
+        reason = error.message if isinstance(error, TeaModelsError) else str(error) or type(error).__name__
+        logger.warning("no local model can be used: %s", reason)
+        from tea_runtime.api.fallback import FallbackApiBackend, api_problem
+
+        missing = api_problem(block, self.environ)
+        if missing:
+            if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
+                # Without an API to go to, this error says best what to do (and the first is an ImportError).
+                raise error
+            raise BackendUnavailableError(
+                f"no backend can be used. local: {reason}. api: {missing}", hint=getattr(error, "hint", "")
+            ) from error
+        api = FallbackApiBackend.from_settings(_without_local_model(block, self.environ), environ=self.environ)
+        api.reason = reason
+        logger.warning("backend: api (%s), in place of a local model: what is asked leaves this machine", api.model)
+        return api
 
 
-def _api(block: LlmSettings, environ: Mapping[str, str]) -> ApiLlmBackend:
-    from tea_runtime.api.backend import ApiLlmBackend
-
-    api = ApiLlmBackend.from_settings(block, environ=environ)
-    problem = api.unavailable_reason()
-    if problem:
-        raise BackendUnavailableError(
-            f"the API can't be used: {problem}", hint="set OPENAI_API_KEY, or settings.llm.api_base for another server"
-        )
-    return api
+def _values(block: LlmSettings, keys: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(block, key) for key in keys)
 
 
-def _without_local_model(block: LlmSettings) -> LlmSettings:
-    """The settings for an API: the name of a local model means nothing to a public one."""
-    if block.model is None or block.api_base:
+def _without_local_model(block: LlmSettings, environ: Mapping[str, str]) -> LlmSettings:
+    """The settings for an API: the name or path of a local model means nothing to a public one."""
+    if block.model is None or block.api_base or not is_model_name(block.model, environ):
         return block
-    from tea_models.refs import NameRef, parse_reference
-    from tea_models.registry.entries import Registry
-
-    try:
-        reference = parse_reference(block.model)
-        if isinstance(reference, NameRef):
-            Registry.load(Settings.resolve({}, cwd=Path.cwd())).find(reference)
-    except TeaModelsError:
-        return block  # no name that we know: it may well be the API's
     return block.model_copy(update={"model": None})

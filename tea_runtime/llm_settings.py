@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-# Keys that hosts put beside ours for their own actions; they mean nothing here and are no mistake.
-_FOREIGN = frozenset({"shell_provider", "shell_providers", "deployment", "opik_trace", "opik_project_name"})
+_AZURE = ("azure_openai", "azureopenai")
 
 
 def _no_bool(value: Any) -> Any:
@@ -36,6 +35,16 @@ def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _provider(value: Any) -> Any:
+    value = _lower(value)
+    return "azure" if value in _AZURE else value
+
+
+def _permission(value: Any) -> Any:
+    # An empty `fallback:` or a template that came out empty permits nothing.
+    return False if value is None or (isinstance(value, str) and not value.strip()) else value
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 
@@ -44,7 +53,8 @@ class LlmSettings(BaseModel):
     """`settings.llm`: every key is optional, and an empty value (`n_ctx:`) means the default.
 
     Attributes:
-        backend: `local`, `api`, or `auto`: local where a model can be used, otherwise the API.
+        backend: `local`, `api`, or `auto`: local where a model can be used, otherwise the API. `provider: local` says
+            `local` too.
         model: A reference (`phi4-mini`, `hf:…`, a path) or the name of an API's model.
         model_path: Path of a GGUF file; `~` and `$VAR` are expanded.
         profile: Path of a profile document or name of a pulled model; the runtime is configured from it.
@@ -55,11 +65,12 @@ class LlmSettings(BaseModel):
         kv_type: Type of the KV cache (`f16`, `q8_0`, `q4_0`).
         embedding: The model is for embeddings; chat contexts are not prepared.
         api_base: Base address of an OpenAI-compatible server, e.g. `http://127.0.0.1:8080/v1`.
-        provider: `auto`, `openai`, `azure` or `ollama`.
+        provider: `auto`, `openai`, `azure` or `ollama`; `local` is read as `backend: local`.
         temperature: Default of all actions.
+        max_tokens: Length of an answer at most, for every action that does not say its own.
         timeout: Seconds an API request may take.
         max_retries: How often a failed API request is repeated.
-        fallback: Whether the API may answer when the local model can't.
+        fallback: Whether the API may answer when the local model can't. Left out, it may under `auto` only.
         auto_pull: Whether a model that is not in the store is downloaded when it is first used.
     """
 
@@ -76,19 +87,30 @@ class LlmSettings(BaseModel):
     kv_type: Annotated[str, BeforeValidator(_lower)] | None = None
     embedding: bool = False
     api_base: str | None = None
-    provider: Annotated[Literal["auto", "openai", "azure", "ollama"], BeforeValidator(_lower)] | None = None
+    provider: Annotated[Literal["auto", "openai", "azure", "ollama"], BeforeValidator(_provider)] | None = None
     temperature: Annotated[Number, Field(ge=0)] | None = None
+    max_tokens: Count | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
     max_retries: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=20)] | None = None
-    fallback: bool = True
+    fallback: Annotated[bool | None, BeforeValidator(_permission)] = None
     auto_pull: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, data: Any) -> Any:
-        return (
-            {key: value for key, value in data.items() if value not in (None, "")} if isinstance(data, dict) else data
-        )
+        if not isinstance(data, dict):
+            return data
+        kept = {key: value for key, value in data.items() if value not in (None, "") or key == "fallback"}
+        if _lower(kept.get("provider")) == "local":
+            del kept["provider"]
+            if _lower(kept.setdefault("backend", "local")) != "local":
+                raise ValueError("provider: local contradicts backend: " + str(kept["backend"]))
+        return kept
+
+    @property
+    def may_fall_back(self) -> bool:
+        """Whether an API may answer in place of a local model."""
+        return self.backend == "auto" if self.fallback is None else self.fallback
 
     @classmethod
     def parse(
@@ -97,7 +119,6 @@ class LlmSettings(BaseModel):
         *,
         document: Document | None = None,
         prefix: tuple[str, ...] = ("settings", "llm"),
-        lenient: bool = False,
     ) -> Self:
         """Validate a `settings.llm` block, or a whole `settings` block that holds one under `llm`.
 
@@ -105,7 +126,6 @@ class LlmSettings(BaseModel):
             data: The block; None and an empty one give the defaults.
             document: The workflow it was read from, for file and line of an error.
             prefix: Keys that lead to the block, for an error.
-            lenient: Leave out keys that are meant for somebody else (a host passes its own along).
 
         Raises:
             ConfigError: An unknown key or a wrong value, with file, line, key and the nearest known key.
@@ -118,9 +138,7 @@ class LlmSettings(BaseModel):
         block = dict(block)
         if "llm" in block:
             # A whole `settings` block, as `create_llm_backend(settings)` of the TEA host takes it.
-            return cls.parse(block["llm"], document=document, prefix=prefix, lenient=lenient)
-        if lenient:
-            block = {key: value for key, value in block.items() if key not in _FOREIGN}
+            return cls.parse(block["llm"], document=document, prefix=prefix)
         try:
             return cls.model_validate(block)
         except ValidationError as error:
@@ -145,9 +163,6 @@ class LlmSettings(BaseModel):
         return self.parse(self.model_dump(exclude_unset=True) | changes, prefix=()) if changes else self
 
 
-KNOWN = tuple(LlmSettings.model_fields)
-
-
 def expand(text: str, environ: Mapping[str, str]) -> str:
     """Expand a leading `~` and `$VAR`/`${VAR}` from `environ`."""
     if text == "~" or text.startswith(("~/", "~\\")):
@@ -166,6 +181,8 @@ def _explain(
     if problem["type"] == "extra_forbidden":
         return _error(document, "unknown key", path, hint=nearest(key, list(model.model_fields)))
     message = _EXPECTED.get(key) or problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return _error(document, message, prefix)
     shown = repr(problem.get("input"))
     return _error(document, f"{message}, got {shown if len(shown) <= 80 else shown[:77] + '…'}", path)
 
@@ -176,8 +193,9 @@ _EXPECTED = {
     "n_ctx": "expected a number of tokens, max or auto",
     "n_threads": "expected a number of threads, 1 or more",
     "n_gpu_layers": "expected a number of layers; 0 is none, -1 is all",
-    "provider": "expected auto, openai, azure or ollama",
+    "provider": "expected auto, openai, azure, ollama or local",
     "temperature": "expected a number, 0 or more",
+    "max_tokens": "expected a number of tokens, 1 or more",
     "timeout": "expected a number of seconds above 0",
     "max_retries": "expected a whole number from 0 to 20",
     "embedding": "expected true or false",

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError, UsageError
+from tea_models.plan.resolve import plan_model
+from tea_models.plan.user_settings import UserSettings
+from tea_models.store.record import HIDDEN
+from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
-from tea_runtime.errors import LlmError, UnsupportedError
+from tea_runtime.engine.embedder import EmbedRequest
+from tea_runtime.engine.growing_context import START, ContextPlan
+from tea_runtime.engine.model import Model, ModelSpec, open_model
+from tea_runtime.engine.prompt_cache import PromptCache
+from tea_runtime.engine.scheduler import TextRequest
+from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
-from tea_runtime.llama.context import ContextOptions, end_process
-from tea_runtime.llama.embedding import Embedder, share_room
-from tea_runtime.llama.engine import LoadOptions, Weights, acquire, llama, release
+from tea_runtime.llama.context import ContextOptions
+from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation
 from tea_runtime.llama.load_record import LoadRecorder
 from tea_runtime.llama.loading import (
@@ -22,22 +30,25 @@ from tea_runtime.llama.loading import (
     check_vectors,
     default_settings,
     describe,
-    examine,
     find_file,
-    make_plan,
 )
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.session import START, Session
-from tea_runtime.llama.vocabulary import Vocabulary
+from tea_runtime.llama.rerank import pair_tokens
+from tea_runtime.llama.tool_text import ToolTextFilter
+from tea_runtime.llama.weights import LoadOptions
+from tea_runtime.stream import LlmStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Generator, Mapping, Sequence
 
-    from tea_models.plan import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.chat import Segment
+    from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat
+    from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Weights
 
 logger = logging.getLogger("tea_runtime")
 
@@ -55,6 +66,7 @@ class LocalLlmBackend(LlmBackend):
         embedding: Plan for embeddings instead of chats.
         kv_type: Type of the KV cache; by the plan.
         memory: Budget of memory in bytes; by the plan.
+        prompt_cache: Keep long prompts on disk, for the next process: True, or the folder for them.
         profile: Facts about the file, if they are known already.
         settings: Where the store is; by default from the process's environment.
 
@@ -77,6 +89,7 @@ class LocalLlmBackend(LlmBackend):
         *,
         kv_type: str | None = None,
         memory: int | None = None,
+        prompt_cache: bool | str | os.PathLike[str] = False,
         profile: ModelProfile | None = None,
         settings: Settings | None = None,
     ) -> None:
@@ -84,28 +97,24 @@ class LocalLlmBackend(LlmBackend):
         settings = settings or default_settings()
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
-        examined = examine(self.model_path, settings)
-        if profile is not None and profile.header_sha256 != examined.header_sha256:
-            raise UsageError(
-                f"the profile of {profile.files[0].name} is not one of {self.model_path}: their headers differ",
-                hint=f"make a new one: tea-models profile {self.model_path} --json",
-            )
-        self.profile = profile or examined
-        check_vectors(self.profile, self.model_path)
-        self.plan: RunPlan = make_plan(
-            self.model_path,
-            settings,
-            n_ctx="auto" if n_ctx is None else n_ctx,
+        user = UserSettings.of(
+            n_ctx=n_ctx,
             n_threads=n_threads,
             n_gpu_layers=n_gpu_layers,
             kv_type=kv_type,
             memory=memory,
             purpose="embed" if embedding else "chat",
         )
+        self.profile, self.plan = plan_model(
+            self.model_path,
+            settings,
+            user,
+            profile=profile,
+            check=lambda found: check_vectors(found, self.model_path),
+        )
         chosen = self.plan.settings
         load = LoadOptions(n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock)
-        self._weights = acquire(self.model_path, load)
-        self._options = ContextOptions(
+        options = ContextOptions(
             n_ctx=chosen.n_ctx,
             n_batch=chosen.n_batch,
             n_ubatch=chosen.n_ubatch,
@@ -116,31 +125,32 @@ class LocalLlmBackend(LlmBackend):
             type_v=chosen.type_v,
             swa_full=chosen.swa_full,
         )
-        self._vocabulary = Vocabulary(self._weights, limit=chosen.n_ctx)
         use = self.plan.memory.use
         recorder.plan = self.plan
-        self._recorder = recorder
-        self._embedder = Embedder(
-            self._weights,
-            self._vocabulary,
-            self._options,
-            pooling=self.profile.pooling.value or "mean",
-        )
-        self._session = Session(
-            self._weights,
-            self._options,
-            chosen.n_ctx if isinstance(n_ctx, int) else START,
-            kv_budget=use.kv_cache or None,
+        contexts = ContextPlan(
+            options,
+            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
+            budget=use.kv_cache + use.compute or None,
             in_memory=max(16 * 1024 * 1024, use.total // 20),
-            opened=recorder.opened,
+            pooling=self._pooling(),
         )
-        share_room(self._session, self._embedder, chosen.n_ctx)
+        cache = None
+        if prompt_cache:
+            base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
+            cache = PromptCache.of(
+                base, model=_identity(self.profile, self.model_path), engine=build(), options=options
+            )
+        self._owner = object()
+        self._model: Model | None = open_model(
+            ModelSpec(self.model_path, load, contexts, cache), self._owner, opened=recorder.opened, used=recorder.used
+        )
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
-        self._closed = weakref.finalize(self, _close, self._session, self._embedder, self._weights, os.getpid())
+        self._closed = weakref.finalize(self, self._model.leave_later, self._owner)
+        self._closed.atexit = False  # the engine's thread frees everything at the end of the process
         try:
             if chat_format:
-                self._chat_prompt()
+                self._chat_prompt(self._model)
         except BaseException:
             self.close()
             raise
@@ -148,72 +158,79 @@ class LocalLlmBackend(LlmBackend):
 
     # What it does -----------------------------------------------------------------------------------------------------
 
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """Continue a raw prompt. Control tokens in it are parsed, and BOS is put in front where the model wants one.
+    def generate(
+        self,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
+    ) -> LlmCallResult:
+        """Continue a raw prompt, or answer messages by the model's own template.
 
-        `max_tokens` beyond the context is cut to what is left of it: the answer ends with `finish_reason` `length`.
+        Control tokens of a raw prompt are parsed, and BOS is put in front where the model wants one. `max_tokens`
+        beyond the context is cut to what is left of it: the answer ends with `finish_reason` `length`.
 
         Raises:
             ContextOverflowError: The prompt is longer than the context.
-            UsageError: A parameter has no meaning for a raw prompt.
-            UnsupportedError: The model can't write text, or a schema can't be enforced.
-        """
-        return self.call_many([params])[0]
-
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """Continue a raw prompt, handing each piece of text to `callback`; raises as `call` does."""
-        return self._run([self._raw(params, callback)])[0]
-
-    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]:
-        """Continue several raw prompts, decoded together; raises as `call` does.
-
-        What all prompts begin with is evaluated once. Sums of many numbers depend on their order in the last digits, so
-        an answer can differ from that of a single call where two tokens are about equally likely.
-        """
-        return self._run([self._raw(one, None) for one in params])
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """Answer messages by the model's own template.
-
-        Raises:
-            ContextOverflowError: The messages are longer than the context.
-            UsageError: A message or an option can't be used.
-            UnsupportedError: The model has no template, or can't do what an option asks for.
+            UsageError: A message or an option can't be used, or has no meaning for a raw prompt.
+            UnsupportedError: The model can't do what is asked, or a schema can't be enforced.
             TemplateError: The template refuses the messages.
+            AnswerTimeoutError: `timeout` is over.
         """
-        return self.chat_many([messages], max_tokens, temperature, stop, **options)[0]
+        if callback is not None:
+            return self.open_stream(params, messages).run(callback)
+        prepared = self._prepare(params, messages)
+        self._submit(prepared).wait()
+        return self._result(prepared)
 
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """Answer messages, handing each piece of text to `callback`; raises as `chat` does."""
-        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
-        return self._run([self._conversation(messages, params, callback)])[0]
+    def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
+        """As `generate`, as an iterator; raises as `generate` does."""
+        prepared = self._prepare(params, messages)
+        request = self._submit(prepared, pieces=True)
 
-    def chat_many(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> list[LlmCallResult]:
-        """Answer several conversations, decoded together; raises as `chat` does."""
-        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
-        return self._run([self._conversation(messages, params, None) for messages in conversations])
+        def pieces() -> Generator[str, None, LlmCallResult]:
+            shown = ToolTextFilter() if prepared.chat_format is not None else None
+            for piece in request.pieces():
+                if text := piece if shown is None else shown.feed(piece):
+                    yield text
+            result = self._result(prepared)
+            if shown is not None and (text := shown.rest(result.content)):
+                yield text
+            return result
+
+        return LlmStream(pieces(), request.cancel)
+
+    def generate_many(
+        self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]], *, return_errors: bool = False
+    ) -> list[LlmCallResult | TeaModelsError]:
+        """Several answers, decoded together; raises as `generate` does.
+
+        What prompts begin with alike is evaluated once. Sums of many numbers depend on their order in the last digits,
+        so an answer can differ from that of a single call where two tokens are about equally likely.
+        """
+        answers: list[_Prepared | TeaModelsError] = []
+        for params, messages in asked:
+            try:
+                answers.append(self._prepare(params, None if messages is None else check_messages(messages)))
+            except TeaModelsError as error:
+                if not return_errors:
+                    raise
+                answers.append(error)
+        requests = [(one, self._submit(one)) for one in answers if isinstance(one, _Prepared)]
+        results: dict[int, LlmCallResult | TeaModelsError] = {}
+        try:
+            for prepared, request in requests:
+                try:
+                    request.wait()
+                    results[id(prepared)] = self._result(prepared)
+                except TeaModelsError as error:
+                    if not return_errors:
+                        raise
+                    results[id(prepared)] = error
+        except BaseException:
+            for _, request in requests:
+                request.cancel()
+            raise
+        return [one if isinstance(one, TeaModelsError) else results[id(one)] for one in answers]
 
     @overload
     def embed(self, text: str) -> list[float]: ...
@@ -224,80 +241,125 @@ class LocalLlmBackend(LlmBackend):
 
         The pooling is the header's; a model that was not made for embeddings gives the mean of its tokens' vectors.
 
+        Example:
+            >>> one, other = backend.embed(["A cat sleeps.", "A kitten is sleeping."])
+            >>> cosine = sum(a * b for a, b in zip(one, other))
+
         Raises:
             UsageError: A text is empty, or not a text.
             ContextOverflowError: A text is longer than the context.
             UnsupportedError: The model has no embeddings.
         """
         texts = check_texts(text)
-        with self._weights_in_use().engine_lock:
-            self._weights_in_use()
-            vectors = self._embedder.embed(texts)
+        model = self._model_in_use()
+        if self.profile.kind.value == "reranker":
+            raise UnsupportedError(f"{self.model_path.name}: a reranker scores documents, it has no embeddings")
+        vectors = self._vectors(model, [_text_tokens(model, one) for one in texts])
         return vectors[0] if isinstance(text, str) else vectors
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Score documents by how well they answer a query, by a reranker model: larger is better.
+
+        Raises:
+            UnsupportedError: The model is no reranker.
+            UsageError: Query or documents are no texts.
+            ContextOverflowError: Query and document are longer than the context.
+        """
+        texts = check_texts(documents if not isinstance(documents, str) else [documents])
+        (query,) = check_texts(query)
+        model = self._model_in_use()
+        if self.profile.kind.value != "reranker":
+            raise UnsupportedError(
+                f"{self.model_path.name}: it is a model of kind {self.profile.kind.value}, not a reranker",
+                hint="`tea-models list` shows rerankers; their header says pooling `rank`",
+            )
+        return [
+            scores[0]
+            for scores in self._vectors(
+                model, [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
+            )
+        ]
+
+    @property
+    def weights(self) -> Weights:
+        """The loaded weights, for whoever calls llama.cpp himself."""
+        return self._model_in_use().weights
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of the model."""
+        return self._model_in_use().vocabulary
 
     @property
     def context_size(self) -> int:
         """Tokens of the context that is open now (0 before the first call); it grows up to the plan's `n_ctx`."""
-        return self._session.size
+        return self._model.texts.memory.size if self._model is not None else 0
+
+    def load_figures(self) -> dict[str, int]:
+        """How busy the model is: requests in the batch and waiting, tokens in memory, and the largest context."""
+        model = self._model_in_use()
+        return model.texts.figures()
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a raw prompt has."""
-        self._weights_in_use()
-        return len(self._vocabulary.prompt(text))
+        return len(self._model_in_use().vocabulary.prompt(text))
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """The tokens that `chat` would evaluate."""
-        self._weights_in_use()
-        return self._chat_prompt()[1].tokens(check_messages(messages), tools)
+        return self._chat_prompt(self._model_in_use())[1].tokens(check_messages(messages), tools)
 
     def is_available(self) -> bool:
         """Tell whether the backend can be used: it is loaded and not closed."""
-        return self._closed.alive
+        return self._model is not None
 
     def close(self) -> None:
-        """Free the contexts, and the weights if nobody else in this process uses them. Closing twice is fine."""
-        if self._closed.alive:
-            with self._weights.engine_lock:
-                self._closed()
+        """Free the contexts, and the weights if nobody else in this process uses them. Closing twice is fine.
+
+        What is still being generated for this backend ends with an error.
+        """
+        model, self._model, self._chat = self._model, None, None
+        if model is not None and self._closed.detach():
+            model.leave(self._owner)
 
     # How it does it ---------------------------------------------------------------------------------------------------
 
-    def _run(self, requests: Sequence[_Request]) -> list[LlmCallResult]:
-        weights = self._weights_in_use()
-        generations = [request.generation for request in requests]
-        with weights.engine_lock:
-            self._weights_in_use()
-            self._session.run(generations)
-            self._recorder.used()
-        return [self._result(request) for request in requests]
+    def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
+        timeout = prepared.generation.params.timeout
+        request = TextRequest(prepared.generation, self._owner, timeout, pieces=pieces)
+        self._model_in_use().submit(request)
+        return request
 
-    def _raw(self, params: LlmCallParams, callback: Callback | None) -> _Request:
+    def _vectors(self, model: Model, texts: list[list[int]]) -> list[list[float]]:
+        for tokens in texts:
+            model.vectors.check(tokens)
+        request = EmbedRequest(texts, self._owner)
+        model.submit(request)
+        return request.wait()
+
+    def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> _Prepared:
+        return self._raw(params) if messages is None else self._conversation(messages, params)
+
+    def _raw(self, params: LlmCallParams) -> _Prepared:
         if params.tools or params.tool_choice or params.chat_template_kwargs:
             raise UsageError("tools, tool_choice and chat_template_kwargs are for chats, not for raw prompts")
         check_text(self.profile, self.model_path)
-        weights = self._weights_in_use()
-        prompt = self._vocabulary.prompt(params.prompt)
+        model = self._model_in_use()
+        vocabulary = model.vocabulary
+        prompt = vocabulary.prompt(params.prompt)
         if not prompt:
-            start = self._vocabulary.bos if self._vocabulary.bos is not None else self._vocabulary.eos
+            start = vocabulary.bos if vocabulary.bos is not None else vocabulary.eos
             if start is None:
                 raise UsageError("prompt: it is empty, and the model has no token to begin with")
             prompt = [start]
-        self._session.check(prompt)
+        model.texts.check(prompt)
         generation = Generation(
-            weights,
-            self._vocabulary,
-            prompt,
-            params,
-            stops=params.stops,
-            grammar=grammar_of(params),
-            callback=callback,
+            model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar_of(params)
         )
-        return _Request(generation, None)
+        return _Prepared(generation, None)
 
-    def _conversation(self, messages: Sequence[Message], params: LlmCallParams, callback: Callback | None) -> _Request:
-        plain = check_messages(messages)
-        chat_format, prompt = self._chat_prompt()
-        weights = self._weights_in_use()
+    def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> _Prepared:
+        model = self._model_in_use()
+        chat_format, prompt = self._chat_prompt(model)
         tools = list(params.tools or ()) if params.tool_choice != "none" else []
         check_tools(params.tools or ())
         demanded = demanded_tools(params)
@@ -311,26 +373,24 @@ class LocalLlmBackend(LlmBackend):
             if grammar is not None:
                 raise UsageError("a demanded tool call excludes grammar and response_format")
             grammar = call_grammar(demanded, chat_format.name)
-        tokens = prompt.tokens(plain, tools or None, dict(params.chat_template_kwargs or {}))
-        self._session.check(tokens)
+        tokens = prompt.tokens(messages, tools or None, dict(params.chat_template_kwargs or {}))
+        model.texts.check(tokens)
         generation = Generation(
-            weights,
-            self._vocabulary,
+            model.weights,
+            model.vocabulary,
             tokens,
             params,
             stops=(*params.stops, *chat_format.stop),
             grammar=grammar,
-            # Text that may turn out to be a call is not for the callback; it gets what is left of it at the end.
-            callback=None if tools else callback,
             special=bool(tools),
         )
-        return _Request(generation, chat_format if tools else None, callback if tools else None)
+        return _Prepared(generation, chat_format if tools else None)
 
-    def _chat_prompt(self) -> tuple[ChatFormat, ChatPrompt]:
+    def _chat_prompt(self, model: Model) -> tuple[ChatFormat, ChatPrompt]:
         if self._chat is not None:
             return self._chat
         check_text(self.profile, self.model_path)
-        vocabulary = self._vocabulary
+        vocabulary = model.vocabulary
         found = chat_format_of(self.profile, self._wanted_format, token_texts=list(vocabulary.specials))
         if found is None:
             raise UnsupportedError(
@@ -338,24 +398,23 @@ class LocalLlmBackend(LlmBackend):
                 hint="use llm.call with a raw prompt, or give settings.llm.chat_format (such as chatml, or a template)",
             )
 
-        def render(**given: Any) -> str:
+        def render(**given: Any) -> list[Segment]:
             return found.render(bos_token=vocabulary.bos_text, eos_token=vocabulary.eos_text, **given)
 
-        self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
-        return self._chat
+        chat = self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
+        return chat
 
-    def _result(self, request: _Request) -> LlmCallResult:
-        generation = request.generation
+    def _result(self, prepared: _Prepared) -> LlmCallResult:
+        generation = prepared.generation
         content, calls, reason = generation.text, None, generation.finish_reason
-        if request.chat_format is not None:
+        if prepared.chat_format is not None:
             from tea_models.chat import parse_tool_calls
 
-            content, found = parse_tool_calls(content, request.chat_format.name)
+            content, found = parse_tool_calls(content, prepared.chat_format.name)
             if found:
                 calls = [call.to_openai() for call in found]
                 reason = "tool_calls"
-            if request.callback is not None and content:
-                request.callback(content)
+        self._check_form(generation, content, calls)
         usage = generation.usage()
         return LlmCallResult(
             content=content,
@@ -367,35 +426,60 @@ class LocalLlmBackend(LlmBackend):
             tool_calls=calls,
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
+            timings=generation.timings(),
         )
 
-    def _weights_in_use(self) -> Weights:
-        if not self._closed.alive:
+    def _check_form(self, generation: Generation, content: str, calls: list[dict[str, Any]] | None) -> None:
+        """Check what the grammar has bound already; an answer that was cut short is no whole JSON."""
+        params = generation.params
+        schema = wanted_schema(params.response_format)
+        demanded = demanded_tools(params)
+        if generation.finish_reason == "length" or (schema is None and demanded is None):
+            return
+        problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
+        if problem:
+            # A grammar counts a character that the model began and did not end as one; in the text it may be several.
+            broken = "\ufffd" in content
+            raise GenerationError(
+                f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
+                hint="the model wrote bytes that are no text: try a lower temperature"
+                if broken
+                else "please report the schema: the grammar should have ruled this out",
+            )
+
+    def _pooling(self) -> str:
+        if self.profile.kind.value == "reranker":
+            return "rank"
+        pooling = self.profile.pooling.value
+        return pooling if pooling in ("cls", "last") else "mean"
+
+    def _model_in_use(self) -> Model:
+        model = self._model
+        if model is None:
             raise LlmError(f"{self.model_path.name}: the backend is closed")
-        return self._weights
+        return model
 
 
-class _Request:
-    """A generation, and what to do with its text: `chat_format` names the parser of tool calls, if any are possible."""
+class _Prepared:
+    """A generation, and who reads tool calls out of its text: `chat_format`, if any are possible."""
 
-    __slots__ = ("callback", "chat_format", "generation")
+    __slots__ = ("chat_format", "generation")
 
-    def __init__(
-        self, generation: Generation, chat_format: ChatFormat | None, callback: Callback | None = None
-    ) -> None:
+    def __init__(self, generation: Generation, chat_format: ChatFormat | None) -> None:
         self.generation = generation
         self.chat_format = chat_format
-        self.callback = callback
 
 
-def _close(session: Session, embedder: Embedder, weights: Weights, process: int) -> None:
-    if process != os.getpid():
-        return  # what a fork has copied is not its own
-    if session.running or embedder.running:
-        # Only when the process ends: a daemon thread is still computing. What it uses can't be freed under it.
-        end_process()
-        if not weights.engine_lock.is_free_within(10):
-            return
-    session.close()
-    embedder.close()
-    release(weights)
+def _text_tokens(model: Model, text: str) -> list[int]:
+    tokens = model.vocabulary.tokenize(text, special=False, add_special=True)
+    if not text or not tokens:
+        raise UsageError("text: an empty text has no embedding")
+    return tokens
+
+
+def _identity(profile: ModelProfile, path: Path) -> str:
+    """What identifies the bytes of a model: their SHA-256 where it is known, otherwise their place and time."""
+    if all(file.sha256 for file in profile.files):
+        return " ".join(str(file.sha256) for file in profile.files)
+    stat = path.resolve().stat()
+    return f"{profile.header_sha256} {path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"

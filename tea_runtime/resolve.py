@@ -1,14 +1,15 @@
-"""Which model file a workflow means: the first that exists of what the user said, the most explicit first."""
+"""Which model file a workflow means: the first that exists of what the user named, in a fixed order."""
 
 from __future__ import annotations
 
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tea_models.errors import MissingFileError, TeaModelsError, UnknownModelError
+from tea_models.errors import LockError, MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
+from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
 from tea_runtime.llm_settings import LlmSettings, expand
 
@@ -16,62 +17,55 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 logger = logging.getLogger("tea_runtime")
 
 _BUNDLED = Path("usr/share/models")
+_REFERENCES = ("--gguf", "settings.llm.profile", "settings.llm.model")
+_ADVICE = "name a model that is here (`tea-models list`), or get one: tea-models pull smollm2-135m"
 
 
-class ResolvedModelPath(str):
-    """A model file that was found: its path as a text, which is equal to the same path as a `Path` too.
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model file that was found.
 
     Attributes:
         path: The file, or the first of its shards.
         source: What named it: `--gguf`, `TEA_MODEL_PATH`, `settings.llm.profile`, `settings.llm.model_path`,
             `settings.llm.model`, `APPDIR` or `store`.
-        reference: What was written there.
         profile: The profile document that was named, if one was.
-        skipped: What was named more explicitly and could not be used, with the reasons.
+        skipped: What comes before it and could not be used, with the reasons.
     """
-
-    __slots__ = ("path", "profile", "reference", "skipped", "source")
 
     path: Path
     source: str
-    reference: str
-    profile: ModelProfile | None
-    skipped: tuple[str, ...]
+    profile: ModelProfile | None = None
+    skipped: tuple[str, ...] = ()
 
-    def __new__(
-        cls,
-        path: str | os.PathLike[str],
-        source: str = "",
-        reference: str = "",
-        profile: ModelProfile | None = None,
-        skipped: tuple[str, ...] = (),
-    ) -> Self:
-        self = super().__new__(cls, os.fspath(path))
-        self.path = Path(path)
-        self.source = source
-        self.reference = reference
-        self.profile = profile
-        self.skipped = skipped
-        return self
 
-    def __fspath__(self) -> str:
-        return str(self)
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What was found, or why nothing was.
 
-    def __str__(self) -> str:
-        return str.__str__(self)
+    Attributes:
+        found: The model.
+        skipped: What could not be used, with the reasons.
+        absent: The reference that names a model which is not here.
+        hint: What to do about the first that could not be used.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return self.path == other if isinstance(other, PurePath) else str.__eq__(self, other)
+    found: FoundModel | None
+    skipped: tuple[str, ...] = ()
+    absent: str | None = None
+    hint: str = ""
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = str.__hash__
+    def error(self) -> MissingFileError:
+        """What to say where a model is needed and none was found."""
+        return MissingFileError(
+            "no local model: " + ("; ".join(self.skipped) or "none is named and the store is empty"),
+            hint=f"tea-models pull {self.absent}" if self.absent else self.hint or _ADVICE,
+        )
 
 
 def resolve_model_path(
@@ -79,14 +73,15 @@ def resolve_model_path(
     *,
     gguf: str | None = None,
     environ: Mapping[str, str] | None = None,
-) -> ResolvedModelPath | None:
+) -> Path | None:
     """Find the model file that a workflow means.
 
     It is the first that exists of `gguf` (`--gguf`), `TEA_MODEL_PATH`, `settings.llm.profile`,
     `settings.llm.model_path`, `settings.llm.model`, `$APPDIR/usr/share/models` and the store.
     `~` and `$VAR` are expanded. The last two hold files without a name for them, so one is taken only where there is no
-    choice; and from the store only where nothing was named, or the file of that very name: no other model may answer in
-    the place of one that is missing. What is named and can't be found is logged as a warning. Nothing is downloaded.
+    choice. No other model answers in the place of one that was named: the store gives the file of that very name only,
+    and `APPDIR` stands in for a path of another machine, not for a model's name. What is named and can't be found is
+    logged as a warning. Nothing is downloaded.
 
     Args:
         settings: The `settings.llm` block.
@@ -98,54 +93,80 @@ def resolve_model_path(
         MissingFileError: `gguf` can't be found.
         UnknownModelError: `settings.llm.model` is no name of the registry, and no API is there whose model it could be.
     """
-    return search(settings, gguf=gguf, environ=environ).found
+    result = search(LlmSettings.parse(settings), gguf=gguf, environ=os.environ if environ is None else environ)
+    if result.found is None and gguf:
+        raise result.error()
+    return None if result.found is None else result.found.path
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What `resolve_model_path` found, why it did not take the others, and what could be pulled."""
-
-    found: ResolvedModelPath | None
-    skipped: tuple[str, ...]
-    absent: str | None = None
-
-
-def search(
-    settings: Mapping[str, Any] | LlmSettings | None = None,
-    *,
-    gguf: str | None = None,
-    environ: Mapping[str, str] | None = None,
-    pull: bool = False,
-) -> Search:
-    """As `resolve_model_path`, with the reasons; `pull` stops at the first reference that could be downloaded."""
-    environ = os.environ if environ is None else environ
-    block = LlmSettings.parse(settings)
+def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) -> Search:
+    """As `resolve_model_path`, with the reasons."""
     world = Settings.resolve(environ, cwd=Path.cwd())
     skipped: list[str] = []
-    missing: set[str] = set()
+    missing: list[tuple[str, str]] = []
+    absent, hint = None, ""
     for source, written in _named(block, gguf, environ):
+        text = expand(written, environ)
         try:
-            path, profile = _look(source, expand(written, environ), world)
+            path, profile = _look(source, text, world)
         except TeaModelsError as error:
-            if pull and source in ("--gguf", "settings.llm.model") and isinstance(error, MissingFileError):
-                return Search(None, tuple(skipped), written)
-            if source == "--gguf" or (isinstance(error, UnknownModelError) and not _is_for_an_api(block, environ)):
+            if isinstance(error, LockError) or (source == "--gguf" and not isinstance(error, MissingFileError)):
                 raise
-            missing.add(Path(expand(written, environ)).name)
+            if isinstance(error, UnknownModelError) and not _is_for_an_api(block, environ):
+                raise
+            if source in _REFERENCES and not isinstance(error, OfflineError | UnknownModelError) and not _is_path(text):
+                absent = absent or text
+            missing.append((source, text))
             skipped.append(f"{source}: {error.message}")
+            hint = hint or error.hint
+            if source == "--gguf":
+                return Search(None, tuple(skipped), absent, hint)
             continue
-        return _found(ResolvedModelPath(path, source, written, profile, tuple(skipped)))
-    for source, found in _unnamed(environ, world):
-        paths = [path for path in found if path.name in missing] if missing and source == "store" else found
+        return _found(FoundModel(path, source, profile, tuple(skipped)))
+    for source, models in _unnamed(environ, world):
+        paths = models if not missing else _in_place_of(missing, source, models)
         if len(paths) == 1:
-            return _found(ResolvedModelPath(paths[0], source, str(paths[0]), None, tuple(skipped)))
+            return _found(FoundModel(_locked(paths[0], world), source, None, tuple(skipped)))
         if paths:
             names = ", ".join(path.name for path in paths[:5]) + (", …" if len(paths) > 5 else "")
             skipped.append(f"{source}: {len(paths)} models and none named ({names})")
-    return Search(None, tuple(skipped))
+    return Search(None, tuple(skipped), absent, hint)
 
 
-def _found(result: ResolvedModelPath) -> Search:
+def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
+    """Whether a text names a model that can be had here: a name of the registry, an address, or a file.
+
+    `gpt-4` and `ollama/gemma3:4b` do not; a path to a file that is missing does.
+    """
+    text = expand(text, environ)
+    try:
+        reference = parse_reference(text)
+    except UsageError:
+        return False
+    if isinstance(reference, FileRef):
+        # `provider/model` is how APIs name models; with a suffix or a leading mark it is a path.
+        is_path = text.lower().endswith(".gguf") or text.startswith((".", "/", "~", "\\", "file:"))
+        return is_path or reference.path.exists()
+    if not isinstance(reference, NameRef):
+        return True
+    from tea_models.caller import Caller
+    from tea_models.registry.entries import Registry
+    from tea_models.sources.locate import locate
+
+    world = Settings.resolve(environ, cwd=Path.cwd())
+    try:
+        locate(text, Caller(world), remote=False)
+    except (UnknownModelError, LockError):
+        try:  # a variant that is unknown is a slip, not another model
+            Registry.load(world).find(NameRef(reference.name))
+        except UnknownModelError:
+            return False
+    except TeaModelsError:
+        pass  # it is known, and not here
+    return True
+
+
+def _found(result: FoundModel) -> Search:
     for reason in result.skipped:
         logger.warning("%s; taking %s of %s instead", reason, result.path.name, result.source)
     return Search(result, result.skipped)
@@ -166,23 +187,47 @@ def _is_for_an_api(block: LlmSettings, environ: Mapping[str, str]) -> bool:
     """Whether a name that the registry does not know may be one of an API's models."""
     if block.backend == "api":
         return True
-    # Whoever asks for `local` means a local model, unless the settings name the server that may take over.
-    if block.backend == "local" and not block.api_base:
-        return False
     from tea_runtime.api.fallback import api_problem
 
-    return block.fallback and not api_problem(block.expanded(environ), environ)
+    return block.may_fall_back and not api_problem(block.expanded(environ), environ)
+
+
+def _in_place_of(missing: list[tuple[str, str]], source: str, models: list[Path]) -> list[Path]:
+    """The files that may stand in for what was named: those of the same name, and under APPDIR for a path any."""
+    names = {Path(text).name for _, text in missing}
+    same = [path for path in models if path.name in names]
+    by_name = any(
+        which in ("settings.llm.model", "settings.llm.profile") and not _is_path(text) for which, text in missing
+    )
+    return same if same or by_name or source == "store" else models
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return isinstance(parse_reference(text), FileRef)
+    except UsageError:
+        return False
 
 
 def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile | None]:
     if source == "settings.llm.profile" and (text.endswith(".json") or "/" in text):
         return _by_profile(Path(text), world)
     if source in ("TEA_MODEL_PATH", "settings.llm.model_path"):
-        return _file(Path(text), world), None
+        return _locked(_file(Path(text), world), world), None
     from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     return _file(locate(text, Caller(world), remote=False).paths[0], world), None
+
+
+def _locked(path: Path, world: Settings) -> Path:
+    """The file itself; with `--locked` an error unless the nearest lock has it."""
+    if world.locked:
+        from tea_models.caller import Caller
+        from tea_models.sources.locate import locate
+
+        locate(str(path.absolute()), Caller(world), remote=False)
+    return path
 
 
 def _file(path: Path, world: Settings) -> Path:
@@ -202,7 +247,7 @@ def _by_profile(path: Path, world: Settings) -> tuple[Path, ModelProfile]:
         raise MissingFileError(f"{path}: no such file")
     profile = load_profile(path)
     first = profile.files[0]
-    store = Store(world.store_dir)
+    store = Store.of(world)
     beside = path.parent / first.name
     known = store.path_with(first.sha256) if first.sha256 else None
     for candidate in (beside, known, world.store_dir / first.name):

@@ -128,6 +128,7 @@ class FaultyServer:
     seen: list[Exchange] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
     most_connections: int = 0
+    _port: int = 0
     _listener: socket.socket = field(default_factory=socket.socket)
     _connections: list[socket.socket] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -135,6 +136,7 @@ class FaultyServer:
     def __enter__(self) -> Self:
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(64)
+        self._port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -151,7 +153,7 @@ class FaultyServer:
 
     @property
     def port(self) -> int:
-        return self._listener.getsockname()[1]
+        return self._port
 
     @property
     def url(self) -> str:

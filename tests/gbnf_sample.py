@@ -1,15 +1,13 @@
-"""Random texts that a GBNF grammar lets through, and a plain JSON Schema validator to check them with."""
+"""Random texts that a GBNF grammar lets through."""
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from typing import Any
-from urllib.parse import unquote
 
 _TOKEN = re.compile(
-    r'\s*(?:(?P<text>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\])|(?P<name>[a-zA-Z0-9-]+)|(?P<mark>[()|?*+]))'
+    r'\s*(?:(?P<text>"(?:\\.|[^"\\])*")|(?P<set>\[(?:\\.|[^\]\\])*\])|(?P<name>[a-zA-Z0-9-]+)|(?P<mark>[()|?*+])|(?P<count>\{\d+(?:,\d*)?\}))'
 )
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\\"\[\]])")
 
@@ -82,8 +80,8 @@ class Grammar:
             else:
                 assert kind == "name", text
                 unit = ("name", text)
-            while tokens and tokens[0] in (("mark", "?"), ("mark", "*"), ("mark", "+")):
-                unit = ("repeat", unit, tokens[0][1])
+            while tokens and (tokens[0][0] == "count" or tokens[0] in (("mark", "?"), ("mark", "*"), ("mark", "+"))):
+                unit = ("repeat", unit, *_bounds(tokens[0][1]))
                 tokens = tokens[1:]
             choices[-1].append(unit)
         return ("choice", [("sequence", choice) for choice in choices]), tokens
@@ -126,8 +124,7 @@ class Grammar:
                     choices = [min(choices, key=lambda choice: self._cost(choice, 8))]
                 self._emit(rng.choice(choices), rng, pieces, depth)
             case "repeat":
-                least = 1 if tree[2] == "+" else 0
-                most = 1 if tree[2] == "?" else 4
+                least, most = tree[2], min(tree[3], tree[2] + 4)
                 for _ in range(least if tired else rng.randint(least, most)):
                     self._emit(tree[1], rng, pieces, depth)
             case "set":
@@ -137,7 +134,8 @@ class Grammar:
                     pieces.append(rng.choice(pool))
                 else:
                     low, high = rng.choice(ranges)
-                    pieces.append(chr(rng.randint(ord(low), ord(high))))
+                    code = rng.choice([ord(low), ord(high), rng.randint(ord(low), ord(high))])
+                    pieces.append(chr(code if not 0xD800 <= code <= 0xDFFF else ord(low)))
 
     def _cost(self, tree: Any, depth: int) -> int:
         if depth == 0:
@@ -150,91 +148,13 @@ class Grammar:
             case "choice":
                 return min(self._cost(choice, depth) for choice in tree[1])
             case "repeat":
-                return self._cost(tree[1], depth) if tree[2] == "+" else 0
+                return self._cost(tree[1], depth) * tree[2]
         return 1
 
 
-def _same(one: Any, other: Any) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-def _is(value: Any, kind: str) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {
-        "null": value is None,
-        "boolean": isinstance(value, bool),
-        "number": number,
-        "integer": number and value not in (float("inf"), float("-inf")) and value == int(value),
-        "string": isinstance(value, str),
-        "array": isinstance(value, list),
-        "object": isinstance(value, dict),
-    }[kind]
-
-
-def valid(value: Any, schema: Any, root: Any) -> bool:
-    """Whether a value matches a schema, by the specification (formats by regular expressions)."""
-    if isinstance(schema, bool):
-        return schema
-    if "$ref" in schema:
-        target = root
-        for part in schema["$ref"][1:].split("/")[1:]:
-            target = target[unquote(part).replace("~1", "/").replace("~0", "~")]
-        if not valid(value, target, root):
-            return False
-    checks = {
-        "type": lambda want: any(_is(value, kind) for kind in ([want] if isinstance(want, str) else want)),
-        "const": lambda want: _same(value, want),
-        "enum": lambda want: any(_same(value, item) for item in want),
-        "anyOf": lambda want: any(valid(value, item, root) for item in want),
-        "oneOf": lambda want: sum(valid(value, item, root) for item in want) == 1,
-        "allOf": lambda want: all(valid(value, item, root) for item in want),
-        "not": lambda want: not valid(value, want, root),
-    }
-    if not all(check(schema[key]) for key, check in checks.items() if key in schema):
-        return False
-    if isinstance(value, dict):
-        return _object(value, schema, root)
-    if isinstance(value, list):
-        return _array(value, schema, root)
-    if isinstance(value, str):
-        return _string(value, schema)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value >= schema.get("minimum", value) and value <= schema.get("maximum", value)
-    return True
-
-
-def _object(value: dict[str, Any], schema: Any, root: Any) -> bool:
-    properties = schema.get("properties", {})
-    others = schema.get("additionalProperties", True)
-    return (
-        all(name in value for name in schema.get("required", []))
-        and all(valid(item, properties.get(name, others), root) for name, item in value.items())
-        and schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value))
-    )
-
-
-def _array(value: list[Any], schema: Any, root: Any) -> bool:
-    prefix = schema.get("prefixItems", [])
-    rest = schema.get("items", True)
-    if isinstance(rest, list):
-        prefix, rest = rest, True
-    return (
-        schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
-        and all(valid(item, prefix[i] if i < len(prefix) else rest, root) for i, item in enumerate(value))
-        and (not schema.get("uniqueItems") or len({json.dumps(item) for item in value}) == len(value))
-    )
-
-
-def _string(value: str, schema: Any) -> bool:
-    formats = {
-        "date": r"\d{4}-\d\d-\d\d",
-        "time": r"\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?",
-        "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?",
-        "uuid": r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-        "email": r"[^@]+@[^@]+",
-    }
-    return (
-        schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
-        and ("pattern" not in schema or re.search(schema["pattern"], value) is not None)
-        and ("format" not in schema or re.fullmatch(formats[schema["format"]], value) is not None)
-    )
+def _bounds(mark: str) -> tuple[int, int]:
+    """The least and the most that a repetition allows; no limit is a large number here."""
+    if mark in "?*+":
+        return {"?": (0, 1), "*": (0, 99), "+": (1, 99)}[mark]
+    low, comma, high = mark[1:-1].partition(",")
+    return int(low), int(high) if high else 99 if comma else int(low)

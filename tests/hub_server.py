@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -43,6 +44,8 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     redirect_to: str = ""
+    redirects: dict[str, str] = field(default_factory=dict)
+    password: str = ""
     fail_next: list[int] = field(default_factory=list)
     pause: threading.Event | None = None
     xet_only: bool = False
@@ -71,6 +74,14 @@ class _Handler(BaseHTTPRequestHandler):
     def respond(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.world.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        if self.world.password:
+            expected = "Basic " + base64.b64encode(self.world.password.encode()).decode()
+            if self.headers.get("authorization") != expected:
+                self.send(401, b"", body=body)
+                return
+        if path in self.world.redirects:
+            self.send(302, b"", {"Location": self.world.redirects[path] + path}, body=body)
+            return
         if self.world.fail_next:
             self.send(self.world.fail_next.pop(0), b"busy", body=body)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tea_models.machine.detect import Gpu, Machine
-from tea_models.profile import ChatFacts, Fact, ModelProfile, ProfileFile, TokenizerFacts, WeightFacts
+from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, TokenizerFacts, WeightFacts
 
 MIB, GIB = 1024**2, 1024**3
 

@@ -45,8 +45,8 @@ def main(model: str) -> None:
     for document in process.ask(request, 120):
         found |= document
     process.close()
-    assert "error" not in found, found
     assert not found["absent"], found
+    assert "error" not in found, found
     document = {
         "made_by": "tests/record_engine_reference.py, with llama-cpp-python compiled by its own build",
         "binding": version("llama-cpp-python"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_a_file_is_linked_in_and_not_copied(home, name):
     assert result.path.stat().st_ino == before.st_ino
     assert not result.path.is_symlink()
     assert (blob.stat().st_mtime_ns, blob.read_bytes()) == (before.st_mtime_ns, MODEL)
-    (record,) = Store(settings.store_dir).records()
+    (record,) = Store.of(settings).records()
     assert (record.sha256, record.pinned, record.model, record.license) == (sha(MODEL), True, "small:F32", "mit")
     assert [item.installed for item in candidates(settings)] == [True]
 
@@ -185,7 +186,7 @@ def test_what_the_store_has_is_present_the_second_time(home):
     settings = settings_for(home)
     name = "hf:owner/repo-GGUF/sub/model-F32.gguf"
     assert [adopt([name], Caller(settings))[0].status for _ in range(2)] == ["adopted", "present"]
-    (record,) = Store(settings.store_dir).records()
+    (record,) = Store.of(settings).records()
     assert (record.source, record.revision) == (f"{name}@{COMMIT}", COMMIT)
 
 
@@ -201,7 +202,7 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused(home):
     settings = settings_for(home)
     with pytest.raises(ChecksumMismatchError):
         adopt(["ollama:smol:135m"], Caller(settings))
-    with pytest.raises(MissingFileError):
+    with pytest.raises(ChecksumMismatchError, match="the copy of every other tool is broken"):
         adopt(["small"], Caller(settings))
     assert not list(settings.store_dir.glob("*.gguf"))
 
@@ -237,6 +238,38 @@ def test_all_shards_are_adopted_together_and_a_missing_one_is_named(home):
     assert [result.sha256 for result in results] == [sha(MODEL), sha(OTHER)]
 
 
+def test_shards_are_adopted_into_one_folder_though_the_name_of_one_is_taken(home):
+    settings = settings_for(home)
+    other = put(home / "y/m-00002-of-00002.gguf", model("other"))
+    path = Store.of(settings).root / other.name
+    path.parent.mkdir(parents=True)
+    shutil.copy(other, path)
+    pull(str(other.rename(other.with_name("x.gguf"))), settings=settings, adopt=False)
+    store = Store.of(settings)
+    store.write_stamped(store.records()[0], path)
+    first = put(home / "x/m-00001-of-00002.gguf", MODEL)
+    put(home / "x/m-00002-of-00002.gguf", OTHER)
+    results = adopt([str(first)], Caller(settings))
+    assert {result.path.parent for result in results} == {settings.store_dir / "folder"}
+    assert [result.status for result in adopt([str(first)], Caller(settings))] == ["present", "present"]
+
+
+def test_what_is_no_plain_file_is_called_that(home):
+    os.mkfifo(home / "pipe.gguf")
+    with pytest.raises(MissingFileError, match="no plain file"):
+        adopt([str(home / "pipe.gguf")], Caller(settings_for(home)))
+
+
+def test_a_broken_file_of_the_store_is_replaced_by_the_good_copy(home):
+    settings = settings_for(home)
+    path = put(home / "good.gguf", MODEL)
+    (first,) = adopt([str(path)], Caller(settings))
+    first.path.unlink()
+    first.path.write_bytes(MODEL[:100])
+    (again,) = adopt([str(path)], Caller(settings))
+    assert (again.path, again.path.read_bytes()) == (first.path, MODEL)
+
+
 def test_a_shard_of_the_hub_cache_brings_the_others(home):
     cache = home / ".cache/huggingface/hub"
     in_hub(cache, MODEL, name="m-00001-of-00002.gguf")
@@ -252,7 +285,7 @@ def test_an_adopted_model_has_a_profile(home):
     in_ollama(home / ".ollama/models", MODEL)
     settings = settings_for(home)
     (result,) = adopt(["small"], Caller(settings))
-    assert Store(settings.store_dir).profile_path(result.path).is_file()
+    assert Store.of(settings).profile_path(result.path).is_file()
 
 
 def test_a_name_that_means_two_different_files_is_refused(home):
@@ -275,7 +308,7 @@ def test_bytes_are_found_by_hash_and_never_believed(home):
     assert find_by_sha256(sha(MODEL), environ=settings.environ) is None
     assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ) is None
     path = put(home / ".lmstudio/models/o/r/any-name.gguf", MODEL)
-    assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ) == path
+    assert find_by_sha256(sha(MODEL), size=len(MODEL), environ=settings.environ)[0] == path
     assert find_by_sha256("0" * 64, size=len(MODEL), environ=settings.environ) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError,
 from tests.api_server import USAGE, ApiServer, serve_api
 
 KEY = "sk-very-secret-0123456789"
+WEATHER = {"type": "function", "function": {"name": "weather"}}
 HELLO = [{"role": "user", "content": "capital of France?"}]
 
 
@@ -93,8 +95,8 @@ def test_tool_calls_come_back_in_openais_form(server):
     server.mode = "tool-call"
     wanted = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     with backend(server) as api:
-        result = api.chat(HELLO)
-        streamed = api.stream_chat(HELLO, lambda _text: None)
+        result = api.chat(HELLO, tools=[WEATHER])
+        streamed = api.stream_chat(HELLO, lambda _text: None, tools=[WEATHER])
     assert list(result.tool_calls) == [wanted]
     assert result.content == ""
     assert list(streamed.tool_calls) == [wanted]
@@ -282,7 +284,7 @@ def test_what_json_or_utf8_can_not_carry_is_refused_by_name(server):
         with pytest.raises(UsageError, match="messages: a lone surrogate"):
             api.chat([{"role": "user", "content": "\udfff"}])
         with pytest.raises(UsageError, match="tools: can't be sent"):
-            api.chat(HELLO, tools=[{"type": "function", "function": {"name": object()}}])
+            api.chat(HELLO, tools=[{"type": "function", "function": {"name": "f", "parameters": object()}}])
         with pytest.raises(UsageError, match="text: a lone surrogate"):
             api.embed(["ok", "\ud800"])
         assert server.requests == []
@@ -359,3 +361,77 @@ def test_without_the_extra_an_import_error_names_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "tea-models[api]" in done.stdout
     assert issubclass(MissingExtraError, ImportError)
+
+
+CITY = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 9}, "twin": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('{"name": "Rome", "twin": {"name": "Paris", "twin": null}}', None),
+        ('{"name": "Constantinople"}', "name"),
+        ('{"name": "Rome", "twin": {"name": 1}}', "twin"),
+        ('{"name": "Rome", "mayor": "x"}', "mayor"),
+        ("[]", "object"),
+        ("Sure!", "not JSON"),
+    ],
+)
+def test_an_answer_is_held_to_the_schema_that_was_asked_for(server, answer, said):
+    server.content = answer
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    with ApiLlmBackend("m", api_base=server.base) as api:
+        if said is None:
+            assert api.chat(HELLO, response_format=wanted).content == answer
+        else:
+            with pytest.raises(ApiError, match=re.escape(said)):
+                api.chat(HELLO, response_format=wanted)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "http://127.0.0.1:9/x"}, {"$ref": "#/nowhere"}])
+def test_a_schema_that_leads_elsewhere_is_never_fetched_and_never_fulfilled(server, schema):
+    server.content = "{}"
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with ApiLlmBackend("m", api_base=server.base) as api, pytest.raises(TeaModelsError):
+        api.chat(HELLO, response_format=wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "unknown"}}}},
+            "JSON schema",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "response_format: expected"),
+        ({"tools": [{"name": "x"}]}, "tools[0]"),
+        ({"tool_choice": "required"}, "no tools to choose from"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "x"}}],
+                "tool_choice": {"type": "function", "function": {"name": "other"}},
+            },
+            "no tool 'other'",
+        ),
+        ({"logit_bias": {"5": 1}}, "unknown option 'logit_bias'"),
+    ],
+)
+def test_what_no_answer_could_fulfil_is_refused_before_anything_is_sent(server, options, said):
+    with ApiLlmBackend("m", api_base=server.base) as api, pytest.raises(UsageError) as caught:
+        api.chat(HELLO, **options)
+    assert said in caught.value.message
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_of_a_tool_that_was_not_offered_is_an_error(server, stream):
+    server.mode = "tool-call"
+    other = {"type": "function", "function": {"name": "other"}}
+    with ApiLlmBackend("m", api_base=server.base) as api, pytest.raises(ApiError, match="not offered: 'weather'"):
+        api.stream_chat(HELLO, print, tools=[other]) if stream else api.chat(HELLO, tools=[other])

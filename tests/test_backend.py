@@ -145,24 +145,58 @@ def test_a_message_with_tool_calls_needs_no_content():
     assert check_messages([{"role": "assistant", "tool_calls": [{"id": "1"}]}])
 
 
+class Echo(LlmBackend):
+    """The least that a backend must do: it repeats a text word by word, and refuses `bad`."""
+
+    name = "echo"
+
+    def generate(self, params, messages=None, callback=None):
+        text = messages[-1]["content"] if messages else params.prompt
+        if text == "bad":
+            raise UsageError("bad")
+        for word in text.split():
+            if callback:
+                callback(word)
+        return LlmCallResult(text, "echo")
+
+    embed = is_available = None
+
+    def close(self):
+        pass
+
+
 def test_many_calls_fall_back_on_one_after_the_other():
-    class Echo(LlmBackend):
-        name = "echo"
-
-        def call(self, params):
-            return LlmCallResult(params.prompt, "echo")
-
-        def chat(self, messages, max_tokens=100, temperature=0.7, stop=None, **options):
-            return LlmCallResult(messages[-1]["content"], "echo")
-
-        stream = stream_chat = embed = is_available = None
-
-        def close(self):
-            pass
-
     with Echo() as backend:
         assert [result.content for result in backend.call_many([LlmCallParams("a"), LlmCallParams("b")])] == ["a", "b"]
         assert [r.content for r in backend.chat_many([[{"role": "user", "content": "c"}]])] == ["c"]
+
+
+def test_one_of_many_that_fails_ends_all_or_stands_in_the_list():
+    asked = [LlmCallParams("a"), LlmCallParams("bad"), LlmCallParams("b")]
+    with pytest.raises(UsageError, match="bad"):
+        Echo().call_many(asked)
+    first, error, last = Echo().call_many(asked, return_errors=True)
+    assert (first.content, type(error), last.content) == ("a", UsageError, "b")
+
+
+def test_a_stream_without_a_callback_is_an_iterator_with_the_result_at_its_end():
+    stream = Echo().stream(LlmCallParams("one two"))
+    assert list(stream) == ["one", "two"]
+    assert stream.result.content == "one two"
+    assert list(Echo().stream_chat([{"role": "user", "content": "three"}])) == ["three"]
+
+
+def test_a_stream_raises_what_the_backend_raises():
+    with pytest.raises(UsageError, match="bad"):
+        next(Echo().stream(LlmCallParams("bad")))
+
+
+def test_a_stream_that_was_closed_has_no_result():
+    stream = Echo().stream(LlmCallParams("one two"))
+    assert next(stream) == "one"
+    stream.close()
+    with pytest.raises(LlmError, match="closed before its end"):
+        _ = stream.result
 
 
 def test_a_missing_extra_is_an_import_error_that_names_the_extra():

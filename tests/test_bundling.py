@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ import pytest
 from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
 from tea_models.lock.bundle import bundle, unpack_bundle
-from tea_models.lock.document import read_lock
 from tea_models.lock.pins import update_lock
+from tea_models.lockfile import read_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tea_models.verbs.pull import pull
@@ -71,7 +72,7 @@ def here(world, tmp_path):
     """A copy of the project."""
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     settings = settings_at(tmp_path, tmp_path / "layer.yaml")
-    store = Store(settings.store_dir)
+    store = Store.of(settings)
     assert all(store.intact(record) for record in store.records())  # which notes the new inodes
     return settings
 
@@ -108,7 +109,7 @@ def rewritten(packed, change):
 
 def test_what_was_bundled_is_there_afterwards(packed, there):
     unpacked = unpack_bundle(packed, caller=Caller(there))
-    assert [(file.name, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
+    assert [(file.record.model, file.status) for file in unpacked.files] == [("one", "unpacked"), ("two", "unpacked")]
     assert [result.status for result in verify(None, Caller(there))] == ["ok", "ok"]
     (first, _) = Store(there.store_dir).records()
     assert (first.model, first.license, first.pinned) == ("one", "mit", True)
@@ -186,7 +187,7 @@ def test_a_changed_bit_is_found(packed, there):
     with pytest.raises(ChecksumMismatchError):
         unpack_bundle(packed, caller=Caller(there))
     assert files(there) == ["one.gguf"]
-    assert Store(there.store_dir).partials() == []
+    assert not any(Store(there.store_dir).partials_dir.iterdir())
 
 
 def evil_manifest(**changes):
@@ -215,6 +216,10 @@ def evil_manifest(**changes):
         evil_manifest(sha256=5),
         evil_manifest(extra=1),
         evil_manifest(source="no reference at all!"),
+        evil_manifest(source="one"),
+        evil_manifest(source="hf:o/r/x.gguf\n"),
+        evil_manifest(name="one\ntwo"),
+        evil_manifest(license="mit\nGPL"),
         lambda name, data: [(name, b"[" * 100_000 if name == "tea-bundle.json" else data)],
         lambda name, data: [(name, b"\xff\xfe" if name == "tea-bundle.json" else data)],
         lambda name, data: [] if name == "tea-bundle.json" else [(name, data)],
@@ -232,6 +237,40 @@ def test_a_bundle_made_to_do_harm_is_refused(packed, there, tmp_path, change):
         unpack_bundle(packed, caller=Caller(there))
     after = sorted(path for path in tmp_path.rglob("*") if there.store_dir not in path.parents)
     assert set(after) - set(before) <= {there.store_dir}
+
+
+def test_a_bundle_of_a_later_release_is_told_as_such(packed, there):
+    def change(name, data):
+        return [(name, data.replace(b"tea.bundle/1", b"tea.bundle/2") if name == "tea-bundle.json" else data)]
+
+    rewritten(packed, change)
+    with pytest.raises(IntegrityError, match="written by a newer tea-models"):
+        unpack_bundle(packed, caller=Caller(there))
+
+
+def test_shards_of_a_bundle_lie_in_one_folder_though_the_name_of_one_is_taken(packed, there):
+    """`llama.cpp` finds the parts of a model beside the first only."""
+    names = {"one.gguf": "m-00001-of-00002.gguf", "two.gguf": "m-00002-of-00002.gguf"}
+
+    def change(name, data):
+        if name == "tea-bundle.json":
+            document = json.loads(data)
+            for file in document["files"]:
+                file |= {"name": "m", "filename": names[file["filename"]]}
+            data = json.dumps(document).encode()
+        return [(name, data)]
+
+    rewritten(packed, change)
+    other = there.store_dir.parent / "m-00002-of-00002.gguf"
+    other.write_bytes(model("other"))
+    pull(str(other.rename(other.with_name("x.gguf"))), settings=there)
+    (there.store_dir / "x.gguf").rename(there.store_dir / "m-00002-of-00002.gguf")
+    store = Store.of(there)
+    (record,) = store.records()
+    store.write_record(replace(record, file="m-00002-of-00002.gguf"))
+    unpacked = unpack_bundle(packed, caller=Caller(there))
+    assert {file.path.parent for file in unpacked.files} == {there.store_dir / "bundle"}
+    assert [file.status for file in unpack_bundle(packed, caller=Caller(there)).files] == ["present", "present"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +295,8 @@ def test_what_is_no_bundle_is_refused(tmp_path, there, data):
 
 
 def test_a_bundle_that_is_not_there_is_missing(tmp_path, there):
-    for path in (tmp_path / "none.tar", tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "none.tar", tmp_path, tmp_path / "fifo"):
         with pytest.raises(MissingFileError):
             unpack_bundle(path, caller=Caller(there))
 

@@ -25,7 +25,8 @@ def called(arguments: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("template", [AS_JSON, AS_TEXT], ids=["object", "text"])
 def test_a_call_that_is_sent_back_reaches_the_model_as_it_was(template: str) -> None:
     chat_format = ChatFormat(template, "", "custom", (), tools=True)
-    assert chat_format.render(called('{"city": "Köln"}')) == '{"city": "Köln"}'
+    segments = chat_format.render(called('{"city": "Köln"}'))
+    assert "".join(segment.text for segment in segments) == '{"city": "Köln"}'
 
 
 def test_an_error_of_a_template_is_not_asked_for_twice() -> None:

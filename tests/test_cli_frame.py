@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
@@ -130,7 +132,9 @@ def test_tables_are_aligned() -> None:
     assert table([["a", "1"], ["bb", "22"]], header=["N", "S"], right=frozenset({1})) == "N    S\na    1\nbb  22"
 
 
-@pytest.mark.parametrize(("started", "said"), [("", "all"), ("import threading", "all in order")])
+@pytest.mark.parametrize(
+    ("started", "said"), [("", "all"), ("import threading", "all"), ("import subprocess", "all in order")]
+)
 def test_leaving_at_once_says_all_and_ends_what_was_started(started: str, said: str) -> None:
     script = (
         f"import atexit, sys\n{started}\natexit.register(lambda: print(' in order'))\n"
@@ -138,3 +142,33 @@ def test_leaving_at_once_says_all_and_ends_what_was_started(started: str, said: 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (3, said)
+
+
+@pytest.fixture
+def with_runtime(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the entry points of this project's metadata are installed."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    folder = tmp_path / "door-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: door\nVersion: 1\n")
+    points = project["entry-points"]["tea_models.commands"]
+    text = "[tea_models.commands]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    (folder / "entry_points.txt").write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_one_door_leads_to_the_commands_of_the_runtime(with_runtime: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "w.yaml").write_text("nodes: [{name: a, run: 'return 5'}]\n")
+
+    def call(*argv: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "tea_models.cli", *argv]
+        return subprocess.run(
+            program, env=with_runtime, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
+        )
+
+    assert call("run", "w.yaml").stdout == "a: 5\n"
+    assert call("run", "nope.yaml").returncode == 4
+    assert "Usage: tea-models chat" in call("chat", "--help").stdout
+    assert "Did you mean 'chat'?" in call("chta").stderr
+    assert "Talk to a model." in call("--help").stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tea_models.chat import render_chat
+from tea_models.chat import render_segments
 from tea_models.errors import UsageError
 from tea_runtime import LocalLlmBackend
 from tea_runtime.errors import UnsupportedError
@@ -23,8 +23,8 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"
 
 
 def rendered(template, messages):
-    contents = Contents(lambda **given: render_chat(template, given.pop("messages"), **given))
-    return contents.render(messages=contents.arranged(messages))
+    contents = Contents(lambda **given: render_segments(template, given.pop("messages"), **given))
+    return "".join(segment.text for segment in contents.render(messages=contents.arranged(messages)))
 
 
 @pytest.mark.parametrize(("template", "text"), [(PLAIN, "[hello]"), (ADDING, "[hello]"), (PARTS, "[<hel><lo>]")])

@@ -105,6 +105,8 @@ def test_the_python_examples_run(page: Path, tmp_path: Path, real_model: Path) -
             timeout=600,
         )
         assert done.returncode == 0, done.stderr
+        for said in re.findall(r"print\(.*\)  # (.*)", code):  # what stands behind a print is what it prints
+            assert said.rstrip(" …") in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -152,3 +154,16 @@ def test_the_files_of_the_project_name_no_machine_and_no_package_registry() -> N
         if path.is_file():
             hit = forbidden.search(path.read_text("utf-8", errors="replace"))
             assert hit is None, f"{name}: {hit and hit.group()}"
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    page = (ROOT / "docs" / "security.md").read_text("utf-8")
+    missing = []
+    for cell in re.findall(r"\| ([^|]+) \|$", page, re.MULTILINE):
+        text = ""
+        for word in re.findall(r"`(test_\w+(?:\.py)?)`", cell):
+            if word.endswith(".py"):
+                text = (ROOT / "tests" / word).read_text("utf-8")
+            elif f"def {word}(" not in text:
+                missing.append(word)
+    assert missing == []

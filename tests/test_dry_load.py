@@ -15,9 +15,10 @@ from tea_models.engine.probe import engine_version
 from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
 from tea_models.gguf import BytesSource, check_loadable, read_header
+from tea_models.plan.resolve import plan_model
+from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 from tea_models.verbs.verify import verify
-from tea_runtime.llama.loading import make_plan
 from tests.gguf_build import Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 
 pytestmark = [
@@ -88,14 +89,14 @@ def test_verify_says_what_llama_cpp_refuses_and_why(tmp_path: Path, settings: Se
     assert (results[-1].loadable, results[-1].problems) == (True, ())
 
 
-def test_a_death_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_path: Path, settings: Settings) -> None:
+def test_a_crash_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "bad.gguf"
-    for case, died in (("an assertion", True), ("an unknown tokenizer", False)):
+    for case, crashed in (("an assertion", True), ("an unknown tokenizer", False)):
         path.write_bytes(REFUSED[case][0]())
         with DryLoader(settings) as loader:
             refusal = loader.refusal(path)
         assert refusal is not None
-        assert refusal.died is died
+        assert refusal.crashed is crashed
         assert "/" not in refusal.reason
 
 
@@ -150,8 +151,8 @@ def test_a_store_that_can_not_be_written_to_is_no_error(tmp_path: Path) -> None:
         assert loader.refusal(path) is None
 
 
-def test_the_runtime_does_not_load_what_another_process_died_of(tmp_path: Path, settings: Settings) -> None:
+def test_the_runtime_does_not_load_what_another_process_crashed_on(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(REFUSED["an assertion"][0]())
     with pytest.raises(IntegrityError, match=r"bad\.gguf"):
-        make_plan(path, settings)
+        plan_model(path, settings, UserSettings())

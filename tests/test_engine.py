@@ -8,25 +8,20 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.errors import ContextOverflowError, LlmError
-from tea_runtime.llama.engine import (
-    EngineLock,
-    LoadOptions,
-    acquire,
-    check_version,
-    llama,
-    loaded,
-    log,
-    prepare,
-    release,
-)
+from tea_runtime.engine.growing_context import ContextPlan
+from tea_runtime.engine.model import ModelSpec, loaded, open_model
+from tea_runtime.errors import ContextOverflowError
+from tea_runtime.llama.context import ContextOptions
+from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
 from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
+from tea_runtime.llama.weights import LoadOptions, Weights
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
@@ -41,9 +36,16 @@ def small_file(tmp_path_factory):
 
 @pytest.fixture
 def weights(small_file):
-    weights = acquire(small_file, LoadOptions())
+    weights = Weights(small_file, LoadOptions())
     yield weights
-    release(weights)
+    weights.close()
+
+
+def opened(path, load=None, n_ctx=256):
+    """A model of the engine's, and what stands for its user."""
+    owner = object()
+    spec = ModelSpec(path, load or LoadOptions(), ContextPlan(ContextOptions(n_ctx, n_threads=1, n_threads_batch=1)))
+    return open_model(spec, owner), owner
 
 
 @pytest.mark.parametrize("version", ["0.3.35", "0.2.90", "0.3", "0.3.9"])
@@ -89,7 +91,7 @@ def test_a_failed_assertion_in_the_engine_starts_no_debugger():
 @pytest.mark.parametrize(
     ("given", "cpus", "spins"),
     [
-        ({}, 2, "10000"),
+        ({}, 2, SPIN_COUNT),
         ({}, 64, None),
         ({"GOMP_SPINCOUNT": "7"}, 2, "7"),
         ({"OMP_WAIT_POLICY": "active"}, 2, None),
@@ -113,52 +115,74 @@ def test_openmp_reads_what_was_set_when_the_engine_is_loaded():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True)
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this llama.cpp was built without GNU OpenMP")
-    assert "GOMP_SPINCOUNT = '10000'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in done.stderr
 
 
-def test_the_same_file_is_loaded_once(small_file):
-    first, second = acquire(small_file, LoadOptions()), acquire(small_file, LoadOptions())
+def test_the_same_file_and_plan_are_one_model(small_file):
+    (first, one), (second, other) = opened(small_file), opened(small_file)
     assert first is second
     assert loaded() == [(small_file, 2)]
-    release(first)
+    first.leave(one)
     assert loaded() == [(small_file, 1)]
-    release(second)
+    second.leave(other)
+    assert loaded() == []
+
+
+def test_another_plan_for_a_file_shares_its_weights(small_file):
+    (first, one), (second, other) = opened(small_file), opened(small_file, n_ctx=512)
+    assert first is not second
+    assert first.weights is second.weights
+    first.leave(one)
+    second.leave(other)
     assert loaded() == []
 
 
 def test_other_load_options_are_another_copy(small_file):
-    first, second = acquire(small_file, LoadOptions()), acquire(small_file, LoadOptions(use_mmap=False))
-    assert first is not second
-    release(first)
-    release(second)
+    (first, one), (second, other) = opened(small_file), opened(small_file, LoadOptions(use_mmap=False))
+    assert first.weights is not second.weights
+    first.leave(one)
+    second.leave(other)
     assert loaded() == []
 
 
 def test_threads_that_load_together_share_one_copy(small_file):
     found = []
-    threads = [threading.Thread(target=lambda: found.append(acquire(small_file, LoadOptions()))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: found.append(opened(small_file))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({id(weights) for weights in found}) == 1
-    for weights in found:
-        release(weights)
+    assert len({id(model) for model, _ in found}) == 1
+    for model, owner in found:
+        model.leave(owner)
     assert loaded() == []
+
+
+def test_weights_are_freed_when_nobody_refers_to_them_any_more(small_file):
+    model, owner = opened(small_file)
+    weights = weakref.ref(model.weights)
+    tokenise = model.vocabulary.tokenize
+    model.leave(owner)
+    del model
+    assert weights() is not None
+    assert tokenise("a", special=False)
+    del tokenise
+    assert weights() is None
 
 
 def test_a_failed_load_says_why_and_leaves_nothing_behind(tmp_path, small_file):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
-    with pytest.raises(EngineError, match=r"broken\.gguf: \S"):
-        acquire(broken, LoadOptions())
+    with pytest.raises(EngineError, match="invalid magic characters"):
+        opened(broken)
     assert loaded() == []
-    release(acquire(small_file, LoadOptions()))
+    model, owner = opened(small_file)
+    model.leave(owner)
 
 
 def test_the_engines_log_is_silent_on_stderr_and_goes_to_logging(small_file, capfd, caplog):
     caplog.set_level(logging.DEBUG, logger="tea_runtime.llama")
-    release(acquire(small_file, LoadOptions()))
+    Weights(small_file, LoadOptions()).close()
     assert capfd.readouterr().err == ""
     assert any("general.architecture" in record.message for record in caplog.records)
 
@@ -171,14 +195,6 @@ def test_a_capture_sees_only_its_own_thread():
         log.write(4, b"here", None)
         log.write(5, b" and on\n", None)
     assert [line for _, line in lines] == ["here", " and on"]
-
-
-def test_a_turnstile_refuses_its_owner_instead_of_waiting_for_ever():
-    engine_lock = EngineLock()
-    with engine_lock, pytest.raises(LlmError, match="callback of its own stream"), engine_lock:
-        pass
-    with engine_lock:
-        pass
 
 
 def test_bos_is_put_in_front_once(weights):

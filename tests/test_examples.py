@@ -41,13 +41,13 @@ def test_there_is_an_example_for_every_action():
 @pytest.mark.real
 def test_call_continues_the_prompt(run):
     state = run("llm-call.yaml")
-    assert isinstance(state["complete"], str)
+    assert state["complete"].strip() == "Paris" or os.environ.get("TEA_TEST_MODEL")
 
 
 @pytest.mark.real
 def test_chat_answers_the_question(run):
     state = run("llm-chat.yaml", {"question": "Write one line of Python that prints hello."})
-    assert state["chat_response"].strip()
+    assert "print" in state["chat_response"]
     assert "<|im_" not in state["chat_response"]
 
 
@@ -56,6 +56,7 @@ def test_stream_comes_in_pieces_that_make_the_whole(run):
     pieces: list[str] = []
     state = run("llm-stream.yaml", on_text=pieces.append)
     assert "".join(pieces) == state["stream_response"]
+    assert "cod" in state["stream_response"] or os.environ.get("TEA_TEST_MODEL")
 
 
 @pytest.mark.real

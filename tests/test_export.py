@@ -16,13 +16,14 @@ import yaml
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.export import export_model
 from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
+from tea_models.plan.resolve import plan_profile
+from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 from tests.architectures import CASES
 from tests.gguf_build import build_gguf
-from tests.plan_profiles import GIB, machine_with, profile_of
+from tests.plan_profiles import GIB, fact, machine_with, profile_of
 
 SMOL = profile_of(*CASES["smollm2"])
 #: Options of llama-server and the variables that stand for them, as `common/arg.cpp` of the engine's version defines them.
@@ -46,10 +47,18 @@ LOCALAI_KEYS = {
 NASTY = '/models/it\'s "my" $HOME `x` ünï; rm -rf #1.gguf'
 
 
-def given(path: str = "/models/smol.gguf", **user: Any) -> ExportInput:
-    more = {name: user.pop(name) for name in ("stop", "pooling", "template_replaced") if name in user}
+def given(
+    path: str = "/models/smol.gguf",
+    *,
+    stop: tuple[str, ...] = (),
+    pooling: str | None = None,
+    template_replaced: bool = False,
+    **user: Any,
+) -> ExportInput:
     plan = plan_profile(SMOL, machine_with(8 * GIB), UserSettings(**user), Estimator(SMOL))
-    return ExportInput(plan=plan, path=path, name="smollm2-135m", layers=30, **more)
+    template = fact("…", "registry:smol" if template_replaced else "gguf:tokenizer.chat_template")
+    chat = replace(SMOL.chat, stop=fact(stop), template=template)
+    return ExportInput(plan, replace(SMOL, chat=chat, pooling=fact(pooling)), path, "smollm2-135m")
 
 
 def options(text: str) -> dict[str, str | None]:

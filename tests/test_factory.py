@@ -67,9 +67,23 @@ def test_a_failed_load_falls_back_to_the_api(tmp_path, environ):
         assert "broken.gguf" in made.reason
 
 
-def test_fallback_can_be_forbidden(environ):
+@pytest.mark.parametrize(
+    "said", [{"fallback": False}, {"fallback": ""}, {"fallback": None}, {"backend": "local"}, {"provider": "local"}]
+)
+def test_no_api_stands_in_where_that_is_forbidden(environ, said):
     with pytest.raises(MissingFileError, match="no such file"):
-        create_llm_backend({"model_path": "/nowhere/m.gguf", "fallback": False}, environ=environ | KEY)
+        create_llm_backend({"model_path": "/nowhere/m.gguf", **said}, environ=environ | KEY)
+
+
+def test_a_missing_model_of_the_command_line_is_an_error_whatever_the_settings_allow(environ):
+    with pytest.raises(MissingFileError, match=r"nothing\.gguf"):
+        create_llm_backend({"backend": "api", "fallback": True}, gguf="nothing.gguf", environ=environ | KEY)
+
+
+def test_a_named_model_that_is_absent_says_how_to_get_that_one(environ):
+    with pytest.raises(MissingFileError, match="phi4-mini is not in the store") as caught:
+        create_llm_backend({"backend": "local", "model": "phi4-mini"}, environ=environ)
+    assert caught.value.hint == "tea-models pull phi4-mini"
 
 
 def test_without_model_and_api_one_error_has_both_reasons(environ):
@@ -123,6 +137,8 @@ def test_a_model_that_is_not_in_the_store_is_pulled_when_that_is_wanted(path, en
 def test_the_name_of_a_local_model_is_not_sent_to_a_public_api(environ):
     with create_llm_backend({"model": "smollm2-135m"}, environ=environ | KEY) as made:
         assert made.model != "smollm2-135m"
+    with create_llm_backend({"model": "./private/notes.gguf"}, environ=environ | KEY) as made:
+        assert "private" not in made.model
     with create_llm_backend({"model": "gpt-5-nano"}, environ=environ | KEY) as made:
         assert made.model == "gpt-5-nano"
     with create_llm_backend({"model": "smollm2-135m", "api_base": "http://127.0.0.1:9/v1"}, environ=environ) as made:

@@ -416,6 +416,6 @@ def test_arrays_of_a_file_that_shrank_after_its_header_was_read_are_an_error(tmp
         with pytest.raises(MalformedGGUFError, match="became shorter"):
             tokens.text(19_999)  # type: ignore[union-attr]
         with pytest.raises(MalformedGGUFError, match="became shorter"):
-            tokens.find(["absent"])  # type: ignore[union-attr]
+            tokens.find_first(["absent"])  # type: ignore[union-attr]
         with pytest.raises(MalformedGGUFError):
             tokens.items()  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ def test_the_hash_is_that_of_all_bytes_and_progress_adds_up(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(DATA)
     progress = Sum()
-    assert sha256_file(path, progress) == hashlib.sha256(DATA).hexdigest()
+    assert sha256_file(path, progress.advance) == hashlib.sha256(DATA).hexdigest()
     assert progress.total == len(DATA)
 
 
@@ -44,7 +44,7 @@ def test_several_files_are_hashed_each_in_its_place_and_an_unreadable_one_stops_
         path.write_bytes(DATA[: number * 500_000])
     paths[3].unlink()
     progress = Sum()
-    results = sha256_files(paths, progress, workers=3)
+    results = sha256_files(paths, progress.advance, workers=3)
     assert isinstance(results[3], FileNotFoundError)
     for number in (0, 1, 2, 4, 5):
         assert results[number] == hashlib.sha256(DATA[: number * 500_000]).hexdigest()
@@ -60,4 +60,4 @@ def test_an_error_of_the_progress_ends_the_work(tmp_path):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        sha256_files([path], Stop())
+        sha256_files([path], Stop().advance)

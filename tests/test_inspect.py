@@ -16,6 +16,7 @@ from tea_models import inspect_model
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.cli.quick import quick
+from tests.faulty_server import FaultyServer
 from tests.gguf_build import (
     F16,
     Q4_0,
@@ -31,7 +32,6 @@ from tests.gguf_build import (
 )
 from tests.hub_server import COMMIT, Repo
 from tests.hub_server import serve as serve_hub
-from tests.test_gguf_http import BIG, Behaviour, serve
 
 PLAIN = small_llama_metadata(tokenizer__chat_template=None)
 
@@ -368,16 +368,15 @@ def test_a_shard_under_another_name_is_not_loadable(tmp_path: Path) -> None:
 
 
 def test_a_remote_file_is_inspected_by_its_header_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    behaviour = Behaviour(BIG)
-    with serve(behaviour) as url:
-        document = json.loads(command(capsys, url, "--json")[1])
-    with serve(Behaviour()) as url:
-        code, out, _ = command(capsys, url)
+    data = build_gguf(small_llama_metadata(), [*small_llama_tensors(), Tensor("z", (1 << 21,))])
+    with FaultyServer(data) as server:
+        document = json.loads(command(capsys, server.url, "--json")[1])
+        code, out, _ = command(capsys, server.url)
     assert code == 0
-    assert document["size"] == len(BIG)
-    assert document["remote"]["bytes_read"] < len(BIG) // 2
+    assert document["size"] == len(data)
+    assert document["remote"]["bytes_read"] < len(data) // 2
     assert "fetched" in out
-    assert f"tea-models pull {url}" in out
+    assert f"tea-models pull {server.url}" in out
 
 
 def test_a_model_on_the_hub_is_inspected_at_its_commit_with_all_shards(
@@ -403,70 +402,28 @@ def test_a_model_on_the_hub_is_inspected_at_its_commit_with_all_shards(
 
 
 def test_offline_does_not_ask_a_remote_host(capsys: pytest.CaptureFixture[str]) -> None:
-    behaviour = Behaviour()
-    with serve(behaviour) as url:
-        assert command(capsys, url, "--offline")[0] == 4
-    assert behaviour.seen == []
+    with FaultyServer(build_gguf()) as server:
+        assert command(capsys, server.url, "--offline")[0] == 4
+    assert server.seen == []
 
 
-# -- what is remembered ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def settled(tmp_path: Path) -> Path:
-    """A file that is large enough to be remembered, and that was not written just now."""
-    path = written(tmp_path / "large.gguf", small_llama_metadata(), [Tensor("a", (1 << 20,)), Tensor("b", (8,))])
-    os.utime(path, (1_600_000_000, 1_600_000_000))
-    return path
-
-
-def remembered(own_world: Path) -> list[Path]:
-    return list((own_world / "models").rglob("*.json"))
-
-
-def test_an_unchanged_file_is_answered_from_what_was_found_before(
-    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
+def test_the_same_file_with_other_bytes_gets_another_answer(
+    tmp_path: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, document = command(capsys, settled), command(capsys, settled, "--json")
-    (entry,) = remembered(own_world)
-    assert (command(capsys, settled), command(capsys, settled, "--json")) == (first, document)
-    entry.write_text(entry.read_text().replace("Small Llama", "Changed Here"))
-    assert "Changed Here" in command(capsys, settled)[1]
-    assert "Changed Here" not in command(capsys, settled, "--full")[1]
-    os.utime(settled, (1_600_000_001, 1_600_000_001))
-    assert command(capsys, settled) == first
-
-
-@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"key": 1}', "[" * 100_000, "\x00"])
-def test_a_damaged_memory_is_made_anew(
-    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str], content: str
-) -> None:
-    first = command(capsys, settled)
-    (entry,) = remembered(own_world)
-    entry.write_text(content)
-    assert command(capsys, settled) == first
-
-
-def test_a_file_that_was_just_written_is_not_remembered(
-    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.utime(settled)
-    assert command(capsys, settled)[0] == 0
-    assert remembered(own_world) == []
-
-
-def test_a_store_that_can_not_be_written_is_no_obstacle(
-    settled: Path, own_world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (own_world / "models").write_text("a file where the store should be")
-    assert command(capsys, settled)[::2] == (0, "")
+    path = written(tmp_path / "m.gguf", small_llama_metadata(), small_llama_tensors())
+    before = path.stat()
+    assert "Small Llama" in command(capsys, path)[1]
+    path.write_bytes(path.read_bytes().replace(b"Small Llama", b"Other Llama"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "Other Llama" in command(capsys, path)[1]
+    assert not own_world.exists() or not list(own_world.rglob("*.json"))
 
 
 def test_the_quick_way_and_the_ordinary_way_answer_the_same(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ([], ["--json"], ["--full", "--tensors", "-q"], ["--offline"]):
         assert quick(["inspect", *options, str(model)]) == 0
         assert capsys.readouterr().out == command(capsys, *options, model)[1]
-    for other in (["inspect"], ["inspect", "a", "b"], ["inspect", "a", "--key", "b"], ["inspect", "-h"], ["list"], []):
+    for other in (["inspect"], ["inspect", "a", "b"], ["inspect", "a", "--key", "b"], ["inspect", "-h"], ["pull"], []):
         assert quick(other) is None
 
 

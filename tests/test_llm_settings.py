@@ -12,7 +12,7 @@ from tea_runtime.llm_settings import LlmSettings, expand
 def test_every_key_is_optional_and_empty_values_mean_the_default():
     assert LlmSettings.parse(None) == LlmSettings.parse({}) == LlmSettings.parse({"n_ctx": None, "model": ""})
     settings = LlmSettings.parse(None)
-    assert (settings.backend, settings.fallback, settings.auto_pull) == ("auto", True, False)
+    assert (settings.backend, settings.may_fall_back, settings.auto_pull) == ("auto", True, False)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_every_key_is_optional_and_empty_values_mean_the_default():
         ("temperature", 0, 0.0),
         ("fallback", "no", False),
         ("timeout", 2.5, 2.5),
+        ("max_tokens", "300", 300),
     ],
 )
 def test_values_are_read_as_people_write_them(key, given, wanted):
@@ -48,6 +49,7 @@ def test_values_are_read_as_people_write_them(key, given, wanted):
         ("temperature", float("nan")),
         ("timeout", 0),
         ("max_retries", -1),
+        ("max_tokens", 0),
         ("model", 5),
         ("model_path", ["a"]),
         ("fallback", "maybe"),
@@ -80,11 +82,35 @@ def test_a_block_that_is_no_mapping_is_refused(block):
         LlmSettings.parse(block)
 
 
-def test_what_a_host_puts_beside_our_keys_is_left_out_when_asked():
-    block = {"model": "m", "shell_provider": "claude"}
-    assert LlmSettings.parse(block, lenient=True).model == "m"
-    with pytest.raises(ConfigError, match="unknown key"):
-        LlmSettings.parse(block)
+@pytest.mark.parametrize(
+    ("block", "allowed"),
+    [
+        ({}, True),
+        ({"backend": "auto"}, True),
+        ({"backend": "local"}, False),
+        ({"provider": "Local"}, False),
+        ({"backend": "local", "fallback": True}, True),
+        ({"backend": "local", "fallback": "yes"}, True),
+        ({"fallback": False}, False),
+        ({"fallback": ""}, False),
+        ({"fallback": " "}, False),
+        ({"fallback": None}, False),
+    ],
+)
+def test_an_api_may_stand_in_only_where_that_was_said(block, allowed):
+    assert LlmSettings.parse(block).may_fall_back is allowed
+
+
+def test_provider_local_means_backend_local():
+    settings = LlmSettings.parse({"provider": "local"})
+    assert (settings.backend, settings.provider) == ("local", None)
+    with pytest.raises(ConfigError, match="contradicts backend: api"):
+        LlmSettings.parse({"provider": "local", "backend": "api"})
+
+
+@pytest.mark.parametrize("name", ["azure", "azure_openai", "AzureOpenAI"])
+def test_azure_has_several_names(name):
+    assert LlmSettings.parse({"provider": name}).provider == "azure"
 
 
 def test_home_and_variables_are_expanded():

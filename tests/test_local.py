@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ from tea_models import Settings, pull, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.errors import ContextOverflowError, LlmError, UnsupportedError
-from tea_runtime.llama.engine import loaded
+from tea_runtime.engine.model import loaded
+from tea_runtime.errors import ContextOverflowError, GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.generation import StopMatcher
 from tests.encoder_model import build_encoder
 from tests.gguf_build import CHATML, build_gguf, small_llama_metadata
@@ -222,7 +223,8 @@ def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog, in_memory
     build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
     caplog.set_level(logging.INFO, logger="tea_runtime")
     with opened(path) as backend:
-        backend._session._in_memory = in_memory
+        memory = backend._model.texts.memory
+        memory.plan = replace(memory.plan, in_memory=in_memory)
         backend.call(greedy("a" * 3500 + "\n"))
         result = backend.call(greedy("a" * 3500 + "b" * 500 + "\n", max_tokens=600))
         assert result.content == "Hello"
@@ -260,11 +262,11 @@ def test_what_a_load_took_is_recorded_and_found_by_the_plan(tmp_path, own_world)
 
 def test_the_contexts_of_chat_and_embedding_share_the_room_of_the_plan(endless):
     endless.call(greedy())
-    assert (endless.context_size, endless._embedder.size) == (256, 0)
+    assert (endless.context_size, endless._model.vectors.size) == (256, 0)
     endless.embed("x")
-    assert (endless.context_size, endless._embedder.size) == (0, 256)
+    assert (endless.context_size, endless._model.vectors.size) == (0, 256)
     endless.call(greedy())
-    assert (endless.context_size, endless._embedder.size) == (256, 0)
+    assert (endless.context_size, endless._model.vectors.size) == (256, 0)
 
 
 def test_a_context_that_was_asked_for_is_opened_at_once(tmp_path):
@@ -329,7 +331,7 @@ INSTRUCTION = "Answer in one word, and be as precise as you can about it: "
 def test_what_all_prompts_of_a_batch_begin_with_is_evaluated_once(speaker):
     prompts = [greedy(f"{INSTRUCTION}{index}\n") for index in range(5)]
     together = speaker.call_many(prompts)
-    assert {result.usage["cached_tokens"] for result in together} == {1 + len(INSTRUCTION)}
+    assert [result.usage["cached_tokens"] for result in together[1:]] == [1 + len(INSTRUCTION)] * 4
     assert {result.content for result in together} == {"Hello world😀 end"}
 
 
@@ -379,10 +381,11 @@ def test_a_keyboard_interrupt_in_the_middle_leaves_a_sound_state(speaker):
     assert speaker.chat(USER, temperature=0).content == "Hello world😀 end"
 
 
-def test_a_call_from_inside_a_callback_is_refused_and_does_not_hang(speaker):
-    with pytest.raises(LlmError, match="callback of its own stream"):
-        speaker.stream(greedy(), lambda piece: speaker.call(greedy()))
-    assert speaker.call(greedy()).content == "Hello world😀 end"
+def test_a_callback_may_call_the_model_itself(speaker):
+    inner = []
+    result = speaker.stream(greedy(), lambda piece: inner.append(speaker.call(greedy(max_tokens=1)).content))
+    assert result.content == "Hello world😀 end"
+    assert set(inner) == {"Hello"}
 
 
 def test_a_closed_backend_says_so_and_holds_nothing(tmp_path):
@@ -540,7 +543,7 @@ def test_a_pulled_model_starts_from_the_profile_that_was_written_with_it(tmp_pat
     build_scripted(source, [["Hello"]])
     settings = Settings.resolve({"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}, cwd=tmp_path)
     (pulled,) = pull([f"file:{source}"], settings=settings)
-    written = Store(settings.store_dir).profile_path(Path(pulled.path))
+    written = Store.of(settings).profile_path(Path(pulled.path))
     document = json.loads(written.read_text())
     document["name"]["value"] = "As written"
     written.write_text(json.dumps(document))
@@ -569,7 +572,7 @@ def test_a_chat_format_stands_in_for_a_template(tmp_path, chat_format):
     build_scripted(path, [["Hello"]], template=None)
     with opened(path, chat_format=chat_format) as backend:
         assert backend.chat(USER, temperature=0).content == "Hello"
-        rendered = b"".join(backend._vocabulary.piece(token, special=True) for token in backend.render(USER))
+        rendered = b"".join(backend._model.vocabulary.piece(token, special=True) for token in backend.render(USER))
         assert rendered == b"<s><|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -614,12 +617,18 @@ def test_a_json_schema_binds_the_answer(speaker):
 
 def test_raw_control_characters_never_get_into_json_strings(endless):
     wanted = {"type": "json_schema", "json_schema": {"schema": {"type": "string", "maxLength": 3}}}
+    kept = 0
     for seed in range(20):
-        result = endless.call(
-            LlmCallParams("x", 100, 3.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, response_format=wanted)
-        )
+        params = LlmCallParams("x", 100, 3.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, response_format=wanted)
+        try:
+            result = endless.call(params)
+        except GenerationError as error:
+            assert "no text" in error.hint  # noqa: PT017 - bytes that are no UTF-8 count differently in text
+            continue
         if result.finish_reason == "stop":
-            assert isinstance(json.loads(result.content), str)
+            kept += 1
+            assert len(json.loads(result.content)) <= 3
+    assert kept
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
 from tea_runtime import LlmCallParams, LocalLlmBackend
+from tea_runtime.engine.thread import engine
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.real
@@ -36,6 +38,13 @@ def reference(real_model):
     model = llama_cpp.Llama(str(real_model), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False, flash_attn=True)
     yield model
     model.close()
+
+
+def fresh_context(backend, start=4096, **plan):
+    """Forget everything, and begin with a context of a certain size."""
+    memory = backend._model.texts.memory
+    memory.plan = replace(memory.plan, start=start, **plan)
+    engine().call(lambda _request: memory.close())
 
 
 def greedy(prompt, max_tokens=24, **options):
@@ -93,8 +102,8 @@ def test_a_schema_gives_json_that_keeps_to_it(backend):
 
 def test_growing_does_not_change_the_answer(backend):
     text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(40)) + " In short,"
-    backend._session.close()
-    start, backend._session._start = backend._session._start, 256
+    fresh_context(backend)
+    fresh_context(backend, start=256)
     try:
         backend.call(greedy(text[:500], 1))
         assert backend.context_size == 256
@@ -102,8 +111,8 @@ def test_growing_does_not_change_the_answer(backend):
         assert backend.context_size == 512
         assert grown.usage["cached_tokens"] > 100
     finally:
-        backend._session._start = start
-    backend._session.close()
+        fresh_context(backend)
+    fresh_context(backend)
     kept = backend.call(greedy(text[:500], 1))
     assert backend.context_size == 4096
     assert backend.call(greedy(text, 24)).content == grown.content
@@ -112,16 +121,16 @@ def test_growing_does_not_change_the_answer(backend):
 
 def test_a_grown_sliding_window_answers_the_same(gemma):
     text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(50))
-    gemma._session.close()
-    start, gemma._session._start = gemma._session._start, 256
+    fresh_context(gemma)
+    fresh_context(gemma, start=256)
     try:
         first = gemma.call(greedy(text[:300], 1))
         size = gemma.context_size
         grown = gemma.call(greedy(text, 16))
         assert gemma.context_size > size
     finally:
-        gemma._session._start = start
-    gemma._session.close()
+        fresh_context(gemma)
+    fresh_context(gemma)
     gemma.call(greedy(text[:300], 1))
     assert gemma.context_size == 4096
     assert gemma.call(greedy(text, 16)).content == grown.content
@@ -131,12 +140,25 @@ def test_a_grown_sliding_window_answers_the_same(gemma):
 def test_a_window_that_has_moved_on_is_evaluated_again(gemma):
     """After a long answer, the beginning of the prompt is out of the window: a cut back to there must not be trusted."""
     text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(95))
-    gemma._session.close()
+    fresh_context(gemma, budget=1)  # memory for one sequence, and so for one window
     fresh = gemma.call(greedy(text[:150], 12)).content
     assert gemma.call(greedy(text, 1)).usage["prompt_tokens"] > 512 + 256
     back = gemma.call(greedy(text[:150], 12))
     assert back.content == fresh
     assert back.usage["cached_tokens"] == 0
+    fresh_context(gemma, budget=gemma.plan.memory.use.total)
+
+
+def test_a_window_that_is_still_there_gives_the_probabilities_of_a_fresh_start(gemma):
+    text = " ".join(f"Item {index} costs {index * 7 % 13} coins." for index in range(95))
+    fresh_context(gemma)
+    fresh = gemma.call(greedy(text[:150], 1, logprobs=3)).logprobs["content"][0]["top_logprobs"]
+    fresh_context(gemma)
+    gemma.call(greedy(text, 1))
+    back = gemma.call(greedy(text[:150], 1, logprobs=3))
+    assert back.usage["cached_tokens"] > 40
+    again = {entry["token"]: entry["logprob"] for entry in back.logprobs["content"][0]["top_logprobs"]}
+    assert all(again[entry["token"]] == pytest.approx(entry["logprob"], abs=0.2) for entry in fresh)
 
 
 def test_threads_get_the_answers_that_they_would_get_alone(backend):

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tea_models.caller import Caller
 from tea_models.errors import ConfigError, LockError, MissingFileError, NotAvailableError, UsageError
-from tea_models.lock.document import Lock, format_lock, read_lock, write_lock
+from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import check_lock, outdated, update_lock
 from tea_models.lock.requirements import read_requirements
+from tea_models.lock.sync import sync
+from tea_models.lockfile import Lock, format_lock, read_lock, write_lock
 from tea_models.settings import Settings
 from tea_models.yamlfile import load_yaml
 from tests.gguf_build import build_gguf, small_llama_metadata
@@ -210,6 +213,10 @@ def locked(tmp_path: Path) -> str:
         ("filename: m.gguf", "filename: ../m.gguf", "files[0]"),
         ("filename: m.gguf", "filenam: m.gguf", "files[0].filenam"),
         ("schema: tea.models-lock/1", "schema: tea.models-lock/9", "schema"),
+        ("sources:\n      - http", "sources:\n      - tiny\n      - http", "files[0]"),
+        ("revision: null", "revision: v9\n      x: 1", "files[0].x"),
+        ("  tiny:\n", '  "ti\\ny":\n', "models"),
+        ("resolved: tiny:F32", "resolved: 'no good'", "resolved"),
         ("names:\n", "names: &a\n", None),
         ("  tiny:\n", "  tiny:\n    resolved: twice\n", "resolved"),
     ],
@@ -226,6 +233,47 @@ def test_a_damaged_lock_is_refused_with_file_line_and_key(tmp_path: Path, old: s
         read_lock(path)
     assert caught.value.message.startswith(f"{path}:")
     assert key in caught.value.message
+
+
+def test_a_lock_of_a_later_release_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "models.lock"
+    path.write_text(locked(tmp_path).replace("tea.models-lock/1", "tea.models-lock/2") + "mirrors: []\n")
+    with pytest.raises(ConfigError, match="written by a newer tea-models") as caught:
+        read_lock(path)
+    assert "upgrade" in caught.value.hint
+
+
+def test_a_revision_that_is_not_that_of_the_source_is_refused(tmp_path: Path) -> None:
+    with serve(repos={"o/r": Repo({"x.gguf": MODEL})}) as server:
+        update_lock(tmp_path / "models.lock", ["hf:o/r"], caller=Caller(settings(tmp_path, server)))
+    path = tmp_path / "models.lock"
+    path.write_text(path.read_text().replace(f"revision: {COMMIT}", f"revision: {'a' * 40}"))
+    with pytest.raises(ConfigError, match="the first source is at"):
+        read_lock(path)
+
+
+def test_what_is_given_as_a_lock_and_is_none_ends_at_once_and_is_not_shown(tmp_path: Path) -> None:
+    """Any file of the machine may be named; its text must not end in a log. A FIFO must not be waited for."""
+    secret = tmp_path / "passwd"
+    secret.write_text("root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n")
+    os.mkfifo(tmp_path / "fifo")
+    for path in (secret, tmp_path / "fifo", tmp_path):
+        for read in (read_lock, read_requirements):
+            with pytest.raises(ConfigError) as caught:
+                read(path)
+            assert "root" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_fifo_in_the_place_of_a_lock_is_not_called_absent(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "models.lock")
+    mine = Caller(settings(tmp_path))
+    for read in (
+        lambda: sync(tmp_path / "models.lock", caller=mine),
+        lambda: update_lock(tmp_path / "models.lock", ["smollm2-135m"], caller=mine),
+        lambda: bundle(tmp_path / "m.tar", lock_path=tmp_path / "models.lock", caller=mine),
+    ):
+        with pytest.raises(ConfigError, match="not a file"):
+            read()
 
 
 def test_writing_the_same_lock_again_changes_nothing(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def test_gpus_are_what_the_engine_reports() -> None:
     gpu = Gpu("CUDA0", "NVIDIA H100", "gpu", 80 * GIB, 70 * GIB)
     machine = detect_machine(gpus=[gpu])
     assert machine.gpus == (gpu,)
-    assert not machine.unified_memory
-    assert machine.with_gpus([Gpu("Metal", "Apple M3", "gpu", GIB, GIB)]).unified_memory
+    assert not gpu.unified
+    assert Gpu("Metal", "Apple M3", "gpu", GIB, GIB).unified
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tea_models.engine.estimator import Estimator
-from tea_models.plan import RunPlan, UserSettings, plan_profile
 from tea_models.plan.observed import all_observed, read_observed, record_load
+from tea_models.plan.resolve import plan_profile
+from tea_models.plan.types import RunPlan
+from tea_models.plan.user_settings import UserSettings
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, MIB, machine_with, profile_of
 
@@ -19,7 +21,9 @@ SMOL = profile_of(*CASES["smollm2"])
 
 @pytest.fixture
 def plan() -> RunPlan:
-    return plan_profile(SMOL, machine_with(8 * GIB), UserSettings(), Estimator(SMOL))
+    found = plan_profile(SMOL, machine_with(8 * GIB), UserSettings(), Estimator(SMOL))
+    use = replace(found.memory.use, method="measured")
+    return replace(found, memory=replace(found.memory, use=use))
 
 
 def record(store: Path, plan: RunPlan, **more: Any) -> Any:
@@ -62,6 +66,14 @@ def test_no_warning_within_tolerance(part: str, factor: float, plan: RunPlan, tm
     size = plan.memory.total if part == "peak" else getattr(plan.memory.use, part)
     record(tmp_path, plan, actual={part: int(size * factor)})
     found = read_observed(tmp_path, plan)
+    assert found is not None
+    assert found["warnings"] == []
+
+
+def test_an_estimate_is_an_upper_bound_so_less_is_no_surprise(plan: RunPlan, tmp_path: Path) -> None:
+    estimated = replace(plan, memory=replace(plan.memory, use=replace(plan.memory.use, method="estimated")))
+    record(tmp_path, estimated, actual={"compute": 5})
+    found = read_observed(tmp_path, estimated)
     assert found is not None
     assert found["warnings"] == []
 

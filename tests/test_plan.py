@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 
+from tea_models import pull
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe import RefusedError, engine_version
 from tea_models.errors import IntegrityError, MemoryDoesNotFitError, UsageError
+from tea_models.gguf.header import Header, read_header
 from tea_models.machine.detect import Gpu, detect_machine
-from tea_models.plan import RunPlan, UserSettings, plan_profile, resolve_plan
-from tea_models.plan.types import SOURCES
-from tea_models.profile import to_json
+from tea_models.plan.resolve import plan_model, plan_profile, resolve_plan
+from tea_models.plan.types import RunPlan
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile import model_files
+from tea_models.profile.document import to_json
+from tea_models.profile.facts import ModelProfile
 from tea_models.settings import Settings
 from tea_models.sizes import parse_bytes
+from tea_models.store import Store
 from tests.architectures import CASES
 from tests.gguf_build import build_gguf
 from tests.hosts import write_host
@@ -202,7 +208,7 @@ def test_every_setting_has_a_decision_with_a_source_and_a_reason() -> None:
     for found in (plan(), plan(GEMMA), plan(PHI, 8 * GIB), plan(PHI, 16 * GIB, n_ctx="max", n_threads=2)):
         assert [decision.setting for decision in found.decisions] == list(found.settings.to_json())
         for decision in found.decisions:
-            assert decision.source in SOURCES
+            assert decision.source in {"user", "project", "registry", "gguf", "hardware", "default"}
             assert decision.reason
             assert decision.value == getattr(found.settings, decision.setting)
 
@@ -385,6 +391,63 @@ def test_an_absurd_context_is_refused_at_once_and_by_formula(tmp_path: Path) -> 
     settings = Settings.resolve({}, cwd=tmp_path, store_dir=tmp_path / "store")
     with pytest.raises(MemoryDoesNotFitError, match="estimated"):
         resolve_plan(path, settings=settings, n_ctx=2**31 - 1)
+
+
+def test_a_load_reads_the_header_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf())
+    seen = []
+
+    def counted(source: Any) -> Header:
+        seen.append(source.name)
+        return read_header(source)
+
+    monkeypatch.setattr(model_files, "read_header", counted)
+    profile, found = plan_model(path, settings_for(tmp_path), UserSettings(n_ctx=512))
+    assert seen == [str(path)]
+    assert (profile.header_sha256, found.settings.n_ctx) == (found.header_sha256, 512)
+
+
+def test_a_load_takes_the_profile_that_lies_in_the_store(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(build_gguf())
+    settings = settings_for(tmp_path)
+    (pulled,) = pull([f"file:{tmp_path}/tiny.gguf"], settings=settings)
+    stored = Store(settings.store_dir).profile_path(Path(pulled.path))
+    stored.write_text(stored.read_text().replace("Small Llama", "From The Store"))
+    assert plan_model(Path(pulled.path), settings, UserSettings())[0].name.value == "From The Store"
+    stored.write_text("{}")
+    assert plan_model(Path(pulled.path), settings, UserSettings())[0].name.value == "Small Llama"
+
+
+def test_the_profile_of_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf())
+    with pytest.raises(UsageError, match="headers differ"):
+        plan_model(path, settings_for(tmp_path), UserSettings(), profile=SMOL)
+
+
+def test_a_model_that_is_of_no_use_is_not_planned(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf())
+
+    def refuse(profile: ModelProfile) -> None:
+        raise UsageError(f"{profile.kind.value} is of no use")
+
+    with pytest.raises(UsageError, match="chat is of no use"):
+        plan_model(path, settings_for(tmp_path), UserSettings(), check=refuse)
+
+
+def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="n_context: expected n_ctx"):
+        resolve_plan(SMOL, n_context=5)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("8", "8GiB"), ("0.5", "0.5GiB"), ("4096", "4096MiB")])
+def test_a_small_size_without_a_unit_is_asked_back(text: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_bytes(text)
+    assert meant in caught.value.hint
+    assert parse_bytes("1073741824") == GIB
 
 
 def test_memory_may_be_written_as_people_do(tmp_path: Path) -> None:

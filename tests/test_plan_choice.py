@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
+from tea_models.cli.output import Output
 from tea_models.cli.plan_view import comparison_text
 from tea_models.errors import MemoryDoesNotFitError, UnknownModelError, UsageError
-from tea_models.plan import UserSettings
 from tea_models.plan.choice import best_fit, compare_variants, fit_table
+from tea_models.plan.user_settings import UserSettings
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tests.gguf_build import F16, build_gguf, small_llama_metadata, small_llama_tensors
 
 MIB, GIB = 1024**2, 1024**3
-
-
-class Plain:
-    width = 100
-
-    def style(self, text: str, *_styles: str) -> str:
-        return text
 
 
 @pytest.fixture
@@ -127,6 +121,6 @@ def test_a_file_alone_is_compared_at_several_contexts(world: Callable[..., Setti
     (fit,) = comparison.fits
     assert list(fit.contexts) == [4096, 8192, 16384]
     assert sorted(fit.contexts.values()) == list(fit.contexts.values())
-    text = comparison_text(comparison, Plain())
+    text = comparison_text(comparison, Output())
     assert "16,384" in text
     assert "1.00 GiB may be used" in text

@@ -37,7 +37,8 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
 
 def test_plan_is_one_document_with_the_contracts_keys(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "plan", tiny, "--estimate")
-    assert {"settings", "memory", "decisions"} <= set(found)
+    assert {"settings", "memory", "decisions", "speed"} <= set(found)
+    assert set(found["speed"]) == {"prompt_tokens_per_s", "tokens_per_s", "method"}
     assert found["memory"]["method"] == "estimated"
 
 
@@ -146,6 +147,28 @@ def test_doctor_looks_at_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert {check["status"] for check in found["checks"]} <= {"ok", "warn", "fail"}
     assert found["machine"]["memory_usable"] > 0
     assert found["machine"]["threads"] >= 1
+
+
+def test_doctor_begins_with_what_is_wrong_and_says_how_to_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.yaml").write_text("schema: tea.registry/1\nmodells: {}\n")
+    _code, out, _err = tea(capsys, "doctor", "--offline")
+    lines = out.splitlines()
+    assert lines[0].startswith("1 problem, ")
+    marks = [line[:4].strip() for line in lines if line[:4] in ("FAIL", "warn", "ok  ")]
+    assert marks == sorted(marks, key=("FAIL", "warn", "ok").index)
+    assert sum(line.strip().startswith("→") for line in lines) == len(marks) - marks.count("ok") >= 2
+
+
+def test_doctor_names_each_source_of_the_registry_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    found = document(capsys, "doctor")
+    (registry,) = [check for check in found["checks"] if check["name"] == "registry"]
+    assert registry["detail"].endswith("models: built-in")
 
 
 def test_doctor_fails_on_a_broken_registry_and_says_where(

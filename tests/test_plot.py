@@ -8,22 +8,17 @@ from typing import Any
 
 import pytest
 
+from tea_models.cli.output import Output
 from tea_models.cli.plan_view import explanation, overview
 from tea_models.engine.estimator import Estimator
-from tea_models.plan import UserSettings, plan_profile
 from tea_models.plan.curve import memory_curve
 from tea_models.plan.plot import draw_svg, draw_text
+from tea_models.plan.resolve import plan_profile
+from tea_models.plan.user_settings import UserSettings
 from tests.architectures import CASES
 from tests.plan_profiles import GIB, machine_with, profile_of
 
 NAMES = ["smollm2", "gemma3-270m", "phi4-mini", "mamba", "bert"]
-
-
-class Plain:
-    width = 80
-
-    def style(self, text: str, *_styles: str) -> str:
-        return text
 
 
 def planned(name: str, available: int = 32 * GIB, **user: Any) -> tuple[Any, Any]:
@@ -81,10 +76,10 @@ def test_contexts_beyond_the_budget_are_marked() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("width", [20, 60, 80, 200])
-def test_overview_and_explanation_keep_to_the_width(name: str, width: int) -> None:
+def test_overview_and_explanation_keep_to_the_width(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, curve = planned(name)
-    style = Plain()
-    style.width = width
+    monkeypatch.setenv("COLUMNS", str(width))
+    style = Output()
     for text in (overview(plan, style, name), explanation(plan, curve, style)):
         if width >= 60:
             assert max(map(len, text.splitlines())) <= max(width, 80), text
@@ -92,7 +87,7 @@ def test_overview_and_explanation_keep_to_the_width(name: str, width: int) -> No
 
 def test_the_explanation_names_every_setting_and_what_was_rejected() -> None:
     plan, curve = planned("gemma3-270m")
-    text = explanation(plan, curve, Plain())
+    text = explanation(plan, curve, Output())
     for decision in plan.decisions:
         assert decision.setting in text
     assert "not 512" in text
@@ -106,6 +101,6 @@ def test_what_was_observed_is_part_of_the_explanation() -> None:
         "when": "2026-11-23T02:00:00+00:00", "engine": "0.3.36", "predicted": {"kv_cache": 100}, "actual": {"kv_cache": 200},
         "warnings": ["the KV cache took 200 B, 100% more than the 100 B planned"],
     }  # fmt: skip
-    text = explanation(replace(plan, observed=observed), curve, Plain())
+    text = explanation(replace(plan, observed=observed), curve, Output())
     assert "100% more" in text
     assert "What it really took" in text

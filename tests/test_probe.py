@@ -19,14 +19,13 @@ from tea_models.engine.formula import MemoryUse
 from tea_models.engine.measurer import Measured
 from tea_models.engine.probe import (
     Prober,
-    ProbeTarget,
     RefusedError,
     engine_build,
     engine_info,
     engine_version,
 )
 from tea_models.engine.probe_process import ProbeError
-from tea_models.profile import profile_from_headers
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tests.gguf_build import build_gguf
 
@@ -44,7 +43,7 @@ def small_file(tmp_path: Path) -> Path:
 
 
 def prober(path: Path, **more: Any) -> Prober:
-    return Prober(ProbeTarget("ab" * 32, path=path), **more)
+    return Prober("ab" * 32, path, **more)
 
 
 def test_the_engine_describes_itself_in_a_subprocess() -> None:
@@ -202,7 +201,7 @@ def test_a_header_alone_measures_like_the_file(small_file: Path, tmp_path: Path)
     points = [SMALL, EngineSettings(n_ctx=1024, n_batch=64, n_ubatch=32, type_k="q8_0")]
     whole = prober(small_file).measure(points)
     with open_model(small_file) as model:
-        header = Prober(ProbeTarget("cd" * 32, model=model)).measure(points)
+        header = Prober("cd" * 32, model).measure(points)
     assert [_sizes(use) for use in whole] == [_sizes(use) for use in header]
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob("tea-probe-*"))
 

@@ -9,21 +9,14 @@ from typing import Any
 
 import pytest
 
-from tea_models.chat.capabilities import TemplateCapabilities
+from tea_models import pull
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
 from tea_models.gguf import BytesSource, read_header
-from tea_models.profile import (
-    ProfileFile,
-    from_json,
-    load_profile,
-    profile_differences,
-    profile_from_headers,
-    resolve_profile,
-    to_json,
-)
-from tea_models.profile.facts import Fact, ModelProfile
+from tea_models.profile.document import from_json, load_profile, profile_differences, to_json
+from tea_models.profile.facts import Fact, ModelProfile, ProfileFile
+from tea_models.profile.header_facts import profile_from_headers, resolve_profile
 from tea_models.registry.entries import Entry, MetadataOverride, Overrides, TemplateOverride
 from tea_models.settings import Settings
 from tests.gguf_build import CHATML, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
@@ -195,11 +188,6 @@ def test_the_licence_of_the_registry_is_taken_where_the_file_states_none() -> No
     assert profile_of(data, entry()).license == Fact("mit-0", "registry:small")
 
 
-def test_known_capabilities_spare_running_the_template() -> None:
-    known = TemplateCapabilities(format="made-up", stop=("X",))
-    assert profile_of(build_gguf(), capabilities=known).chat.format == Fact("made-up", "template")
-
-
 def test_another_model_with_a_known_bad_template_gets_no_further_corrections(tmp_path: Path, model: Path) -> None:
     digest = hashlib.sha256(CHATML.encode()).hexdigest()
     registry = tmp_path / "registry.yaml"
@@ -226,6 +214,19 @@ def test_a_file_named_by_its_path_gets_the_corrections_of_the_registry_too(tmp_p
     profile = resolve_profile(model, settings=settings)
     assert profile.chat.template == Fact("mine<|im_end|>", "registry:mine")
     assert "HALT" in profile.chat.stop.value
+
+
+def test_a_registry_written_as_json_corrects_metadata_of_a_pulled_file(tmp_path: Path) -> None:
+    data = build_gguf(PLAIN)
+    (tmp_path / "m.gguf").write_bytes(data)
+    file = {"filename": "m.gguf", "sha256": hashlib.sha256(data).hexdigest(), "sources": ["./m.gguf"]}
+    correction = {"llama.context_length": {"value": 99, "reason": "the file is wrong"}}
+    entry = {"variants": {"F32": {"files": [file]}}, "overrides": {"metadata": correction}}
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(json.dumps({"schema": "tea.registry/1", "models": {"mine": entry}}))
+    settings = Settings(store_dir=tmp_path / "store", registry_files=(registry,))
+    (pulled,) = pull(["mine"], settings=settings)
+    assert resolve_profile(Path(pulled.path), settings=settings).context_length == Fact(99, "registry:mine")
 
 
 # -- the document ------------------------------------------------------------------------------------------------------

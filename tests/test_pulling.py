@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models.caller import Caller
 from tea_models.errors import (
     DiskFullError,
     IntegrityError,
@@ -21,7 +22,11 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
+from tea_models.net import RetryPolicy
+from tea_models.profile import ProfileFile, load_profile
+from tea_models.profile.stored import read_profile
 from tea_models.settings import Settings
+from tea_models.sources.locate import locate
 from tea_models.store import Store
 from tea_models.verbs.pull import PullResult, pull
 from tests.gguf_build import build_gguf
@@ -91,7 +96,7 @@ def test_a_pulled_file_is_there_under_its_name_and_recorded(world: Server, setti
     assert (result.status, result.size, result.sha256) == ("downloaded", len(MODEL), digest(MODEL))
     assert set(result.to_json()) == KEYS
     assert leftovers(settings.store_dir) == []
-    (item,) = Store(settings.store_dir).installed()
+    (item,) = Store.of(settings).installed()
     assert (item.state, item.record.pinned) == ("ok", True)
 
 
@@ -190,7 +195,7 @@ def test_without_a_pin_the_first_use_is_said_aloud_and_recorded(world: Server, s
     notes: list[str] = []
     result = one(f"{world.url}/m.gguf", settings, note=notes.append)
     assert any("trusted on first use" in note and digest(MODEL) in note for note in notes)
-    (item,) = Store(settings.store_dir).installed()
+    (item,) = Store.of(settings).installed()
     assert item.record.pinned is False
     assert one(f"{world.url}/m.gguf", settings).sha256 == result.sha256
 
@@ -249,16 +254,16 @@ def test_offline_and_absent_is_an_error_of_its_own(world: Server, settings: Sett
 def test_where_the_hub_can_not_be_asked_what_was_pulled_before_is_taken(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tea_models.sources.hub.time.sleep", lambda _: None)
+    monkeypatch.setattr("tea_models.net.client.time.sleep", lambda _: None)
     with serve(repos={"o/r": Repo({"x-F32.gguf": MODEL})}) as server:
         environ = {"HOME": str(tmp_path), "HF_ENDPOINT": server.url}
         mine = Settings.resolve(environ, cwd=tmp_path, store_dir=settings.store_dir)
         one("hf:o/r", mine)
-        server.fail_next = [500] * 3
+        server.fail_next = [500] * 4
         notes: list[str] = []
         assert one("hf:o/r", mine, note=notes.append).status == "present"
         assert "pulled before" in notes[0]
-        server.fail_next = [500] * 3
+        server.fail_next = [500] * 4
         with pytest.raises(NotAvailableError):
             one("hf:o/other", mine)
 
@@ -279,7 +284,7 @@ def test_links_planted_among_the_partials_are_not_written_through(tmp_path: Path
     victim, folder = tmp_path / "victim", tmp_path / "folder"
     victim.write_bytes(b"precious")
     folder.mkdir()
-    with Store(settings.store_dir).partial(digest(MODEL)) as partial:
+    with Store.of(settings).partial(digest(MODEL)) as partial:
         place = partial
     for suffix in ("", ".parts", ".parts.tmp", ".piece"):
         place.with_name(place.name + suffix).symlink_to(victim)
@@ -434,7 +439,7 @@ def test_a_pull_that_was_started_with_ctrl_c_ignored_is_not_stopped_by_it(
 
 def test_a_process_killed_between_the_name_and_the_record_is_recovered_from(world: Server, settings: Settings) -> None:
     path = one(pinned(world, "m.gguf", MODEL), settings).path
-    Store(settings.store_dir).forget(path)
+    Store.of(settings).forget(path)
     assert one(pinned(world, "m.gguf", MODEL), settings).path == path
     assert one(pinned(world, "m.gguf", MODEL), settings).status == "present"
 
@@ -450,17 +455,88 @@ def test_a_hostile_name_is_refused_before_anything_is_fetched(world: Server, set
     assert not settings.store_dir.exists()
 
 
-def test_an_unreachable_source_is_one_clear_error(settings: Settings) -> None:
+def test_an_unreachable_source_is_one_clear_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: 0.0)
     with pytest.raises(NotAvailableError):
         one("http://127.0.0.1:9/m.gguf", settings)
 
 
 def test_the_profile_of_a_pulled_model_lies_beside_its_record(world: Server, settings: Settings) -> None:
     path = one(pinned(world, "m.gguf", MODEL), settings).path
-    document = json.loads(Store(settings.store_dir).profile_path(path).read_text())
+    document = json.loads(Store.of(settings).profile_path(path).read_text())
     assert document["schema"] == "tea.model-profile/1"
 
 
 @pytest.mark.real
 def test_the_real_model_is_present_once_it_was_pulled(real_model: Path) -> None:
     assert real_model.read_bytes()[:4] == b"GGUF"
+
+
+def shards(tmp_path: Path, world: Server, sizes: Sequence[int]) -> list[str]:
+    """A project registry with a model of several files, all of which the server has."""
+    files = []
+    for number, size in enumerate(sizes, start=1):
+        name = f"s-{number:05d}-of-{len(sizes):05d}.gguf"
+        world.files[f"/{name}"] = MODEL + bytes(size)
+        data = world.files[f"/{name}"]
+        files.append({"filename": name, "size": len(data), "sha256": digest(data), "sources": [f"{world.url}/{name}"]})
+    document = {"schema": "tea.registry/1", "models": {"parts": {"variants": {"F32": {"files": files}}}}}
+    (tmp_path / "registry.yaml").write_text(json.dumps(document))
+    return [file["filename"] for file in files]  # type: ignore[misc]
+
+
+def test_room_is_looked_for_for_all_files_together(
+    tmp_path: Path, world: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards(tmp_path, world, [1000, 2000, 3000])
+    mine = Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path, store_dir=tmp_path / "models")
+    needed = 3 * len(MODEL) + 6000
+    world.requests.clear()
+    monkeypatch.setattr("tea_models.disk.space.free_bytes", lambda _folder: needed - 1)
+    with pytest.raises(DiskFullError, match=f"{needed:,}"):
+        pull("parts", settings=mine, adopt=False)
+    assert world.requests == []
+    monkeypatch.setattr("tea_models.disk.space.free_bytes", lambda _folder: needed)
+    assert len(pull("parts", settings=mine, adopt=False)) == 3
+
+
+def test_shards_lie_in_one_folder_though_one_is_in_the_store_elsewhere(tmp_path: Path, world: Server) -> None:
+    """The second lies under the plain name already, and that of the first is taken by another model's file."""
+    first, second = shards(tmp_path, world, [1000, 2000])
+    mine = Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path, store_dir=tmp_path / "models")
+    one(pinned(world, second, world.files[f"/{second}"]), mine)
+    world.files[f"/other/{first}"] = OTHER
+    one(pinned(world, f"other/{first}", OTHER), mine)
+    results = pull("parts", settings=mine, adopt=False)
+    assert {result.path.parent for result in results} == {mine.store_dir / "127.0.0.1"}
+    assert [result.status for result in results] == ["downloaded", "adopted"]
+    assert [result.status for result in pull("parts", settings=mine, adopt=False)] == ["present", "present"]
+    assert locate("parts", Caller(mine), remote=False).paths == tuple(result.path for result in results)
+
+
+def test_a_stored_profile_is_written_anew_when_a_correction_changes(tmp_path: Path, world: Server) -> None:
+    sha256 = digest(MODEL)
+    entry = {"filename": "m.gguf", "size": len(MODEL), "sha256": sha256, "sources": [f"{world.url}/m.gguf"]}
+
+    def with_context(length: int | None) -> Settings:
+        model: dict[str, object] = {"variants": {"F32": {"files": [entry]}}}
+        if length is not None:
+            model["overrides"] = {"metadata": {"llama.context_length": {"value": length, "reason": "measured"}}}
+        document = {"schema": "tea.registry/1", "models": {"tiny": model}}
+        (tmp_path / "registry.yaml").write_text(json.dumps(document))
+        return Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path, store_dir=tmp_path / "models")
+
+    result = one("tiny", with_context(None))
+    before = load_profile(Store(result.path.parent).profile_path(result.path)).context_length.value
+    assert before not in (4321, 1234)
+    for length in (4321, 1234):
+        mine = with_context(length)
+        assert read_profile(result.path, result_files(result), mine) is None
+        one("tiny", mine)
+        found = read_profile(result.path, result_files(result), mine)
+        assert found is not None
+        assert found.context_length.value == length
+
+
+def result_files(result: PullResult) -> list[ProfileFile]:
+    return [ProfileFile(result.path.name, result.size, result.sha256)]

@@ -225,3 +225,20 @@ def test_a_file_that_is_not_utf8_is_told_with_its_line(tmp_path: Path) -> None:
 
 def test_the_built_in_registry_is_readable_as_text() -> None:
     assert builtin_text().startswith("#")
+
+
+def test_the_built_in_registry_reads_the_same_checked_and_unchecked(tmp_path: Path) -> None:
+    checked = read_entries(load_yaml(builtin_text(), "registry.yaml"), "built-in")
+    kept = tmp_path / ".tea" / "registry.json"
+    for folder_is_there in (False, True, True):
+        if folder_is_there:
+            kept.parent.mkdir(exist_ok=True)
+        assert list(Registry.load(Settings(tmp_path)).entries.values()) == checked
+    assert kept.is_file()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"sha256": "0", "data": {"models": {}}}', '{"data": 1}'])
+def test_what_was_kept_of_another_registry_is_not_believed(text: str, tmp_path: Path) -> None:
+    (tmp_path / ".tea").mkdir()
+    (tmp_path / ".tea" / "registry.json").write_text(text)
+    assert "smollm2-135m" in Registry.load(Settings(tmp_path)).entries

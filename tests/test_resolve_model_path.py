@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
 
 from tea_models import Settings, pull
 from tea_models.errors import ConfigError, MissingFileError, UnknownModelError
-from tea_models.profile import resolve_profile
 from tea_models.profile.document import to_json
+from tea_models.profile.header_facts import resolve_profile
 from tea_runtime import create_llm_backend, resolve_model_path
 from tea_runtime.errors import BackendUnavailableError
+from tea_runtime.llm_settings import LlmSettings
+from tea_runtime.resolve import is_model_name, search
 from tests.gguf_build import build_gguf
+
+
+def found_model(block, *, gguf=None, environ):
+    return search(LlmSettings.parse(block), gguf=gguf, environ=environ).found
 
 
 def model(path: Path) -> Path:
@@ -59,7 +63,7 @@ def test_the_first_that_exists_is_taken_level_by_level(world):
     levels, environ, block = world
     gguf = str(levels["--gguf"])
     for source, path in levels.items():
-        found = resolve_model_path(block, gguf=gguf, environ=environ)
+        found = found_model(block, gguf=gguf, environ=environ)
         assert (found.source, found.path) == (source, path)
         path.unlink()
         if source == "--gguf":
@@ -83,8 +87,8 @@ def test_a_path_of_another_machine_finds_the_file_of_that_name_in_the_store(own_
     path = model(own_world / "models" / "named.gguf")
     model(own_world / "models" / "other.gguf")
     environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
-    found = resolve_model_path({"model_path": "/elsewhere/named.gguf"}, environ=environ)
-    assert (found, found.source, len(found.skipped)) == (path, "store", 1)
+    found = found_model({"model_path": "/elsewhere/named.gguf"}, environ=environ)
+    assert (found.path, found.source, len(found.skipped)) == (path, "store", 1)
 
 
 @pytest.mark.parametrize(("block", "key"), [({}, {}), ({"backend": "local"}, {"OPENAI_API_KEY": "k"})])
@@ -112,7 +116,7 @@ def test_an_unknown_name_may_be_that_of_an_apis_model(own_world, block, key):
 def test_what_was_passed_over_is_told_with_its_reason(world, caplog):
     levels, environ, block = world
     levels["TEA_MODEL_PATH"].unlink()
-    found = resolve_model_path(block, environ=environ)
+    found = found_model(block, environ=environ)
     assert any("TEA_MODEL_PATH: " in reason and "no such file" in reason for reason in found.skipped)
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert any("TEA_MODEL_PATH" in text and "profiled.gguf" in text for text in warnings)
@@ -128,12 +132,12 @@ def test_home_and_variables_are_expanded(own_world, tmp_path):
     path = model(own_world / "mine" / "a.gguf")
     environ = {"HOME": str(own_world), "WHERE": str(path.parent)}
     for text in ("~/mine/a.gguf", "$WHERE/a.gguf", "${WHERE}/a.gguf"):
-        assert resolve_model_path({"model_path": text}, environ=environ).path == path
+        assert resolve_model_path({"model_path": text}, environ=environ) == path
 
 
 def test_a_whole_settings_block_is_understood_too(world):
     levels, _, block = world
-    found = resolve_model_path({"llm": block}, environ={"HOME": "/nowhere"})
+    found = found_model({"llm": block}, environ={"HOME": "/nowhere"})
     assert found.path == levels["settings.llm.profile"]
     assert found.profile is not None
 
@@ -142,7 +146,7 @@ def test_a_bare_file_name_may_lie_in_the_store(own_world):
     path = model(own_world / "models" / "named.gguf")
     model(own_world / "models" / "other.gguf")
     environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
-    assert resolve_model_path({"model_path": "named.gguf"}, environ=environ).path == path
+    assert resolve_model_path({"model_path": "named.gguf"}, environ=environ) == path
 
 
 def test_several_models_in_the_store_are_no_choice(own_world):
@@ -156,7 +160,7 @@ def test_the_shards_of_one_model_are_one_model(own_world):
     first = model(own_world / "models" / "big-00001-of-00002.gguf")
     model(own_world / "models" / "big-00002-of-00002.gguf")
     environ = {"HOME": str(own_world), "TEA_MODELS_DIR": str(own_world / "models")}
-    assert resolve_model_path({}, environ=environ).path == first
+    assert resolve_model_path({}, environ=environ) == first
 
 
 def test_a_folder_is_no_model(tmp_path):
@@ -170,13 +174,13 @@ def test_a_pulled_model_is_found_by_the_reference_it_was_pulled_as(own_world, tm
     (result,) = pull([f"file:{source}"], settings=Settings.resolve(environ, cwd=tmp_path))
     found = resolve_model_path({"model": f"file:{source}"}, environ=environ)
     assert found is not None
-    assert Path(found.path).read_bytes() == Path(result.path).read_bytes()
+    assert found.read_bytes() == Path(result.path).read_bytes()
 
 
 def test_a_profile_without_its_model_is_passed_over(world):
     levels, environ, block = world
     levels["settings.llm.profile"].unlink()
-    found = resolve_model_path({"profile": block["profile"]}, environ={**environ, "TEA_MODEL_PATH": ""})
+    found = found_model({"profile": block["profile"]}, environ={**environ, "TEA_MODEL_PATH": ""})
     assert found.source == "APPDIR"
     assert "neither beside it nor in the store" in found.skipped[0]
 
@@ -186,25 +190,41 @@ def test_an_unknown_key_is_an_error():
         resolve_model_path({"modelpath": "x"}, environ={})
 
 
-def test_the_result_is_a_path(world):
+def test_the_result_is_a_path_that_hashes_as_it_compares(world):
     levels, environ, block = world
     found = resolve_model_path(block, environ=environ)
-    assert os.fspath(found) == str(found) == str(levels["TEA_MODEL_PATH"])
-    assert type(str(found)) is str
+    assert found == levels["TEA_MODEL_PATH"]
+    assert {found: 1}[levels["TEA_MODEL_PATH"]] == 1
 
 
-def test_the_result_compares_with_texts_and_paths_and_is_a_text(world):
-    levels, environ, block = world
-    found = resolve_model_path(block, environ=environ)
-    path = levels["TEA_MODEL_PATH"]
-    assert found == path
-    assert path == found
-    assert found == str(path)
-    assert str(path) == found
-    assert found not in (path.parent, "x", None)
-    assert not found != path  # noqa: SIM202 - `!=` is what is tested
-    assert {str(path): 1}[found] == 1
-    assert found.endswith("env.gguf")
-    assert json.loads(json.dumps({"path": found})) == {"path": str(path)}
-    twin = copy.deepcopy(found)
-    assert (twin, twin.source, twin.path) == (found, "TEA_MODEL_PATH", path)
+def test_an_app_stands_in_for_a_path_of_another_machine_but_not_for_a_name(world):
+    levels, environ, _ = world
+    environ = {**environ, "TEA_MODEL_PATH": ""}
+    assert resolve_model_path({"model_path": "/elsewhere/x.gguf"}, environ=environ) == levels["APPDIR"]
+    assert resolve_model_path({"model": "phi4-mini"}, environ=environ) is None
+    assert resolve_model_path({"profile": "phi4-mini"}, environ=environ) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("smollm2-135m", True),
+        ("smollm2-135m:Q9", True),
+        ("hf:o/r:Q4_0", True),
+        ("https://h.example/m.gguf", True),
+        ("ollama:gemma3:4b", True),
+        ("./gone.gguf", True),
+        ("gone.gguf", True),
+        ("$WHERE/gone", True),
+        ("gpt-4", False),
+        ("gpt-4o-mini", False),
+        ("ollama/gemma3:4b", False),
+        ("anthropic/claude-3-opus", False),
+        ("gemma3:4b", False),
+        ("text-embedding-3-small", False),
+        ("", False),
+        ("a name", False),
+    ],
+)
+def test_what_is_a_name_of_a_model_here(own_world, text, known):
+    assert is_model_name(text, {"HOME": str(own_world), "WHERE": "/data"}) is known

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from tea_models.cli.frame import run
 from tea_runtime.cli import COMMANDS, group
 from tests.api_server import serve_api
+from tests.scripted_model import build_scripted
 
 PROGRAM = [sys.executable, "-c", "from tea_runtime.cli import main; main()"]
 STREAM = """
@@ -60,11 +62,15 @@ def with_server(server, text=STREAM):
     return text + f"settings: {{llm: {{backend: api, api_base: '{server.base}', max_retries: 0}}}}\n"
 
 
-def test_streamed_text_comes_first_and_then_the_state(cli, flow, server):
+def test_streamed_text_is_shown_once_and_then_only_what_is_new(cli, flow, server):
     server.content = "Paris is it."
     code, out, err = cli("run", flow(with_server(server)), "--input", '{"question": "capital?"}')
     assert code == 0
-    assert out == "Paris is it.\n\nquestion: capital?\nanswer: Paris is it.\n"
+    assert out == "Paris is it.\n"
+    more = STREAM + "  - {name: length, run: \"return len(state['answer'])\"}\n"
+    assert cli("run", flow(with_server(server, more)), "-i", "question=x")[1] == "Paris is it.\n\nlength: 12\n"
+    whole = STREAM.rstrip() + "\n    output: result\n"
+    assert "content: Paris is it." in cli("run", flow(with_server(server, whole)))[1]
     assert "backend: api" in err
     assert server.bodies[0]["prompt"] == "capital?"
 
@@ -151,7 +157,12 @@ def test_a_wrong_setting_names_file_line_and_the_nearest_key(cli, flow):
 def test_a_workflow_can_be_checked_without_running(cli, flow):
     name = flow("nodes: [{name: a, run: 1/0}, {name: b, action: llm.call, params: {prompt: x}}]\n")
     assert cli("run", name, "--check")[:2] == (0, "flow.yaml: ok, a → b\n")
-    assert json.loads(cli("run", name, "--check", "--json")[1]) == {"workflow": "flow.yaml", "nodes": ["a", "b"]}
+    assert json.loads(cli("run", name, "--check", "--json")[1]) == {
+        "workflow": "flow.yaml",
+        "nodes": ["a", "b"],
+        "inputs": [],
+        "host": [],
+    }
     assert cli("run", flow("nodes: [{name: a, action: llm.cal}]\n"), "--check")[0] == 2
 
 
@@ -233,12 +244,12 @@ def test_ctrl_c_in_the_middle_ends_with_130(flow, server, program):
     assert "Traceback" not in err
 
 
-def test_a_reader_that_goes_away_is_no_error(flow, server, program):
+def test_a_reader_that_goes_away_before_the_end_gets_no_message_and_no_success(flow, server, program):
     server.content = "word " * 20_000
     process = program("run", flow(with_server(server)), "-q")
     process.stdout.read(10)
     process.stdout.close()
-    assert (process.wait(), process.stderr.read()) == (0, "")
+    assert (process.wait(), process.stderr.read()) == (1, "")
 
 
 def test_escape_sequences_from_a_model_do_not_reach_a_terminal(flow, server, start):
@@ -257,6 +268,145 @@ def test_escape_sequences_from_a_model_do_not_reach_a_terminal(flow, server, sta
     os.close(main)
     assert b"\x1b]0" not in shown
     assert b"\\x1b]0;title\\x07b" in shown
+
+
+@pytest.mark.parametrize("tail", [[], ["--json"]])
+def test_a_run_that_fails_while_nobody_reads_is_no_success(flow, program, tail):
+    name = flow("nodes: [{name: a, run: \"print('x' * 200000, flush=True)\"}, {name: b, run: 1/0}]\n")
+    process = program("run", name, "-q", *tail)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+def test_a_run_that_ended_is_a_success_though_only_the_start_was_read(flow):
+    name = flow("nodes: [{name: a, run: \"return 'one'\"}, {name: b, run: \"return 'two'\"}]\n")
+    line = f"{shlex.join(PROGRAM)} run {name} -q | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "a: one\n0\n"
+
+
+def test_main_may_be_called_again_in_one_process(flow):
+    name = flow("nodes: [{name: a, run: return 1}]\n")
+    calls = [["run", name], ["run", name, "--json"], ["run", "nope.yaml"], ["run"], ["--version"], ["validate", name]]
+    code = (
+        "import contextlib, io, json\n"
+        "from tea_runtime.cli import main\n"
+        "def call(argv):\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try: main(argv)\n"
+        "        except SystemExit as end: return end.code, out.getvalue(), err.getvalue()\n"
+        f"for argv in {calls!r}: print(call(argv) == call(argv), end=' ')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True"] * len(calls)
+
+
+@pytest.mark.parametrize(
+    ("given", "state"),
+    [
+        (["q=why?"], {"q": "why?"}),
+        (["q=a=b", "doc=@doc.txt"], {"q": "a=b", "doc": "a text\n"}),
+        (["q=", "n=3", "list=[1, 2]"], {"q": "", "n": 3, "list": [1, 2]}),
+        (["free=3"], {"free": "3"}),
+        (["free:=3", 'more:={"a": null}'], {"free": 3, "more": {"a": None}}),
+        (['{"q": "one", "n": 1}', "q=two"], {"q": "two", "n": 1}),
+        (["@in.json", "n=5"], {"q": "file", "n": 5}),
+        (["q=@missing"], "missing: no such file"),
+        (["n=many"], "--input n: expected int, found 'many'"),
+        (["why?"], "not valid JSON"),
+    ],
+)
+def test_inputs_may_be_typed_as_they_are(cli, flow, tmp_path, given, state):
+    (tmp_path / "doc.txt").write_text("a text\n")
+    (tmp_path / "in.json").write_text('{"q": "file"}')
+    name = flow("state_schema: {q: str, n: int, list: 'list[int]'}\nnodes: [{name: end, run: pass}]\n")
+    arguments = [part for one in given for part in ("-i", one)]
+    _code, out, _err = cli("run", name, "--json", *arguments)
+    if isinstance(state, str):
+        assert state in json.loads(out)["error"]["message"]
+    else:
+        assert json.loads(out) == {"list": [], **state}
+
+
+def test_one_value_is_printed_alone(cli, flow, server):
+    name = flow(with_server(server, STREAM.rstrip() + "\n    output: result\n  - {name: n, run: 'return [1, 2]'}\n"))
+    assert cli("run", name, "--get", "result.content")[1] == "Paris.\n"
+    assert "Paris." in cli("run", name, "--get", "n")[2]
+    assert cli("run", name, "--get", "n")[1] == "[1, 2]\n"
+    assert cli("run", name, "--get", "n.1", "--json")[1] == "2\n"
+    code, _out, err = cli("run", name, "--get", "nope")
+    assert (code, "no 'nope'" in err, "result, n" in err) == (2, True, True)
+
+
+def test_a_missing_input_is_named_with_the_command_to_type_before_a_model_is_looked_for(cli, flow, own_world):
+    name = flow("""
+        state_schema: {question: str}
+        settings: {llm: {model: smollm2-135m}}
+        nodes:
+          - {name: answer, action: llm.chat, params: {prompt: "{{ state.question }} {{ state.doc }}"}}
+    """)
+    code, out, err = cli("run", name, "-i", "doc=x")
+    assert (code, out) == (2, "")
+    assert "error: flow.yaml needs question (str): node answer uses it" in err
+    assert 'tea-runtime run flow.yaml -i doc=… -i question="…"' in err
+    assert json.loads(cli("run", name, "--check", "--json")[1])["inputs"] == ["question", "doc"]
+
+
+@pytest.mark.parametrize("where", ["settings: {llm: {backend: local, model: phi4-mini}}\n", ""])
+def test_a_missing_model_is_named_with_the_way_to_get_it(cli, flow, where):
+    node = "{name: a, action: llm.chat, params: {prompt: x%s}}" % (
+        "" if where else ", model: phi4-mini, backend: local"
+    )
+    code, _out, err = cli("run", flow(where + f"nodes: [{node}]\n"))
+    assert (code, "phi4-mini" in err, "tea-models pull phi4-mini" in err) == (4, True, True)
+
+
+def test_a_missing_model_is_pulled_when_that_is_asked_for(cli, flow, tmp_path):
+    pytest.importorskip("llama_cpp")
+    build_scripted(tmp_path / "hello.gguf", [["Hello"]])
+    (tmp_path / "registry.yaml").write_text(
+        "schema: tea.registry/1\nmodels:\n  mine:\n    kind: chat\n    license: MIT\n    default: only\n"
+        f"    variants: {{only: {{files: [{{filename: h.gguf, sources: ['file:{tmp_path}/hello.gguf']}}]}}}}\n"
+    )
+    name = flow("settings: {llm: {model: mine}}\nnodes: [{name: a, action: llm.chat, params: {prompt: x}}]\n")
+    assert cli("run", name)[0] == 4
+    assert cli("run", name, "--pull")[:2] == (0, "a: Hello\n")
+    assert cli("run", name)[:2] == (0, "a: Hello\n")
+
+
+def test_answers_are_recorded_and_replayed(cli, flow, server, tmp_path):
+    name = flow(with_server(server))
+    assert cli("run", name, "--record", "answers.jsonl")[1] == "Paris.\n"
+    server.content = "Rome."
+    assert cli("run", name, "--replay", "answers.jsonl")[1] == "Paris.\n"
+    assert cli("run", name, "--replay", "answers.jsonl", "-i", "question=other")[0] != 0
+    assert cli("run", name, "--replay", "a", "--record", "b")[0] == 2
+
+
+def test_what_differs_in_the_host_is_told(cli, flow):
+    name = flow("""
+        imports: [{package: tea_runtime, namespace: ""}]
+        settings: {llm: {model: smollm2-135m, fallback: false}}
+        nodes:
+          - {name: a, action: llm.call, params: {prompt: x}, outputs: {b: "{{ result.content }}"}}
+    """)
+    code, out, _err = cli("validate", name)
+    assert code == 0
+    assert "here: ok, a" in out
+    for said in (
+        "flow.yaml:2: settings.llm.fallback",
+        "`action` does nothing: write `uses`",
+        "`outputs`",
+        "llm.call chats",
+    ):
+        assert said in out
+    assert "in The Edge Agent: flow.yaml:4: node a: `params`" in cli("run", name, "--check")[2]
+    host_only = flow("nodes: [{name: a, steps: []}]\n")
+    code, out, _err = cli("validate", host_only)
+    assert (code, "several steps in a node are not part of this runner" in out) == (0, True)
+    assert cli("validate", flow("nodes: [{name: a}]\n"))[0] == 2
 
 
 # With a real model ----------------------------------------------------------------------------------------------------
@@ -318,3 +468,19 @@ def test_serve_answers_and_ends_at_once_when_told(real_model, program):
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "")
     assert process.returncode == 130
+
+
+def test_only_locked_models_answer_where_that_is_asked_for(cli, flow, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    build_scripted(tmp_path / "hello.gguf", [["Hello"]])
+    build_scripted(tmp_path / "other.gguf", [["Other"]])
+    node = "{name: a, action: llm.chat, params: {prompt: x}}"
+    named = flow(f"settings: {{llm: {{model: 'file:{tmp_path}/hello.gguf', backend: local}}}}\nnodes: [{node}]\n")
+    code, _out, err = cli("run", named, "--locked")
+    assert (code, "locked" in err) == (1, True)
+    path = flow(
+        f"settings: {{llm: {{model_path: '{tmp_path}/other.gguf', fallback: true}}}}\nnodes: [{node}]\n", "p.yaml"
+    )
+    assert cli("run", path)[:2] == (0, "a: Other\n")
+    code, _out, err = cli("run", path, "--locked")
+    assert (code, "locked" in err) == (1, True)

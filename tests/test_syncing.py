@@ -3,8 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +17,15 @@ from tea_models.caller import Caller
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import IntegrityError, LockError, MissingFileError, NotAvailableError, OfflineError
-from tea_models.lock.document import read_lock
+from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import update_lock
 from tea_models.lock.sync import sync
+from tea_models.lockfile import read_lock
+from tea_models.net import RetryPolicy
 from tea_models.settings import Settings
-from tea_models.store import Store
+from tea_models.store import Store, stamp_of
 from tests.gguf_build import build_gguf
-from tests.hub_server import OTHER_COMMIT, Repo, Server, serve
+from tests.hub_server import COMMIT, OTHER_COMMIT, Repo, Server, serve
 
 MODEL = build_gguf()
 OTHER = build_gguf({"general.architecture": "llama", "general.name": "other"})
@@ -104,7 +110,7 @@ def test_a_damaged_file_stops_frozen_and_offline_and_is_mended_by_sync(
     for mine, frozen in ((settings(project, server), True), (settings(project, server, TEA_OFFLINE="1"), False)):
         with pytest.raises(IntegrityError) as caught:
             sync(project / "models.lock", caller=Caller(mine), frozen=frozen)
-        assert "verify --repair" in caught.value.hint
+        assert "--repair" in caught.value.hint
         assert path.read_bytes() == damaged
     sync(project / "models.lock", caller=Caller(settings(project, server)))
     assert path.read_bytes() == MODEL
@@ -147,13 +153,16 @@ def test_models_that_are_not_locked_are_reported_and_only_removed_when_asked(pro
     report = sync(project / "models.lock", caller=Caller(mine))
     assert (report.extra, report.removed) == ((str(extra.path),), ())
     assert extra.path.exists()
-    report = sync(project / "models.lock", caller=Caller(mine), prune=True)
+    report = sync(project / "models.lock", caller=Caller(mine), prune="unlocked")
     assert (report.extra, report.removed) == ((), (str(extra.path),))
     assert not extra.path.exists()
     assert (project / "models" / "a-Q4_0.gguf").exists()
 
 
-def test_a_hub_that_is_away_is_an_error_with_the_file_s_name(project: Path, server: Server) -> None:
+def test_a_hub_that_is_away_is_an_error_with_the_file_s_name(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RetryPolicy, "wait", lambda *_: 0.0)
     away = settings(project, server, HF_ENDPOINT="http://127.0.0.1:9")
     with pytest.raises(NotAvailableError, match="a-Q4_0"):
         sync(project / "models.lock", caller=Caller(away), frozen=True)
@@ -198,8 +207,6 @@ def test_the_commands_lock_sync_and_rm(
 
 
 def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.lock.bundle import bundle
-
     mine = settings(project, server)
     sync(project / "models.lock", caller=Caller(mine))
     bundle(project / "models.tar", lock_path=project / "models.lock", caller=Caller(mine))
@@ -214,8 +221,6 @@ def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server
 
 
 def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Server, tmp_path: Path) -> None:
-    from tea_models.lock.bundle import bundle
-
     mine = settings(project, server)
     other = tmp_path / "other"
     other.mkdir()
@@ -227,3 +232,186 @@ def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Serv
     sync(project / "models.lock", caller=Caller(mine), bundle=other / "models.tar", frozen=True)
     assert server.requests == []
     assert [item.record.file for item in Store(mine.store_dir).installed()] == ["a-Q4_0.gguf"]
+
+
+def test_a_restored_cache_with_one_flipped_byte_is_refused(project: Path, server: Server) -> None:
+    """Its size, time and even its inode may be those that were recorded."""
+    mine = settings(project, server)
+    sync(project / "models.lock", caller=Caller(mine))
+    path = project / "models" / "a-Q4_0.gguf"
+    before = path.stat()
+    data = bytearray(MODEL)
+    data[-1] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(IntegrityError):
+        sync(project / "models.lock", caller=Caller(mine), frozen=True)
+
+
+def forged(store: Store, name: str) -> None:
+    """Write a record that says of a file as it is now that it holds the bytes that were verified."""
+    record = store.record_of(store.root / name)
+    assert record is not None
+    store.write_record(record.stamped((0, *stamp_of((store.root / name).stat())[1:])))
+
+
+def test_in_ci_and_with_verify_every_byte_is_read_again(
+    project: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("TEA_MODELS_DIR", str(project / "models"))
+    assert tea_models("sync") == 0
+    path = project / "models" / "a-Q4_0.gguf"
+    path.write_bytes(MODEL[:-1] + b"!")
+    forged(Store(project / "models"), path.name)
+    monkeypatch.delenv("CI", raising=False)
+    assert tea_models("sync", "--frozen") == 0
+    assert tea_models("sync", "--frozen", "--verify") == 3
+    monkeypatch.setenv("CI", "true")
+    assert tea_models("sync", "--frozen") == 3
+    monkeypatch.setenv("CI", "false")
+    assert tea_models("sync", "--frozen") == 0
+
+
+@pytest.mark.parametrize("damaged", [MODEL[:-1] + b"!", MODEL[:100], b""])
+def test_frozen_heals_when_it_is_told_to(
+    project: Path, server: Server, damaged: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("TEA_MODELS_DIR", str(project / "models"))
+    assert tea_models("sync") == 0
+    path = project / "models" / "a-Q4_0.gguf"
+    path.write_bytes(damaged)
+    assert tea_models("sync", "--frozen") == 3
+    capsys.readouterr()
+    assert tea_models("sync", "--frozen", "--repair", "--json") == 0
+    assert [file["status"] for file in json.loads(capsys.readouterr().out)["files"]] == ["repaired"]
+    assert path.read_bytes() == MODEL
+    assert tea_models("sync", "--frozen") == 0
+
+
+def test_a_bundle_in_the_hand_heals_what_is_broken(project: Path, server: Server) -> None:
+    mine = settings(project, server)
+    sync(project / "models.lock", caller=Caller(mine))
+    bundle(project / "models.tar", lock_path=project / "models.lock", caller=Caller(mine))
+    path = project / "models" / "a-Q4_0.gguf"
+    path.write_bytes(MODEL[:100])
+    server.requests.clear()
+    offline = settings(project, server, TEA_OFFLINE="1")
+    report = sync(project / "models.lock", caller=Caller(offline), frozen=True, bundle=project / "models.tar")
+    assert [file.status for file in report.files] == ["repaired"]
+    assert path.read_bytes() == MODEL
+    assert server.requests == []
+
+
+def test_pruning_spares_what_the_lock_of_another_project_names(project: Path, server: Server, tmp_path: Path) -> None:
+    mine = settings(project, server)
+    other = tmp_path / "other"
+    other.mkdir()
+    update_lock(other / "models.lock", ["hf:o/b"], caller=Caller(mine))
+    sync(other / "models.lock", caller=Caller(mine))
+    said: list[str] = []
+    report = sync(project / "models.lock", caller=Caller(mine, note=said.append), prune="unlocked")
+    assert (len(report.extra), report.removed) == (1, ())
+    assert any(str(other / "models.lock") in text for text in said)
+    report = sync(project / "models.lock", caller=Caller(mine), prune="all")
+    assert report.removed == (str(project / "models" / "b-Q4_0.gguf"),)
+    sync(other / "models.lock", caller=Caller(mine))
+    (other / "models.lock").unlink()
+    report = sync(project / "models.lock", caller=Caller(mine), prune="unlocked")
+    assert report.removed == (str(project / "models" / "b-Q4_0.gguf"),)
+
+
+def test_pruning_removes_nothing_behind_a_link_in_the_store(project: Path, server: Server, tmp_path: Path) -> None:
+    """A cache can bring a link to a folder of the user's along, and a record of a file in it."""
+    mine = settings(project, server)
+    sync(project / "models.lock", caller=Caller(mine))
+    precious = tmp_path / "photos" / "holiday.gguf"
+    precious.parent.mkdir()
+    precious.write_bytes(OTHER)
+    (mine.store_dir / "photos").symlink_to(precious.parent)
+    record = Store(mine.store_dir).records()[0]
+    planted = replace(record, file="photos/holiday.gguf", sha256=hashlib.sha256(OTHER).hexdigest(), size=len(OTHER))
+    Store(mine.store_dir).write_record(planted.stamped(stamp_of(precious.stat())))
+    for prune in ("unlocked", "all"):
+        report = sync(project / "models.lock", caller=Caller(mine), prune=prune)
+        assert (report.extra, report.removed) == ((), ())
+    assert precious.read_bytes() == OTHER
+
+
+def test_a_lock_that_was_altered_against_the_project_s_registry_is_an_integrity_error(
+    project: Path, server: Server
+) -> None:
+    sha256 = hashlib.sha256(MODEL).hexdigest()
+    entry = {"filename": "a-Q4_0.gguf", "sha256": sha256, "sources": [f"hf:o/a/a-Q4_0.gguf@{COMMIT}"]}
+    registry = {"schema": "tea.registry/1", "models": {"tiny": {"variants": {"Q4_0": {"files": [entry]}}}}}
+    (project / "registry.yaml").write_text(json.dumps(registry))
+    (project / "models.yaml").write_text("- tiny\n")
+    mine = settings(project, server)
+    update_lock(project / "models.lock", caller=Caller(mine))
+    path = project / "models.lock"
+    text = path.read_text()
+    path.write_text(text.replace(sha256, "f" * 64))
+    with pytest.raises(IntegrityError, match="from the same place at the same revision"):
+        sync(path, caller=Caller(mine), frozen=True)
+    path.write_text(text)
+    registry["models"]["tiny"]["variants"]["Q4_0"]["files"][0]["sources"] = [f"hf:o/a/a-Q4_0.gguf@{OTHER_COMMIT}"]
+    registry["models"]["tiny"]["variants"]["Q4_0"]["files"][0]["sha256"] = "f" * 64
+    (project / "registry.yaml").write_text(json.dumps(registry))
+    with pytest.raises(LockError, match="other hashes in the registry"):
+        sync(path, caller=Caller(mine), frozen=True)
+
+
+@pytest.mark.parametrize("key", ["license", "resolved"])
+def test_what_the_lock_says_of_a_name_of_the_project_s_registry_is_compared(
+    project: Path, server: Server, key: str
+) -> None:
+    entry = {"filename": "a-Q4_0.gguf", "sources": [f"hf:o/a/a-Q4_0.gguf@{COMMIT}"]}
+    variants = {"Q4_0": {"files": [entry | {"sha256": hashlib.sha256(MODEL).hexdigest()}]}}
+    registry = {"schema": "tea.registry/1", "models": {"tiny": {"license": "mit", "variants": variants}}}
+    (project / "registry.yaml").write_text(json.dumps(registry))
+    (project / "models.yaml").write_text("- tiny\n")
+    mine = settings(project, server)
+    update_lock(project / "models.lock", caller=Caller(mine))
+    path = project / "models.lock"
+    old, new = {"license": ("license: mit", "license: gpl"), "resolved": ("tiny:Q4_0", "other:Q4_0")}[key]
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(LockError, match="another variant or licence"):
+        sync(path, caller=Caller(mine), frozen=True)
+
+
+def test_a_lock_with_another_chat_template_than_the_file_s_is_refused(project: Path, server: Server) -> None:
+    path = project / "models.lock"
+    path.write_text(re.sub(r"template_sha256: \w+", f"template_sha256: {'f' * 64}", path.read_text()))
+    assert "f" * 64 in path.read_text()
+    mine = settings(project, server)
+    for verify in (False, True):
+        with pytest.raises(IntegrityError, match="template_sha256"):
+            sync(path, caller=Caller(mine), frozen=True, verify=verify)
+
+
+def test_a_second_sync_opens_no_more_files_than_there_are_models(project: Path, server: Server) -> None:
+    """Two hundred files made 81,461 opens once: every record for every file."""
+    count = 40
+    files = {f"m{number}-Q4_0.gguf": build_gguf({"general.name": str(number)}) for number in range(count)}
+    server.repos["o/many"] = Repo(files)
+    mine = settings(project, server)
+    (project / "models.yaml").write_text("".join(f"- hf:o/many/{name}\n" for name in files))
+    sync(project / "models.lock", caller=Caller(mine))
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from tea_models.caller import Caller; from tea_models.lock.sync import sync\n"
+        "from tea_models.settings import Settings\n"
+        "folder = Path(sys.argv[1])\n"
+        "mine = Settings.resolve({'HOME': sys.argv[1]}, cwd=folder, store_dir=folder / 'models')\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(args[0]) if event == 'open' else None)\n"
+        "sync(folder / 'models.lock', caller=Caller(mine), frozen=True)\n"
+        "print(sum('/records/' in str(path) for path in opened))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(project)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 2 * count

@@ -26,7 +26,8 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.net import RetryPolicy, download, make_client, state_path
+from tea_models.gguf import size_by_header
+from tea_models.net import Client, Request, RetryPolicy, download, state_path
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -61,10 +62,10 @@ def partial(tmp_path):
     return tmp_path / "key.part"
 
 
-def fetch(server, partial, *, url=None, read_seconds=60, **options):
-    options.setdefault("policy", QUICK)
-    with make_client(read_seconds=read_seconds) as client:
-        return download(url or server.url, partial, client=client, **options)
+def fetch(server, partial, *, url=None, read_seconds=60, progress=None, **options):
+    options = {"policy": QUICK, "connections": 4, "name": "model.gguf"} | options
+    with Client(read_seconds=read_seconds) as client:
+        return download(Request(client, url or server.url, **options), partial, progress)
 
 
 def leave_half(server, partial, data, cut, **options):
@@ -84,7 +85,7 @@ def test_a_file_arrives_with_its_hash(partial):
     progress = Recorder()
     with FaultyServer(SMALL) as server:
         result = fetch(server, partial, progress=progress)
-    assert (result.sha256, result.size, result.resumed_from) == (sha(SMALL), len(SMALL), 0)
+    assert (result.sha256, result.size, result.resumed_from) == (sha(SMALL), len(SMALL), None)
     assert partial.read_bytes() == SMALL
     assert progress.started == [("model.gguf", len(SMALL), 0)]
     assert (progress.done, progress.finished) == (len(SMALL), 1)
@@ -168,7 +169,7 @@ def test_a_pinned_file_is_continued_from_another_mirror(partial, tmp_path):
 def test_an_unpinned_file_is_not_continued_from_another_address(partial):
     with FaultyServer(SMALL) as first, FaultyServer(SMALL) as second:
         leave_half(first, partial, SMALL, 100_000)
-        assert fetch(second, partial).resumed_from == 0
+        assert fetch(second, partial).resumed_from is None
 
 
 def test_an_unpinned_file_without_a_version_is_not_continued(partial):
@@ -176,7 +177,7 @@ def test_an_unpinned_file_without_a_version_is_not_continued(partial):
         with pytest.raises(SourceUnavailableError):
             fetch(server, partial, policy=RetryPolicy(tries=1))
         server.handler = lambda e: e.serve(etag=None)
-        assert fetch(server, partial).resumed_from == 0
+        assert fetch(server, partial).resumed_from is None
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
@@ -184,10 +185,11 @@ def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, e
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from tea_models.net import download, make_client
+        from tea_models.net import Client, Request, download
         print("ready", flush=True)
-        with make_client() as client:
-            download(sys.argv[1], Path(sys.argv[2]), client=client, size=int(sys.argv[3]), sha256=sys.argv[4])
+        with Client() as client:
+            request = Request(client, sys.argv[1], size=int(sys.argv[3]), sha256=sys.argv[4], connections=4)
+            download(request, Path(sys.argv[2]))
     """)
     with FaultyServer(BIG, lambda e: e.serve(rate=4 * MIB)) as server:
         command = [sys.executable, "-c", script, server.url, str(partial), str(len(BIG)), sha(BIG)]
@@ -244,7 +246,7 @@ def test_a_state_that_makes_no_sense_is_ignored(partial, text):
     state_path(partial).write_text(text)
     with FaultyServer(SMALL) as server:
         result = fetch(server, partial)
-    assert (result.sha256, result.resumed_from) == (sha(SMALL), 0)
+    assert (result.sha256, result.resumed_from) == (sha(SMALL), None)
 
 
 def test_a_leftover_that_is_longer_than_the_file_is_cut(partial):
@@ -440,7 +442,7 @@ def test_a_body_without_end_is_stopped_at_the_expected_size(partial):
 
 def test_a_body_without_end_and_without_expected_size_does_not_fill_the_disk(partial, monkeypatch):
     monkeypatch.setattr("tea_models.net.partial.free_bytes", lambda _partial: (256 + 3) * MIB)
-    with FaultyServer(SMALL, endless) as server, pytest.raises(SizeMismatchError):
+    with FaultyServer(SMALL, endless) as server, pytest.raises(DiskFullError):
         fetch(server, partial)
     assert partial.stat().st_size <= 4 * MIB
 
@@ -457,7 +459,7 @@ def test_a_model_whose_size_nobody_says_ends_where_its_header_says(partial):
             time.sleep(0.002)
 
     with FaultyServer(model, handler) as server, pytest.raises(SizeMismatchError, match="expected"):
-        fetch(server, partial, expect_gguf=True)
+        fetch(server, partial, size_by_header=size_by_header)
     assert partial.stat().st_size < 100 * MIB
 
 
@@ -470,7 +472,7 @@ def test_a_model_that_was_cut_short_is_told_by_its_header(partial):
         exchange.end()
 
     with FaultyServer(model, handler) as server, pytest.raises(SizeMismatchError):
-        fetch(server, partial, expect_gguf=True)
+        fetch(server, partial, size_by_header=size_by_header)
     assert not partial.exists()
 
 
@@ -496,7 +498,7 @@ def test_a_login_page_is_not_a_model(partial):
     page = b"<!DOCTYPE html><html><title>Please log in</title></html>"
     handler = lambda e: e.serve(headers={"Content-Type": "text/html"})  # noqa: E731
     with FaultyServer(page, handler) as server, pytest.raises(MalformedGGUFError, match="DOCTYPE") as caught:
-        fetch(server, partial, expect_gguf=True)
+        fetch(server, partial, size_by_header=size_by_header)
     assert "login" in caught.value.hint
     assert not partial.exists()
 
@@ -683,12 +685,12 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         from tea_models.errors import DiskFullError
-        from tea_models.net import download, make_client
+        from tea_models.net import Client, Request, download
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
-        with make_client() as client:
+        with Client() as client:
             try:
-                download(sys.argv[1], Path(sys.argv[2]), client=client)
+                download(Request(client, sys.argv[1], connections=4), Path(sys.argv[2]))
             except DiskFullError:
                 sys.exit(5)
     """)
@@ -789,10 +791,10 @@ def test_memory_stays_flat(partial, tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from tea_models.net import download, make_client
-        with make_client() as client:
+        from tea_models.net import Client, Request, download
+        with Client() as client:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            download(sys.argv[1], Path(sys.argv[2]), client=client)
+            download(Request(client, sys.argv[1], connections=4), Path(sys.argv[2]))
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """)
     with FaultyServer(BIG) as server:

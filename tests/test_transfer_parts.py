@@ -10,7 +10,7 @@ import pytest
 
 from tea_models.errors import DiskFullError, StoreError
 from tea_models.net.answers import Answer, Version
-from tea_models.net.client import display_url, is_loopback, origin
+from tea_models.net.client import is_loopback, origin
 from tea_models.net.partial import PartialFile, State, state_path
 from tea_models.net.ranges import ENDLESS, MIB, Board, Part, Ranges
 from tea_models.net.retry import RetryPolicy, parse_retry_after
@@ -211,19 +211,6 @@ def test_only_a_strong_tag_or_a_date_can_be_a_condition(version, condition):
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://user:pass@host:8443/a/b.gguf?token=x#frag", "https://host:8443/a/b.gguf"),
-        ("https://[::1]:80/x", "https://[::1]:80/x"),
-        ("https://user:pass@[bad/x?token=y", "[bad/x"),
-        ("/relative?secret=1", "/relative"),
-    ],
-)
-def test_an_address_is_shown_without_secrets(url, shown):
-    assert display_url(url) == shown
 
 
 def test_origins_are_told_apart_by_scheme_host_and_port():

@@ -8,8 +8,9 @@ import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
+from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.workflow.file import parse_workflow, read_workflow
-from tea_runtime.workflow.runner import run_workflow
+from tea_runtime.workflow.runner import check_workflow, run_workflow
 
 ECHO = """
 def register_actions(registry, engine):
@@ -448,3 +449,40 @@ def test_an_interrupt_passes(run):
 def test_one_step_is_one_step(run):
     with pytest.raises(WorkflowError, match=r"stopped after 1 step\b"):
         run("nodes: [{name: a, run: 'pass'}, {name: b, run: 'pass'}]", max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("node", "message", "hint"),
+    [
+        ("{name: a, action: llm.chat, params: {prompt: x, max_token: 5}}", "nodes[0].params.max_token: llm.chat: unknown parameter 'max_token'", "max_tokens"),
+        ("{name: a, uses: llm.call, with: {promt: x}}", "nodes[0].with.promt: llm.call: unknown parameter 'promt'", "prompt"),
+        ("{name: a, action: llm.embed}", "nodes[0].action: llm.embed: text is missing", ""),
+        ("{name: a, action: x.llm.embed, params: {texts: [a]}}", "llm.embed: unknown parameter 'texts'", "text"),
+        ("{name: a, action: narrow, params: {wdith: 5}}", "narrow: unknown parameter 'wdith'", "width"),
+        ("{name: a, action: narrow}", "narrow: width is missing", ""),
+    ],
+)  # fmt: skip
+def test_a_misspelt_or_missing_parameter_is_found_before_anything_runs(tmp_path, node, message, hint):
+    (tmp_path / "mine.py").write_text(
+        "def register_actions(r, e):\n    r['narrow'] = lambda state, width, height=1: width\n"
+    )
+    path = tmp_path / "flow.yaml"
+    path.write_text(f"imports: [{{path: mine.py}}, {{package: tea_runtime, namespace: x}}]\nnodes:\n  - {node}\n")
+    for check in (run_workflow, check_workflow):
+        with pytest.raises(ConfigError) as caught:
+            check(path)
+        assert message in caught.value.message
+        assert caught.value.message.startswith(f"{path}:3: ")
+        assert hint in caught.value.hint
+    path.write_text("imports: [{path: mine.py}]\nnodes:\n  - {name: a, action: narrow, params: {width: 5}}\n")
+    assert check_workflow(path) == ["a"]
+
+
+def test_the_settings_are_read_once_a_run(tmp_path, monkeypatch):
+    parsed = []
+    own = LlmSettings.model_validate
+    monkeypatch.setattr(LlmSettings, "model_validate", lambda *given, **more: parsed.append(1) or own(*given, **more))
+    path = tmp_path / "w.yaml"
+    path.write_text("settings: {llm: {backend: local}}\nnodes: [{name: a, run: return 1}]\n")
+    run_workflow(path)
+    assert len(parsed) == 1

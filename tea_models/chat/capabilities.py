@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat.markers import Splitter, format_name
 from tea_models.chat.probes import (
     KEY,
     NOON,
@@ -25,6 +24,7 @@ from tea_models.chat.probes import (
 )
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
+from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -170,7 +170,7 @@ class _Probe:
 
     def _judge(self, analysis: Mapping[str, Any]) -> TemplateCapabilities:
         sample = "\n".join(self.texts.values())
-        splitter = Splitter((*self.tokens, self.bos, self.eos), sample)
+        splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
         base = "user" if "user" in self.texts else "system"
         if base == "system":
             self.warnings.append("raises without a system message")
@@ -248,7 +248,7 @@ class _Probe:
             "tool_arguments": "object" if object_works else "text" if text_works else None,
         }
 
-    def _stop(self, splitter: Splitter) -> tuple[str, ...]:
+    def _stop(self, splitter: SpecialTokenSplitter) -> tuple[str, ...]:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
         tails = []
         talk = self.texts.get("talk", "")
@@ -278,7 +278,7 @@ class _Probe:
             return ()
         return (("\n" if between.startswith("\n") else "") + header,)
 
-    def _generation_prompt(self, splitter: Splitter) -> str:
+    def _generation_prompt(self, splitter: SpecialTokenSplitter) -> str:
         if "user" not in self.texts or "user-open" not in self.texts:
             return ""
         opened = splitter.split(self.texts["user"].rpartition(USER)[2])
@@ -289,7 +289,7 @@ class _Probe:
             return rest[_common(opened[same][0], closed[same][0]) :]
         return rest
 
-    def _default_prompt(self, splitter: Splitter) -> str | None:
+    def _default_prompt(self, splitter: SpecialTokenSplitter) -> str | None:
         """Text before the first user turn beyond what stands before a later one."""
         text = self.texts.get("clock", self.texts.get("user", ""))
         later = _between(self.texts.get("talk", "") or self.texts.get("talk-next", ""), REPLY, USER2)

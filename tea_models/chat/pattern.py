@@ -1,146 +1,162 @@
-r"""Which regular expressions llama.cpp's converter turns into a grammar that means the same.
+r"""A schema's `pattern` as a grammar for what stands between the quotes of a JSON text.
 
-It copies nearly everything: `.` and `[^x]` let a quote end the JSON string, `\d` is unknown to grammars, a `|` outside
-of parentheses splits the quotes apart. What is accepted here is what comes through unharmed.
+Python's own parser of regular expressions reads it, as it does in the validator that checks answers afterwards. What
+the grammar lets through matches in Python's and in JavaScript's reading; where the two differ, or `\w` means letters of
+all scripts, it lets less through.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import re
+from re import _constants as codes  # type: ignore[attr-defined]  # the parse tree has no public name
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any
 
-_ESCAPED = frozenset("[]()|{}*+?")
-_QUANTIFIERS = frozenset("*+?{")
-_MOST_DEPTH = 50
+from tea_models.chat.gbnf import Repeat, Rule, characters, choice, literal, sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tea_models.chat.gbnf import Expression
+
+_Ranges = list[tuple[int, int]]
+
+#: What may stand in a JSON text as it is: no quote, no backslash, no control character, no half of a character.
+_PLAIN: _Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF)]
+#: What may be written with an escape beside them.
+_ESCAPED = '"\\\n\r\t'
+_ALL: _Ranges = [(0, 0x10FFFF)]
+_ASCII: _Ranges = [(0, 0x7E)]
+_LINE_ENDS: _Ranges = [(0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)]
+_CATEGORIES: dict[Any, _Ranges] = {
+    codes.CATEGORY_DIGIT: [(0x30, 0x39)],
+    codes.CATEGORY_WORD: [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)],
+    codes.CATEGORY_SPACE: [(0x09, 0x0D), (0x1C, 0x20)],
+}
+_NOT_CATEGORIES = {
+    codes.CATEGORY_NOT_DIGIT: codes.CATEGORY_DIGIT,
+    codes.CATEGORY_NOT_WORD: codes.CATEGORY_WORD,
+    codes.CATEGORY_NOT_SPACE: codes.CATEGORY_SPACE,
+}
+#: Rules that the grammar must have beside the pattern's own: any character of a JSON text.
+CHARACTER = Rule("char")
 
 
-def pattern_problem(pattern: Any, *, most_repeats: int) -> str | None:
-    """Why a schema's `pattern` can't be enforced, or None if it can.
+class PatternError(Exception):
+    """Why a pattern can't be enforced."""
+
+
+def pattern_grammar(pattern: Any, *, most_repeats: int) -> Expression:
+    """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it.
 
     Args:
         pattern: The regular expression.
         most_repeats: The largest count in `{m,n}` that may be written out.
+
+    Raises:
+        PatternError: It has something that a grammar can't enforce.
     """
     if not isinstance(pattern, str):
-        return "expected a text"
-    if not pattern.startswith("^") or not pattern.endswith("$") or len(pattern) < 2:
-        return "it must begin with ^ and end with $"
-    return _Scanner(pattern[1:-1], most_repeats).problem()
+        raise PatternError("expected a text")
+    if "{," in pattern or "(?P" in pattern:
+        raise PatternError("{,n} and (?P…) mean something else in JavaScript")
+    try:
+        tree = parser.parse(pattern)
+        if tree.state.flags & ~re.UNICODE:
+            raise PatternError("flags such as (?i) are not enforced")
+        return _Writer(most_repeats).whole(list(tree))
+    except re.error as error:
+        raise PatternError(f"not a regular expression: {error.msg}") from None
+    except (RecursionError, OverflowError):
+        raise PatternError("nested too deeply, or too large") from None
 
 
-class _Scanner:
-    def __init__(self, body: str, most_repeats: int) -> None:
-        self.body = body
+class _Writer:
+    def __init__(self, most_repeats: int) -> None:
         self.most_repeats = most_repeats
-        self.place = 0
-        self.depth = 0
         self.repeats = 1
 
-    def problem(self) -> str | None:
-        quantifiable = False
-        while self.place < len(self.body):
-            character = self.body[self.place]
-            if character in _QUANTIFIERS:
-                if not quantifiable:
-                    return "a quantifier that follows nothing, or another one"
-                found = self._count() if character == "{" else None
-                if found:
-                    return found
-                self.place += 1 if character != "{" else 0
-                quantifiable = False
-                continue
-            found = self._unit(character)
-            if found:
-                return found
-            quantifiable = character not in "(|"
-        if self.depth:
-            return "a parenthesis is not closed"
-        return None
+    def whole(self, items: list[Any], *, first: bool = True, last: bool = True) -> Expression:
+        """Anchors count only at the ends; where there is none, anything may stand before or behind."""
+        if len(items) == 1 and items[0][0] is codes.BRANCH:
+            return choice(self.whole(list(branch), first=first, last=last) for branch in items[0][1][1])
+        before: list[Expression] = [Repeat(CHARACTER, 0, None)]
+        after = before
+        if not first or items[:1] == [(codes.AT, codes.AT_BEGINNING)]:
+            items, before = items[first:], []
+        if not last or items[-1:] == [(codes.AT, codes.AT_END)]:
+            items, after = items[: len(items) - last], []
+        elif items and items[-1][0] is codes.BRANCH:
+            items, after = items[:-1], [self.whole(items[-1:], first=False)]
+        return sequence(*before, self.sequence(items), *after)
 
-    def _unit(self, character: str) -> str | None:
-        self.place += 1
-        if character in "(|)":
-            return self._group(character)
-        if character == "[":
-            return self._class()
-        if character == "\\":
-            return self._escape()
-        if character in ".^$":
-            return f"{character} is not enforced"
-        if character in "]}":
-            return f"{character} that closes nothing"
-        return _unsafe(character)
+    def sequence(self, items: Iterable[Any]) -> Expression:
+        return sequence(*(self.item(code, value) for code, value in items))
 
-    def _group(self, character: str) -> str | None:
-        following = self.body[self.place : self.place + 1]
-        if character == "(":
-            self.depth += 1
-            if self.depth > _MOST_DEPTH:
-                return "nested too deeply"
-            return "a group that begins with ?, or is empty" if following in ("?", ")", "|", "") else None
-        if not self.depth:
-            return "alternatives outside of parentheses" if character == "|" else "a parenthesis that closes nothing"
-        if character == "|":
-            return "an empty alternative" if following in ("|", ")", "") else None
-        self.depth -= 1
-        return None
+    def item(self, code: Any, value: Any) -> Expression:
+        if code is codes.LITERAL:
+            if 0xD800 <= value <= 0xDFFF:
+                raise PatternError("half a character")
+            return literal(json.dumps(chr(value), ensure_ascii=False)[1:-1])
+        if code is codes.NOT_LITERAL:
+            return self.one_of([(codes.NEGATE, None), (codes.LITERAL, value)])
+        if code is codes.ANY:
+            return _one_of(_without(_ALL, _LINE_ENDS))
+        if code is codes.IN:
+            return self.one_of(value)
+        if code is codes.BRANCH:
+            return choice(self.sequence(branch) for branch in value[1])
+        if code is codes.SUBPATTERN and not value[1] and not value[2]:
+            return self.sequence(value[3])
+        if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            return self.repeat(*value)
+        name = "^ or $ inside" if code is codes.AT else str(code).lower().replace("_", " ")
+        raise PatternError(f"{name} is not enforced")
 
-    def _escape(self) -> str | None:
-        escaped = self.body[self.place : self.place + 1]
-        if escaped not in _ESCAPED or not escaped:
-            return f"\\{escaped} is unknown to grammars"
-        self.place += 1
-        if self.body[self.place : self.place + 1] in _QUANTIFIERS and self.place < len(self.body):
-            return "a quantifier after an escaped character"
-        return None
-
-    def _class(self) -> str | None:
-        end = self.place
-        members: list[str] = []
-        while end < len(self.body) and self.body[end] != "]":
-            if self.body[end] == "\\":
-                if self.body[end + 1 : end + 2] not in ("[", "]"):
-                    return f"\\{self.body[end + 1 : end + 2]} is unknown to grammars"
-                end += 1
-            members.append(self.body[end])
-            end += 1
-        if end >= len(self.body):
-            return "a bracket is not closed"
-        self.place = end + 1
-        if not members:
-            return "an empty class"
-        if members[0] == "^":
-            return "[^…] lets the quote through that ends the text"
-        index = 0
-        while index < len(members):
-            low = high = members[index]
-            if index + 2 < len(members) and members[index + 1] == "-":
-                high = members[index + 2]
-                index += 2
-            index += 1
-            if high < low:
-                return "a range from high to low"
-            found = _unsafe(low) or _unsafe(high)
-            if found or any(low <= special <= high for special in '"\\\x7f'):
-                return "a class with quotes, backslashes or control characters"
-        return None
-
-    def _count(self) -> str | None:
-        end = self.body.find("}", self.place)
-        numbers = self.body[self.place + 1 : end].split(",") if end > 0 else []
-        self.place = end + 1
-        if not 1 <= len(numbers) <= 2 or not all(part.isdecimal() or not part for part in numbers) or not any(numbers):
-            return "a quantifier that is no {m}, {m,} or {m,n}"
-        least = int(numbers[0] or 0)
-        most = least if len(numbers) == 1 else int(numbers[1] or least)
-        self.repeats *= max(most, 1)
-        if most < least:
-            return "a quantifier whose maximum is below its minimum"
+    def repeat(self, least: int, most: Any, items: Iterable[Any]) -> Expression:
+        limit = None if most is codes.MAXREPEAT else int(most)
+        before = self.repeats
+        self.repeats *= max(limit or least, 1)
         if self.repeats > self.most_repeats:
-            return f"more than {self.most_repeats} repetitions are not written out"
-        return None
+            raise PatternError(f"more than {self.most_repeats} repetitions are not written out")
+        item = self.sequence(items)
+        self.repeats = before
+        return Repeat(item, least, limit) if limit != 0 else sequence()
+
+    def one_of(self, members: list[Any]) -> Expression:
+        ranges: _Ranges = []
+        allowed = _ALL
+        negated = members[0][0] is codes.NEGATE
+        for code, value in members[1:] if negated else members:
+            if code is codes.LITERAL:
+                ranges.append((value, value))
+            elif code is codes.RANGE:
+                ranges.append(value)
+            elif value in _CATEGORIES:
+                ranges += _CATEGORIES[value]
+                allowed = _ASCII if negated else allowed
+            elif not negated:
+                ranges += _without(_ASCII, _CATEGORIES[_NOT_CATEGORIES[value]])
+            else:
+                raise PatternError("a class that excludes what is not in a class")
+        return _one_of(_without(allowed, ranges) if negated else ranges)
 
 
-def _unsafe(character: str) -> str | None:
-    if character < " " or character in '"\\\x7f' or "\ud800" <= character <= "\udfff":
-        return "quotes, backslashes and control characters are not escaped"
-    return None
+def _one_of(ranges: _Ranges) -> Expression:
+    plain = _common(_PLAIN, ranges)
+    escaped = [literal(json.dumps(each)[1:-1]) for each in _ESCAPED if _common([(ord(each), ord(each))], ranges)]
+    if not plain and not escaped:
+        raise PatternError("a class of control characters")
+    return choice([*([characters(plain)] if plain else []), *escaped])
+
+
+def _common(one: _Ranges, other: _Ranges) -> _Ranges:
+    both = ((max(low, start), min(high, end)) for low, high in one for start, end in other)
+    return sorted({(low, high) for low, high in both if low <= high})
+
+
+def _without(ranges: _Ranges, taken: _Ranges) -> _Ranges:
+    for start, end in taken:
+        ranges = _common([(0, start - 1), (end + 1, 0x10FFFF)], ranges)
+    return ranges

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits
+from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -14,7 +14,22 @@ if TYPE_CHECKING:
 
 #: Names that a caller's variables can't have, because `render_chat` gives them a meaning of their own.
 OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout", "output_limit"})
+Origin = Literal["template", "data", "unknown"]
+_ORIGINS: dict[str, Origin] = {"t": "template", "d": "data", "u": "unknown"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class Segment(NamedTuple):
+    """A stretch of a rendered prompt.
+
+    Attributes:
+        text: The text.
+        origin: Who wrote it: the `template` (its own texts, BOS, EOS and known roles), the `data` it was given, or
+            `unknown` where the template used an operation that is not followed.
+    """
+
+    text: str
+    origin: Origin
 
 
 def render_chat(
@@ -52,6 +67,35 @@ def render_chat(
         TemplateError: The template does not parse, raises, breaks a limit or tries to leave the sandbox; or something
             given to it is not JSON.
     """
+    segments = render_segments(
+        template,
+        messages,
+        tools=tools,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        add_generation_prompt=add_generation_prompt,
+        now=now,
+        timeout=timeout,
+        output_limit=output_limit,
+        **variables,
+    )
+    return "".join(segment.text for segment in segments)
+
+
+def render_segments(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+    now: datetime | None = None,
+    timeout: float = SECONDS,
+    output_limit: int = OUTPUT,
+    **variables: Any,
+) -> list[Segment]:
+    """The same text as `render_chat` with the same arguments, cut where the origin of its characters changes."""
     request = {
         "template": template,
         "jobs": [
@@ -70,7 +114,11 @@ def render_chat(
     if "error" in result:
         raise template_error(result, Limits(timeout, output_limit))
     text: str = result["text"]
-    return text
+    segments, start = [], 0
+    for length, letter in result["origins"]:
+        segments.append(Segment(text[start : start + length], _ORIGINS[letter]))
+        start += length
+    return segments
 
 
 def job(
@@ -117,17 +165,7 @@ def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
             return TemplateError(f"{place}: {message}")
         case "security":
             return TemplateError(f"{place}: tries to leave the sandbox: {message}", hint="don't use this template")
-        case "time":
-            return TemplateError(f"{place}: not done after {limits.seconds:g} s")
-        case "memory":
-            return TemplateError(f"{place}: needs more memory than a template may use")
-        case "output":
-            return TemplateError(f"{place}: renders more than {limits.output:,} characters")
-        case "recursion":
-            return TemplateError(f"{place}: nested too deeply")
-        case "crash":
-            return TemplateError(f"{place}: crashed the process it runs in")
-    return TemplateError(f"{place}: {kind}: {message}")
+    return TemplateError(f"{place}: {broken_limit(result, limits) or f'{kind}: {message}'}")
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import marshal
 import os
 import select
 import signal
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TemplateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SECONDS = 5.0
 MEMORY = 512 * 1024 * 1024
 OUTPUT = 8 * 1024 * 1024
+
+#: What a request in `marshal`'s format begins with; any other is JSON.
+MARSHAL = b"M"
 
 _START_SECONDS = 30.0
 # What it may take to find libpython and, in a relocated Python, the standard library; everything else (tokens among it)
@@ -45,6 +53,17 @@ class Limits:
 
     seconds: float = SECONDS
     output: int = OUTPUT
+
+
+def broken_limit(result: Mapping[str, Any], limits: Limits) -> str | None:
+    """Which limit ended a template, in words for people; None if it was none of them."""
+    return {
+        "time": f"not done after {limits.seconds:g} s",
+        "memory": "needs more memory than a template may use",
+        "output": f"renders more than {limits.output:,} characters",
+        "recursion": "nested too deeply",
+        "crash": "crashed the process it runs in",
+    }.get(result["kind"])
 
 
 class _WorkerLostError(Exception):
@@ -204,8 +223,37 @@ class Sandbox:
             TemplateError: The variables are no JSON, or the worker can't be started.
         """
         body = encode(request | {"seconds": limits.seconds, "limit": limits.output})
+        return self._exchange(body, limits, jobs=len(request["jobs"]))
+
+    def evaluate(self, source: str, names: Mapping[str, Any], *, expression: bool, limits: Limits) -> dict[str, Any]:
+        """Evaluate a template of a workflow.
+
+        Args:
+            source: The template, or the expression alone.
+            names: What it may use.
+            expression: Give back the expression's value with its type, not a text.
+            limits: Time and output.
+
+        Returns:
+            `{"value"}`, or `{"error", "kind", "line"}`.
+
+        Raises:
+            TemplateError: The worker can't be started.
+        """
+        request = {"source": source, "expression": expression, "seconds": limits.seconds, "limit": limits.output}
+        try:
+            body = marshal.dumps(request | {"names": names})
+        except ValueError:  # something that is no plain data
+            try:
+                body = marshal.dumps(request | {"names": plain_data(names)})
+            except (ValueError, RecursionError):
+                raise TemplateError("values for a template are nested too deeply, or hold themselves") from None
+        result: dict[str, Any] = self._exchange(MARSHAL + body, limits)["results"][0]
+        return result
+
+    def _exchange(self, body: bytes, limits: Limits, jobs: int = 1) -> dict[str, Any]:
         # Four bytes a character at most, and JSON's escapes for what a prompt rarely holds.
-        most = 65536 + 6 * limits.output + 4096 * len(request["jobs"])
+        most = 65536 + 6 * limits.output + 4096 * jobs
         with self._lock:
             for attempt in (1, 2):
                 if self._worker is None:
@@ -286,6 +334,23 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
+def plain_data(value: Any) -> Any:
+    """Copy a value into what Python's `marshal` takes: objects with fields become mappings, others their text."""
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, str | bool | int | float):  # of a class of its own, such as an enumeration's
+        base = next(kind for kind in (str, bool, int, float) if isinstance(value, kind))
+        return base(value) if base is not str else str.__str__(value)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        items = [plain_data(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    try:
+        value = _plain(value)
+    except TypeError:
+        return str(value)
+    return {plain_data(key): plain_data(item) for key, item in value.items()}
+
+
 def _not_started(status: int | None) -> TemplateError:
     reason = "it did not answer"
     if status is not None and os.WIFEXITED(status):
@@ -332,4 +397,4 @@ def _library_folders() -> list[str]:
         folder = os.path.dirname(os.path.abspath(next(iter(spec.submodule_search_locations))))  # noqa: PTH100, PTH120
         if folder not in folders:
             folders.append(folder)
-    return folders
+    return [*folders, __file__.removesuffix("/tea_models/chat/sandbox.py")]

@@ -1,205 +1,238 @@
-"""What of a JSON schema llama.cpp's grammar converter can enforce.
+"""JSON Schema (2020-12) as a grammar for llama.cpp.
 
-The converter (`json-schema-to-grammar`, in llama-cpp-python `llama_cpp.llama_grammar.json_schema_to_gbnf`) ignores
-every keyword it does not know, and gets some that it knows wrong. `for_converter` rewrites a schema into one that means
-the same or less and that the converter gets right; what can't be rewritten is named, so that a caller can refuse
-instead of failing open. "Less" is allowed: every text that the grammar lets through is valid, not every valid text gets
-through.
+Every text that the grammar lets through matches the schema when it is read as JSON; not every valid text gets through
+(properties come in the schema's order, and none that it does not name). What can't be held to that is named, so that a
+caller can refuse instead of failing open.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from tea_models.chat.gbnf import (
+    FORMATS,
+    JSON,
+    Repeat,
+    Rule,
+    Terminal,
+    choice,
+    finite_rules,
+    is_finite,
+    literal,
+    optional,
+    sequence,
+    write,
+)
 from tea_models.chat.keywords import (
-    ALWAYS,
     ARRAY,
     ASSERTIONS,
-    COMBINED,
-    FORMATS,
+    NEVER,
+    NUMBER,
     OBJECT,
     OF_TYPE,
+    STRING,
     TYPES,
     WIDE_NUMBERS,
     apart,
-    at_least,
-    at_most,
+    assertions,
+    canonical,
     constants_of,
     disjoint,
     is_a,
-    is_literal,
-    is_plain_object,
+    merged,
     properties_of,
     required_of,
-    types_of,
     whole,
 )
-from tea_models.chat.pattern import pattern_problem
+from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tea_models.chat.gbnf import Expression
 
 _MOST_NODES = 4000
 _MOST_DEPTH = 64
 _MOST_REPEATS = 500
 _MOST_ALTERNATIVES = 100
-# Names of the converter's own rules. It looks them up after it has escaped other names: they must not fall together.
-_RULES = frozenset(
-    {"root", "dot", "boolean", "decimal-part", "integral-part", "number", "integer", "value", "object", "array", "uuid"}
-    | {"char", "string", "null", "date", "time", "date-time", "date-string", "time-string", "date-time-string"}
-)
-_NOT_IN_RULES = re.compile(r"[^a-zA-Z0-9-]+")
-_ANY: dict[str, Any] = {"anyOf": [{"type": name} for name in TYPES if name != "integer"]}
+
+_SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
 
 
 def unenforceable(schema: Any) -> tuple[str, ...]:
-    """Name what of a JSON schema could not be enforced.
+    """Name what of a JSON schema a grammar can't enforce.
 
     Args:
         schema: The schema, as from `json.loads`.
 
     Returns:
-        A path and a keyword each, such as `$.properties.age.minimum`, some with the reason; empty if `for_converter`
-        gives a schema whose grammar lets only valid texts through.
+        A JSON pointer to a keyword each, such as `#/properties/age/minimum`, some with the reason; empty if
+        `SchemaGrammar` gives a grammar that lets only valid texts through.
     """
-    return tuple(_Rewriter(schema).run()[1])
+    grammar = SchemaGrammar()
+    grammar.add(schema)
+    return grammar.problems
 
 
-def for_converter(schema: Any) -> dict[str, Any]:
-    """Rewrite a schema so that llama.cpp's converter enforces it; see `unenforceable` for what stays out.
+class SchemaGrammar:
+    """A grammar made of one or more schemas, each with references into itself only."""
 
-    References get names that fall together with no rule, lists of types become alternatives, `allOf` of objects one
-    object.
-    """
-    return _Rewriter(schema).run()[0]
+    def __init__(self) -> None:
+        self._rules: dict[str, Expression] = {}
+        self._problems: dict[str, None] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What can't be enforced; where this is not empty, the grammar must not be used."""
+        return tuple(self._problems)
+
+    def add(self, schema: Any, pointer: str = "#") -> Expression:
+        """The grammar of a schema.
+
+        Args:
+            schema: The schema, as from `json.loads`.
+            pointer: Where it stands, for `problems`.
+        """
+        try:
+            json.dumps(schema, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            self._problems[f"{pointer} (not JSON: {reason})"] = None
+            return _VALUE
+        root = _Schema(schema, pointer, self._rules, self._problems)
+        expression = root.node(schema, _Place(pointer))
+        if not self._problems and not is_finite(expression, finite_rules(self._rules, JSON)):
+            self._problems[f"{pointer} (only endless texts match)"] = None
+        return expression
+
+    def text(self, root: Expression) -> str:
+        """The grammar in GBNF, from `root` on."""
+        rules = {"root": write(root), **{name: write(rule) for name, rule in self._rules.items()}, **JSON}
+        return "\n".join(f"{name} ::= {body}" for name, body in rules.items()) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in a schema a rewriter is.
+    """Where in a schema the walk is.
 
     Attributes:
-        path: For messages.
-        name: What the converter will call the rule.
+        pointer: JSON pointer.
         heads: References that led here without a character of JSON between.
         depth: How deep it is nested.
     """
 
-    path: str = "$"
-    name: str = ""
+    pointer: str
     heads: frozenset[str] = frozenset()
     depth: int = 0
 
-    def same(self, step: str, suffix: str = "") -> _Place:
+    def same(self, *steps: str | int) -> _Place:
         """A schema for the same value."""
-        stem = f"{self.name}-" if self.name else "alternative-"
-        name = stem + suffix if suffix else self.name
-        return replace(self, path=self.path + step, name=name, depth=self.depth + 1)
+        return replace(self, pointer=self.key(*steps), depth=self.depth + 1)
 
-    def inner(self, step: str, name: str) -> _Place:
+    def inner(self, *steps: str | int) -> _Place:
         """A schema for a part of the value."""
-        return _Place(self.path + step, f"{self.name}-{name}" if self.name else name, frozenset(), self.depth + 1)
+        return _Place(self.key(*steps), depth=self.depth + 1)
+
+    def key(self, *steps: str | int) -> str:
+        return "/".join([self.pointer, *(str(step).replace("~", "~0").replace("/", "~1") for step in steps)])
 
 
-class _Rewriter:
-    def __init__(self, schema: Any) -> None:
-        self.root = schema
-        self.problems: list[str] = []
-        self.defs: dict[str, Any] = {}
-        self.names: dict[str, str] = {}
+class _Schema:
+    """One schema on its way into a grammar."""
+
+    def __init__(self, root: Any, pointer: str, rules: dict[str, Expression], problems: dict[str, None]) -> None:
+        self.root = root
+        self.pointer = pointer
+        self.rules = rules
+        self.problems = problems
+        self.references: dict[str, Rule] = {}
         self.nodes = 0
-        self.prefix = "ref-"
 
-    def run(self) -> tuple[dict[str, Any], list[str]]:
-        try:
-            text = json.dumps(self.root, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            return {}, [f"$ (not JSON: {reason})"]
-        while self.prefix in text:
-            self.prefix += "x-"
-        result = self.node(self.root, _Place())
-        if not self.problems and not _ends(result, self.finite()):
-            self.problem("$", "only endless texts match")
-        if self.defs:
-            # Where the whole schema is a reference, the converter does not look for more of them.
-            result = {"anyOf": [result]} if "$ref" in result else result
-            result = {**result, "$defs": self.defs}
-        return result, list(dict.fromkeys(self.problems))
+    def problem(self, pointer: str, reason: str = "") -> Expression:
+        self.problems[pointer + (f" ({reason})" if reason else "")] = None
+        return _VALUE
 
-    def finite(self) -> set[str]:
-        """Names of the definitions that some finite text matches."""
-        found: set[str] = set()
-        while more := {name for name, schema in self.defs.items() if name not in found and _ends(schema, found)}:
-            found |= more
-        return found
+    def unknown(self, keywords: frozenset[str] | set[str], schema: Mapping[str, Any], place: _Place) -> None:
+        for keyword in sorted(keywords & schema.keys()):
+            self.problem(place.key(keyword))
 
-    def problem(self, path: str, reason: str = "") -> dict[str, Any]:
-        self.problems.append(path + (f" ({reason})" if reason else ""))
-        return dict(_ANY)
+    def rule(self, expression: Expression) -> Rule:
+        name = f"r{len(self.rules)}"
+        self.rules[name] = expression
+        return Rule(name)
 
-    def node(self, schema: Any, place: _Place) -> dict[str, Any]:
+    def node(self, schema: Any, place: _Place) -> Expression:
         self.nodes += 1
         if place.depth > _MOST_DEPTH:
-            return self.problem(place.path, "nested too deeply")
+            return self.problem(place.pointer, "nested too deeply")
         if self.nodes > _MOST_NODES:
-            return self.problem("$", "too large")
+            return self.problem(self.pointer, "too large")
         if schema is True:
-            return dict(_ANY)
+            return _VALUE
         if not isinstance(schema, dict):
-            return self.problem(place.path, "nothing can match" if schema is False else "expected a schema")
-        for keyword in ALWAYS & schema.keys():
-            self.problem(f"{place.path}.{keyword}")
-        for keywords, rewrite in (
+            return self.problem(place.pointer, "nothing can match" if schema is False else "expected a schema")
+        self.unknown(NEVER, schema, place)
+        if "$id" in schema and place.pointer != self.pointer:
+            self.problem(place.key("$id"), "references behind it start elsewhere")
+        for keywords, walk in (
             ({"$ref"}, self.reference),
+            ({"allOf"}, self.all_of),
             ({"anyOf", "oneOf"}, self.union),
-            ({"allOf"}, self.merged),
             ({"const", "enum"}, self.constants),
         ):
             if keywords & schema.keys():
-                return rewrite(schema, place)
+                return walk(schema, place)
+        return self.value(schema, place)
+
+    def value(self, schema: dict[str, Any], place: _Place) -> Expression:
+        """A schema without a combination of others."""
         if isinstance(schema.get("type"), list):
             return self.types(schema, place)
-        return self.typed(schema, place)
-
-    def typed(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
         kind = schema.get("type") or next((known for known, words in OF_TYPE.items() if words & schema.keys()), None)
         match kind:
             case None:
-                return dict(_ANY)
+                return _VALUE
             case "object":
                 return self.object(schema, place)
             case "array":
                 return self.array(schema, place)
             case "string":
-                return self.string(schema, place.path)
-            case "number" | "integer" | "boolean" | "null":
-                return self.scalar(kind, schema, place.path)
-        return self.problem(f"{place.path}.type", f"{kind!r} is no type")
+                return self.string(schema, place)
+            case "number" | "integer":
+                allowed = {"format"} if schema.get("format") in WIDE_NUMBERS else set()
+                self.unknown(NUMBER - allowed, schema, place)
+                return Rule(kind)
+            case "boolean" | "null":
+                return Rule(kind)
+        return self.problem(place.key("type"), f"{kind!r} is no type")
 
     # ---- combinations
 
-    def reference(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+    def reference(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         reference = schema["$ref"]
-        self.beside("$ref", schema, place.path, {"$ref"})
         found = self.resolve(reference)
         if found is None:
-            return self.problem(f"{place.path}.$ref", f"{reference!r} is not in this schema")
+            return self.problem(place.key("$ref"), f"{reference!r} is not in this schema")
         pointer, target = found
         if pointer in place.heads:
-            return self.problem(f"{place.path}.$ref", f"{reference!r} refers to itself")
-        if pointer not in self.names:
-            self.names[pointer] = own = f"{self.prefix}{len(self.names)}"
-            inside = _Place(pointer.replace("/", "."), own, place.heads | {pointer}, place.depth + 1)
-            self.defs[own] = self.node(target, inside)
-        return {"$ref": f"#/$defs/{self.names[pointer]}"}
+            return self.problem(place.key("$ref"), f"{reference!r} refers to itself")
+        beside = {key: value for key, value in assertions(dict(schema)).items() if key != "$ref"}
+        if beside:
+            both = merged(beside, target)
+            if both is None:
+                return self.problem(place.key("$ref"), "can't be combined with what is beside it")
+            return self.node(both, replace(place, heads=place.heads | {pointer}, depth=place.depth + 1))
+        if pointer not in self.references:
+            rule = self.references[pointer] = self.rule(_VALUE)
+            inside = _Place(self.pointer + pointer, place.heads | {pointer}, place.depth + 1)
+            self.rules[rule.name] = self.node(target, inside)
+        return self.references[pointer]
 
     def resolve(self, reference: Any) -> tuple[str, Any] | None:
-        """Pointer (with `$` for the root) and target of a reference inside the schema."""
+        """Pointer and target of a reference inside the schema."""
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
             return None
         target = self.root
@@ -207,54 +240,56 @@ class _Rewriter:
             key = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and key in target:
                 target = target[key]
-            elif isinstance(target, list) and key.isdecimal() and int(key) < len(target):
+            elif isinstance(target, list) and key.isascii() and key.isdecimal() and str(int(key)) == key:
+                if int(key) >= len(target):
+                    return None
                 target = target[int(key)]
             else:
                 return None
-        return "$" + reference[1:], target
+            if isinstance(target, dict) and isinstance(target.get("$id"), str):
+                return None
+        return reference[1:], target
 
     def followed(self, schema: Any) -> Any:
         """A schema, or what it refers to."""
         for _ in range(8):
-            if not isinstance(schema, dict) or (schema.keys() & ASSERTIONS) != {"$ref"}:
+            if not isinstance(schema, dict) or assertions(schema).keys() != {"$ref"}:
                 break
             found = self.resolve(schema["$ref"])
             schema = found[1] if found else None
         return schema
 
-    def beside(self, keyword: str, schema: Mapping[str, Any], path: str, allowed: set[str]) -> None:
-        for other in sorted((schema.keys() & ASSERTIONS) - allowed - ALWAYS):
-            self.problem(f"{path}.{other}", f"beside {keyword}")
+    def all_of(self, schema: Mapping[str, Any], place: _Place) -> Expression:
+        parts = schema["allOf"]
+        if not isinstance(parts, list) or not parts:
+            return self.problem(place.key("allOf"), "expected a list of schemas")
+        whole_schema: Any = {key: value for key, value in assertions(dict(schema)).items() if key != "allOf"}
+        if not whole_schema and len(parts) == 1:
+            return self.node(parts[0], place.same("allOf", 0))
+        for index, part in enumerate(parts):
+            whole_schema = merged(whole_schema, self.followed(part))
+            if whole_schema is None:
+                return self.problem(place.key("allOf", index), "can't be combined with what is beside it")
+        return self.node(whole_schema, place.same("allOf"))
 
-    def union(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+    def union(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         keyword = "oneOf" if "oneOf" in schema else "anyOf"
-        self.beside(keyword, schema, place.path, {keyword, "type"})
         alternatives = schema[keyword]
         if not isinstance(alternatives, list) or not 0 < len(alternatives) <= _MOST_ALTERNATIVES:
-            return self.problem(f"{place.path}.{keyword}", f"expected a list of 1 to {_MOST_ALTERNATIVES} schemas")
-        if "type" in schema:
-            alternatives = [self.with_type(item, schema["type"], f"{place.path}.type") for item in alternatives]
+            return self.problem(place.key(keyword), f"expected a list of 1 to {_MOST_ALTERNATIVES} schemas")
+        beside = {key: value for key, value in assertions(dict(schema)).items() if key != keyword}
         if keyword == "oneOf":
-            alternatives = self.exclusive(alternatives, f"{place.path}.oneOf")
-        return {
-            "anyOf": [
-                self.node(item, place.same(f".{keyword}[{index}]", str(index)))
-                for index, item in enumerate(alternatives)
-            ]
-        }
+            alternatives = self.exclusive(alternatives, place.key("oneOf"))
+        found = []
+        for index, item in enumerate(alternatives):
+            alternative = merged(beside, self.followed(item)) if beside else item
+            if alternative is None:
+                self.problem(place.key(keyword, index), "can't be combined with what is beside it")
+            elif alternative is not False:
+                found.append(self.node(alternative, place.same(keyword, index)))
+        return choice(found) if found else self.problem(place.key(keyword), "nothing can match")
 
-    def with_type(self, schema: Any, kind: Any, path: str) -> Any:
-        """An alternative with the type that stands beside the list of alternatives."""
-        outer = set(kind) if isinstance(kind, list) else {kind}
-        inner = types_of(self.followed(schema))
-        if inner is not None and inner <= outer | ({"integer"} if "number" in outer else set()):
-            return schema
-        if inner is None and isinstance(schema, dict) and not schema.keys() & (COMBINED - {"type"}):
-            return {**schema, "type": kind}
-        self.problem(path, "beside alternatives of other types")
-        return schema
-
-    def exclusive(self, alternatives: list[Any], path: str) -> list[Any]:
+    def exclusive(self, alternatives: list[Any], pointer: str) -> list[Any]:
         """Alternatives of which only one can match; where a property tells them apart, it becomes required."""
         targets = [self.followed(item) for item in alternatives]
         if all(apart(one, other) for index, one in enumerate(targets) for other in targets[index + 1 :]):
@@ -263,166 +298,168 @@ class _Rewriter:
             values = [constants_of(self.followed(properties_of(target).get(key))) for target in targets]
             if all(values) and disjoint([value for value in values if value]):
                 return [{**target, "required": [*(required_of(target) | {key: None})]} for target in targets]
-        self.problem(path, "nothing tells the alternatives apart, so several could match")
+        self.problem(pointer, "nothing tells the alternatives apart, so several could match")
         return alternatives
 
-    def merged(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-        parts = schema["allOf"]
-        if not isinstance(parts, list) or not parts:
-            return self.problem(f"{place.path}.allOf", "expected a list of schemas")
-        beside = {key: value for key, value in schema.items() if key in ASSERTIONS and key != "allOf"}
-        if not beside and len(parts) == 1:
-            return self.node(parts[0], place.same(".allOf[0]"))
-        properties: dict[str, Any] = {}
-        required: dict[Any, None] = {}
-        for part in [beside, *parts]:
-            target = self.followed(part)
-            if not isinstance(target, dict) or not is_plain_object(target):
-                return self.problem(f"{place.path}.allOf", "only plain objects can be combined")
-            if properties.keys() & properties_of(target).keys():
-                return self.problem(f"{place.path}.allOf", "a property stands in several parts")
-            properties |= properties_of(target)
-            required |= required_of(target)
-        return self.object({"properties": properties, "required": [*required]}, place)
-
-    def types(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+    def types(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         kinds = schema["type"]
         if not kinds or not all(kind in TYPES for kind in kinds):
-            return self.problem(f"{place.path}.type", "expected a list of types")
-        return {
-            "anyOf": [
-                self.node({**schema, "type": kind}, place.same("", str(index))) for index, kind in enumerate(kinds)
-            ]
-        }
+            return self.problem(place.key("type"), "expected a list of types" if kinds else "nothing can match")
+        return choice(self.node({**schema, "type": kind}, place.same()) for kind in kinds)
 
-    # ---- values
-
-    def constants(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
+    def constants(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         keyword = "const" if "const" in schema else "enum"
-        path = f"{place.path}.{keyword}"
-        self.beside(keyword, schema, place.path, {keyword, "type"})
+        for other in sorted((schema.keys() & ASSERTIONS) - {keyword, "type"} - NEVER):
+            self.problem(place.key(other), f"beside {keyword}")
         values = [schema["const"]] if keyword == "const" else schema["enum"]
         if not isinstance(values, list):
-            return self.problem(path, "expected a list")
+            return self.problem(place.key(keyword), "expected a list")
         if "type" in schema:
             kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
             values = [value for value in values if any(is_a(value, kind) for kind in kinds)]
         if not values:
-            return self.problem(path, "no value is left to choose")
-        if not all(map(is_literal, values)):
-            return self.problem(path, "a value with quotes, backslashes, control or rare characters")
-        return {"enum": values}
+            return self.problem(place.key(keyword), "no value is left to choose")
+        texts = {canonical(value): _text(value) for value in values}
+        return sequence(choice(map(literal, texts.values())), _SPACE)
 
-    def object(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-        properties = schema.get("properties", {})
-        required = required_of(schema)
+    # ---- values
+
+    def object(self, schema: Mapping[str, Any], place: _Place) -> Expression:
+        properties, required = schema.get("properties", {}), required_of(schema)
         if not isinstance(properties, dict) or None in required:
-            return self.problem(place.path, "`properties` is an object, `required` a list of names")
+            keyword = "required" if isinstance(properties, dict) else "properties"
+            return self.problem(place.key(keyword), "`properties` is an object, `required` a list of names")
         additional = schema.get("additionalProperties", True)
+        named = {key: value for key, value in properties.items() if value is not False or key in required}
         enforced = {"properties", "required", "additionalProperties"}
-        if at_most(schema.get("minProperties"), len(required)):
+        if properties.keys() >= required.keys() and properties:
+            enforced.add("unevaluatedProperties")  # nothing else is generated
+        named |= {key: additional for key in required if key not in properties}
+        if _at_most(schema.get("minProperties"), len(required)):
             enforced.add("minProperties")
-        if isinstance(additional, dict) and properties:
-            self.problem(f"{place.path}.additionalProperties", "beside properties")
-        properties = properties | {key: additional for key in required if key not in properties}
-        if (properties or additional is False) and at_least(schema.get("maxProperties"), len(properties)):
+        if (properties or required or additional is False) and _at_least(schema.get("maxProperties"), len(named)):
             enforced.add("maxProperties")
-        self.unknown(OBJECT - enforced, schema, place.path)
-        if not properties:
+        self.unknown(OBJECT - enforced, schema, place)
+        if not properties and not required and additional is not False:
             return self.map(additional, place)
-        rewritten = {key: self.property(key, value, place) for key, value in properties.items()}
-        return {"type": "object", "properties": rewritten, "required": [*required], "additionalProperties": False}
+        members = {}
+        for key, value in named.items():
+            inside = place.inner("properties", key) if key in properties else place.inner("additionalProperties")
+            colon = (literal(_text(key)), _SPACE, literal(":"), _SPACE)
+            members[key] = self.rule(sequence(*colon, self.node(value, inside)))
+        return _braces("{", self.members(members, required), "}")
 
-    def map(self, additional: Any, place: _Place) -> dict[str, Any]:
+    def members(self, members: Mapping[str, Expression], required: Mapping[str, None]) -> Expression:
+        """The required members in order, then some of the others in order."""
+        comma = sequence(literal(","), _SPACE)
+        needed = [rule for key, rule in members.items() if key in required]
+        others = [rule for key, rule in members.items() if key not in required]
+        tail, starts = sequence(), []
+        for rule in reversed(others):
+            starts.append(sequence(rule, tail))
+            tail = self.rule(sequence(optional(sequence(comma, rule)), tail))
+        if needed:
+            return sequence(*[part for rule in needed for part in (comma, rule)][1:], tail)
+        return optional(choice(reversed(starts))) if starts else sequence()
+
+    def map(self, additional: Any, place: _Place) -> Expression:
         """An object without named properties."""
-        if isinstance(additional, dict):
-            values = self.node(additional, place.inner(".additionalProperties", "additional-value"))
-            return {"type": "object", "additionalProperties": values}
-        return {"type": "object"} | ({"additionalProperties": False} if additional is False else {})
+        if additional is True:
+            return Rule("object")
+        member = sequence(_STRING, literal(":"), _SPACE, self.node(additional, place.inner("additionalProperties")))
+        return _braces("{", _list(member, 0, None), "}")
 
-    def property(self, key: str, schema: Any, place: _Place) -> dict[str, Any]:
-        inside = place.inner(f".properties.{key}", key)
-        if not is_literal(key) or key == "$ref":
-            return self.problem(inside.path, "a name with quotes, backslashes, control or rare characters")
-        if inside.name not in _RULES and _NOT_IN_RULES.sub("-", inside.name) in _RULES:
-            return self.problem(inside.path, "the converter has a rule of this name")
-        return self.node(schema, inside)
+    def array(self, schema: Mapping[str, Any], place: _Place) -> Expression:
+        items, prefix = schema.get("items", True), schema.get("prefixItems", [])
+        if isinstance(items, list):
+            return self.problem(place.key("items"), "a list of schemas is written as prefixItems")
+        if not isinstance(prefix, list):
+            return self.problem(place.key("prefixItems"), "expected a list of schemas")
+        least, most = self.bounds("minItems", "maxItems", schema, place)
+        allowed = {"items", "prefixItems", "minItems", "maxItems"}
+        if schema.get("uniqueItems") is False or most in (0, 1):
+            allowed.add("uniqueItems")
+        self.unknown(ARRAY - allowed, schema, place)
+        prefix = prefix[: prefix.index(False) if False in prefix else len(prefix)][:most]
+        if len(prefix) < len(schema.get("prefixItems", ())) or items is False:
+            most = len(prefix) if most is None else min(most, len(prefix))
+        if most is not None and least > most:
+            return self.problem(place.key("minItems"), "nothing can match")
+        first = [self.node(item, place.inner("prefixItems", index)) for index, item in enumerate(prefix)]
+        if "items" not in schema and prefix:
+            most = max(least, len(prefix))  # what is not described is left out
+        least = max(least - len(prefix), 0)
+        most = None if most is None else most - len(prefix)
+        if not first and items is True and (least, most) == (0, None):
+            return Rule("array")
+        comma = sequence(literal(","), _SPACE)
+        parts = [part for item in first for part in (comma, item)][1:]
+        if most != 0:
+            item = self.node(items, place.inner("items"))
+            parts.append(Repeat(sequence(comma, item), least, most) if first else _list(item, least, most))
+        return _braces("[", sequence(*parts), "]")
 
-    def array(self, schema: Mapping[str, Any], place: _Place) -> dict[str, Any]:
-        items, prefix = schema.get("items", True), schema.get("prefixItems")
-        if isinstance(items, list):  # drafts before 2020-12
-            items, prefix = True, items
-        enforced = {"items", "prefixItems", "minItems", "maxItems", "additionalItems"}
-        self.unknown(ARRAY - enforced, schema, place.path)
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
-        bounds = self.bounds(least, most, f"{place.path}.minItems")
-        if isinstance(prefix, list) and prefix:
-            if not at_most(least, len(prefix)) or not at_least(most, len(prefix)):
-                self.problem(f"{place.path}.minItems", "other than the number of prefixItems")
-            parts = [
-                self.node(item, place.inner(f".prefixItems[{index}]", f"tuple-{index}"))
-                for index, item in enumerate(prefix)
-            ]
-            return {"type": "array", "prefixItems": parts}
-        if items is False:
-            return self.problem(f"{place.path}.minItems", "nothing can match") if least else {"enum": [[]]}
-        if items is True and not bounds:
-            return {"type": "array"}
-        limits = {} if bounds is None else {"minItems": bounds[0]}
-        if bounds is not None and bounds[1] is not None:
-            limits["maxItems"] = bounds[1]
-        return {"type": "array", "items": self.node(items, place.inner(".items", "item")), **limits}
+    def string(self, schema: Mapping[str, Any], place: _Place) -> Expression:
+        for keyword in ("pattern", "format"):
+            if keyword in schema:
+                self.unknown(STRING - {keyword}, schema, place)
+                return _quoted(self.text_of(keyword, schema[keyword], place))
+        least, most = self.bounds("minLength", "maxLength", schema, place)
+        return _STRING if (least, most) == (0, None) else _quoted(Repeat(CHARACTER, least, most))
 
-    def string(self, schema: Mapping[str, Any], path: str) -> dict[str, Any]:
-        if "pattern" in schema:
-            self.unknown({"minLength", "maxLength", "format"}, schema, path)
-            problem = pattern_problem(schema["pattern"], most_repeats=_MOST_REPEATS)
-            if problem:
-                return self.problem(f"{path}.pattern", problem)
-            return {"type": "string", "pattern": schema["pattern"]}
-        if "format" in schema:
-            self.unknown({"minLength", "maxLength"}, schema, path)
-            if schema["format"] not in FORMATS:
-                return self.problem(f"{path}.format", f"{schema['format']!r} is not checked")
-            return {"type": "string", "format": schema["format"]}
-        bounds = self.bounds(schema.get("minLength", 0), schema.get("maxLength"), f"{path}.minLength")
-        if bounds is None:
-            return {"type": "string"}
-        return {"type": "string", "minLength": bounds[0]} | ({} if bounds[1] is None else {"maxLength": bounds[1]})
+    def text_of(self, keyword: str, value: Any, place: _Place) -> Expression:
+        if keyword == "format":
+            known = FORMATS.get(value) if isinstance(value, str) else None
+            return Terminal(known) if known else self.problem(place.key("format"), f"{value!r} is not enforced")
+        try:
+            return pattern_grammar(value, most_repeats=_MOST_REPEATS)
+        except PatternError as error:
+            return self.problem(place.key("pattern"), str(error))
 
-    def scalar(self, kind: str, schema: Mapping[str, Any], path: str) -> dict[str, Any]:
-        self.unknown(OF_TYPE.get(kind, frozenset()) - {"format"}, schema, path)
-        if kind in ("number", "integer") and "format" in schema and schema["format"] not in WIDE_NUMBERS:
-            self.problem(f"{path}.format", f"{schema['format']!r} is not checked")
-        return {"type": kind}
-
-    def unknown(self, keywords: frozenset[str] | set[str], schema: Mapping[str, Any], path: str) -> None:
-        for keyword in sorted(keywords & schema.keys()):
-            if not (keyword == "uniqueItems" and schema[keyword] is False):
-                self.problem(f"{path}.{keyword}")
-
-    def bounds(self, least: Any, most: Any, path: str) -> tuple[int, int | None] | None:
-        """Limits of a repetition that the converter can write out; None where there are none."""
-        if not whole(least) or not (most is None or whole(most)):
-            self.problem(path, "expected whole numbers")
-            return None
+    def bounds(self, low: str, high: str, schema: Mapping[str, Any], place: _Place) -> tuple[int, int | None]:
+        """Limits of a repetition that can be written out."""
+        for keyword in (low, high):
+            value = schema.get(keyword, 0)
+            if not whole(value):
+                self.problem(place.key(keyword), "expected a whole number")
+            elif value > _MOST_REPEATS:
+                self.problem(place.key(keyword), f"more than {_MOST_REPEATS} repetitions are not written out")
+            else:
+                continue
+            return 0, None
+        least, most = int(schema.get(low, 0)), int(schema[high]) if high in schema else None
         if most is not None and most < least:
-            self.problem(path, "more than the maximum")
-            return None
-        if max(least, most or 0) > _MOST_REPEATS:
-            self.problem(path, f"more than {_MOST_REPEATS} repetitions are not written out")
-            return None
-        return (int(least), None if most is None else int(most)) if least or most is not None else None
+            self.problem(place.key(low), f"more than {high}")
+            return 0, None
+        return least, most
 
 
-def _ends(schema: Mapping[str, Any], finite: set[str]) -> bool:
-    """Whether a finite text matches a rewritten schema, given the definitions of which that is known."""
-    if "$ref" in schema:
-        return schema["$ref"].rpartition("/")[2] in finite
-    if "anyOf" in schema:
-        return any(_ends(item, finite) for item in schema["anyOf"])
-    if "prefixItems" in schema:
-        return all(_ends(item, finite) for item in schema["prefixItems"])
-    if schema.get("minItems"):
-        return _ends(schema["items"], finite)
-    return all(_ends(schema["properties"][name], finite) for name in schema.get("required", ()))
+def _list(item: Expression, least: int, most: int | None) -> Expression:
+    """Items with commas between."""
+    if most == 0:
+        return sequence()
+    more = Repeat(sequence(literal(","), _SPACE, item), max(least - 1, 0), None if most is None else most - 1)
+    some = sequence(item, more) if most != 1 else item
+    return some if least else optional(some)
+
+
+def _braces(opening: str, inside: Expression, closing: str) -> Expression:
+    return sequence(literal(opening), _SPACE, inside, literal(closing), _SPACE)
+
+
+def _quoted(inside: Expression) -> Expression:
+    return sequence(literal('"'), inside, literal('"'), _SPACE)
+
+
+def _text(value: Any) -> str:
+    """A value as JSON; halves of characters, which a grammar can't hold, as escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if any("\ud800" <= character <= "\udfff" for character in text) else text
+
+
+def _at_most(value: Any, limit: int) -> bool:
+    return value is None or (whole(value) and value <= limit)
+
+
+def _at_least(value: Any, limit: int) -> bool:
+    return value is None or (whole(value) and value >= limit)

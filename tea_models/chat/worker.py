@@ -1,12 +1,13 @@
-"""The process in which chat templates run. Started by `sandbox.py` as a script, never imported by the rest.
+"""The process in which templates run. Started by `sandbox.py` as a script, never imported by the rest.
 
-A template comes from a stranger. Three walls stand around it: Jinja's immutable sandbox, the limits of this process
-(address space, time, no new file, no file growth, no fork, an empty environment), and the parent, which kills the
-process when it is late. What the template sees is what `transformers` gives it
+A chat template comes from a stranger. Three walls stand around it: Jinja's immutable sandbox, the limits of this
+process (address space, time, no new file, no file growth, no fork, an empty environment), and the parent, which kills
+the process when it is late. What the template sees is what `transformers` gives it
 (`transformers.utils.chat_template_utils`): the same environment options, extensions, filters and globals, so that the
-text is the same.
+text is the same. The templates of workflows (`expressions.py`) run here too, because of the limits.
 
 Frames on stdin and stdout: four bytes of length (big endian), then JSON as UTF-8 with lone surrogates passed through.
+A request that begins with `MARSHAL` is in `marshal`'s format, which keeps tuples, sets and keys that are no texts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import codecs
 import gc
 import json
+import marshal
 import os
 import re
 import resource
@@ -32,7 +34,7 @@ def _shallow_package(name: str) -> None:
     # `jinja2/__init__.py` imports every loader, the bytecode cache and with it tempfile, pickle and hashlib: 15 of
     # 80 ms. A package object with the right path lets the modules that render be imported without it.
     for folder in sys.path:
-        path = f"{folder}/{name}"
+        path = f"{folder}/{name.replace('.', '/')}"
         if os.path.isfile(f"{path}/__init__.py"):  # noqa: PTH113 - importing pathlib costs as much as it saves
             package = types.ModuleType(name)
             package.__path__ = [path]
@@ -41,7 +43,8 @@ def _shallow_package(name: str) -> None:
 
 
 if __name__ == "__main__":
-    _shallow_package("jinja2")
+    for _package in ("jinja2", "tea_models", "tea_models.chat"):
+        _shallow_package(_package)
 
 from jinja2 import (  # noqa: E402
     debug,  # noqa: F401 - jinja2 imports it at the first error, when no file may be opened any more
@@ -49,9 +52,12 @@ from jinja2 import (  # noqa: E402
 )
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError  # noqa: E402
 from jinja2.ext import Extension, LoopControlExtension  # noqa: E402
-from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
 from jinja2.utils import Namespace  # noqa: E402
 
+from tea_models.chat.expressions import Expressions  # noqa: E402
+from tea_models.chat.provenance import ROLES, ProvenanceEnvironment, joined, literal, origin_of, runs  # noqa: E402
+
+MARSHAL = b"M"
 _CACHED_TEMPLATES = 16
 _MESSAGE_LIMIT = 2000
 _DUNDER = re.compile(r"__[a-z]+__")
@@ -126,7 +132,7 @@ class _Clock:
         return datetime(year, month, day, hour, minute, second, microsecond).strftime(format)  # noqa: DTZ001 - local time
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Environment(ProvenanceEnvironment):
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
         # Jinja's own answer is an undefined value, which prints as nothing: a walk that was stopped half-way would show
         # up as an empty prompt. No template that means well gets here.
@@ -158,17 +164,18 @@ class Renderer:
         return self.templates[source]
 
     def render(self, source: str, job: dict[str, Any], limit: int) -> dict[str, Any]:
-        """One job → `{"text"}` or `{"error", "kind", "line"}`."""
+        """One job → `{"text", "origins"}` or `{"error", "kind", "line"}`."""
         pieces = []
         try:
             template = self.template(source)
             self.clock.now = job["now"]
-            for piece in template.root_render_func(template.new_context(job["variables"])):
+            for piece in template.root_render_func(template.new_context(_with_origins(job["variables"]))):
                 pieces.append(piece)
                 limit -= len(piece)
                 if limit < 0:
                     return {"error": "", "kind": "output", "line": None}
-            return {"text": "".join(pieces)}
+            text = joined(pieces)
+            return {"text": text, "origins": runs(origin_of(text))}
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a stranger's template raises is an answer
@@ -192,6 +199,18 @@ class Renderer:
         for job in request["jobs"]:
             results.append(self.render(source, job, request["limit"]))  # noqa: PERF401 - keeps what was done on MemoryError
         return reply
+
+
+def _with_origins(variables: dict[str, Any]) -> dict[str, Any]:
+    """Let the model's own token texts and known roles count as the template's; everything else is data."""
+    for name in ("bos_token", "eos_token"):
+        if type(variables.get(name)) is str:
+            variables[name] = literal(variables[name])
+    for message in variables["messages"]:
+        role = message.get("role")
+        if isinstance(role, str) and role in ROLES:
+            message["role"] = literal(role)
+    return variables
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -315,14 +334,14 @@ def _write(reply: dict[str, Any]) -> None:
 
 def main(memory: int) -> None:
     """Answer requests until stdin closes."""
-    renderer = Renderer()
+    renderer, expressions = Renderer(), Expressions()
     _confine(memory)
     gc.enable()
     _write({"ready": True})
     while True:
         length = int.from_bytes(_read(4), "big")
         try:
-            _serve(renderer, length)
+            _serve(renderer, expressions, length)
         except MemoryError:
             renderer.templates.clear()
             _write({"results": [{"error": "", "kind": "memory", "line": None}]})
@@ -330,17 +349,32 @@ def main(memory: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _serve(renderer: Renderer, length: int) -> None:
+def _serve(renderer: Renderer, expressions: Expressions, length: int) -> None:
     body = _read(length)
     try:
-        request = json.loads(body.decode("utf-8", "surrogatepass"))
+        if body.startswith(MARSHAL):
+            request = marshal.loads(memoryview(body)[1:])  # noqa: S302 - the parent's own
+        else:
+            request = json.loads(body.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         _write({"results": [describe(error)]})
         return
     del body
     # If the parent was killed, nobody stops a template that loops for ever but this.
     signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 2)
-    _write(renderer.answer(request))
+    _write(_evaluated(expressions, request) if "names" in request else renderer.answer(request))
+
+
+def _evaluated(expressions: Expressions, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        value = expressions.value(request["source"], request["names"], expression=request["expression"])
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever an expression raises is an answer
+        return {"results": [describe(error)]}
+    if isinstance(value, str) and len(value) > request["limit"]:
+        return {"results": [{"error": "", "kind": "output", "line": None}]}
+    return {"results": [{"value": value}]}
 
 
 if __name__ == "__main__":

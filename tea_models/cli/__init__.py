@@ -41,6 +41,7 @@ def group() -> LazyGroup:
         name="tea-models",
         package="tea_models.cli",
         commands=COMMANDS,
+        entry_points="tea_models.commands",
         help="Download, verify, inspect and plan local GGUF models.",
         epilog="Start with: tea-models pull smollm2-135m",
     )

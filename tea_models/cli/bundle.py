@@ -41,7 +41,12 @@ def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> 
 
 def _human(made: Bundle) -> str:
     rows = [
-        [printable(file.name), printable(file.filename), human_bytes(file.size), file.license or "?"]
+        [
+            printable(file.record.model),
+            printable(file.record.filename),
+            human_bytes(file.record.size),
+            file.record.license or "?",
+        ]
         for file in made.files
     ]
     text = table(rows, header=["NAME", "FILE", "SIZE", "LICENCE"], right=frozenset({2}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import answering
-from tea_models.cli.output import printable, table
+from tea_models.cli.output import printable, shortened, table
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -30,26 +30,32 @@ def command(app: App) -> int:
 
 
 def _human(app: App, found: CheckUp) -> str:
-    lines = []
     width = min(app.out.width, 110)
     label = max(len(check.name) for check in found.checks)
+    lines = [app.out.style(_headline(found), "bold"), ""]
     for check in found.checks:
         mark, color = _MARKS[check.status]
         head = f"{mark:<4}  {check.name:<{label}}  "
-        text = textwrap.wrap(printable(check.detail), width, initial_indent=head, subsequent_indent=" " * len(head))
-        text[0] = text[0].replace(mark, app.out.style(mark, color), 1)
-        lines += text
+        indent = " " * len(head)
+        text = textwrap.wrap(printable(check.detail), width, initial_indent=head, subsequent_indent=indent)
+        lines += [text[0].replace(mark, app.out.style(mark, color), 1), *text[1:]]
         if check.hint and check.status != "ok":
-            indent = " " * len(head)
-            lines += textwrap.wrap(
-                f"→ {printable(check.hint)}", width, initial_indent=indent, subsequent_indent=f"{indent}  "
-            )
+            fix = f"→ {printable(check.hint)}"
+            lines += textwrap.wrap(fix, width, initial_indent=indent, subsequent_indent=f"{indent}  ")
     if found.loads:
         rows = []
-        for load in found.loads[:10]:
+        for load in found.loads[:5]:
             peak, planned = load.actual.get("peak"), load.predicted.get("peak")
             cells = [human_bytes(size) if size else "" for size in (planned, peak)]
-            rows.append([printable(load.name), f"{load.n_ctx:,}", *cells, load.when[:16].replace("T", " ")])
-        header = ["LAST LOADS", "CONTEXT", "PLANNED", "TOOK", "WHEN (UTC)"]
+            rows.append([shortened(load.name, 34), f"{load.n_ctx:,}", *cells, load.when[:10]])
+        header = ["LAST LOADS", "CONTEXT", "AT MOST", "TOOK", "ON"]
         lines += ["", table(rows, header=header, right=frozenset({1, 2, 3}))]
     return "\n".join(lines)
+
+
+def _headline(found: CheckUp) -> str:
+    failed, warned = (sum(check.status == status for check in found.checks) for status in ("fail", "warn"))
+    if not failed and not warned:
+        return "all is well"
+    problems = f"{failed} problem{'s' if failed > 1 else ''}" if failed else "no problem"
+    return f"{problems}, {warned} thing{'s' if warned > 1 else ''} to know" if warned else problems

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 def guarded(command: Callable[[], object], out: Output) -> int:
     """Run a command and turn whatever happens into an exit code and one message.
 
-    Args:
-        command: What to run; an int that it returns is the exit code.
-        out: Where the message goes.
-
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
     """
@@ -37,9 +33,9 @@ def guarded(command: Callable[[], object], out: Output) -> int:
         out.interrupted()
         return 130
     except BrokenPipeError:
-        # The reader went away (`| head`); Python must not complain again when it closes stdout.
+        # The reader went away (`| head`) before all was said; Python must not complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except MemoryError:
         return out.error(TeaModelsError("out of memory"))
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
@@ -28,16 +28,17 @@ _TARGETS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "pyth
 @click.option("--gpu", metavar="none|all|N", help="Layers on a GPU.")
 @click.option("--for", "purpose", type=click.Choice(("chat", "embed")), help="By default what the model is for.")
 @click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp.")
+@takes_locked
 @answering
 def command(
     app: App, model: str, *, target: str, path: str | None, output: Path | None, estimate: bool, **user: Any
 ) -> None:
     """Write the plan for MODEL as a command line or configuration file of another server."""
-    from tea_models.cli.plan import make_wishes
+    from tea_models.cli.plan import user_settings
     from tea_models.plan.export import export_model
 
     result = export_model(
-        model, target, app.settings, make_wishes(swa_full=None, **user), path=path, measure=not estimate
+        model, target, app.settings, user_settings(swa_full=None, **user), path=path, measure=not estimate
     )
     for sentence in result.left_out:
         app.out.note(f"left out: {sentence}")

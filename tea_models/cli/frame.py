@@ -37,12 +37,23 @@ class App:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of `package` (`-` becomes `_`, `command` is the attribute)."""
+    """A group whose commands live in modules of `package` (`-` becomes `_`, `command` is the attribute).
 
-    def __init__(self, *, package: str, commands: Mapping[str, str], **options: Any) -> None:
+    Args:
+        package: Where the modules are.
+        commands: Name → what it is for.
+        entry_points: Group of entry points that bring further groups of commands: names that this one does not have
+            lead to theirs.
+        **options: For click.
+    """
+
+    def __init__(
+        self, *, package: str, commands: Mapping[str, str], entry_points: str | None = None, **options: Any
+    ) -> None:
         super().__init__(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, **options)
         self.package = package
         self.lazy = commands
+        self.entry_points = entry_points
         self.params.append(
             click.Option(
                 ["--version"],
@@ -57,9 +68,10 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.lazy)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.lazy:
-            return None
+            found = next((other for other in self.others() if cmd_name in other.lazy), None)
+            return found.get_command(ctx, cmd_name) if found is not None else None
         module = importlib.import_module(f"{self.package}.{_module_name(cmd_name)}")
         command: click.Command = module.command
         return command
@@ -68,16 +80,30 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0] if args else ""
-        if name and not name.startswith("-") and name not in self.lazy:
+        known = (
+            self.lazy if name in self.lazy else [*self.lazy, *(key for other in self.others() for key in other.lazy)]
+        )
+        if name and not name.startswith("-") and name not in known:
             import difflib
 
-            near = difflib.get_close_matches(name, self.lazy, n=1)
+            near = difflib.get_close_matches(name, known, n=1)
             raise click.UsageError(f"no command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(self.lazy.items()))
+        for other in self.others():
+            with formatter.section(f"Commands of {other.name}, here too"):
+                formatter.write_dl(list(other.lazy.items()))
+
+    def others(self) -> list[LazyGroup]:
+        """The groups that installed distributions add; looked for only when a command is not found here."""
+        if self.entry_points is None:
+            return []
+        from importlib.metadata import entry_points
+
+        return [entry.load()() for entry in entry_points(group=self.entry_points)]
 
 
 def _module_name(command: str) -> str:
@@ -98,8 +124,12 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-q", "--quiet", is_flag=True, help="No notes and no progress on stderr.")
     @click.option("--offline", is_flag=True, help="Fetch nothing.")
     @functools.wraps(function)
-    def command(*args: Any, as_json: bool, quiet: bool, offline: bool, **options: Any) -> Any:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=True if offline else None)
+    def command(
+        *args: Any, as_json: bool, quiet: bool, offline: bool, only_locked: bool = False, **options: Any
+    ) -> Any:
+        settings = Settings.resolve(
+            os.environ, cwd=Path.cwd(), offline=True if offline else None, locked=True if only_locked else None
+        )
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
         app.out.note_foreign_registry(settings)
         try:
@@ -110,16 +140,16 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+# For commands that are given models by name. The nearest models.lock says what a name means in any case.
+takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only models of the nearest models.lock.")
+
+
 class _ReaderGoneError(Exception):
     """Whoever read our output went away."""
 
 
 def run(command: click.Command, argv: Sequence[str]) -> int:
     """Run a command and turn whatever happens into an exit code and one message.
-
-    Args:
-        command: The click command or group.
-        argv: Arguments without the program's name.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.

@@ -26,7 +26,7 @@ def command(app: App, yes: bool) -> None:
     from tea_models.store import Store
     from tea_models.store.leftovers import collect, leftovers
 
-    store = Store(app.settings.store_dir)
+    store = Store.of(app.settings)
     found = leftovers(store)
     if yes:
         found = collect(store, found)

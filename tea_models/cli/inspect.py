@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import NotAvailableError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.option("--tensors", is_flag=True, help="The tensor table.")
 @click.option("--key", metavar="KEY", help="Print one metadata value.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
+@takes_locked
 @answering
 def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None, template: bool) -> None:
     """Show what a model says about itself: a file, a name of the registry, hf:… or https://… (its header only)."""
@@ -35,12 +36,12 @@ def command(app: App, model: str, *, full: bool, tensors: bool, key: str | None,
     found = inspect_model(model, settings=app.settings, full=key is not None)
     if key is not None:
         value = _value(found, key)
-        app.out.answer({key: value}, lambda: _plain(value))
+        app.out.answer({key: value}, lambda: _plain(value), exact=True)
         return
     text = found.profile.chat.template.value
     if text is None:
         raise NotAvailableError(f"{model}: the model has no chat template", hint="it is not made for chats")
-    app.out.answer({"template": text}, lambda: _plain(text))
+    app.out.answer({"template": text}, lambda: _plain(text), exact=True)
 
 
 def _value(found: Inspection, key: str) -> Any:

@@ -59,26 +59,25 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     shards = f" in {len(profile.files)} files" if len(profile.files) > 1 else ""
     blocks = profile.hyperparameters.get("block_count")
     shape = f" · {blocks.value:,} blocks" if blocks is not None and isinstance(blocks.value, int) else ""
-    parameters = profile.parameters.value
-    context = profile.context_length.value
+    parameters, context = profile.parameters.value, profile.context_length.value
+    width, default_prompt = profile.embedding_length.value, profile.chat.default_system_prompt.value
+    order = ", big-endian" if header.byte_order == "big" else ""
+    file = found.path.rpartition("/")[2] if found.transfer is None else found.path
     facts = [
         ("architecture", f"{one_line(profile.architecture.value, 40) or 'missing'} · {_kind(found)}{shape}"),
         ("size", f"{human_bytes(found.size)}{shards} · {human_count(parameters)} parameters"),
         ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
         ("context", f"{context:,} tokens" if context is not None else ""),
-        ("embedding", _embedding(found)),
+        ("embedding", f"{width:,} dimensions" if width is not None else ""),
         ("chat", _chat(found)),
         ("turn end", " ".join(one_line(text, 40) for text in profile.chat.stop.value[:6])),
-        ("system prompt", _default_prompt(found)),
+        ("system prompt", f"“{one_line(default_prompt, 56)}” unless given" if default_prompt else ""),
         ("template", _template(found)),
         ("tokenizer", _tokenizer(found)),
         ("license", one_line(profile.license.value or "not stated", 60)),
         ("needs", _needs(found)),
-        ("file", _file(found)),
-        (
-            "gguf",
-            f"version {header.version}{_order(found)} · {header.kv_count:,} keys · {len(found.tensors):,} tensors",
-        ),
+        ("file", one_line(file, 90)),
+        ("gguf", f"version {header.version}{order} · {header.kv_count:,} keys · {len(found.tensors):,} tensors"),
     ]
     if found.transfer is not None:
         seen = found.transfer
@@ -104,15 +103,6 @@ def _kind(found: Inspection) -> str:
     }[kind]
 
 
-def _order(found: Inspection) -> str:
-    return ", big-endian" if found.header.byte_order == "big" else ""
-
-
-def _embedding(found: Inspection) -> str:
-    width = found.profile.embedding_length.value
-    return f"{width:,} dimensions" if width is not None else ""
-
-
 def _chat(found: Inspection) -> str:
     from tea_models.profile.kind import why_no_chat
 
@@ -127,11 +117,6 @@ def _chat(found: Inspection) -> str:
     if chat.thinking.value:
         parts.append(f"thinking ({one_line(chat.thinking.value, 30)})")
     return " · ".join(parts)
-
-
-def _default_prompt(found: Inspection) -> str:
-    text = found.profile.chat.default_system_prompt.value
-    return f"“{one_line(text, 56)}” unless given" if text else ""
 
 
 def _template(found: Inspection) -> str:
@@ -180,11 +165,6 @@ def _needs(found: Inspection) -> str:
     if not cache:
         return f"{weights} for the weights, and compute buffers"
     return f"{weights} for the weights + {human_bytes(cache)} KV cache at {context:,} tokens (f16)"
-
-
-def _file(found: Inspection) -> str:
-    name = found.path.rpartition("/")[2] if found.transfer is None else found.path
-    return one_line(name, 90)
 
 
 def _tensors(found: Inspection) -> str:

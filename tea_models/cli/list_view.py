@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_models.cli.output import table
+from tea_models.cli.output import shortened, table
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
     from tea_models.store import Installed
-
-_LARGEST_NAME = 34
 
 
 def show(
@@ -28,26 +26,13 @@ def show(
     kind: str | None = None,
     fit: bool = False,
 ) -> None:
-    """Print the models of the registry that have all words in their name, kind, licence or description.
-
-    Args:
-        settings: Where the registry and the store are.
-        out: Where the table or the JSON goes.
-        words: What to look for.
-        every: Show every variant, not a line a model.
-        installed: Only what is in the store.
-        kind: Only models of this kind.
-        fit: Say of each whether it fits this machine, and how fast it would be.
-    """
+    """Print the models of the registry that have all words in their name, kind, licence or description."""
     from tea_models.registry.entries import Registry
     from tea_models.store import Store
 
-    entries = [
-        entry
-        for entry in Registry.load(settings).entries.values()
-        if kind in (None, entry.kind) and _matches(entry, words)
-    ]
-    items = [item for item in Store(settings.store_dir).installed() if item.state != "missing"]
+    registry = Registry.load(settings)
+    entries = [entry for entry in registry.entries.values() if kind in (None, entry.kind) and _matches(entry, words)]
+    items = [item for item in Store.of(settings).installed() if item.state != "missing"]
     rows = [_row(entry, variant, items) for entry in entries for variant in entry.variants.values()]
     if fit:
         from tea_models.plan.choice import fit_table
@@ -55,6 +40,14 @@ def show(
         fits = fit_table(entries, settings)
         for row in rows:
             row["fit"] = fits.get((row["name"], row["variant"]))
+    if not kind:
+        named = {row["path"] for row in rows}
+        strangers = [
+            item for item in items if str(item.path) not in named and not registry.by_sha256(item.record.sha256)
+        ]
+        rows += [
+            _unnamed(item) for item in strangers if all(word.lower() in item.record.model.lower() for word in words)
+        ]
     if installed:
         rows = [row for row in rows if row["installed"]]
     out.answer(rows, lambda: _human(settings, out, rows, every=every, installed=installed))
@@ -67,9 +60,7 @@ def _matches(entry: Entry, words: Sequence[str]) -> bool:
 
 
 def _row(entry: Entry, variant: Variant, items: Sequence[Installed]) -> dict[str, Any]:
-    from tea_models.store.record import means
-
-    found = [next((item for item in items if means(item.record, file)), None) for file in variant.files]
+    found = [next((item for item in items if item.record.means(file)), None) for file in variant.files]
     sizes = [file.size for file in variant.files]
     return {
         "name": entry.name,
@@ -87,6 +78,25 @@ def _row(entry: Entry, variant: Variant, items: Sequence[Installed]) -> dict[str
     }
 
 
+def _unnamed(item: Installed) -> dict[str, Any]:
+    """A file of the store that no registry has a name for: it was pulled by where it comes from."""
+    record = item.record
+    return {
+        "name": record.model,
+        "variant": None,
+        "default": True,
+        "kind": None,
+        "license": record.license,
+        "size": record.size,
+        "pinned": record.pinned,
+        "installed": True,
+        "path": str(item.path),
+        "description": record.filename,
+        "aliases": [],
+        "origin": record.source,
+    }
+
+
 def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every: bool, installed: bool) -> str:
     if not rows:
         return (
@@ -96,19 +106,18 @@ def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every
         )
     shown = [row for row in rows if every or row["installed"] or (row["default"] and not _has(rows, row["name"]))]
     shown.sort(key=lambda row: not row["installed"])
-    more = {} if every else _others(rows, shown)
     columns = {
         "NAME": [_name(row, every=every) for row in shown],
         "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
-        "": ["installed" if row["installed"] else "" for row in shown],
-        "KIND": [row["kind"] for row in shown],
     }
-    if "fit" in shown[0]:
-        fits = [row["fit"] or {} for row in shown]
+    if any(row["installed"] for row in shown):
+        columns[""] = ["installed" if row["installed"] else "" for row in shown]
+    if any("fit" in row for row in shown):
+        fits = [row.get("fit") or {} for row in shown]
         columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
         columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
-    columns["LICENSE"] = [row["license"] for row in shown]
-    columns["ALSO AS"] = [more.get(row["name"], "") for row in shown]
+    columns["KIND"] = [row["kind"] or "" for row in shown]
+    columns["LICENSE"] = [shortened(row["license"] or "", 20) for row in shown]
     while len(columns) > 2 and _width(columns) > out.width:
         columns.popitem()  # the last columns are the least wanted
     lines = _table(columns).splitlines()
@@ -129,16 +138,6 @@ def _has(rows: list[dict[str, Any]], name: str) -> bool:
 
 def _name(row: dict[str, Any], *, every: bool) -> str:
     return f"{row['name']}:{row['variant']}" if every or not row["default"] else row["name"]
-
-
-def _others(rows: list[dict[str, Any]], shown: list[dict[str, Any]]) -> dict[str, str]:
-    """The variants of each model that have no line of their own."""
-    there = {(row["name"], row["variant"]) for row in shown}
-    found: dict[str, str] = {}
-    for row in rows:
-        if (row["name"], row["variant"]) not in there:
-            found[row["name"]] = " ".join(filter(None, (found.get(row["name"]), row["variant"])))
-    return found
 
 
 def _speed(speed: dict[str, Any] | None) -> str:

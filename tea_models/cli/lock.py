@@ -14,7 +14,7 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
     from tea_models.files import ModelFile
-    from tea_models.lock.document import Lock
+    from tea_models.lockfile import Lock
 
 
 @click.command("lock", short_help="Pin sources and hashes in models.lock.")

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tea_models.redact import redact, redact_data
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -53,23 +55,30 @@ class Output:
 
         return max(20, shutil.get_terminal_size((80, 24)).columns)
 
-    def answer(self, data: Any, human: Callable[[], str]) -> None:
-        """Print the answer: `data` as JSON, or the text that `human` makes."""
+    def answer(self, data: Any, human: Callable[[], str], *, exact: bool = False) -> None:
+        """Print the answer: `data` as JSON, or the text that `human` makes.
+
+        Args:
+            data: What JSON can say.
+            human: Called where the answer is not JSON.
+            exact: It is a model's or the user's own text, printed as it is; else addresses lose their secrets.
+        """
         if self.as_json:
             import json
 
+            data = data if exact else redact_data(data)
             # stdout may be a terminal, and lone surrogates can't be encoded; as \\u escapes the values are the same.
             text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(_CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
             return
-        text = human()
+        text = human() if exact else redact(human())
         if text:
             sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
     def note(self, text: str) -> None:
         """Say something on stderr that is not the answer."""
         if not self.quiet:
-            sys.stderr.write(printable(text) + "\n")
+            sys.stderr.write(printable(redact(text)) + "\n")
             sys.stderr.flush()
 
     def note_foreign_registry(self, settings: Settings) -> None:
@@ -79,21 +88,20 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Say something on stderr that the user should act on; shown with `--quiet` too."""
-        sys.stderr.write(f"warning: {printable(text)}\n")
+        sys.stderr.write(f"warning: {printable(redact(text))}\n")
 
     def error(self, error: TeaModelsError) -> int:
         """Report an error and return its exit code."""
+        message, hint = printable(redact(error.message)), printable(redact(error.hint))
         if self.as_json:
             import json
 
-            document = {
-                "error": {"type": error.type, "message": printable(error.message), "hint": printable(error.hint)}
-            }
+            document = {"error": {"type": error.type, "message": message, "hint": hint}}
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
         else:
-            sys.stderr.write(f"error: {printable(error.message)}\n")
-            if error.hint:
-                sys.stderr.write(f"  {printable(error.hint)}\n")
+            sys.stderr.write(f"error: {message}\n")
+            if hint:
+                sys.stderr.write(f"  {hint}\n")
         return error.exit_code
 
     def interrupted(self) -> None:
@@ -118,6 +126,12 @@ class Output:
 def printable(text: str) -> str:
     """Replace what could control a terminal (escape sequences, bidi overrides, lone surrogates) by visible escapes."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text that is safe to print, cut to a number of columns."""
+    safe = printable(text)
+    return safe if len(safe) <= most else safe[: most - 1] + "…"
 
 
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import MissingFileError
 
 if TYPE_CHECKING:
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 @click.command("path", short_help="Where a model's file lies.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--profile", is_flag=True, help="The resolved profile instead of the model.")
+@takes_locked
 @answering
 def command(app: App, names: tuple[str, ...], profile: bool) -> None:
     """Print the path of each model (its first shard), or without a name that of the store."""
     from tea_models.sources.locate import locate
     from tea_models.store import Store
 
-    store = Store(app.settings.store_dir)
+    store = Store.of(app.settings)
     if not names:
         app.out.answer({"path": str(store.root)}, lambda: str(store.root))
         return

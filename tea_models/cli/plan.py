@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tea_models.cli.frame import App, answering
+from tea_models.cli.frame import App, answering, takes_locked
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan, UserSettings
+    from tea_models.plan.types import RunPlan
+    from tea_models.plan.user_settings import UserSettings
 
 _PURPOSES = ("chat", "embed")
 
@@ -29,16 +30,17 @@ _PURPOSES = ("chat", "embed")
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
 @click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
+@takes_locked
 @answering
 def command(
     app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
 ) -> None:
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
 
-    MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. A wish that does
-    not fit is refused with the numbers and with what would fit.
+    MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. What is asked
+    for and does not fit is refused with the numbers and with what would fit.
     """
-    user = make_wishes(**options)
+    user = user_settings(**options)
     if compare and (plot is not None or explain):
         raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:
@@ -78,24 +80,19 @@ def _plan(app: App, model: str, user: UserSettings, *, measure: bool) -> RunPlan
         raise
 
 
-def make_wishes(
-    *, n_ctx: str, memory: str | None, kv_type: str | None, threads: int | None, gpu: str | None, purpose: Any,
-    swa_full: bool | None,
-) -> UserSettings:  # fmt: skip
-    from tea_models.plan import UserSettings
-    from tea_models.sizes import parse_bytes
+def user_settings(
+    *, n_ctx: str, kv_type: str | None, threads: int | None, gpu: str | None, **others: Any
+) -> UserSettings:
+    """What the options of a command ask for."""
+    from tea_models.plan.user_settings import UserSettings
 
-    user = UserSettings(
+    return UserSettings.of(
         n_ctx=_context(n_ctx),
-        memory=parse_bytes(memory) if memory is not None else None,
         kv_type=kv_type.lower() if kv_type is not None else None,
         n_threads=threads,
         n_gpu_layers=_layers(gpu),
-        purpose=purpose,
-        swa_full=swa_full or None,
+        **others,
     )
-    user.check()
-    return user
 
 
 def _context(text: str) -> int | Literal["auto", "max"]:

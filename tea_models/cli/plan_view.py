@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tea_models.cli.output import printable
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.cli.output import Output
     from tea_models.plan.choice import Comparison, Fit
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import Decision, RunPlan, Setting
@@ -20,25 +21,8 @@ _LABELS = {"type_k": "KV cache type"}
 _PARTS = (("weights", "Weights"), ("kv_cache", "KV cache"), ("compute", "Compute buffers"), ("overhead", "Process"))
 
 
-class Style(Protocol):
-    """Where the text goes: colours and width."""
-
-    @property
-    def width(self) -> int:
-        """Columns."""
-
-    def style(self, text: str, *styles: str) -> str:
-        """Colour a text where that is wanted."""
-
-
-def overview(plan: RunPlan, out: Style, reference: str) -> str:
-    """One screen: whether it fits, the memory, the settings, what to know.
-
-    Args:
-        plan: The plan.
-        out: Where the text goes.
-        reference: How the user named the model, for the next step.
-    """
+def overview(plan: RunPlan, out: Output, reference: str) -> str:
+    """One screen: whether it fits, the memory, the settings, what to know."""
     settings = plan.settings
     trained = f" of {plan.context_length:,}" if plan.context_length and plan.context_length != settings.n_ctx else ""
     name = out.style(printable(plan.name), "bold")
@@ -73,7 +57,7 @@ def _follows_default(plan: RunPlan, name: str) -> bool:
     return decision.value == usual[name] and not (name == "n_gpu_layers" and plan.machine.gpus)
 
 
-def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
+def _memory_lines(plan: RunPlan, out: Output) -> list[str]:
     use = plan.memory.use
     width = max(10, min(40, out.width - 40))
     most = max(use.total, plan.memory.budget) or 1
@@ -82,12 +66,15 @@ def _memory_lines(plan: RunPlan, out: Style) -> list[str]:
         size = getattr(use, name)
         bar = "█" * round(width * size / use.total) if use.total else ""
         lines.append(f"{label:<16} {human_bytes(size):>9}  {out.style(bar, 'cyan')}")
-    share = use.total / most
-    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {share:.0%} of what may be used, {use.method}")
+    lines.append(f"{'Total':<16} {human_bytes(use.total):>9}  {use.total / most:.0%} of what may be used, {use.method}")
+    speed = plan.speed
+    if speed is not None and speed.tokens_per_s:
+        prompts = f", prompts {speed.prompt_tokens_per_s:,.0f}" if speed.prompt_tokens_per_s else ""
+        lines.append(f"{'Speed':<16} {speed.tokens_per_s:>9,.0f}  tokens/s{prompts}, {speed.method}")
     return lines
 
 
-def _note_lines(plan: RunPlan, out: Style) -> list[str]:
+def _note_lines(plan: RunPlan, out: Output) -> list[str]:
     notes = [*plan.notes, *(plan.observed or {}).get("warnings", ())]
     wrapped = [textwrap.fill(note, out.width - 2, initial_indent="- ", subsequent_indent="  ") for note in notes]
     return ["", *wrapped] if wrapped else []
@@ -97,14 +84,8 @@ def _value(decision: Decision) -> str:
     return _shown(decision.setting, decision.value)
 
 
-def explanation(plan: RunPlan, curve: Curve | None, out: Style) -> str:
-    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture.
-
-    Args:
-        plan: The plan.
-        curve: Memory against context, if it was measured.
-        out: Where the text goes.
-    """
+def explanation(plan: RunPlan, curve: Curve | None, out: Output) -> str:
+    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture."""
     from tea_models.plan.plot import draw_text
 
     width = min(out.width, 100)
@@ -204,13 +185,8 @@ def _observed_lines(plan: RunPlan) -> list[str]:
     return lines
 
 
-def comparison_text(comparison: Comparison, out: Style) -> str:
-    """All variants side by side.
-
-    Args:
-        comparison: From `compare_variants`.
-        out: Where the text goes.
-    """
+def comparison_text(comparison: Comparison, out: Output) -> str:
+    """All variants side by side."""
     contexts = sorted({n_ctx for fit in comparison.fits for n_ctx in fit.contexts})
     header = ["VARIANT", "DOWNLOAD", "HERE", *(f"{n_ctx:,}" for n_ctx in contexts), "HOW"]
     rows = []

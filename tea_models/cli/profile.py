@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="MODEL [MODEL]", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False), help="Write the profile (JSON) there.")
 @click.option("--diff", is_flag=True, help="Compare two: --diff A B.")
+@takes_locked
 @answering
 def command(app: App, models: tuple[str, ...], *, output: str | None, diff: bool) -> None:
     """Show facts that hold on every machine, each with its source. MODEL may be a saved profile (.json)."""
@@ -31,7 +32,7 @@ def command(app: App, models: tuple[str, ...], *, output: str | None, diff: bool
         _compare(app, *models)
         return
     profile = _resolve(app, models[0])
-    from tea_models.profile import to_json
+    from tea_models.profile.document import to_json
 
     document = to_json(profile)
     if output is not None:
@@ -43,7 +44,8 @@ def command(app: App, models: tuple[str, ...], *, output: str | None, diff: bool
 
 
 def _resolve(app: App, model: str) -> ModelProfile:
-    from tea_models.profile import load_profile, resolve_profile
+    from tea_models.profile.document import load_profile
+    from tea_models.profile.header_facts import resolve_profile
 
     if model.lower().endswith(".json"):
         return load_profile(Path(model))
@@ -58,7 +60,7 @@ def _write(path: Path, document: dict[str, Any]) -> None:
 
 
 def _compare(app: App, before: str, after: str) -> None:
-    from tea_models.profile import profile_differences
+    from tea_models.profile.document import profile_differences
 
     found = profile_differences(_resolve(app, before), _resolve(app, after))
     rows = [{"key": key, "before": left, "after": right} for key, left, right in found]

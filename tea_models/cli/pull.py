@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.cli.output import table
 from tea_models.sizes import human_bytes
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--no-adopt", is_flag=True, help="Do not look for the bytes in other tools' folders.")
 @click.option("--fit", is_flag=True, help="Of each NAME, take the best variant that fits this machine.")
+@takes_locked
 @answering
 def command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) -> None:
     """Bring models into the store: downloaded, checked against their pins, and only then given their name.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import answering
+from tea_models.cli.frame import answering, takes_locked
 from tea_models.cli.output import printable
 from tea_models.errors import MissingFileError, TemplateError, UsageError
 
@@ -39,6 +39,7 @@ _OPTIONS_INSTEAD = {
     "--var", "variables", multiple=True, metavar="NAME=VALUE", help="A variable for the template; JSON or text."
 )
 @click.option("--now", metavar="TIME", help="The clock for templates that print the date, such as 2026-01-31T12:00.")
+@takes_locked
 @answering
 def command(
     app: App,
@@ -76,7 +77,7 @@ def command(
         **values,
     )
     if app.out.as_json:
-        app.out.answer({"prompt": prompt, **facts}, lambda: prompt)
+        app.out.answer({"prompt": prompt, **facts}, lambda: prompt, exact=True)
         return
     _write(prompt)
 
@@ -88,7 +89,7 @@ def _template(app: App, model: str | None, template_file: str | None) -> tuple[s
     facts: dict[str, Any] = {"bos_token": None, "eos_token": None, "template_source": None, "add_bos": None}
     template = None
     if model is not None:
-        from tea_models.profile import resolve_profile
+        from tea_models.profile.header_facts import resolve_profile
 
         profile = resolve_profile(model, settings=app.settings)
         tokenizer, chat = profile.tokenizer, profile.chat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,22 @@ from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.lock.sync import SyncReport
+    from tea_models.lock.sync import Prune, SyncReport
 
 
 @click.command("sync", short_help="Make the store hold exactly what models.lock says.")
 @click.option("--frozen", is_flag=True, help="Take the lock as it is: fail if it is out of date or a hash differs.")
-@click.option("--prune", is_flag=True, help="Remove models that the lock does not have.")
+@click.option(
+    "--prune",
+    is_flag=False,
+    flag_value="unlocked",
+    type=click.Choice(["unlocked", "all"]),
+    help="Remove models that no lock has that this store knows of; with =all, those of other projects too.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Hash every locked file again; in CI (CI=true) this is done with --frozen."
+)
+@click.option("--repair", is_flag=True, help="Fetch again what does not have the locked hash, also with --frozen.")
 @click.option(
     "--from", "bundle", type=click.Path(dir_okay=False, path_type=Path), help="A file made by `tea-models bundle`."
 )
@@ -27,15 +38,27 @@ if TYPE_CHECKING:
     show_default=True, help="The lock file.",
 )  # fmt: skip
 @answering
-def command(app: App, frozen: bool, prune: bool, bundle: Path | None, lock_path: Path) -> None:
+def command(
+    app: App,
+    *,
+    frozen: bool,
+    prune: Prune | None,
+    verify: bool,
+    repair: bool,
+    bundle: Path | None,
+    lock_path: Path,
+) -> None:
     """Pull what models.lock has and the store lacks, checked against the locked hashes.
 
     A lock that is absent or out of date is written first; in CI use --frozen, which never does. With --offline the
-    store is only checked. Other models in the store are reported, and removed with --prune.
+    store is only checked. Other models in the store are reported, and removed with --prune. A broken file stops
+    --frozen, unless --repair or a bundle (--from) brings the right bytes.
     """
     from tea_models.lock.sync import sync
 
-    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, bundle=bundle)
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    everything = verify or (frozen and in_ci)
+    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, bundle=bundle, verify=everything, repair=repair)
     app.out.answer(report.to_json(), lambda: _human(report))
 
 

@@ -6,27 +6,26 @@ import errno
 import hashlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
+from tea_models.disk.positional import read_into
 from tea_models.disk.regular import open_regular
 from tea_models.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tea_models.progress import Progress
 
 _BLOCK: Final = 1 << 20
 
 
-def sha256_file(path: Path, progress: Progress | None = None) -> str:
+def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     """Hash a file.
 
     Args:
         path: A regular file.
-        progress: Told about every block read; `start` and `finish` are the caller's.
+        advance: Told how many bytes were read, block by block.
 
     Returns:
         The digest in lower-case hexadecimal.
@@ -38,7 +37,7 @@ def sha256_file(path: Path, progress: Progress | None = None) -> str:
     with open_regular(path) as file:
         before = os.fstat(file.fileno())
         hasher = hashlib.sha256()
-        hash_range(file.fileno(), 0, before.st_size, hasher, progress)
+        hash_range(file.fileno(), 0, before.st_size, hasher, advance)
         after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise IntegrityError(f"{path}: changed while it was read")
@@ -61,7 +60,9 @@ def holds(path: Path, sha256: str) -> bool:
         raise
 
 
-def hash_range(descriptor: int, start: int, end: int, hasher: hashlib._Hash, progress: Progress | None = None) -> int:
+def hash_range(
+    descriptor: int, start: int, end: int, hasher: hashlib._Hash, advance: Callable[[int], None] | None = None
+) -> int:
     """Feed bytes `start` to `end` of an open file to a hasher through one reused buffer.
 
     Returns:
@@ -72,39 +73,49 @@ def hash_range(descriptor: int, start: int, end: int, hasher: hashlib._Hash, pro
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_SEQUENTIAL)
     while start < end:
-        count = os.preadv(descriptor, [view[: min(len(buffer), end - start)]], start)
+        count = read_into(descriptor, view[: min(len(buffer), end - start)], start)
         if not count:
             break
         hasher.update(view[:count])
         start += count
-        if progress is not None:
-            progress.advance(count)
+        if advance is not None:
+            advance(count)
     return start
 
 
 def sha256_files(
-    paths: Sequence[Path], progress: Progress | None = None, *, workers: int | None = None
+    paths: Sequence[Path], advance: Callable[[int], None] | None = None, *, workers: int | None = None
 ) -> list[str | OSError | IntegrityError]:
     """Hash several files at once, one on each core (hashing and reading leave Python's lock).
 
     Args:
         paths: Regular files.
-        progress: Told about every block read, from one thread at a time.
+        advance: As for `sha256_file`; called from one thread at a time.
         workers: Files at once; by default as many as this process may use cores.
 
     Returns:
         For each path its digest, or the error that kept it from being read.
     """
-    shared = _Shared(progress)
+    from concurrent.futures import ThreadPoolExecutor, wait  # slow to import, and seldom needed
+
+    lock, stopped = threading.Lock(), threading.Event()
+
+    def told(count: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        if advance is not None:
+            with lock:
+                advance(count)
+
     # The biggest first, so that no core is left alone with it at the end.
     order = sorted(range(len(paths)), key=lambda index: -_size(paths[index]))
     pool = ThreadPoolExecutor(max_workers=max(1, min(workers or _cores(), len(paths))))
     try:
-        futures = {index: pool.submit(_digest_or_error, paths[index], shared) for index in order}
+        futures = {index: pool.submit(_digest_or_error, paths[index], told) for index in order}
         while wait(futures.values(), timeout=0.2).not_done:  # short waits: Ctrl-C is heard in between
             pass
     finally:
-        shared.stopped = True
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
     return [futures[index].result() for index in range(len(paths))]
 
@@ -114,31 +125,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Shared:
-    """One progress for several threads; it is also how they are told to stop."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:
-        pass
-
-    def advance(self, n: int) -> None:
-        if self.stopped:
-            raise InterruptedError
-        if self._progress is not None:
-            with self._lock:
-                self._progress.advance(n)
-
-    def finish(self) -> None:
-        pass
-
-
-def _digest_or_error(path: Path, shared: _Shared) -> str | OSError | IntegrityError:
+def _digest_or_error(path: Path, advance: Callable[[int], None]) -> str | OSError | IntegrityError:
     try:
-        return sha256_file(path, shared)
+        return sha256_file(path, advance)
     except (OSError, IntegrityError) as error:
         return error
 

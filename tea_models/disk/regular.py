@@ -51,7 +51,7 @@ def writing_own(path: Path) -> BinaryIO:
     return open(descriptor, "r+b")  # noqa: PTH123 - a descriptor
 
 
-def descriptor_of(path: Path, *, follow: bool = True) -> int:
+def descriptor_of(path: Path | str, *, follow: bool = True) -> int:
     """Open a plain file for reading.
 
     Args:
@@ -68,12 +68,12 @@ def descriptor_of(path: Path, *, follow: bool = True) -> int:
     return descriptor
 
 
-def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path | str, *, follow: bool = True) -> BinaryIO:
     """As `descriptor_of`, as a Python file."""
     return open(descriptor_of(path, follow=follow), "rb")
 
 
-def read_own(path: Path, limit: int = 16 << 20) -> bytes | None:
+def read_own(path: Path | str, limit: int = 16 << 20) -> bytes | None:
     """The bytes of a small file of our own; None where there is none, or what is there was not written by us."""
     try:
         with open_regular(path, follow=False) as file:

@@ -25,6 +25,15 @@ def free_bytes(folder: Path) -> int | None:
         return None
 
 
+def taken_by(path: Path) -> int:
+    """Bytes of a file that are on the disk: fewer than its size where it has holes, 0 if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return min(found.st_size, getattr(found, "st_blocks", found.st_size) * 512)
+
+
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Refuse to begin what can't end.
 

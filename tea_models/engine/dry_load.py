@@ -1,4 +1,4 @@
-"""Whether the installed llama.cpp loads a file: asked of it, without its weights, in a process that may die of it.
+"""Whether the installed llama.cpp loads a file: asked of it, without its weights, in a process that may crash.
 
 `check_loadable` names what is known to kill the loader; this finds all else that it refuses, from an unknown
 tokenizer to a tensor that is missing. A file that loads is remembered by its header and the engine's build.
@@ -7,10 +7,10 @@ tokenizer to a tensor that is missing. A file that loads is remembered by its he
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.probe import TIMEOUT, engine_build
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """Why llama.cpp does not load a file, and whether its process died of it."""
+    """Why llama.cpp does not load a file, and whether its process crashed."""
 
     reason: str
-    died: bool
+    crashed: bool
 
 
 _SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # the folder that the engine was built in
@@ -86,11 +86,7 @@ class DryLoader:
             return None
         why, known = self._ask(path)
         if known and why is None:
-            try:
-                remembered.parent.mkdir(parents=True, exist_ok=True)
-                remembered.write_text(json.dumps({"loads": True}), encoding="utf-8")
-            except OSError:
-                pass  # a store that can't be written to
+            keep(remembered, {"loads": True})
         return why
 
     def _ask(self, path: Path) -> tuple[Refusal | None, bool]:
@@ -104,12 +100,12 @@ class DryLoader:
         except CrashError as error:
             if not error.documents and not self._answered:
                 return None, False
-            return Refusal(_SOURCE.sub("", error.message), died=True), True
+            return Refusal(_SOURCE.sub("", error.message), crashed=True), True
         except ProbeError:
             return None, False  # too slow, or it can't be started
         self._answered = True
         loaded = next((document for document in documents if "load" in document), {})
         if "error" in loaded:
             reason = loaded["error"].removeprefix("error loading model: ")
-            return Refusal(f"llama.cpp refuses it: {reason[:300]}", died=False), True
+            return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False), True
         return None, bool(loaded)

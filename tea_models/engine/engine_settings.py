@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tea_models.engine.formula import KV_TYPES
+
 # What memory does not depend on.
 _WITHOUT_MEMORY = ("n_threads", "n_threads_batch", "use_mmap", "use_mlock")
 # The engine's other arguments are no settings of a plan: how many sequences there are is the runtime's business.
@@ -48,8 +50,9 @@ class EngineSettings:
     embeddings: bool = False
 
     def deciding_memory(self) -> dict[str, Any]:
-        """The settings that memory depends on, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_MEMORY}
+        """The settings that memory depends on, by name, as llama.cpp takes them: types are numbers (`ggml_type`)."""
+        types = {"type_k": KV_TYPES[self.type_k].id, "type_v": KV_TYPES[self.type_v].id}
+        return {name: value for name, value in (asdict(self) | types).items() if name not in _WITHOUT_MEMORY}
 
     def to_json(self) -> dict[str, Any]:
         """The settings of a plan, by name."""

@@ -17,20 +17,18 @@ from tea_models.engine.formula import (
     kv_cache_bytes,
     pad,
 )
-from tea_models.engine.probe import LIBRARIES, RefusedError
+from tea_models.engine.probe import ENGINE, LIBRARIES, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
-# Python with the largest of the engines that can be installed, and what the engine keeps for each piece of the
-# vocabulary.
-_ENGINE = 80 * MIB
+# What the engine keeps for each piece of the vocabulary.
 _PIECE = 121
 #: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
-PROCESS = _ENGINE + LIBRARIES
+PROCESS = ENGINE + LIBRARIES
 # Of quantised weights the engine keeps some rearranged for the processor, beside the mapped file.
 _REARRANGED = 16
 #: An estimate is never below what the engine reports, and above it by this share at most: measured for 36 architectures
@@ -40,12 +38,7 @@ _F32, _F16 = 4, 2
 
 
 class Estimator:
-    """Answers by formula what settings take.
-
-    Args:
-        profile: The model.
-        reason: Why there is no measurement.
-    """
+    """Answers by formula what settings take."""
 
     def __init__(self, profile: ModelProfile, reason: str = "") -> None:
         self.reason = reason
@@ -93,7 +86,7 @@ class Estimator:
             compute=compute_bytes(
                 profile, layout, n_ctx=n_ctx, n_ubatch=ubatch, swa_full=point.swa_full, flash_attn=flash_attn
             ),
-            overhead=_ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
+            overhead=ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
             method="estimated",
             n_ctx=n_ctx,
             flash_attn=flash_attn,

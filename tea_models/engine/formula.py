@@ -15,7 +15,7 @@ from tea_models.gguf.types import GGML_TYPES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
 
@@ -143,11 +143,7 @@ class MemoryUse:
 
 
 class Hyperparameters:
-    """Typed reads of a profile's hyperparameters (keys without the architecture's prefix).
-
-    Args:
-        profile: The model.
-    """
+    """Typed reads of a profile's hyperparameters (keys without the architecture's prefix)."""
 
     def __init__(self, profile: ModelProfile) -> None:
         self._facts = profile.hyperparameters
@@ -198,9 +194,6 @@ def cache_layout(profile: ModelProfile) -> CacheLayout:
     """What each layer of a model keeps.
 
     Rules: `llama_model::create_memory`, `llama_hparams`, and `load_arch_hparams` of each architecture in llama.cpp.
-
-    Args:
-        profile: The model.
     """
     h = Hyperparameters(profile)
     heads = h.each("attention.head_count")

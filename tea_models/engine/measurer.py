@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
     from tea_models.engine.probe import Prober, RefusedError
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 # The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
 _LARGEST_MEASURED = 1 << 22
@@ -34,12 +34,7 @@ class Measurer(Protocol):
 
 
 class Measured:
-    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts.
-
-    Args:
-        prober: The dry run.
-        profile: The model.
-    """
+    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts."""
 
     def __init__(self, prober: Prober, profile: ModelProfile) -> None:
         self.reason = ""

@@ -16,11 +16,11 @@ import shutil
 import tempfile
 import weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
@@ -45,36 +45,17 @@ class EngineInfo:
         version: Version of llama-cpp-python.
         system: Features of the processor that the build uses.
         gpu_offload: The build can use a GPU.
-        mmap: It can map a file into memory.
-        mlock: It can keep a model from being swapped.
         gpus: Devices beside the processor.
     """
 
     version: str
     system: str
     gpu_offload: bool
-    mmap: bool
-    mlock: bool
     gpus: tuple[Gpu, ...]
 
 
 class RefusedError(ProbeError):
     """The engine refuses one combination of settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeTarget:
-    """The model to measure.
-
-    Attributes:
-        header_sha256: SHA-256 of the header, under which answers are kept.
-        path: The (first) file, if it is on this machine.
-        model: Its open headers, to write sparse files from, if it is not.
-    """
-
-    header_sha256: str
-    path: Path | None = None
-    model: ModelFiles | None = field(default=None, repr=False, compare=False)
 
 
 def engine_version() -> str | None:
@@ -115,19 +96,19 @@ def engine_info(
     build = engine_build()
     file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
     if file is not None:
-        known = _read_json(file)
-        if isinstance(known.get("engine"), dict) and known["engine"].get("gpu_offload") is False:
-            try:
+        known = read_kept(file)
+        try:
+            if known["engine"]["gpu_offload"] is False:
                 return _engine([known])
-            except (KeyError, TypeError):
-                pass  # damaged; ask again
+        except (KeyError, TypeError):
+            pass  # none, or damaged: ask again
     process = _start(environ)
     try:
         documents = process.ask({"points": []}, timeout)
     finally:
         process.close()
     if file is not None:
-        _write_json(file, next((document for document in documents if "engine" in document), {}))
+        keep(file, next((document for document in documents if "engine" in document), {}))
     return _engine(documents)
 
 
@@ -135,7 +116,8 @@ class Prober:
     """Measures one model; keeps the answers.
 
     Args:
-        target: The model.
+        header_sha256: SHA-256 of the model's header, under which answers are kept.
+        model: Its (first) file; or its open headers, from which sparse files are written.
         cache_dir: Where answers are kept, or None to keep none. An unwritable folder is no error.
         environ: The environment of the subprocess; by default that of this process.
         timeout: Seconds that a dry run may take.
@@ -143,19 +125,20 @@ class Prober:
 
     def __init__(
         self,
-        target: ProbeTarget,
+        header_sha256: str,
+        model: Path | ModelFiles,
         *,
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self._target = target
+        self._model = model
         self._environ = environ
         self._timeout = timeout
         build = engine_build()
         if build is None:
             raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-        self._file = cache_dir / f"{target.header_sha256[:32]}-{build}.json" if cache_dir else None
+        self._file = cache_dir / f"{header_sha256[:32]}-{build}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
         self._process: ProbeProcess | None = None
         self._path: Path | None = None
@@ -165,9 +148,6 @@ class Prober:
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
         """Measure combinations of settings, all unknown ones in one question to the engine.
-
-        Args:
-            points: The combinations.
 
         Returns:
             For each point, what it takes, or why the engine refuses it.
@@ -192,7 +172,7 @@ class Prober:
     def _measure(self, points: list[EngineSettings]) -> None:
         self.runs += 1
         if self._path is None:
-            self._path = self._opened.enter_context(_model_file(self._target))
+            self._path = self._opened.enter_context(_model_file(self._model))
         request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
             documents = self._ask(request)
@@ -222,37 +202,19 @@ class Prober:
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             return {}
-        document = _read_json(self._file)
-        points = document.get("points") if document.get("format") == _FORMAT else None
+        document = read_kept(self._file)
+        current = isinstance(document, dict) and document.get("format") == _FORMAT
+        points = document.get("points") if current else None
         return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
 
     def _write_cache(self) -> None:
-        if self._file is None:
-            return
-        merged = self._read_cache() | self._known
-        _write_json(self._file, {"format": _FORMAT, "points": merged})
+        if self._file is not None:
+            keep(self._file, {"format": _FORMAT, "points": self._read_cache() | self._known})
 
 
 def _key(point: EngineSettings) -> str:
     """What memory depends on as a text, the same in every run."""
     return json.dumps(point.deciding_memory(), sort_keys=True)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _write_json(file: Path, document: dict[str, Any]) -> None:
-    """Keep an answer; a store that can't be written is no reason not to give it."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(document), durable=False)
-    except OSError:
-        return
 
 
 def _complete(value: Any) -> bool:
@@ -280,7 +242,7 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
         weights=weights + (repacked if mapped else 0),
         kv_cache=document["kv_cache"],
         compute=document["compute"],
-        overhead=load["rss"] + document["output"] + LIBRARIES,
+        overhead=(load["rss"] or ENGINE) + document["output"] + LIBRARIES,
         method="measured",
         n_ctx=document["n_ctx"],
         flash_attn=document["flash_attn"],
@@ -290,6 +252,8 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     )
 
 
+#: Python with the engine loaded, where no process tells.
+ENGINE = 80 * 1024 * 1024
 #: What the runtime's own libraries take beside Python, the engine and the tokenizer.
 LIBRARIES = 32 * 1024 * 1024
 
@@ -311,23 +275,19 @@ def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
         version=document["version"],
         system=document["system"],
         gpu_offload=document["gpu_offload"],
-        mmap=document["mmap"],
-        mlock=document["mlock"],
         gpus=gpus,
     )
 
 
 @contextmanager
-def _model_file(target: ProbeTarget) -> Iterator[Path]:
+def _model_file(model: Path | ModelFiles) -> Iterator[Path]:
     """The file to open: the model itself, or a sparse one with only its header."""
-    if target.path is not None:
-        yield target.path
+    if isinstance(model, Path):
+        yield model
         return
-    if target.model is None:
-        raise ProbeError("there is neither a file nor a header to measure")
     folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
     try:
-        for file, header, source in zip(target.model.files, target.model.headers, target.model.sources, strict=True):
+        for file, header, source in zip(model.files, model.headers, model.sources, strict=True):
             # Shards find each other by their names.
             with (folder / Path(file.name).name).open("wb") as sparse:
                 at = 0
@@ -338,7 +298,7 @@ def _model_file(target: ProbeTarget) -> Iterator[Path]:
                     sparse.write(part)
                     at += len(part)
                 sparse.truncate(max(file.size, header.data_offset))
-        yield folder / Path(target.model.files[0].name).name
+        yield folder / Path(model.files[0].name).name
     except OSError as error:
         raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
     finally:

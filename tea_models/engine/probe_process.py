@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -61,8 +62,11 @@ class ProbeProcess:
         except OSError as error:
             self._stderr.close()
             raise ProbeError(f"the dry run can't be started: {error.strerror or error}") from None
-        self._buffer = b""
-        self.close = weakref.finalize(self, _end, self._process, self._stderr)
+        # A thread, because not every system can wait for a pipe with a time limit.
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read_lines, args=(self._process.stdout, self._lines), daemon=True)
+        reader.start()
+        self.close = weakref.finalize(self, _end, self._process, self._stderr, reader)
 
     @property
     def ended(self) -> bool:
@@ -107,18 +111,10 @@ class ProbeProcess:
 
     def _line(self, deadline: float, timeout: float) -> bytes | None:
         """The next line of the answer; None where the process ended."""
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ProbeError(f"the dry run of llama.cpp took longer than {timeout:.0f} s")
-                part = os.read(self._process.stdout.fileno(), 1 << 16)
-                if not part:
-                    return None
-                self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+        try:
+            return self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise ProbeError(f"the dry run of llama.cpp took longer than {timeout:.0f} s") from None
 
     def _why(self) -> str:
         """How it ended, with the line of its stderr that tells most."""
@@ -138,10 +134,19 @@ class ProbeProcess:
         return f"{what}: {telling[:300]}" if telling else what
 
 
-def _end(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+def _read_lines(stdout: IO[bytes] | None, lines: queue.SimpleQueue[bytes | None]) -> None:
+    assert stdout is not None
+    with stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def _end(process: subprocess.Popen[bytes], stderr: IO[bytes], reader: threading.Thread) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout, stderr):
+    reader.join(timeout=5)
+    for pipe in (process.stdin, stderr):  # stdout ends with its reader
         try:
             if pipe is not None:
                 pipe.close()

@@ -21,20 +21,9 @@ import sys
 from typing import Any
 
 MIB = 1024 * 1024
-_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}  # fmt: skip - ggml_type, ggml.h
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
 _SIZE = re.compile(r"(\S+)\s+(model|output|KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
-_CACHE = re.compile(r"size =\s*([0-9.]+) MiB \(\s*(\d+) cells,\s*(\d+) layers")
+_CACHE = re.compile(r"size =\s*([0-9.]+) MiB \(\s*\d+ cells,\s*\d+ layers")
 _ERROR_LEVEL, _CONTINUE_LEVEL, _DEBUG_LEVEL = 4, 5, 1
 
 
@@ -71,10 +60,10 @@ class _Log:
                 found[match[1]] = found.get(match[1], 0) + round(float(match[3]) * MIB)
         return found
 
-    def caches(self) -> list[dict[str, Any]]:
-        """The parts of the KV cache, as logged."""
+    def caches(self) -> list[int]:
+        """Bytes of each part of the KV cache, as logged."""
         matches = (_CACHE.search(line) for line in self.lines if "K (" in line or "R (" in line)
-        return [{"size": round(float(m[1]) * MIB), "cells": int(m[2]), "layers": int(m[3])} for m in matches if m]
+        return [round(float(match[1]) * MIB) for match in matches if match]
 
     def flash_attention(self) -> bool | None:
         for line in reversed(self.lines):
@@ -160,8 +149,10 @@ def _resident() -> int:
                     return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return 0  # Windows; whoever asked has an estimate
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -169,11 +160,9 @@ def _resident() -> int:
 def _context_parameters(engine: Any, point: dict[str, Any]) -> Any:
     parameters = engine.llama_context_default_params()
     for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "swa_full", "embeddings", "offload_kqv",
-                 "pooling_type", "n_threads", "n_threads_batch", "kv_unified"):  # fmt: skip
+                 "type_k", "type_v", "pooling_type", "n_threads", "n_threads_batch", "kv_unified"):  # fmt: skip
         if point.get(name) is not None:
             setattr(parameters, name, point[name])
-    parameters.type_k = _TYPES[point.get("type_k", "f16")]
-    parameters.type_v = _TYPES[point.get("type_v", "f16")]
     wanted = point.get("flash_attn")
     parameters.flash_attn_type = -1 if wanted is None else int(wanted)
     return parameters
@@ -187,7 +176,7 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
     try:
         caches = log.caches()
         logged_compute = sum(log.sizes("compute").values())
-        logged_cache = sum(part["size"] for part in caches)
+        logged_cache = sum(caches)
         rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else None
         # Each logged number is off by at most half of 0.01 MiB.
         slack = (len(caches) + 4) * MIB // 100
@@ -203,7 +192,6 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
             "output": sum(log.sizes("output").values()),
             "exact": rows is not None,
             "buffers": rows,
-            "caches": caches,
             "flash_attn": log.flash_attention() if point.get("flash_attn") is None else bool(point["flash_attn"]),
         }
     finally:
@@ -229,8 +217,6 @@ class _Session:
             "version": engine.__version__,
             "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
             "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-            "mmap": bool(engine.llama_supports_mmap()),
-            "mlock": bool(engine.llama_supports_mlock()),
             "devices": _devices(engine),
         }
 
@@ -269,9 +255,12 @@ class _Session:
 
 def main() -> None:
     """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
-    import resource
+    try:
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except ImportError:
+        pass  # Windows writes no core files
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.bytes_source import ByteSource, BytesSource, FileSource
-from tea_models.gguf.header import Header, TensorInfo, Value, read_header
+from tea_models.gguf.header import Header, TensorInfo, Value, read_header, size_by_header
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "check_loadable",
     "check_tokenizable",
     "read_header",
+    "size_by_header",
 ]

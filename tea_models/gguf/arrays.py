@@ -11,7 +11,7 @@ from tea_models.gguf.types import SCALARS, ValueType
 from tea_models.gguf.window import MAX_HEADER, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 LENGTHS = {"little": struct.Struct("<Q"), "big": struct.Struct(">Q")}
 MAX_DEPTH = 64
@@ -113,23 +113,9 @@ class ArrayValue:
             )
         return [found[index] for index in indices]
 
-    def find(self, texts: Iterable[str]) -> dict[str, int]:
-        """Indices of the first string equal to each text, for those that are there."""
-        left = {text: self._encoded(text) for text in texts}
-        found: dict[str, int] = {}
-        for part in self._parts():
-            for text in list(left):
-                index = self._search(part, left[text])
-                if index is not None:
-                    found[text] = index
-                    del left[text]
-            if not left:
-                break
-        return found
-
     def find_first(self, texts: Sequence[str]) -> tuple[str, int] | None:
         """Of some texts the first one that is among the strings, with its index."""
-        needles = [(text, self._encoded(text)) for text in texts]
+        needles = [(text, self._length.pack(len(raw := text.encode())) + raw) for text in texts]
         best: tuple[str, int] | None = None
         for part in self._parts():
             for rank, (text, needle) in enumerate(needles):
@@ -139,10 +125,6 @@ class ArrayValue:
                     del needles[rank:]  # only what comes before it can still win
                     break
         return best
-
-    def _encoded(self, text: str) -> bytes:
-        encoded = text.encode()
-        return self._length.pack(len(encoded)) + encoded
 
     def _search(self, part: _Part, needle: bytes) -> int | None:
         """Index of the string that is `needle`, length and text, within a part of the array."""

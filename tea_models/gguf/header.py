@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tea_models.errors import MalformedGGUFError
+from tea_models.errors import MalformedGGUFError, TeaModelsError
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.gguf.types import GGML_TYPES, REMOVED_GGML_TYPES, SCALARS, GgmlType, ValueType
@@ -140,6 +140,16 @@ def read_header(source: ByteSource) -> Header:
         notes=tuple(reader.notes),
         source=source,
     )
+
+
+def size_by_header(source: ByteSource) -> int | None:
+    """How big the file must be that a source is the beginning of; None if its header can't be read (yet)."""
+    try:
+        header = read_header(source)
+    except TeaModelsError:
+        return None
+    ends = [header.data_offset + info.offset + info.size for info in header.tensors]
+    return max(ends, default=header.header_size)
 
 
 def _read_version(source: ByteSource) -> tuple[int, str]:

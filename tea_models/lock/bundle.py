@@ -18,18 +18,18 @@ import json
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tea_models.disk.atomic import replacing_document
+from tea_models.disk.regular import open_regular
 from tea_models.errors import (
     ChecksumMismatchError,
     MissingFileError,
     TeaModelsError,
     UsageError,
 )
-from tea_models.files import Source, public
 from tea_models.gguf import FileSource, read_header
-from tea_models.lock.document import Lock, LockedModel, format_lock, read_lock
 from tea_models.lock.pins import make_lock
 from tea_models.lock.tarball import END, header, padding
 from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile, unpack_bundle
+from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
     """
     with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller)
-        store = Store(caller.settings.store_dir)
+        store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in _located(store, model)]
-        unique = {item.sha256: item for item in files}
+        unique = {item.record.sha256: item for item in files}
         small = {
-            MANIFEST: json.dumps(_manifest(files), indent=2, ensure_ascii=True) + "\n",
+            MANIFEST: json.dumps({"schema": SCHEMA, "files": [file.manifest() for file in files]}, indent=2) + "\n",
             LOCK: format_lock(lock),
             LICENSES: _licenses(files),
             **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
@@ -78,7 +78,7 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
 
 def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
     """The lock that goes into the bundle: made for its models by name, since their `models.yaml` does not go along."""
-    if not lock_path.is_file():
+    if not lock_path.exists():
         if not names:
             raise MissingFileError(f"{lock_path}: no such file", hint="tea-models lock, or name the models to bundle")
         return make_lock(names, caller, names=names)
@@ -94,40 +94,34 @@ def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
     for file in model.files:
         path = store.path_of(file)
         if path is None:
+            for item in store.installed():
+                if item.state == "changed" and item.record.means(file):
+                    raise store.mismatch(item.record, "the file in the store is broken: tea-models verify --repair")
             raise MissingFileError(
                 f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
             )
-        record = store.record_of(path)
         assert file.sha256 is not None
-        yield BundledFile(
-            name=model.reference,
-            filename=file.filename,
-            size=path.stat().st_size,
-            sha256=file.sha256,
-            source=_source(file.sources, record),
-            revision=next((source.revision for source in file.sources if source.revision), None),
-            license=model.license,
-            path=path,
-            status="bundled",
+        source = file.sources[0]
+        revision = next((source.revision for source in file.sources if source.revision), None)
+        values = (
+            file.filename,
+            path.stat().st_size,
+            file.sha256,
+            model.reference,
+            str(source),
+            revision,
+            model.license,
         )
-
-
-def _source(sources: tuple[Source, ...], record: Record | None) -> str:
-    return str(sources[0]) if sources else public(record.source) if record else ""
-
-
-def _manifest(files: list[BundledFile]) -> dict[str, Any]:
-    keys = ("name", "filename", "size", "sha256", "source", "revision", "license")
-    return {"schema": SCHEMA, "files": [{key: getattr(file, key) for key in keys} for file in files]}
+        yield BundledFile(Record(*values), path, "bundled")
 
 
 def _licenses(files: list[BundledFile]) -> str:
     lines = ["The licences of the models in this bundle. Whoever gets the bundle gets them under these.", ""]
     for file in files:
         lines += [
-            f"{file.name}  {file.filename}",
-            f"  licence  {file.license or 'unknown'}",
-            f"  source   {file.source}",
+            f"{file.record.model}  {file.record.filename}",
+            f"  licence  {file.record.license or 'unknown'}",
+            f"  source   {file.record.source}",
         ]
         lines += [f"  {key}  {value}" for key, value in _license_metadata(file.path)]
         lines.append("")
@@ -144,26 +138,26 @@ def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
 def _profiles(store: Store, files: Any) -> Iterator[tuple[str, str]]:
     for file in files:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            yield file.sha256, store.profile_path(file.path).read_text("utf-8")
+            yield file.record.sha256, store.profile_path(file.path).read_text("utf-8")
 
 
 def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress) -> None:
-    progress.start(output.name, sum(model.size for model in models), 0)
+    progress.start(output.name, sum(model.record.size for model in models), 0)
     try:
         for model in models:
-            file.write(header(f"models/{model.sha256}", model.size))
+            file.write(header(f"models/{model.record.sha256}", model.record.size))
             digest, copied = hashlib.sha256(), 0
-            with model.path.open("rb") as reader:
-                while chunk := reader.read(min(1 << 20, model.size - copied)):
+            with open_regular(model.path) as reader:
+                while chunk := reader.read(min(1 << 20, model.record.size - copied)):
                     digest.update(chunk)
                     file.write(chunk)
                     copied += len(chunk)
                     progress.advance(len(chunk))
-            if digest.hexdigest() != model.sha256 or copied != model.size:
+            if digest.hexdigest() != model.record.sha256 or copied != model.record.size:
                 hint = "the file in the store is broken: tea-models verify --repair"
                 raise ChecksumMismatchError(
-                    str(model.path), expected=model.sha256, actual=digest.hexdigest(), hint=hint
+                    str(model.path), expected=model.record.sha256, actual=digest.hexdigest(), hint=hint
                 )
-            file.write(padding(model.size))
+            file.write(padding(model.record.size))
     finally:
         progress.finish()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tea_models.engine.catalog import Catalog, Host, load_catalog
 from tea_models.engine.install import Wanted, install
 from tea_models.engine.installed import installed_engine
 from tea_models.engine.wheel_cache import WheelCache
 from tea_models.errors import LockError, MissingFileError, OfflineError
+from tea_models.registry.engines import Catalog, Host, load_catalog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.engine.catalog import Prebuilt
     from tea_models.engine.installed import InstalledEngine
+    from tea_models.registry.engines import Prebuilt
 
 
 def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -> Catalog:

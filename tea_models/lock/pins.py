@@ -8,18 +8,18 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tea_models.errors import LockError, NotAvailableError, UsageError
+from tea_models.errors import IntegrityError, LockError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import read_header
-from tea_models.lock.document import Lock, LockedModel, read_lock, write_lock
 from tea_models.lock.engine import lock_engine
 from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
+from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
-from tea_models.verbs.pull import measured, pull_artifact
+from tea_models.verbs.pull import measured, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,7 +58,7 @@ def update_lock(
         UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
         TeaModelsError: As for `make_lock` and `read_lock`.
     """
-    old = read_lock(path) if path.is_file() else None
+    old = read_lock(path) if path.exists() else None
     renewed: bool | list[str] = upgrade
     some = [text for text in given if not _is_yaml(text)]
     if upgrade and some and old is not None and all(public(text) in old.models for text in some):
@@ -136,23 +136,23 @@ def asked_for(lock: Lock, folder: Path) -> list[str]:
     return wanted(folder, lock.inputs, lock.names) if named else list(lock.models)
 
 
-def outdated(lock: Lock, folder: Path, settings: Settings, registry: Registry | None = None) -> list[str]:
+def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
     """Why a lock does not say what its project asks for: a sentence each; empty if it is up to date. Fetches nothing.
 
     Args:
         lock: The lock.
         folder: Where it lies, with its inputs.
         settings: Which registries there are.
-        registry: The registry, if it was loaded before.
 
     Raises:
         MissingFileError, ConfigError: An input or a registry can't be read.
+        IntegrityError: A registry of the project says that the same place has other bytes.
     """
     asked = asked_for(lock, folder)
     reasons = [f"{text} is asked for and not locked" for text in asked if public(text) not in lock.models]
     shown = {public(text) for text in asked}
     reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
-    return reasons + _repinned(lock, settings, registry)
+    return [*reasons, *_contradicted(lock, Registry.load(settings)).values()]
 
 
 def make_lock(
@@ -185,7 +185,7 @@ def make_lock(
     registry = Registry.load(caller.settings)
     kept = dict(old.models) if old is not None else {}
     if old is not None:
-        for text in _repinned_references(old, registry):
+        for text in _contradicted(old, registry):
             kept.pop(text)
     if upgrade is True:
         kept = {}
@@ -231,10 +231,10 @@ def _committed(source: Source, caller: Caller) -> Source:
 
 
 def _template_of(artifact: Artifact, caller: Caller) -> str | None:
-    path = Store(caller.settings.store_dir).path_of(artifact.files[0])
+    path = Store.of(caller.settings).path_of(artifact.files[0])
     if path is None and artifact.files[0].whole and not caller.settings.offline:
         caller.note(f"{artifact.reference}: pulling it, because its chat template can only be read from the whole file")
-        path = pull_artifact(artifact, caller)[0].path
+        path = pull_artifacts([artifact], caller)[0].path
     try:
         return template_sha256(artifact.files[0], path, caller)
     except NotAvailableError as error:
@@ -259,17 +259,15 @@ def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str |
     return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _repinned(lock: Lock, settings: Settings, registry: Registry | None) -> list[str]:
-    registry = registry or Registry.load(settings)
-    return [f"{text} has other hashes in the registry now" for text in _repinned_references(lock, registry)]
-
-
-def _repinned_references(lock: Lock, registry: Registry) -> list[str]:
-    """Locked names that a registry of the user or the project pins differently now.
+def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
+    """Locked names of which a registry of the user or the project says something else now, each with what.
 
     The built-in registry does not count: a new release of this program must not put every lock out of date.
+
+    Raises:
+        IntegrityError: The lock and the registry name the same place at the same commit, and other bytes there.
     """
-    found = []
+    found = {}
     for text, model in lock.models.items():
         reference = parse_reference(text)
         if not isinstance(reference, NameRef):
@@ -280,10 +278,20 @@ def _repinned_references(lock: Lock, registry: Registry) -> list[str]:
             continue
         if entry.origin == "built-in":
             continue
-        now = {file.filename: file.sha256 for file in variant.files}
-        locked = {file.filename: file.sha256 for file in model.files}
-        if set(now) != set(locked) or any(now[name] not in (None, locked[name]) for name in now):
-            found.append(text)
+        now = {file.filename: file for file in variant.files}
+        locked = {file.filename: file for file in model.files}
+        other = [name for name in now if name in locked and now[name].sha256 not in (None, locked[name].sha256)]
+        for name in other:
+            if set(now[name].sources) & {source for source in locked[name].sources if source.revision}:
+                raise IntegrityError(
+                    f"{text}: {name} is {locked[name].sha256} in the lock and {now[name].sha256} in {entry.origin},"
+                    " from the same place at the same revision",
+                    hint="one of the two was altered; what is right, the source's host says",
+                )
+        if other or set(now) != set(locked):
+            found[text] = f"{text} has other hashes in the registry now"
+        elif (model.resolved, model.license) != (f"{entry.name}:{variant.name}", entry.license):
+            found[text] = f"{text} has another variant or licence in the registry now"
     return found
 
 

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.disk.hashing import sha256_file
+from tea_models.disk.hashing import sha256_files
 from tea_models.errors import (
-    ChecksumMismatchError,
+    IntegrityError,
     LockError,
     MissingFileError,
     OfflineError,
-    SizeMismatchError,
 )
-from tea_models.lock.document import Lock, parse_lock, read_lock, write_lock
 from tea_models.lock.engine import sync_engine
-from tea_models.lock.pins import asked_for, make_lock, outdated, require_current
+from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
+from tea_models.lock.projects import locked_elsewhere, remember_lock
 from tea_models.lock.requirements import MODELS_FILE, combined
 from tea_models.lock.unbundle import unpack_bundle
-from tea_models.store import Store, means
-from tea_models.verbs.pull import PullResult, pull_artifact
+from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
+from tea_models.store import Store, stamp_of
+from tea_models.verbs.pull import PullResult, Status, pull_artifacts
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.files import ModelFile
-    from tea_models.lock.document import LockedModel
     from tea_models.store import Record
+
+Prune = Literal["unlocked", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,10 @@ def sync(
     caller: Caller,
     *,
     frozen: bool = False,
-    prune: bool = False,
+    prune: Prune | None = None,
     bundle: Path | None = None,
+    verify: bool = False,
+    repair: bool = False,
 ) -> SyncReport:
     """Make the store hold what a lock says.
 
@@ -73,42 +76,51 @@ def sync(
         caller: Its settings name the store and the hosts; told about bytes as they arrive.
         frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
             does not have the locked hash instead of fetching it again.
-        prune: Remove models that the lock does not have.
+        prune: Remove models that the lock does not have: `unlocked`, those that no lock has that this store knows of;
+            `all`, those of other projects too.
         bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
+        verify: Hash every locked file, also one that has not changed since it was hashed last.
+        repair: Fetch again what does not have the locked hash, also if `frozen`.
 
     Raises:
         LockError: `frozen`, and the lock is out of date.
         MissingFileError: `frozen` or offline, and there is no lock.
         OfflineError: Offline, and a locked file is not in the store.
-        IntegrityError: A file does not have the locked size or hash.
+        IntegrityError: A file does not have the locked size or hash, or the lock contradicts the file.
         NotAvailableError: No source can be reached.
         EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
-    taken = bundle is not None and _take_bundle(bundle, lock_path, caller)
+    taken, repaired = _take_bundle(bundle, lock_path, caller) if bundle is not None else (False, frozenset())
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)
-    updated = updated or taken
-    offline = caller.settings.offline
-    store = Store(caller.settings.store_dir)
-    files: list[PullResult] = []
-    for model in lock.models.values():
-        if frozen or offline:
-            _refuse_changed(store, model)
-        if offline:
-            files += [_checked(store, model, file) for file in model.files]
-        else:
-            files += pull_artifact(model.artifact(), caller)
+    store = Store.of(caller.settings)
+    broken = _broken(store, lock, caller, everything=verify)
+    if broken and (caller.settings.offline or (frozen and not repair)):
+        hint = "something changed it after it was verified: `tea-models sync --frozen --repair` fetches it again"
+        raise store.mismatch(broken[0], hint)
+    for record in broken:
+        path = store.root / record.file
+        caller.note(f"{path} does not hold the locked bytes; moved to {store.set_aside(path)}")
+    files = _files(store, lock, caller, repaired | {record.sha256 for record in broken})
+    _check_templates(lock, files, caller, everything=verify)
+    locked = {file.sha256 for file in lock.files}
+    if not caller.settings.offline:
+        remember_lock(store, lock_path, locked)
     engine = None
     if lock.engine is not None:
-        engine = sync_engine(lock.engine, caller, only_check=offline and bundle is None)
-    extra = [record for record in store.records() if not _locked(record, lock)]
+        engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and bundle is None)
+    extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
-    if prune and not offline:
+    if prune is not None and not caller.settings.offline:
+        kept = {} if prune == "all" else locked_elsewhere(store, lock_path)
         for record in extra:
-            store.remove(store.root / record.file)
-            removed.append(record)
+            if record.sha256 in kept:
+                caller.note(f"kept {record.file}: locked by {kept[record.sha256]} (--prune=all removes it too)")
+            else:
+                store.remove(store.root / record.file)
+                removed.append(record)
     return SyncReport(
         lock=str(lock_path),
-        updated=updated,
+        updated=updated or taken,
         files=tuple(files),
         extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
         removed=tuple(str(store.root / record.file) for record in removed),
@@ -116,21 +128,84 @@ def sync(
     )
 
 
-def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> bool:
+def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str]) -> list[PullResult]:
+    """The locked files in the order of the lock; what the store lacks is brought."""
+    files: dict[str, list[PullResult]] = {}
+    lacking = []
+    known = {store.root / record.file: record for record in store.records()}
+    for model in lock.models.values():
+        paths = store.paths_of(model.files)
+        if paths is None or any(path.name != file.filename for path, file in zip(paths, model.files, strict=True)):
+            lacking.append(model)
+            continue
+        files[model.reference] = [
+            PullResult.of(
+                model.reference, known[path], path, "repaired" if known[path].sha256 in repaired else "present"
+            )
+            for path in paths
+        ]
+    if lacking and caller.settings.offline:
+        raise OfflineError(
+            f"{lacking[0].reference}: {lacking[0].files[0].filename} is not in the store ({store.root}), and nothing"
+            " may be fetched",
+            hint="tea-models sync, or sync --from models.tar, brings it",
+        )
+    for result in pull_artifacts([model.artifact() for model in lacking], caller):
+        status: Status = "repaired" if result.sha256 in repaired else result.status
+        files.setdefault(result.name, []).append(replace(result, status=status))
+    return [result for model in lock.models.values() for result in files[model.reference]]
+
+
+def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> list[Record]:
+    """Recorded files that were found to have locked bytes and do not have them any more."""
+    locked = {file.sha256 for file in lock.files}
+    items = [item for item in store.installed() if item.state != "missing" and item.record.sha256 in locked]
+    if not everything:
+        return [item.record for item in items if not store.intact(item.record)]
+    stamps = [stamp_of(item.path.stat()) for item in items]
+    caller.progress.start(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps), 0)
+    try:
+        digests = sha256_files([item.path for item in items], caller.progress.advance)
+    finally:
+        caller.progress.finish()
+    broken = []
+    for item, stamp, digest in zip(items, stamps, digests, strict=True):
+        if digest == item.record.sha256:
+            store.confirm(item.record, stamp)
+        else:
+            broken.append(item.record)
+    return broken
+
+
+def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, everything: bool) -> None:
+    """Compare the chat templates of what was brought with what the lock says about them."""
+    first = {result.sha256: result for result in files}
+    for model in lock.models.values():
+        result = first.get(str(model.files[0].sha256))
+        if model.template_sha256 is None or result is None or (result.status == "present" and not everything):
+            continue
+        found = template_sha256(model.files[0], result.path, caller)
+        if found != model.template_sha256:
+            raise IntegrityError(
+                f"{model.reference}: the lock says template_sha256 {model.template_sha256}, the file's is {found}",
+                hint="the lock was altered: tea-models lock --upgrade writes it anew",
+            )
+
+
+def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:
     """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
 
     Returns:
-        Whether the lock was written.
+        Whether the lock was written; and the hashes of files that were broken in the store.
     """
-    if lock_path.is_file():
-        models = read_lock(lock_path).models.values()
-        only = frozenset(str(file.sha256) for model in models for file in model.files)
-        unpack_bundle(bundle, caller, only=only)
-        return False
-    unpacked = unpack_bundle(bundle, caller)
+    only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
+    unpacked = unpack_bundle(bundle, caller, only=only)
+    repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")
+    if only is not None:
+        return False, repaired
     lock = parse_lock(unpacked.lock_text, f"{bundle}: models.lock")
     caller.note(f"writing {lock_path}: taken from {bundle}")
-    return write_lock(lock_path, lock)
+    return write_lock(lock_path, lock), repaired
 
 
 def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bool]:
@@ -139,7 +214,7 @@ def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bo
         lock = read_lock(path)
         require_current(lock, path, settings)
         return lock, False
-    old = read_lock(path) if path.is_file() else None
+    old = read_lock(path) if path.exists() else None
     reasons = outdated(old, path.parent, settings) if old is not None else [f"{path} is not there"]
     if old is not None and not reasons:
         return old, False
@@ -158,38 +233,3 @@ def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bo
     lock = make_lock(asked, caller, inputs=combined([beside, lock.inputs]), names=lock.names, old=old)
     write_lock(path, lock)
     return lock, True
-
-
-def _refuse_changed(store: Store, model: LockedModel) -> None:
-    """Refuse a file of the store that was recorded with the locked hash and does not have it any more.
-
-    Raises:
-        ChecksumMismatchError, SizeMismatchError: Its bytes are others.
-    """
-    for file in model.files:
-        for item in store.installed():
-            if item.state != "changed" or not means(item.record, file) or store.intact(item.record):
-                continue
-            hint = "something changed it after it was verified: `tea-models verify --repair` fetches it again"
-            size = item.path.stat().st_size
-            if size != item.record.size:
-                raise SizeMismatchError(str(item.path), expected=item.record.size, actual=size, hint=hint)
-            raise ChecksumMismatchError(
-                str(item.path), expected=item.record.sha256, actual=sha256_file(item.path), hint=hint
-            )
-
-
-def _checked(store: Store, model: LockedModel, file: ModelFile) -> PullResult:
-    path = store.path_of(file)
-    if path is None:
-        raise OfflineError(
-            f"{model.reference}: {file.filename} is not in the store ({store.root}), and nothing may be fetched",
-            hint="tea-models sync, or sync --from models.tar, brings it",
-        )
-    record = store.record_of(path)
-    assert record is not None
-    return PullResult(model.reference, path, record.size, record.sha256, record.source, record.revision, "present")
-
-
-def _locked(record: Record, lock: Lock) -> bool:
-    return any(file.sha256 == record.sha256 for model in lock.models.values() for file in model.files)

@@ -84,24 +84,15 @@ class Reader:
         return data
 
     def _parse(self, block: bytes) -> tuple[str, int]:
-        total = sum(block[:148]) + 8 * 0x20 + sum(block[156:])
-        if self._number(block[148:156]) != total:
-            raise self._broken("it is no tar file, or it is damaged (a header's checksum is wrong)")
-        name = block[:100].rstrip(b"\0").decode("latin-1")
-        if block[156:157] not in (b"0", b"\0") or block[345:500].strip(b"\0"):
-            raise self._broken(f"{name[:60]!r} is no plain file, and a bundle has nothing else")
-        size = self._number(block[124:136])
-        if not _NAME.match(name) or not 0 <= size < _MAX_SIZE:
-            raise self._broken(f"a member has the name {name[:60]!r} and {size:,} bytes, which no bundle has")
-        return name, size
-
-    def _number(self, field: bytes) -> int:
-        if field[0] == 0x80:  # GNU's base 256
-            return int.from_bytes(field[1:], "big")
-        digits = field.strip(b" \0")
-        if not digits or any(digit not in b"01234567" for digit in digits):
-            return -1
-        return int(digits, 8)
+        try:
+            info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
+        except tarfile.HeaderError as error:
+            raise self._broken(f"it is no tar file, or it is damaged ({error})") from None
+        if not info.isreg() or info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise self._broken(f"{info.name[:60]!r} is no plain file, and a bundle has nothing else")
+        if not _NAME.match(info.name) or not 0 <= info.size < _MAX_SIZE:
+            raise self._broken(f"a member has the name {info.name[:60]!r} and {info.size:,} bytes, which no bundle has")
+        return info.name, info.size
 
     def _broken(self, problem: str) -> IntegrityError:
         return IntegrityError(f"{self._name}: {problem}", hint="copy the bundle again, or make it again")

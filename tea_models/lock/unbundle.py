@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tea_models.disk.regular import writing_own
+from tea_models.disk.regular import open_regular, writing_own
+from tea_models.disk.space import check_space
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, StoreError, UsageError
+from tea_models.files import ModelFile, Source
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.tarball import Reader
 from tea_models.refs import parse_reference
-from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, remove_partial, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
+from tea_models.yamlfile import newer_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +30,7 @@ SCHEMA: Final = "tea.bundle/1"
 MANIFEST: Final = "tea-bundle.json"
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 _MAX_SMALL: Final = 16 << 20
 _AGAIN: Final = "copy the bundle again, or make it again with `tea-models bundle`"
 
@@ -36,30 +40,24 @@ class BundledFile:
     """A model file of a bundle.
 
     Attributes:
-        name: The reference in the lock that it belongs to.
-        filename: Its upstream name.
-        size: Bytes.
-        sha256: Of its bytes.
-        source: Where they came from.
-        revision: Commit or version, if the source has one.
-        license: Its licence, if known.
+        record: What the bundle says about it; `model` is the reference in the lock that it belongs to.
         path: Where it lies in the store.
-        status: `bundled`; or, when a bundle is read, `unpacked` or `present` (the store had it).
+        status: `bundled`; or, when a bundle is read, `unpacked`, `present` (the store had it) or `repaired` (the store
+            had other bytes in its place).
     """
 
-    name: str
-    filename: str
-    size: int
-    sha256: str
-    source: str
-    revision: str | None
-    license: str | None
+    record: Record
     path: Path
-    status: Literal["bundled", "unpacked", "present"]
+    status: Literal["bundled", "unpacked", "present", "repaired"]
+
+    def manifest(self) -> dict[str, Any]:
+        """As the bundle's own list has it."""
+        names = ("size", "sha256", "source", "revision", "license")
+        document = {name: getattr(self.record, name) for name in names}
+        return {"name": self.record.model, "filename": self.record.filename} | document
 
     def to_json(self) -> dict[str, Any]:
-        names = ("name", "filename", "size", "sha256", "source", "revision", "license", "status")
-        return {name: getattr(self, name) for name in names} | {"path": str(self.path)}
+        return self.manifest() | {"status": self.status, "path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = N
     try:
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             caller.progress.start(path.name, path.stat().st_size, 0)
             try:
                 return _Unpacking(path, file, caller, only).run()
@@ -108,13 +106,24 @@ def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = N
 class _FileModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str
+    name: Line
     filename: str
     size: int = Field(gt=0, lt=1 << 50)
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    source: str
-    revision: str | None = None
-    license: str | None = None
+    source: Line
+    revision: Line | None = None
+    license: Line | None = None
+
+    def record(self) -> Record:
+        """What it says, checked.
+
+        Raises:
+            UsageError, StoreError: It names what can't be.
+        """
+        check_name(self.filename)
+        Source.parse(self.source)
+        parse_reference(self.name)
+        return Record(self.filename, self.size, self.sha256, self.name, self.source, self.revision, self.license)
 
 
 class _ManifestModel(BaseModel):
@@ -128,14 +137,12 @@ class _Unpacking:
     """The reading of one bundle."""
 
     def __init__(self, path: Path, file: BinaryIO, caller: Caller, only: frozenset[str] | None) -> None:
-        self._path, self._store, self._progress, self._only = (
-            path,
-            Store(caller.settings.store_dir),
-            caller.progress,
-            only,
-        )
+        self._path, self._progress, self._only = path, caller.progress, only
+        self._store = Store.of(caller.settings)
         self._reader = Reader(file, str(path))
-        self._waiting: dict[str, list[_FileModel]] = {}
+        self._waiting: dict[str, list[Record]] = {}
+        self._models: dict[str, tuple[ModelFile, ...]] = {}
+        self._broken: set[str] = set()
         self._done: list[BundledFile] = []
 
     def run(self) -> Bundle:
@@ -143,68 +150,75 @@ class _Unpacking:
         seen: set[str] = set()
         for name, size in self._reader.members():
             if name in seen:
-                raise self._broken(f"{name} is in it twice")
+                raise self._damaged(f"{name} is in it twice")
             seen.add(name)
             if len(seen) == 1:
                 if name != MANIFEST:
-                    raise self._broken("it does not begin as `tea-models bundle` writes it")
+                    raise self._damaged("it does not begin as `tea-models bundle` writes it")
                 self._read_manifest(self._small(size))
             elif name.startswith("models/"):
                 self._model(name.removeprefix("models/"), size)
             elif name == LOCK:
                 lock_text = self._small(size).decode("utf-8", "replace")
             elif name != LICENSES and not name.startswith("profiles/"):
-                raise self._broken(f"{name} does not belong in a bundle")
-        lacking = next((files[0].filename for files in self._waiting.values()), None)
+                raise self._damaged(f"{name} does not belong in a bundle")
+        lacking = next((records[0].filename for records in self._waiting.values()), None)
         if lacking is not None or not seen:
-            raise self._broken(f"{lacking or MANIFEST} is not in it")
+            raise self._damaged(f"{lacking or MANIFEST} is not in it")
         return Bundle(self._path, self._path.stat().st_size, tuple(self._done), lock_text)
 
     def _read_manifest(self, data: bytes) -> None:
         try:
-            manifest = _ManifestModel.model_validate(json.loads(data))
-            for file in manifest.files:
-                check_name(file.filename)
-                for part in file.source.split(" + "):
-                    parse_reference(part)
+            document = json.loads(data)
+            newer = newer_schema(document, SCHEMA)
+            if newer:
+                raise self._damaged(newer)
+            records = [file.record() for file in _ManifestModel.model_validate(document).files]
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise self._broken(f"{MANIFEST}: {place}: {first['msg']}") from None
+            raise self._damaged(f"{MANIFEST}: {place}: {first['msg']}") from None
         except (ValueError, RecursionError, UsageError, StoreError) as error:
-            raise self._broken(f"{MANIFEST}: {getattr(error, 'message', None) or error}") from None
-        for file in manifest.files:
-            self._waiting.setdefault(file.sha256, []).append(file)
+            raise self._damaged(f"{MANIFEST}: {getattr(error, 'message', None) or error}") from None
+        for record in records:
+            self._waiting.setdefault(record.sha256, []).append(record)
+            self._models[record.model] = (*self._models.get(record.model, ()), record.as_file())
 
     def _model(self, sha256: str, size: int) -> None:
-        files = self._waiting.pop(sha256, None)
-        if files is None or any(file.size != size for file in files):
-            raise self._broken(f"models/{sha256} is not as {MANIFEST} says")
-        if self._only is not None and sha256 not in self._only:
-            self._skip()
-            return
-        lacking = [file for file in files if not self._present(file)]
+        records = self._waiting.pop(sha256, None)
+        if records is None or any(record.size != size for record in records):
+            raise self._damaged(f"models/{sha256} is not as {MANIFEST} says")
+        lacking = []
+        if self._only is None or sha256 in self._only:
+            lacking = [record for record in records if not self._present(record)]
         if not lacking:
-            self._skip()
+            for chunk in self._reader.chunks():
+                self._progress.advance(len(chunk))
             return
         check_space(self._store.root, size, lacking[0].filename)
         with self._store.partial(key_of(sha256, "")) as partial:
             self._receive(partial, lacking[0])
             self._publish(partial, lacking[0])
-        for file in lacking[1:]:
+        for record in lacking[1:]:
             existing = self._store.path_with(sha256)
             assert existing is not None
-            target = self._folder(file) / file.filename
-            self._add(file, self._store.link_in(existing, target, _record(file)), "unpacked")
+            self._add(record, self._store.link_in(existing, self._folder(record) / record.filename, record))
 
-    def _present(self, file: _FileModel) -> bool:
-        path = self._store.path_with(file.sha256)
-        if path is None or path.name != file.filename:
+    def _present(self, record: Record) -> bool:
+        """Whether the store has a file where its model is, or is to be."""
+        file = record.as_file()
+        files = self._models[record.model]
+        if self._store.set_aside_broken(file):
+            self._broken.add(record.sha256)
+        paths = self._store.paths_of(files)
+        path = paths[files.index(file)] if paths is not None else self._folder(record) / record.filename
+        known = self._store.record_of(path)
+        if known is None or path.name != file.filename or not known.means(file) or not self._store.intact(known):
             return False
-        self._add(file, path, "present")
+        self._done.append(BundledFile(record, path, "present"))
         return True
 
-    def _receive(self, partial: Path, file: _FileModel) -> None:
+    def _receive(self, partial: Path, record: Record) -> None:
         remove_partial(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
         with writing(self._store.root), writing_own(partial) as writer:
@@ -213,51 +227,35 @@ class _Unpacking:
                 writer.write(chunk)
                 self._progress.advance(len(chunk))
         try:
-            if digest.hexdigest() != file.sha256:
-                what = f"{self._path}: {file.filename}"
-                raise ChecksumMismatchError(what, expected=file.sha256, actual=digest.hexdigest(), hint=_AGAIN)
+            if digest.hexdigest() != record.sha256:
+                what, actual = f"{self._path}: {record.filename}", digest.hexdigest()
+                raise ChecksumMismatchError(what, expected=record.sha256, actual=actual, hint=_AGAIN)
             with FileSource(partial) as source:
                 read_header(source)
         except IntegrityError:
             partial.unlink(missing_ok=True)
             raise
 
-    def _publish(self, partial: Path, file: _FileModel) -> None:
+    def _publish(self, partial: Path, record: Record) -> None:
         for _ in range(3):
             with contextlib.suppress(NameTakenError):
-                target = self._folder(file) / file.filename
-                self._add(file, self._store.publish(partial, target, _record(file)), "unpacked")
+                self._add(record, self._store.publish(partial, self._folder(record) / record.filename, record))
                 return
-        raise StoreError(f"{file.filename}: other processes keep taking the name", hint="run the command again")
+        raise StoreError(f"{record.filename}: other processes keep taking the name", hint="run the command again")
 
-    def _folder(self, file: _FileModel) -> Path:
-        return self._store.folder_for([(file.filename, file.sha256)], ["bundle", f"bundle/{file.sha256[:12]}"])
+    def _folder(self, record: Record) -> Path:
+        """Where all files of a model can lie together."""
+        files = self._models[record.model]
+        return self._store.folder_for(files, ["bundle", f"bundle/{str(files[0].sha256)[:12]}"])
 
-    def _add(self, file: _FileModel, path: Path, status: Literal["unpacked", "present"]) -> None:
-        values = (file.name, file.filename, file.size, file.sha256, file.source, file.revision, file.license)
-        self._done.append(BundledFile(*values, path, status))
+    def _add(self, record: Record, path: Path) -> None:
+        status: Literal["repaired", "unpacked"] = "repaired" if record.sha256 in self._broken else "unpacked"
+        self._done.append(BundledFile(record, path, status))
 
     def _small(self, size: int) -> bytes:
         if size > _MAX_SMALL:
-            raise self._broken(f"its bookkeeping has {size:,} bytes")
+            raise self._damaged(f"its bookkeeping has {size:,} bytes")
         return b"".join(self._reader.chunks())
 
-    def _skip(self) -> None:
-        for chunk in self._reader.chunks():
-            self._progress.advance(len(chunk))
-
-    def _broken(self, problem: str) -> IntegrityError:
+    def _damaged(self, problem: str) -> IntegrityError:
         return IntegrityError(f"{self._path}: {problem}", hint=_AGAIN)
-
-
-def _record(file: _FileModel) -> Record:
-    return Record(
-        file=file.filename,
-        size=file.size,
-        sha256=file.sha256,
-        model=file.name,
-        source=file.source,
-        revision=file.revision,
-        license=file.license,
-        pinned=True,
-    )

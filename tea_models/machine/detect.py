@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tea_models.machine.cgroups import read_limits
 
@@ -102,11 +102,6 @@ class Machine:
             return self.cores_allowed
         return max(1, min(self.cores_allowed, int(self.cpu_quota + 1e-6)))
 
-    @property
-    def unified_memory(self) -> bool:
-        """Whether a GPU works in the machine's own memory."""
-        return any(gpu.unified for gpu in self.gpus)
-
     def with_gpus(self, gpus: Iterable[Gpu]) -> Machine:
         """The same machine with the devices that the engine reports."""
         return replace(self, gpus=tuple(gpus))
@@ -121,7 +116,7 @@ def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
     """
     if root == _ROOT and sys.platform == "darwin":
         return _darwin(gpus)
-    total, available = _memory(root)
+    total, available = _windows_memory() if root == _ROOT and sys.platform == "win32" else _memory(root)
     limits = read_limits(root)
     logical, physical, allowed = _cores(root)
     return Machine(
@@ -155,6 +150,20 @@ def _memory(root: Path) -> tuple[int, int]:
         return total, min(total, fields["MemAvailable"])
     # Linux before 3.14: what the kernel would count, without its reserves.
     return total, min(total, sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable")))
+
+
+def _windows_memory() -> tuple[int, int]:
+    """Bytes of memory, and those that are available (`GlobalMemoryStatusEx`)."""
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = (("size", ctypes.c_uint32), ("load", ctypes.c_uint32), ("total", ctypes.c_uint64),
+                    ("available", ctypes.c_uint64), ("rest", ctypes.c_uint64 * 5))  # fmt: skip
+
+    status = Status(size=ctypes.sizeof(Status))
+    windll: Any = getattr(ctypes, "windll")  # noqa: B009 - not there on other systems
+    windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status.total, status.available
 
 
 def _sysconf(name: str) -> int:

@@ -1,19 +1,20 @@
-"""Downloads that resume, use several connections, hash while bytes arrive, and give up with a reason."""
+"""HTTP: one client, downloads that resume and hash while bytes arrive, and files that are read in parts."""
 
 from __future__ import annotations
 
-from tea_models.net.client import display_url, make_client, open_stream
-from tea_models.net.download import TransferResult, download
+from tea_models.net.client import Client
+from tea_models.net.download import download
+from tea_models.net.http_source import HttpSource
 from tea_models.net.partial import discard, state_path
+from tea_models.net.request import Request
 from tea_models.net.retry import RetryPolicy
 
 __all__ = [
+    "Client",
+    "HttpSource",
+    "Request",
     "RetryPolicy",
-    "TransferResult",
     "discard",
-    "display_url",
     "download",
-    "make_client",
-    "open_stream",
     "state_path",
 ]

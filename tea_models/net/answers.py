@@ -14,7 +14,8 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.net.retry import parse_retry_after
+from tea_models.net.retry import TransientError, parse_retry_after
+from tea_models.redact import redact
 
 if TYPE_CHECKING:
     import httpx2
@@ -23,38 +24,20 @@ _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)
 _TRANSIENT: Final = frozenset({408, 420, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
 
 
-class TransientError(Exception):
-    """A failure that may pass.
-
-    Args:
-        reason: For people.
-        retry_after: Seconds that the server asks to wait.
-        busy: The server says that it is asked too much.
-        silent: It took long to find out.
-    """
-
-    def __init__(
-        self, reason: str, *, retry_after: float | None = None, busy: bool = False, silent: bool = False
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after = retry_after
-        self.busy = busy
-        self.silent = silent
-
-
 class StaleError(Exception):
     """What is in the partial does not fit what the server has now: begin anew.
 
     Args:
         reason: For people.
         plain: Ranges can't be relied on at this server; ask for the whole file.
+        beyond_end: The server says that the file ends before the range (416).
     """
 
-    def __init__(self, reason: str, *, plain: bool) -> None:
+    def __init__(self, reason: str, *, plain: bool, beyond_end: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.plain = plain
+        self.beyond_end = beyond_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +108,9 @@ def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_rang
     """
     status = response.status_code
     if status == 416:
-        raise StaleError(f"{shown}: the server has no bytes at {start:,}", plain=True)
+        raise StaleError(f"{shown}: the server has no bytes at {start:,}", plain=True, beyond_end=True)
     if status not in (200, 206):
-        _refuse(response, shown)
+        raise refusal(response, shown)
     headers = response.headers
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
@@ -138,8 +121,7 @@ def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_rang
     etag, modified = headers.get("etag", "").strip(), headers.get("last-modified", "").strip()
     html = headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
     if status == 200:
-        length = headers.get("content-length", "")
-        total = int(length) if length.isascii() and length.isdecimal() and len(length) <= 18 else None
+        total = byte_count(headers.get("content-length"))
         ranges = headers.get("accept-ranges", "").strip().lower() == "bytes" and not asked_range
         return Answer(0, total, total, False, ranges, etag, modified, html)
     if not asked_range:
@@ -154,27 +136,57 @@ def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_rang
     return Answer(first, last + 1, total, True, True, etag, modified, html)
 
 
-def _refuse(response: httpx2.Response, shown: str) -> None:
+def byte_count(text: str | None) -> int | None:
+    """The number of bytes that a header states; None for nothing and for nonsense."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
+def is_transient(status: int) -> bool:
+    """Whether the same request may be answered otherwise a little later."""
+    return status in _TRANSIENT or status >= 500
+
+
+def refusal(response: httpx2.Response, shown: str) -> TransientError | NotAvailableError:
+    """What an answer that is not the wanted one means."""
     status = response.status_code
-    told = f"{shown}: the server answers {status}" + (f" {reason}" if (reason := response.reason_phrase[:60]) else "")
-    if status == 401:
-        raise AccessDeniedError(told, hint="it wants a token; for the Hub, set HF_TOKEN (or run: hf auth login)")
-    if status == 403:
-        raise AccessDeniedError(
-            told, hint="this account or network may not have it; a licence may have to be accepted there first"
-        )
-    if status in (404, 410):
-        raise MissingFileError(told, hint="check the name, the folder and the revision")
-    if status == 407:
-        raise NotAvailableError(f"{told} (the proxy wants credentials)", hint="check HTTPS_PROXY")
-    if status in _TRANSIENT or status >= 500:
+    told = f"the server answers {status}" + (f" {reason}" if (reason := response.reason_phrase[:60]) else "")
+    if is_transient(status):
         after = parse_retry_after(response.headers.get("retry-after"))
-        raise TransientError(told.removeprefix(f"{shown}: "), retry_after=after, busy=status in (429, 503, 509, 529))
-    raise SourceUnavailableError(told, hint="try another source")
+        return TransientError(told, retry_after=after, busy=status in (429, 503, 509, 529), answered=True)
+    told = f"{shown}: {told}"
+    match status:
+        case 401:
+            return AccessDeniedError(
+                told,
+                hint="it wants credentials: for the Hub set HF_TOKEN (or run: hf auth login), for another host "
+                "TEA_MODELS_AUTH_<HOST> or ~/.netrc",
+            )
+        case 403:
+            return AccessDeniedError(
+                told, hint="this account or network may not have it; a licence may have to be accepted there first"
+            )
+        case 404 | 410:
+            return MissingFileError(told, hint="check the name, the folder and the revision")
+        case 407:
+            return NotAvailableError(f"{told} (the proxy wants credentials)", hint="check HTTPS_PROXY")
+    if "location" in response.headers:
+        return SourceUnavailableError(
+            f"{told}: it sends to another host, {redact(response.headers['location'][:200])}",
+            hint="what another host says of a model does not count; ask it directly if you trust it",
+        )
+    return SourceUnavailableError(told, hint="try another source")
 
 
-def explain_failure(error: Exception, shown: str) -> TransientError | NotAvailableError | UsageError:
-    """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret."""
+def explain_failure(
+    error: Exception, shown: str, *, proxy: str = ""
+) -> TransientError | NotAvailableError | UsageError:
+    """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret.
+
+    Args:
+        error: What was raised.
+        shown: The address, fit for messages.
+        proxy: The proxy before it, fit for messages; "" without one.
+    """
     import httpx2
 
     chain: list[BaseException] = [error]
@@ -185,22 +197,25 @@ def explain_failure(error: Exception, shown: str) -> TransientError | NotAvailab
             f"{shown}: the server's certificate is not trusted",
             hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
         )
-    if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return TransientError("no connection within the time allowed", silent=True)
-    if isinstance(error, httpx2.TimeoutException):
-        return TransientError("no bytes for too long", silent=True)
-    if isinstance(error, httpx2.ConnectError):
-        return TransientError(f"can't connect ({_short(error)})")
-    if isinstance(error, httpx2.RemoteProtocolError):
-        return TransientError(f"the answer broke off or is no HTTP ({_short(error)})")
-    if isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.CloseError | httpx2.ProxyError):
-        return TransientError(f"the connection broke ({_short(error) or type(error).__name__})")
-    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
-        return UsageError(
-            f"{shown}: this request can't be sent", hint="check the address and the token for stray characters"
-        )
+    told = " ".join(str(error).split())[:120]
+    to = f" to the proxy {proxy}" if proxy else ""
+    match error:
+        case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
+            return TransientError(f"no connection{to} within the time allowed", silent=True)
+        case httpx2.TimeoutException():
+            return TransientError(
+                "no bytes for too long" + (f" through the proxy {proxy}" if proxy else ""), silent=True
+            )
+        case httpx2.ConnectError():
+            return TransientError(f"can't connect{to} ({told})")
+        case httpx2.RemoteProtocolError():
+            return TransientError(f"the answer broke off or is no HTTP ({told})")
+        case httpx2.ProxyError():
+            return TransientError(f"the proxy {proxy} refuses ({told})")
+        case httpx2.ReadError() | httpx2.WriteError() | httpx2.CloseError():
+            return TransientError(f"the connection{to} broke ({told or type(error).__name__})")
+        case httpx2.UnsupportedProtocol() | httpx2.InvalidURL() | httpx2.LocalProtocolError():
+            return UsageError(
+                f"{shown}: this request can't be sent", hint="check the address and the token for stray characters"
+            )
     return SourceUnavailableError(f"{shown}: {type(error).__name__}")
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

@@ -1,50 +1,29 @@
-"""One attempt at a download: its workers, each with a connection, and what they share."""
+"""One attempt at a download: what its workers, each with a connection, share."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.space import check_space
-from tea_models.errors import SizeMismatchError, SourceUnavailableError, TeaModelsError
-from tea_models.net.answers import Answer, StaleError, TransientError, Version, explain_failure, read_answer
-from tea_models.net.client import cut, open_stream
+from tea_models.errors import SizeMismatchError, SourceUnavailableError
+from tea_models.net.answers import Answer, StaleError, Version
+from tea_models.net.client import cut
 from tea_models.net.frontier import FrontierHasher
-from tea_models.net.growing import LONGEST_HEADER, SLACK, size_by_header
 from tea_models.net.partial import PartialFile, State, fingerprint, room
 from tea_models.net.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
-from tea_models.net.writer import Writer
 
 if TYPE_CHECKING:
     import httpx2
 
-    from tea_models.net.retry import RetryPolicy
+    from tea_models.net.request import Request
+    from tea_models.net.retry import TransientError
     from tea_models.progress import Progress
 
-# Less than that is no progress: a server that drops every connection after some bytes is not tried for ever.
-_PROGRESS: Final = 16 << 10
 # Bytes a second of the first connection above which it stays alone, and how long it is watched first.
 _FAST_RATE: Final = 200e6
 _JUDGED_SECONDS: Final = 0.08
-_FIRST_LOOK: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be downloaded; see `download`."""
-
-    url: str = field(repr=False)
-    shown: str
-    name: str
-    client: httpx2.Client
-    headers: dict[str, str] = field(repr=False)
-    size: int | None
-    sha256: str | None
-    connections: int
-    expect_gguf: bool
-    policy: RetryPolicy
 
 
 class Attempt:
@@ -68,13 +47,12 @@ class Attempt:
         self._version = Version(state.etag, state.last_modified) if state else Version()
         self._ranges_proved = False
         self._answered_at = 0.0
-        self.limit = ENDLESS  # where a file of unknown size must end, so that it does not fill the disk
-        self._header_looked_for = _FIRST_LOOK
+        self.limit = ENDLESS  # where a file of unknown size must end, by its own header
+        self.room = ENDLESS  # and where the disk would be full
         self.reconnected = False
         self._trouble = "the connection broke"
         self._resumed = self._board.done.total
         self._changed = threading.Condition()
-        self._workers: list[threading.Thread] = []
         self._working = 0
         self._streams: dict[Part, httpx2.Response] = {}
         self._unproved: set[Part] = set()  # bodies that may be longer than the file should be, and only their end tells
@@ -86,42 +64,32 @@ class Attempt:
     # -- called by the thread that attends --------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; one worker finds out what the server can do."""
+        """Begin with what an earlier run left."""
         if self._board.total is not None:
             self._know_total(self._board.total)
         self._hasher.follow(self._board.done.frontier())
-        if not self._board.complete:
-            self._add_worker()
 
-    def add_workers(self) -> None:
-        """Start the other workers when it has turned out that they can help."""
+    @property
+    def useful_workers(self) -> int:
+        """How many can help: one finds out what the server can do, the others follow if that turns out well."""
         with self._changed:
             total = self._board.total
+            if self._board.complete:
+                return 0
             if total is None or not self._ranges_proved or self.stopping or not self._network_is_slow():
-                return
-            wanted = min(self._connections, 1 + (total - self._board.done.total) // SMALLEST_PART)
-        while len(self._workers) < wanted:
-            self._add_worker()
-
-    def limit_by_header(self) -> None:
-        """Where no server says how big a model is, its own header does: it must not go on for ever."""
-        with self._changed:
-            frontier = self._board.done.frontier()
-            wanted = self._board.total is None and self.request.name.lower().endswith(".gguf")
-        if not wanted or frontier < self._header_looked_for:
-            return
-        self._header_looked_for = 4 * frontier
-        expected = size_by_header(self.partial, frontier)
-        if expected is None and frontier > LONGEST_HEADER:
-            expected = frontier
-        if expected is not None:
-            self._header_looked_for = ENDLESS
-            self.limit = min(self.limit, expected + SLACK)
+                return 1
+            return min(self._connections, 1 + (total - self._board.done.total) // SMALLEST_PART)
 
     def _network_is_slow(self) -> bool:
         """Whether more connections could help: not where one brings as much as this process can take in."""
         elapsed = time.monotonic() - self._answered_at
         return elapsed >= _JUDGED_SECONDS and (self._board.done.total - self._resumed) / elapsed < _FAST_RATE
+
+    @property
+    def unlimited(self) -> int | None:
+        """How many bytes at the beginning have arrived of a file whose size nobody says; None where it is known."""
+        with self._changed:
+            return self._board.done.frontier() if self._board.total is None else None
 
     def ended(self, timeout: float) -> bool:
         """Wait a moment; whether all bytes are there and hashed, or something went wrong."""
@@ -156,7 +124,7 @@ class Attempt:
         with self._changed:
             checked = self._hasher.checked
             state = State(
-                source=fingerprint(request.url),
+                source=fingerprint(request.shown),
                 sha256=request.sha256,
                 total=self._board.total,
                 etag=self._version.etag,
@@ -175,9 +143,6 @@ class Attempt:
             for response in self._streams.values():
                 cut(response)
         self._hasher.stop()
-        deadline = time.monotonic() + 2
-        for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """End the progress."""
@@ -186,170 +151,123 @@ class Attempt:
                 self._showing = False
                 self._progress.finish()
 
-    # -- shared ------------------------------------------------------------------------------------------------------
+    # -- called by workers -------------------------------------------------------------------------------------------
 
-    def _add_worker(self) -> None:
+    def enter(self) -> None:
+        """Count one worker more."""
         with self._changed:
             self._working += 1
         self.partial.enter()
-        worker = threading.Thread(target=self._work, name=f"download {len(self._workers)}", daemon=True)
-        self._workers.append(worker)
-        worker.start()
 
-    def _fail(self, error: BaseException) -> None:
+    def leave(self) -> None:
+        """Count one worker less."""
+        self.partial.leave()
+        with self._changed:
+            self._working -= 1
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt for all."""
         with self._changed:
             if self._failure is None and not self._stopping:
                 self._failure = error
             self._changed.notify_all()
 
-    def _know_total(self, total: int) -> None:
-        """Called once the size is known; under the lock, or before there are threads."""
-        check_space(self.partial.path.parent, total - self.partial.allocated(), self.request.shown)
-        self._show(total)
+    def next_part(self, rate: float) -> Part | None:
+        """A part to fetch; waits while others may still give one up; None when there is nothing to do.
 
-    def _show(self, total: int | None) -> None:
-        if not self._showing:
-            self._showing = True
-            self._progress.start(self.request.name, total, self._resumed)
-
-    # -- a worker ----------------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        try:
-            self._take_parts()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that attends, which raises it
-            self._fail(error)
-        finally:
-            self.partial.leave()
-            with self._changed:
-                self._working -= 1
-                self._changed.notify_all()
-
-    def _take_parts(self) -> None:
-        failures, rate = 0, 0.0
-        while (part := self._next_part(rate)) is not None:
-            try:
-                self._fetch(part)
-                failures, rate = 0, part.rate(time.monotonic())
-                continue
-            except TransientError as error:
-                trouble = error
-            finally:
-                with self._changed:
-                    self._board.give_back(part)
-                    self._changed.notify_all()
-            if not part.left:
-                continue  # another worker took over what was left
-            failures = (0 if part.got >= _PROGRESS else failures) + (2 if trouble.silent else 1)
-            if self._retires(failures, trouble):
-                return
-            self._pause(self.request.policy.wait(failures, trouble.retry_after))
-
-    def _next_part(self, rate: float) -> Part | None:
-        """A part to fetch; waits while others may still give one up; None when there is nothing to do."""
+        Args:
+            rate: Bytes a second that the asking worker has shown.
+        """
         policy = self.request.policy
         with self._changed:
-            while not self._stopping and self._failure is None and not self._board.complete:
+            while not self.stopping and not self._board.complete:
                 part = self._board.take(silent_seconds=policy.silent_seconds, rate=rate)
                 if part is not None:
-                    self._cut_finished()
+                    for taken, response in self._streams.items():
+                        if not taken.left:
+                            cut(response)  # wakes a connection whose part was taken over
                     return part
                 self._changed.wait(0.5)
         return None
 
-    def _cut_finished(self) -> None:
-        """Wake a connection whose part was taken over."""
-        for part, response in self._streams.items():
-            if not part.left:
-                cut(response)
+    def give_back(self, part: Part) -> None:
+        """Stop working on a part; what it lacks can be taken again."""
+        with self._changed:
+            self._board.give_back(part)
+            self._unproved.discard(part)
+            self._changed.notify_all()
 
-    def _retires(self, failures: int, trouble: TransientError) -> bool:
-        """Whether this worker gives up: to others that go on, or for all of them (then it raises)."""
-        policy = self.request.policy
+    def can_spare_worker(self, failures: int, trouble: TransientError) -> bool:
+        """Whether the others go on without a worker that has trouble."""
         with self._changed:
             self.reconnected = True
             self._trouble = trouble.reason
-            if self._working > 1 and (failures > 1 or trouble.busy):
-                # Too many connections for this server, or for something on the way; the others bring the rest.
-                return True
-            tries = policy.tries if self._answered_at else policy.first_tries
-            if self._board.done.total - self._resumed >= policy.patient_bytes:
-                tries = policy.patient_tries
-        if failures < tries:
-            return False
-        asked = ""
-        if trouble.retry_after is not None and trouble.retry_after > policy.longest_retry_after:
-            asked = f"; it asks to wait {trouble.retry_after:,.0f} s"
-        raise SourceUnavailableError(
-            f"{self.request.shown}: {trouble.reason} (tried again and again{asked})",
-            hint="what has arrived is kept; run the command again later to go on"
-            if self._board.done.total
-            else "check the network and the address, or try again later",
-        )
+            # Too many connections for this server, or for something on the way; the others bring the rest.
+            return self._working > 1 and (failures > 1 or trouble.busy)
 
-    def _pause(self, seconds: float) -> None:
+    @property
+    def has_brought_much(self) -> bool:
+        """Whether this run has brought so much that a network that is gone is worth waiting for."""
+        return self._board.done.total - self._resumed >= self.request.policy.patient_bytes
+
+    def pause(self, seconds: float) -> None:
+        """Wait before the next try."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._failure is not None or self._board.complete, seconds)
+            self._changed.wait_for(lambda: self.stopping or self._board.complete, seconds)
 
-    def _fetch(self, part: Part) -> None:
-        """Ask for a part and write what comes."""
-        request = self.request
-        headers, asked = self._headers(part)
-        try:
-            response = open_stream(request.client, request.url, headers, pinned=request.sha256 is not None)
-        except TeaModelsError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
-            raise explain_failure(error, request.shown) from None
-        try:
-            self._answered_at = self._answered_at or time.monotonic()
-            answer = read_answer(response, request.shown, start=part.position, asked_range=asked)
-            with self._changed:
-                self._learn(part, answer, asked=asked)
-                self._streams[part] = response
-            Writer(self, part, whole=not answer.partial).drain(response)
-        finally:
-            with self._changed:
-                self._streams.pop(part, None)
-                self._unproved.discard(part)
-                self._changed.notify_all()
-            response.close()
-        # A 206 may be shorter than what was asked for; then the rest is asked for like any other part.
-        if part.left and not self.stopping and not (answer.partial and part.position == answer.end and part.got):
-            raise TransientError("the answer ended too early")
-
-    def _headers(self, part: Part) -> tuple[dict[str, str], bool]:
-        headers = dict(self.request.headers)
-        first = part.position == 0
+    def asks_for(self, part: Part) -> tuple[int | None, bool, str]:
+        """How to ask for a part: its end (None for that of the file), whether by `Range`, and for `If-Range`."""
         whole = part.end in (ENDLESS, self._board.total)
-        if self._plain:
-            if not first:
-                raise StaleError(f"{self.request.shown}: {self._trouble}, and the server can't go on", plain=True)
-            return headers, False
-        if first and whole:
-            return headers, False
-        headers["Range"] = f"bytes={part.position}-" + ("" if whole else str(part.end - 1))
+        if self._plain and part.position:
+            raise StaleError(f"{self.request.shown}: {self._trouble}, and the server can't go on", plain=True)
+        if self._plain or (whole and not part.position):
+            return None, False, ""
         # With a pin, the bytes of any mirror are welcome and the hash decides; without one, only of the same version.
-        if self._version.validator and self.request.sha256 is None:
-            headers["If-Range"] = self._version.validator
-        return headers, True
+        return None if whole else part.end, True, "" if self.request.sha256 else self._version.validator
+
+    def opened(self, part: Part, response: httpx2.Response, answer: Answer, *, asked: bool) -> None:
+        """The server has answered.
+
+        Args:
+            part: What was asked for.
+            response: Whose body is read now.
+            answer: What its head says.
+            asked: By `Range`.
+
+        Raises:
+            StaleError: Begin anew.
+            SizeMismatchError: The source has another file.
+            SourceUnavailableError: It is a web page.
+            DiskFullError: There is no room for the file.
+        """
+        with self._changed:
+            part.heard = part.began = time.monotonic()
+            self._answered_at = self._answered_at or part.began
+            self._learn(part, answer, asked=asked)
+            self._streams[part] = response
+
+    def closed(self, part: Part) -> None:
+        """Its body is over, or was broken off."""
+        with self._changed:
+            self._streams.pop(part, None)
 
     def _learn(self, part: Part, answer: Answer, *, asked: bool) -> None:
         """Compare an answer with what is known; under the lock."""
         request = self.request
-        part.heard = part.began = time.monotonic()
         if answer.html and self._resumed:
             raise SourceUnavailableError(
                 f"{request.shown}: the server sends a web page instead of the rest of the file",
                 hint="a login of the network, perhaps; what has arrived is kept: run the command again later",
             )
-        if not asked and request.size is not None and answer.total not in (None, request.size):
-            raise self._wrong_size(answer)
+        if request.size is not None and not answer.partial and answer.total not in (None, request.size):
+            hint = "the source has another file"
+            if answer.html:
+                hint = "the server sends a web page: a login, a licence or an error; open the address in a browser"
+            raise SizeMismatchError(request.shown, expected=request.size, actual=answer.total or 0, hint=hint)
         if not self._version.accept(answer) and request.sha256 is None:
             raise StaleError(f"{request.shown}: the file changed meanwhile", plain=False)
         if asked and not answer.partial and part.position:
-            if request.size is not None and answer.total not in (None, request.size):
-                raise self._wrong_size(answer)
             raise StaleError(f"{request.shown}: the server does not continue files", plain=True)
         self._learn_total(answer)
         if not answer.partial and not (answer.ranges and self._connections > 1):
@@ -365,21 +283,22 @@ class Attempt:
             self._board.learn_total(answer.total)
             self._know_total(answer.total)
         elif answer.total is not None and answer.total != known:
-            if request.size is not None and not answer.partial:
-                raise self._wrong_size(answer)
             raise StaleError(f"{request.shown}: the size of the file changes", plain=answer.partial)
         elif known is None:
             if answer.partial:
                 raise StaleError(f"{request.shown}: the server does not say how big the file is", plain=True)
-            self.limit = min(self.limit, room(self.partial))
+            self.room = room(self.partial)
             self._show(None)
 
-    def _wrong_size(self, answer: Answer) -> SizeMismatchError:
-        hint = "the source has another file"
-        if answer.html:
-            hint = "the server sends a web page: a login, a licence or an error; open the address in a browser"
-        expected, actual = self.request.size or 0, answer.total or 0
-        return SizeMismatchError(self.request.shown, expected=expected, actual=actual, hint=hint)
+    def _know_total(self, total: int) -> None:
+        """Called once the size is known; under the lock, or before there are threads."""
+        check_space(self.partial.path.parent, total - self.partial.allocated(), self.request.shown)
+        self._show(total)
+
+    def _show(self, total: int | None) -> None:
+        if not self._showing:
+            self._showing = True
+            self._progress.start(self.request.name, total, self._resumed)
 
     def wrote(self, part: Part, count: int) -> bool:
         """Note that `count` bytes of a part are in the file; whether to go on with it."""
@@ -394,7 +313,7 @@ class Attempt:
             complete = self._board.complete
             if complete:
                 self._changed.notify_all()
-            going = part.left > 0 and not self._stopping and self._failure is None
+            going = part.left > 0 and not self.stopping
         self._hasher.follow(frontier)
         return going
 
@@ -408,8 +327,15 @@ class Attempt:
 
     @property
     def total(self) -> int | None:
+        """Bytes of the file, if they are known."""
         return self._board.total
 
     @property
+    def arrived(self) -> int:
+        """Bytes that are there."""
+        return self._board.done.total
+
+    @property
     def stopping(self) -> bool:
+        """Whether it is over, well or badly."""
         return self._stopping or self._failure is not None

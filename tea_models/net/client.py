@@ -1,17 +1,23 @@
-"""The HTTP client of all transfers, and the rules for where a request may go and what it may carry."""
+"""The HTTP client of all requests, and the rules for where one may go and what it may carry."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import socket
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit, urlunsplit
+import time
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urljoin, urlsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
+from tea_models.net.answers import byte_count, explain_failure, is_transient, refusal
+from tea_models.net.credentials import split_credentials, stored_authorization
+from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
+from tea_models.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import httpx2
 
@@ -24,81 +30,235 @@ _HARMLESS: Final = frozenset({"range", "if-range", "accept", "accept-encoding", 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
-def make_client(*, connections: int = 4, read_seconds: float = READ_SECONDS) -> httpx2.Client:
-    """Make the client that `download` uses; proxies and certificates come from the environment as usual.
+class Client:
+    """Sends requests; proxies and certificates come from the environment as usual.
 
     Args:
         connections: Parallel connections that one download may open.
         read_seconds: How long a connection may be silent before it counts as stalled.
+        environ: Where credentials are looked up; see `stored_authorization`.
+
+    Raises:
+        SourceUnavailableError: A proxy is configured that this installation can't speak to.
+        UsageError: A proxy's address can't be understood.
     """
+
+    def __init__(
+        self,
+        *,
+        connections: int = 4,
+        read_seconds: float = READ_SECONDS,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environ = environ or {}
+        self._http = _http_client(connections, read_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
+        """Send a GET and follow redirects, without reading the body; the caller closes the response.
+
+        Credentials go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
+
+        Args:
+            url: Where to start.
+            headers: Sent with the request.
+            pinned: A SHA-256 is known, so that plain http can do no harm to the bytes.
+
+        Raises:
+            UsageError: Plain http without a pin.
+            TransientError: It may work later.
+            SourceUnavailableError: A redirect that must not be followed, or a server that can't be talked to.
+        """
+        return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
+
+    def ask(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        most: int = 0,
+        policy: RetryPolicy = QUESTION,
+    ) -> tuple[httpx2.Response, bytes]:
+        """What a host states (a listing, a manifest): its own answer, tried again while it is busy.
+
+        Redirects are followed on the same host only: what another one says about hashes would not count.
+
+        Args:
+            url: The address.
+            headers: Sent with the request.
+            method: `GET` or `HEAD`.
+            most: The longest body that is read, in bytes.
+            policy: How often it is tried.
+
+        Returns:
+            The answer, of any status that another try would not change, and its body.
+
+        Raises:
+            SourceUnavailableError: No answer, or one that is too long.
+        """
+        retries = Retries(policy, redact(url))
+        while True:
+            try:
+                return self._ask_once(method, url, headers or {}, most)
+            except TransientError as trouble:
+                retries.count(trouble)
+                time.sleep(retries.wait(trouble))
+
+    def _ask_once(self, method: str, url: str, headers: Mapping[str, str], most: int) -> tuple[httpx2.Response, bytes]:
+        with contextlib.closing(self._send(method, url, headers, pinned=False, leave=False)) as response:
+            if is_transient(response.status_code):
+                raise refusal(response, redact(url))
+            body = bytearray()
+            for piece in chunks(response, redact(url), decoded=True):
+                body += piece
+                if len(body) > most:
+                    raise SourceUnavailableError(f"{redact(url)}: the answer is longer than {most:,} bytes")
+            return response, bytes(body)
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], *, pinned: bool, leave: bool) -> httpx2.Response:
+        carried = {name.lower(): value for name, value in headers.items()}
+        here, given = split_credentials(url)
+        check_scheme(here, pinned=pinned, credentials=bool(given) or has_credentials(carried))
+        if "authorization" not in carried and is_private(here):
+            given = given or stored_authorization(here, self._environ)
+            carried |= {"authorization": given} if given else {}
+        first = origin(here)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send_once(method, here, carried, shown=redact(url))
+            if response.status_code not in _REDIRECTS or "location" not in response.headers:
+                return response
+            try:
+                there = next_address(here, response.headers["location"], pinned=pinned)
+                if not leave and origin(there) != first:
+                    return response
+                _read_small_body(response)
+            except BaseException:
+                response.close()
+                raise
+            response.close()
+            if origin(there) != first:
+                carried = {name: value for name, value in carried.items() if name in _HARMLESS}
+            here = there
+        raise SourceUnavailableError(
+            f"{redact(url)}: more than {MAX_REDIRECTS} redirects",
+            hint="the server redirects in a circle; try another source",
+        )
+
+    def _send_once(self, method: str, url: str, headers: Mapping[str, str], *, shown: str) -> httpx2.Response:
+        try:
+            request = self._http.build_request(method, url, headers=headers)
+            return self._http.send(request, stream=True, follow_redirects=False)
+        except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
+            raise explain_failure(error, shown, proxy=proxy_before(url)) from None
+
+
+def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
     from importlib.metadata import version
 
     import httpx2
 
-    return httpx2.Client(
-        # Redirects are followed by `open_stream`, which decides about each of them.
-        follow_redirects=False,
-        timeout=httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS, pool=None),
-        limits=httpx2.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),
-        headers={"User-Agent": f"tea-models/{version('tea-models')}", "Accept": "*/*", "Accept-Encoding": "identity"},
-    )
+    logging.getLogger("httpx2").addFilter(_redact_record)
+    try:
+        return httpx2.Client(
+            # Redirects are followed by `Client._send`, which decides about each of them.
+            follow_redirects=False,
+            timeout=httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx2.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),
+            headers={
+                "User-Agent": f"tea-models/{version('tea-models')}",
+                "Accept": "*/*",
+                "Accept-Encoding": "identity",
+            },
+        )
+    except ImportError:
+        raise SourceUnavailableError(
+            f"{_proxies_shown()}: a SOCKS proxy needs a package that is not installed",
+            hint="pip install socksio; or name an HTTP proxy in HTTPS_PROXY and unset ALL_PROXY",
+        ) from None
+    except (ValueError, httpx2.InvalidURL):
+        raise UsageError(
+            f"{_proxies_shown()}: expected the address of a proxy, http://host:port or socks5://host:port",
+            hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
+        ) from None
 
 
-def open_stream(
-    client: httpx2.Client, url: str, headers: Mapping[str, str], *, pinned: bool = False, hops: int = MAX_REDIRECTS
-) -> httpx2.Response:
-    """Send a GET and follow redirects, without reading the body; the caller closes the response.
+def _redact_record(record: logging.LogRecord) -> bool:
+    """The HTTP client logs every address that it asks."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
-    Credentials in `headers` go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
+
+def _proxies_shown() -> str:
+    from urllib.request import getproxies
+
+    return ", ".join(f"{scheme.upper()}_PROXY={redact(url)}" for scheme, url in getproxies().items() if scheme != "no")
+
+
+def proxy_before(url: str) -> str:
+    """The proxy that the environment sets before an address, as it may be shown; "" if there is none."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    proxies = getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all", "")
+    if not found or proxy_bypass(parts.hostname or ""):
+        return ""
+    return redact(found if "://" in found else f"http://{found}")
+
+
+def _read_small_body(response: httpx2.Response) -> None:
+    """Read the body of a redirect, so that its connection can be used again."""
+    length = byte_count(response.headers.get("content-length"))
+    if length is not None and length <= _SMALL_BODY:
+        for _ in chunks(response, ""):
+            pass
+
+
+def chunks(response: httpx2.Response, shown: str, *, decoded: bool = False) -> Iterator[bytes]:
+    """The body as it comes; what the HTTP client raises is explained.
 
     Args:
-        client: Made by `make_client` (or any client that does not follow redirects itself).
-        url: Where to start.
-        headers: Sent with the request.
-        pinned: A SHA-256 is known, so that plain http can do no harm to the bytes.
-        hops: Redirects that may be followed.
-
-    Raises:
-        UsageError: Plain http without a pin.
-        SourceUnavailableError: A redirect that must not be followed.
+        response: An answer whose body was not read.
+        shown: The address, fit for messages.
+        decoded: Undo compression.
     """
-    check_scheme(url, pinned=pinned, credentials=has_credentials(headers))
-    carried = dict(headers)
-    here = url
-    for _ in range(hops + 1):
-        request = client.build_request("GET", here, headers=carried)
-        response = client.send(request, stream=True, follow_redirects=False)
-        if response.status_code not in _REDIRECTS or "location" not in response.headers:
-            return response
-        location = response.headers["location"]
-        length = response.headers.get("content-length", "")
-        if length.isdecimal() and int(length[:9]) <= _SMALL_BODY:
-            response.read()  # so that the connection can be used again
-        response.close()
-        there = next_address(here, location, pinned=pinned)
-        if origin(there) != origin(url):
-            carried = {name: value for name, value in carried.items() if name.lower() in _HARMLESS}
-        here = there
-    raise SourceUnavailableError(
-        f"{display_url(url)}: more than {hops} redirects", hint="the server redirects in a circle; try another source"
-    )
+    try:
+        yield from response.iter_bytes() if decoded else response.iter_raw()
+    except Exception as error:  # noqa: BLE001 - told apart in one place
+        raise explain_failure(error, shown) from None
 
 
 def next_address(here: str, location: str, *, pinned: bool) -> str:
+    """Where a redirect leads, without the credentials that it may name.
+
+    Raises:
+        SourceUnavailableError: Out of the web, or from https to http.
+        UsageError: To plain http without a pin.
+    """
     try:
-        there = urljoin(here, location)
+        there = split_credentials(urljoin(here, location))[0]
         parts = urlsplit(there)
         host = parts.hostname
     except ValueError:
         parts, host, there = urlsplit(""), None, ""
     if parts.scheme not in ("http", "https") or not host:
         raise SourceUnavailableError(
-            f"{display_url(here)}: redirects to {display_url(location)!r}, which is no web address",
+            f"{redact(here)}: redirects to {redact(location)!r}, which is no web address",
             hint="the source is misconfigured or hostile; try another one",
         )
     if parts.scheme == "http" and urlsplit(here).scheme == "https":
         raise SourceUnavailableError(
-            f"{display_url(here)}: redirects from https to plain http ({display_url(there)})",
+            f"{redact(here)}: redirects from https to plain http ({redact(there)})",
             hint="this is refused because anybody on the way could read or change the answer; try another source",
         )
     check_scheme(there, pinned=pinned)
@@ -124,18 +284,22 @@ def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
     Raises:
         UsageError: The address may not be used.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+    if is_private(url):
         return
-    if parts.scheme != "http":
-        raise UsageError(f"{display_url(url)}: expected an address that starts with https://")
-    if credentials or parts.username or parts.password:
-        raise UsageError(f"{display_url(url)}: credentials are not sent over plain http", hint="use https://")
+    if urlsplit(url).scheme != "http":
+        raise UsageError(f"{redact(url)}: expected an address that starts with https://")
+    if credentials:
+        raise UsageError(f"{redact(url)}: credentials are not sent over plain http", hint="use https://")
     if not pinned:
         raise UsageError(
-            f"{display_url(url)}: plain http needs a pinned sha256",
-            hint="use https://, or add #sha256=… to the address",
+            f"{redact(url)}: plain http needs a pinned sha256", hint="use https://, or add #sha256=… to the address"
         )
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent: https, or this machine itself."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 
 def is_loopback(host: str) -> bool:
@@ -153,20 +317,6 @@ def origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     default = 443 if parts.scheme == "https" else 80
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default
-
-
-def display_url(url: str) -> str:
-    """An address fit for messages, state files and locks: without credentials, query and fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if ":" in host:
-            host = f"[{host}]"
-        if parts.port is not None:
-            host += f":{parts.port}"
-    except ValueError:
-        return url.split("?", 1)[0].split("#", 1)[0].rsplit("@", 1)[-1]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def has_credentials(headers: Mapping[str, str]) -> bool:

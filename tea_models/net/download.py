@@ -1,8 +1,8 @@
 """One verified download into a partial file.
 
     download ──► _Download: attempts, each with a Board of parts, some workers (one connection each), and a hasher
-                   worker: take a part, ask for it, judge the answer, write what comes; on trouble wait and try again
-                   main:   start more workers once the server has proved that it can, save the state, hear Ctrl-C
+                   Worker: take a part, ask for it, judge the answer, write what comes; on trouble wait and try again
+                   here:   start more workers once the server has proved that it can, save the state, hear Ctrl-C
 
 An attempt that finds that the partial and the server don't fit (`StaleError`), or whose bytes have the wrong hash
 though a clean download may have the right one, is followed by another from zero.
@@ -11,7 +11,6 @@ though a clean download may have the right one, is followed by another from zero
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tea_models.errors import (
@@ -20,72 +19,39 @@ from tea_models.errors import (
     SizeMismatchError,
     SourceUnavailableError,
 )
+from tea_models.files import Fetched
 from tea_models.net.answers import StaleError
-from tea_models.net.attempt import Attempt, Request
-from tea_models.net.client import check_scheme, display_url, has_credentials
-from tea_models.net.growing import size_by_header
-from tea_models.net.partial import PartialFile, State, discard, fingerprint
-from tea_models.net.ranges import Ranges
-from tea_models.net.retry import RetryPolicy
+from tea_models.net.attempt import Attempt
+from tea_models.net.partial import Beginning, PartialFile, State, discard, fingerprint
+from tea_models.net.ranges import ENDLESS, Ranges
+from tea_models.net.worker import Worker
 from tea_models.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    import httpx2
+    from tea_models.net.request import Request
 
 _STALE_LIMIT: Final = 3
 _SAVE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.1
+_LEAVE_SECONDS: Final = 2.0
+_FIRST_LOOK: Final = 1 << 20
+# Vocabularies of a quarter of a million tokens make 10 MB; no header comes near this.
+_LONGEST_HEADER: Final = 512 << 20
+# What may follow the last tensor: padding to the alignment, and a little for whoever appends something.
+_SLACK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class TransferResult:
-    """What was downloaded.
-
-    Attributes:
-        sha256: Digest of all bytes of the file, lower-case hexadecimal.
-        size: Bytes.
-        resumed_from: Bytes that were there from an earlier run and were kept.
-        url: The address that was asked, without credentials and query.
-    """
-
-    sha256: str
-    size: int
-    resumed_from: int
-    url: str
-
-
-def download(
-    url: str,
-    destination_partial: Path,
-    *,
-    client: httpx2.Client,
-    headers: Mapping[str, str] | None = None,
-    size: int | None = None,
-    sha256: str | None = None,
-    connections: int = 4,
-    progress: Progress | None = None,
-    name: str = "",
-    expect_gguf: bool = False,
-    policy: RetryPolicy | None = None,
-) -> TransferResult:
+def download(request: Request, destination_partial: Path, progress: Progress | None = None) -> Fetched:
     """Download into `destination_partial`, going on where an earlier run stopped; never renames it.
 
     Args:
-        url: `https:`; plain `http:` only for this machine itself or with a `sha256`.
+        request: The file: `https:`; plain `http:` only for this machine itself or with a `sha256`. Its size and hash,
+            where they are known, are checked; without a hash, what has a header is checked by it.
         destination_partial: Where the bytes go. Kept when the download is interrupted, removed when it is proved wrong.
             One process at a time may use it.
-        client: Made by `make_client`.
-        headers: For the origin of `url` only (credentials belong here, not into `url`).
-        size: The expected size; a hard limit.
-        sha256: The expected digest.
-        connections: Parallel connections at most.
         progress: Told how far it is.
-        name: How people call the file; the end of the address by default.
-        expect_gguf: Refuse early what does not begin as a GGUF file does.
-        policy: How often and how long it tries again.
 
     Raises:
         IntegrityError: The bytes are not those that were expected; wrong ones are gone.
@@ -96,20 +62,6 @@ def download(
         UsageError: The address may not be used.
         KeyboardInterrupt: The user stopped it; what came is kept.
     """
-    check_scheme(url, pinned=sha256 is not None, credentials=has_credentials(headers or {}))
-    shown = display_url(url)
-    request = Request(
-        url=url,
-        shown=shown,
-        name=name or shown.rsplit("/", 1)[-1] or shown,
-        client=client,
-        headers=dict(headers or {}),
-        size=size,
-        sha256=sha256,
-        connections=max(1, connections),
-        expect_gguf=expect_gguf,
-        policy=policy or RetryPolicy(),
-    )
     partial = PartialFile(destination_partial)
     try:
         return _Download(request, partial, progress or Silent()).run()
@@ -128,7 +80,7 @@ class _Download:
         self._request, self._partial, self._progress = request, partial, progress
         self._plain = False
 
-    def run(self) -> TransferResult:
+    def run(self) -> Fetched:
         stale = 0
         mistrusted = False
         while True:
@@ -149,7 +101,7 @@ class _Download:
                 continue
             if self._request.sha256 in (None, digest):
                 self._check_whole(total)
-                return TransferResult(digest, total, resumed, self._request.shown)
+                return Fetched(digest, total, resumed or None)
             if mistrusted or not (resumed or attempt.reconnected):
                 raise ChecksumMismatchError(
                     self._request.shown,
@@ -164,9 +116,9 @@ class _Download:
     def _check_whole(self, total: int) -> None:
         """Without a pin and a length, a model that was cut short can be told by its header only."""
         request = self._request
-        if request.sha256 is not None or not request.expect_gguf:
+        if request.sha256 is not None or request.size_by_header is None:
             return
-        needed = size_by_header(self._partial, total)
+        needed = request.size_by_header(Beginning(self._partial, total))
         if needed is not None and total < needed:
             self._partial.forget()
             hint = "by its own header the model is bigger: something cut it short; nothing was kept"
@@ -182,7 +134,7 @@ class _Download:
             return None
         if request.sha256 is not None:
             return state  # from whichever address: the hash decides in the end
-        if state.source != fingerprint(request.url) or not (state.etag or state.last_modified):
+        if state.source != fingerprint(request.shown) or not (state.etag or state.last_modified):
             return None
         # Nothing proves bytes beyond those that were hashed; without a pin they are fetched again.
         checked = Ranges(state.ranges).clipped(state.checked[0])
@@ -191,26 +143,47 @@ class _Download:
     def _attend(self, attempt: Attempt) -> tuple[str, int]:
         """Watch an attempt until it has ended one way or the other; returns the hash and the size."""
         saved = time.monotonic()
+        workers: list[Worker] = []
+        look_at = _FIRST_LOOK
+        keep = True
         try:
             attempt.start()
-            while not attempt.ended(timeout=_TICK_SECONDS):
-                attempt.add_workers()
-                attempt.limit_by_header()
+            while not attempt.ended(timeout=_TICK_SECONDS if workers else 0):
+                while len(workers) < attempt.useful_workers:
+                    workers.append(Worker(attempt))
+                    workers[-1].start()
+                arrived = attempt.unlimited
+                if arrived is not None and arrived >= look_at:
+                    look_at = self._limit_by_header(attempt, arrived)
                 if time.monotonic() - saved >= _SAVE_SECONDS:
                     attempt.save()
                     saved = time.monotonic()
             digest, total = attempt.result()
             self._partial.truncate(total)
         except (StaleError, MalformedGGUFError):
-            attempt.stop()
-            raise
-        except BaseException:
-            attempt.stop()
-            attempt.save()
+            keep = False
             raise
         else:
-            attempt.stop()
-            attempt.save()
             return digest, total
         finally:
+            attempt.stop()
+            deadline = time.monotonic() + _LEAVE_SECONDS
+            for worker in workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+            if keep:
+                attempt.save()
             attempt.close()
+
+    def _limit_by_header(self, attempt: Attempt, arrived: int) -> int:
+        """Where no server says how big a model is, its header does: it must not go on for ever.
+
+        Returns:
+            How many bytes must have arrived before it is worth to look again.
+        """
+        if self._request.size_by_header is None:
+            return ENDLESS
+        needed = self._request.size_by_header(Beginning(self._partial, arrived))
+        if needed is None and arrived <= _LONGEST_HEADER:
+            return 4 * arrived
+        attempt.limit = min(attempt.limit, (arrived if needed is None else needed) + _SLACK)
+        return ENDLESS

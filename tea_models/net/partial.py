@@ -168,6 +168,28 @@ class PartialFile:
         self.truncate(0)
 
 
+class Beginning:
+    """What has arrived of a file, as a byte source that does not say how big the file will be.
+
+    Args:
+        partial: The file.
+        end: How many bytes at its beginning are there.
+    """
+
+    size: int | None = None
+
+    def __init__(self, partial: PartialFile, end: int) -> None:
+        self.name = str(partial.path)
+        self._partial, self._end = partial, end
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read `length` bytes at `offset`, or fewer at the end."""
+        return os.pread(self._partial.descriptor, max(0, min(length, self._end - offset)), offset)
+
+    def close(self) -> None:
+        """The partial stays open."""
+
+
 def room(partial: PartialFile) -> int:
     """How big a file may become whose size nobody says: not so big that the disk is full."""
     free = free_bytes(partial.path.parent)

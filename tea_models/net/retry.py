@@ -8,6 +8,36 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from tea_models.errors import SourceUnavailableError
+
+
+class TransientError(Exception):
+    """A failure that may pass.
+
+    Args:
+        reason: For people.
+        retry_after: Seconds that the server asks to wait.
+        busy: The server says that it is asked too much.
+        silent: It took long to find out.
+        answered: It is what the server says, not that it says nothing.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        busy: bool = False,
+        silent: bool = False,
+        answered: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+        self.busy = busy
+        self.silent = silent
+        self.answered = answered
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -46,6 +76,61 @@ class RetryPolicy:
         if retry_after is None or retry_after > self.longest_retry_after:
             return own
         return max(own, retry_after)
+
+
+#: For a question, whose answer somebody waits for: a host that can't be reached is given up soon.
+QUESTION = RetryPolicy(tries=4, first_tries=2, patient_tries=4, longest_seconds=5.0)
+
+
+class Retries:
+    """Counts the failures in a row of one thing that is asked for.
+
+    Args:
+        policy: How many are too many, and how long to wait after each.
+        shown: What is asked for, fit for messages.
+
+    Attributes:
+        failures: How many since there was progress.
+        answered: The server has answered once.
+    """
+
+    def __init__(self, policy: RetryPolicy, shown: str) -> None:
+        self.failures = 0
+        self.answered = False
+        self._policy, self._shown = policy, shown
+
+    def count(self, trouble: TransientError, *, progress: bool = False) -> None:
+        """One failure more; silence counts twice.
+
+        Args:
+            trouble: What happened.
+            progress: Something came before it.
+        """
+        self.answered = self.answered or trouble.answered or progress
+        self.failures = (0 if progress else self.failures) + (2 if trouble.silent else 1)
+
+    def wait(self, trouble: TransientError, *, patient: bool = False, hint: str = "") -> float:
+        """How many seconds to wait before the next try.
+
+        Args:
+            trouble: What happened, counted before.
+            patient: Much has come already in this run.
+            hint: What to do if it is given up.
+
+        Raises:
+            SourceUnavailableError: It is given up.
+        """
+        policy = self._policy
+        tries = policy.patient_tries if patient else policy.tries if self.answered else policy.first_tries
+        if self.failures < tries:
+            return policy.wait(self.failures, trouble.retry_after)
+        asked = ""
+        if trouble.retry_after is not None and trouble.retry_after > policy.longest_retry_after:
+            asked = f"; it asks to wait {trouble.retry_after:,.0f} s"
+        raise SourceUnavailableError(
+            f"{self._shown}: {trouble.reason} (tried again and again{asked})",
+            hint=hint or "check the network and the address, or try again later",
+        )
 
 
 def parse_retry_after(value: str | None, *, now: float | None = None) -> float | None:

@@ -7,24 +7,28 @@ alone decides, and the answer says so.
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB
+from tea_models.engine.probe import RefusedError
 from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
-from tea_models.plan.case import make_budget
-from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
+from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
+from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
+from tea_models.refs import NameRef, parse_reference
+from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
+    from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
-    from tea_models.plan.types import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.plan.types import Speed
+    from tea_models.profile.facts import ModelProfile
     from tea_models.registry.entries import Entry, Variant
     from tea_models.settings import Settings
 
@@ -41,25 +45,27 @@ class Fit:
         name: The model.
         variant: The variant.
         size: Bytes to download, or None if unknown.
+        budget: Bytes that may be used.
         fits: Whether it runs here with a useful context; None if nothing is known.
         n_ctx: The largest context here, None where only the size of the file is known.
         context_length: The trained context, if known.
         total: Bytes with that context, or the least it needs.
-        budget: Bytes that may be used.
         method: `measured`, `estimated`, `estimated from another variant` or `file size`.
         contexts: Bytes at several contexts.
+        speed: How fast it is here, if something is known.
     """
 
     name: str
     variant: str
     size: int | None
-    fits: bool | None
-    n_ctx: int | None
-    context_length: int | None
-    total: int | None
     budget: int
-    method: str
+    fits: bool | None = None
+    n_ctx: int | None = None
+    context_length: int | None = None
+    total: int | None = None
+    method: str = "file size"
     contexts: dict[int, int] = field(default_factory=dict)
+    speed: Speed | None = None
 
     @property
     def summary(self) -> str:
@@ -76,28 +82,19 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, and the summary."""
-        document = {name: getattr(self, name) for name in self.__slots__ if name != "contexts"}
+        document = {name: getattr(self, name) for name in self.__slots__ if name not in ("contexts", "speed")}
         contexts = [
             {"n_ctx": n_ctx, "total": total, "fits": total <= self.budget} for n_ctx, total in self.contexts.items()
         ]
-        return document | {"summary": self.summary, "contexts": contexts}
+        speed = self.speed.to_json() if self.speed else None
+        return document | {"summary": self.summary, "contexts": contexts, "speed": speed}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The variant to take.
-
-    Attributes:
-        reference: How to name it (`phi4-mini:Q4_K_M`).
-        reason: Why, in a sentence.
-        fit: What is known of it.
-        others: What is known of the others.
-    """
+class Choice(NamedTuple):
+    """The variant to take: how to name it (`phi4-mini:Q4_K_M`), and why, in a sentence."""
 
     reference: str
     reason: str
-    fit: Fit
-    others: tuple[Fit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +121,6 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
 
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
     one with the most context.
-
-    Args:
-        name: A name of the registry, without a variant.
-        settings: Where the registry and the store are.
-        user: What else was asked for.
-        measure: Whether the engine may be asked.
 
     Raises:
         UnknownModelError: There is no such model.
@@ -159,9 +150,7 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
     reason = f"{best.variant} ({human_bytes(best.size or 0)}): {best.summary}, {best.method}"
     if larger:
         reason += "; " + ", ".join(f"{fit.variant} {_why_not(fit)}" for fit in larger)
-    return Choice(
-        f"{entry.name}:{best.variant}", reason, best, tuple(fit for fit in comparison.fits if fit is not best)
-    )
+    return Choice(f"{entry.name}:{best.variant}", reason)
 
 
 def _why_not(fit: Fit) -> str:
@@ -180,48 +169,49 @@ def compare_variants(reference: str, settings: Settings, user: UserSettings, *, 
     user = replace(user, n_ctx="auto")
     machine = machine_now(settings, measure=measure)
     budget = make_budget(machine, user.memory)
-    entry = _entry(reference.partition(":")[0] if _is_name(reference) else reference, settings)
-    judge = _Judge(settings, machine, user, budget.host, measure=measure)
+    named = isinstance(parse_reference(reference), NameRef)
+    entry = _entry(reference.partition(":")[0] if named else reference, settings)
+    planner = _VariantPlanner(settings, machine, user, budget.host, measure=measure)
     if entry is None:
-        fit = judge.reference(reference)
+        fit, _profile = planner.fit_of(reference, reference.rpartition("/")[2], "")
         return Comparison(reference, budget.host, budget.reason, (fit,))
-    return Comparison(entry.name, budget.host, budget.reason, tuple(judge.entry(entry)))
+    return Comparison(entry.name, budget.host, budget.reason, tuple(planner.fits_of(entry)))
 
 
 def fit_table(entries: Iterable[Entry], settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
     """Whether each variant of each entry fits here, without fetching anything.
-
-    Args:
-        entries: Of the registry.
-        settings: Where the store is.
 
     Returns:
         By name and variant: `Fit.to_json()`, with a `summary` for a table.
     """
     offline = replace(settings, offline=True)
     machine = machine_now(settings)
-    judge = _Judge(offline, machine, UserSettings(), make_budget(machine, None).host, measure=True)
-    return {(fit.name, fit.variant): fit.to_json() for entry in entries for fit in judge.entry(entry)}
+    planner = _VariantPlanner(offline, machine, UserSettings(), make_budget(machine, None).host, measure=True)
+    return {(fit.name, fit.variant): fit.to_json() for entry in entries for fit in planner.fits_of(entry)}
 
 
-class _Judge:
+class _VariantPlanner:
+    """Plans variants for one machine, as far as something is known of each."""
+
     def __init__(self, settings: Settings, machine: Machine, user: UserSettings, budget: int, *, measure: bool) -> None:
         self.settings, self.machine, self.user, self.budget, self.measure = settings, machine, user, budget, measure
         self._unreachable = False
 
-    def reference(self, reference: str) -> Fit:
-        plan, contexts, _profile, size = self._read(reference)
-        return self._fit(self._unknown(reference.rpartition("/")[2], "", size), plan, contexts)
+    def fit_of(self, reference: str, name: str, variant: str) -> tuple[Fit, ModelProfile]:
+        """Whether a model fits whose header can be read."""
+        with open_for_plan(reference, self.settings, measure=self.measure) as opened:
+            size = sum(file.size for file in opened.profile.files)
+            return self._fit(opened.profile, opened.measurer, Fit(name, variant, size, self.budget)), opened.profile
 
-    def entry(self, entry: Entry) -> list[Fit]:
-        """Read what can be read; judge the others by it, or by their size."""
+    def fits_of(self, entry: Entry) -> list[Fit]:
+        """Plan the variants whose header can be read; judge the others by one of these, or by their size."""
         found: dict[str, Fit] = {}
         sibling: ModelProfile | None = None
         for variant in entry.variants.values():
             if self._unreachable and not self._installed(variant):
                 continue
             try:
-                plan, contexts, profile, size = self._read(f"{entry.name}:{variant.name}")
+                fit, profile = self.fit_of(f"{entry.name}:{variant.name}", entry.name, variant.name)
             except NotAvailableError:
                 # A host that can't be reached is not asked again for each variant.
                 self._unreachable = True
@@ -231,104 +221,58 @@ class _Judge:
             except TeaModelsError:
                 continue
             sibling = sibling or profile
-            found[variant.name] = self._fit(self._unknown(entry.name, variant.name, size), plan, contexts)
+            found[variant.name] = fit
         return [found.get(variant.name) or self._unread(entry, variant, sibling) for variant in entry.variants.values()]
 
     def _installed(self, variant: Variant) -> bool:
         from tea_models.store import Store
 
-        store = Store(self.settings.store_dir)
+        store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
-    def _read(self, reference: str) -> tuple[RunPlan | int, dict[int, int], ModelProfile, int]:
-        """Plan a model whose header can be read; what it needs at least takes the place of a plan that fails."""
-        from tea_models.profile import profile_from_headers
-        from tea_models.profile.model_files import open_model
-
-        with open_model(reference, settings=self.settings) as model:
-            model.require_loadable()
-            profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-            size = sum(file.size for file in profile.files)
-            with closing(choose_measurer(profile, self.settings, model=model, measure=self.measure)) as measurer:
-                return *self._plan(profile, measurer, reference), profile, size
-
-    def _plan(self, profile: ModelProfile, measurer: Any, name: str) -> tuple[RunPlan | int, dict[int, int]]:
+    def _fit(self, profile: ModelProfile, measurer: Measurer, fit: Fit) -> Fit:
+        """Plan a profile; where nothing fits, say what the smallest useful context needs."""
         try:
-            plan = plan_profile(profile, self.machine, self.user, measurer, name=name)
+            plan = plan_profile(profile, self.machine, self.user, measurer, name=fit.name)
         except MemoryDoesNotFitError:
-            loose = replace(self.user, memory=1 << 60)
-            plan = plan_profile(profile, self.machine, replace(loose, n_ctx=_least(profile)), measurer, name=name)
-            return plan.memory.total, {}
-        return plan, _contexts(plan, profile, measurer)
-
-    def _fit(self, fit: Fit, plan: RunPlan | int, contexts: dict[int, int], method: str = "") -> Fit:
-        if isinstance(plan, int):
-            return replace(fit, fits=False, total=plan, method=method or "measured")
+            least = min(profile.context_length.value or SMALLEST_CONTEXT, SMALLEST_CONTEXT)
+            endless = replace(self.user, memory=1 << 60, n_ctx=least)
+            use = plan_profile(profile, self.machine, endless, measurer, name=fit.name).memory.use
+            return replace(fit, fits=False, total=use.total, method=use.method)
+        trained = profile.context_length.value or plan.settings.n_ctx
+        wanted = sorted({n_ctx for n_ctx in (*_COMPARED, trained) if n_ctx <= trained})
+        answers = measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in wanted])
         return replace(
             fit,
             fits=True,
             n_ctx=plan.settings.n_ctx,
             context_length=plan.context_length,
             total=plan.memory.total,
-            method=method or plan.memory.method,
-            contexts=contexts,
+            method=plan.memory.method,
+            contexts={
+                n_ctx: use.total
+                for n_ctx, use in zip(wanted, answers, strict=True)
+                if not isinstance(use, RefusedError)
+            },
+            speed=speed_of(profile, plan.settings, self.machine, self.settings.store_dir),
         )
 
     def _unread(self, entry: Entry, variant: Variant, sibling: ModelProfile | None) -> Fit:
         sizes = [file.size for file in variant.files]
         size = None if None in sizes else sum(size for size in sizes if size)
-        unknown = self._unknown(entry.name, variant.name, size)
+        fit = Fit(entry.name, variant.name, size, self.budget)
         if size is None:
-            return unknown
+            return fit
         if sibling is not None:
-            profile = replace(sibling, weights=replace(sibling.weights, total=size))
-            plan, contexts = self._plan(profile, Estimator(profile), entry.name)
-            return self._fit(unknown, plan, contexts, "estimated from another variant")
+            profile = replace(sibling, weights=sibling.weights.scaled(size))
+            return replace(self._fit(profile, Estimator(profile), fit), method="estimated from another variant")
         # Room for the smallest cache and buffers; what they really take can't be known without the header.
         least = size + PROCESS + max(256 * MIB, size // 10)
-        return replace(unknown, fits=least <= self.budget, total=least)
-
-    def _unknown(self, name: str, variant: str, size: int | None) -> Fit:
-        return Fit(
-            name=name,
-            variant=variant,
-            size=size,
-            fits=None,
-            n_ctx=None,
-            context_length=None,
-            total=None,
-            budget=self.budget,
-            method="file size",
-        )
-
-
-def _least(profile: ModelProfile) -> int:
-    from tea_models.plan.case import SMALLEST_CONTEXT
-
-    return min(profile.context_length.value or SMALLEST_CONTEXT, SMALLEST_CONTEXT)
-
-
-def _contexts(plan: RunPlan, profile: ModelProfile, measurer: Any) -> dict[int, int]:
-    from tea_models.engine.probe import RefusedError
-
-    trained = profile.context_length.value or plan.settings.n_ctx
-    wanted = sorted({n_ctx for n_ctx in (*_COMPARED, trained) if n_ctx <= trained})
-    answers: Mapping[int, Any] = dict(
-        zip(wanted, measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in wanted]), strict=True)
-    )
-    return {n_ctx: use.total for n_ctx, use in answers.items() if not isinstance(use, RefusedError)}
-
-
-def _is_name(reference: str) -> bool:
-    from tea_models.refs import NameRef, parse_reference
-
-    return isinstance(parse_reference(reference), NameRef)
+        return replace(fit, fits=least <= self.budget, total=least)
 
 
 def _entry(reference: str, settings: Settings) -> Entry | None:
-    from tea_models.refs import NameRef, parse_reference
-    from tea_models.registry.entries import Registry
-
+    """The entry of the registry that a name without a variant means; None for any other reference."""
     parsed = parse_reference(reference)
     if not isinstance(parsed, NameRef) or parsed.variant is not None:
         return None

@@ -37,12 +37,7 @@ class Curve:
 
 
 def memory_curve(plan: RunPlan, measurer: Measurer) -> Curve:
-    """Measure memory at contexts from 512 tokens to the trained or planned one.
-
-    Args:
-        plan: The plan whose other settings hold.
-        measurer: Answers what settings take.
-    """
+    """Measure memory at contexts from 512 tokens to the trained or planned one."""
     most = max(plan.context_length or 0, plan.settings.n_ctx, 512)
     contexts = sorted({512, *(size for size in (1 << power for power in range(10, 31)) if size < most), most})
     contexts = sorted({*contexts, *(most * part // 8 // 256 * 256 for part in range(1, 8)), plan.settings.n_ctx})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError
+from tea_models.files import base_name
 from tea_models.plan.export_formats import Export, ExportInput, export_plan
-from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,32 +40,22 @@ def export_model(
         MemoryDoesNotFitError: What was asked for does not fit.
         UsageError: The target is unknown, or a value can't be written in its format.
     """
-    from tea_models.plan.resolve import model_path
-    from tea_models.profile import profile_from_headers
-    from tea_models.profile.model_files import open_model
-
-    with open_model(reference, settings=settings) as model:
-        model.require_loadable()
-        here = model_path(model)
+    with open_for_plan(reference, settings, measure=measure) as opened:
+        here, profile = opened.path, opened.profile
         if path is None and here is None:
             raise MissingFileError(
                 f"{reference} is not on this machine, so its path is not known",
                 hint=f"tea-models pull {reference}, or say with --path where it will lie",
             )
-        profile = profile_from_headers(model.headers, model.files, entry=model.entry)
         name = _short(reference, here)
-        with closing(choose_measurer(profile, settings, model=model, measure=measure)) as measurer:
-            plan = plan_profile(profile, machine_now(settings, measure=measure), user, measurer, name=name)
+        plan = plan_profile(profile, machine_now(settings, measure=measure), user, opened.measurer, name=name)
     return export_plan(
         target,
         ExportInput(
             plan=plan,
+            profile=profile,
             path=path if path is not None else str(here.resolve() if here else ""),
             name=name,
-            stop=profile.chat.stop.value,
-            layers=len(profile.weights.blocks),
-            pooling=profile.pooling.value,
-            template_replaced=profile.chat.template.source.startswith("registry"),
         ),
     )
 
@@ -74,4 +64,4 @@ def _short(reference: str, here: Path | None) -> str:
     """A name that servers accept: that of the registry, or the file's without its suffix."""
     if "/" not in reference and not reference.endswith(".gguf"):
         return reference
-    return here.name.removesuffix(".gguf") if here else reference.rpartition("/")[2].removesuffix(".gguf")
+    return here.name.removesuffix(".gguf") if here else base_name(reference).removesuffix(".gguf")

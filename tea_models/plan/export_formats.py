@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.plan.types import RunPlan
+    from tea_models.profile.facts import ModelProfile
 
 _KV_TYPES_OF_OLLAMA = ("f16", "q8_0", "q4_0")
 
@@ -28,26 +29,30 @@ class ExportInput:
 
     Attributes:
         plan: The plan.
+        profile: Facts about the model.
         path: Where the file lies on the machine that is to serve it.
         name: How the server calls the model.
-        stop: Texts that end a turn.
-        layers: Blocks of the model.
-        pooling: How an embedding model pools, if its file says so.
-        template_replaced: The registry replaces the chat template of the file.
     """
 
     plan: RunPlan
+    profile: ModelProfile
     path: str
     name: str
-    stop: tuple[str, ...] = ()
-    layers: int = 0
-    pooling: str | None = None
-    template_replaced: bool = False
 
     @property
     def settings(self) -> EngineSettings:
         """The settings of the plan."""
         return self.plan.settings
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end a turn."""
+        return self.profile.chat.stop.value
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        return len(self.profile.weights.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,6 @@ class Export:
 def export_plan(target: str, what: ExportInput) -> Export:
     """Write a plan for a server.
 
-    Args:
-        target: One of `TARGETS`.
-        what: The plan and the model.
-
     Raises:
         UsageError: The target is unknown, or a value can't be written in its format.
     """
@@ -91,69 +92,51 @@ def export_plan(target: str, what: ExportInput) -> Export:
 
 def server_arguments(what: ExportInput) -> list[tuple[str, ...]]:
     """Arguments of `llama-server`, an option with its value each."""
+    return [(option, value) if value else (option,) for option, _variable, value in _server_options(what)]
+
+
+def _server_options(what: ExportInput) -> list[tuple[str, str, str]]:
+    """Option, variable and value of each setting of `llama-server`; no value where the option is a switch."""
     s = what.settings
-    options: list[tuple[str, ...]] = [
-        ("--model", what.path),
-        ("--alias", what.name),
-        ("--ctx-size", str(s.n_ctx)),
-        ("--batch-size", str(s.n_batch)),
-        ("--ubatch-size", str(s.n_ubatch)),
-        ("--threads", str(s.n_threads)),
-        ("--threads-batch", str(s.n_threads_batch)),
-        ("--gpu-layers", _layers(s.n_gpu_layers)),
-        ("--flash-attn", "on" if s.flash_attn else "off"),
-        ("--cache-type-k", s.type_k),
-        ("--cache-type-v", s.type_v),
+    options = [
+        ("--model", "MODEL", what.path),
+        ("--alias", "ALIAS", what.name),
+        ("--ctx-size", "CTX_SIZE", str(s.n_ctx)),
+        ("--batch-size", "BATCH", str(s.n_batch)),
+        ("--ubatch-size", "UBATCH", str(s.n_ubatch)),
+        ("--threads", "THREADS", str(s.n_threads)),
+        ("--threads-batch", "", str(s.n_threads_batch)),
+        ("--gpu-layers", "N_GPU_LAYERS", "all" if s.n_gpu_layers < 0 else str(s.n_gpu_layers)),
+        ("--flash-attn", "FLASH_ATTN", "on" if s.flash_attn else "off"),
+        ("--cache-type-k", "CACHE_TYPE_K", s.type_k),
+        ("--cache-type-v", "CACHE_TYPE_V", s.type_v),
         # The plan is for one sequence, and must not be changed to fit.
-        ("--parallel", "1"),
-        ("--fit", "off"),
+        ("--parallel", "N_PARALLEL", "1"),
+        ("--fit", "FIT", "off"),
     ]
     if s.swa_full:
-        options.append(("--swa-full",))
+        options.append(("--swa-full", "SWA_FULL", ""))
     if not s.use_mmap or s.use_mlock:
-        options.append(("--load-mode", _load_mode(s)))
+        mode = {(True, True): "mmap+mlock", (False, True): "mlock"}.get((s.use_mmap, s.use_mlock), "none")
+        options.append(("--load-mode", "LOAD_MODE", mode))
     if what.plan.purpose == "embed":
-        options.append(("--embedding",))
-        if what.pooling:
-            options.append(("--pooling", what.pooling))
+        options.append(("--embedding", "EMBEDDINGS", ""))
+        if what.profile.pooling.value:
+            options.append(("--pooling", "POOLING", what.profile.pooling.value))
     return options
 
 
 def _llama_server(what: ExportInput) -> Export:
-    options = server_arguments(what)
-    lines = ["llama-server", *("  " + " ".join(map(shlex.quote, option)) for option in options)]
+    lines = ["llama-server", *("  " + " ".join(map(shlex.quote, option)) for option in server_arguments(what))]
     return Export("llama-server", " \\\n".join(lines) + "\n", _template_note(what))
 
 
 def _env(what: ExportInput) -> Export:
+    options = _server_options(what)
+    text = "".join(f"LLAMA_ARG_{name}={shlex.quote(value or '1')}\n" for _option, name, value in options if name)
     s = what.settings
-    values = {
-        "LLAMA_ARG_MODEL": what.path,
-        "LLAMA_ARG_ALIAS": what.name,
-        "LLAMA_ARG_CTX_SIZE": str(s.n_ctx),
-        "LLAMA_ARG_BATCH": str(s.n_batch),
-        "LLAMA_ARG_UBATCH": str(s.n_ubatch),
-        "LLAMA_ARG_THREADS": str(s.n_threads),
-        "LLAMA_ARG_N_GPU_LAYERS": _layers(s.n_gpu_layers),
-        "LLAMA_ARG_FLASH_ATTN": "on" if s.flash_attn else "off",
-        "LLAMA_ARG_CACHE_TYPE_K": s.type_k,
-        "LLAMA_ARG_CACHE_TYPE_V": s.type_v,
-        "LLAMA_ARG_N_PARALLEL": "1",
-        "LLAMA_ARG_FIT": "off",
-    }
-    if s.swa_full:
-        values["LLAMA_ARG_SWA_FULL"] = "1"
-    if not s.use_mmap or s.use_mlock:
-        values["LLAMA_ARG_LOAD_MODE"] = _load_mode(s)
-    if what.plan.purpose == "embed":
-        values["LLAMA_ARG_EMBEDDINGS"] = "1"
-        if what.pooling:
-            values["LLAMA_ARG_POOLING"] = what.pooling
-    left_out = _template_note(what)
-    if s.n_threads_batch != s.n_threads:
-        left_out += (f"--threads-batch {s.n_threads_batch} has no variable",)
-    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    return Export("env", text, left_out)
+    no_variable = (f"--threads-batch {s.n_threads_batch} has no variable",) if s.n_threads_batch != s.n_threads else ()
+    return Export("env", text, (*_template_note(what), *no_variable))
 
 
 def _ollama(what: ExportInput) -> Export:
@@ -270,18 +253,9 @@ TARGETS: dict[str, Callable[[ExportInput], Export]] = {
 }
 
 
-def _layers(layers: int) -> str:
-    return "all" if layers < 0 else str(layers)
-
-
-def _load_mode(s: EngineSettings) -> str:
-    if s.use_mlock:
-        return "mmap+mlock" if s.use_mmap else "mlock"
-    return "none"
-
-
 def _template_note(what: ExportInput) -> tuple[str, ...]:
-    if not what.template_replaced or what.plan.purpose == "embed":
+    replaced = what.profile.chat.template.source.startswith("registry")
+    if not replaced or what.plan.purpose == "embed":
         return ()
     shown = f"`tea-models inspect {shlex.quote(what.name)} --template` prints it"
     return (f"the registry's chat template, which replaces the file's: {shown}",)

@@ -11,21 +11,13 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import CacheLayout, MemoryUse
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 
 def notes_for(
     profile: ModelProfile, settings: EngineSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
 ) -> tuple[str, ...]:
-    """Notes on a plan, a sentence each, most important first.
-
-    Args:
-        profile: The model.
-        settings: What was decided.
-        use: What it takes.
-        estimated_because: Why nothing was measured; empty where it was.
-        layout: What the model keeps between tokens.
-    """
+    """Notes on a plan, a sentence each, most important first."""
     notes = []
     if estimated_because:
         notes.append(

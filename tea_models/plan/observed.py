@@ -6,12 +6,11 @@ actual bytes. A prediction that parts from reality is shown by `plan` and `docto
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -81,13 +80,7 @@ class ObservedLoad:
 
 
 def record_load(
-    store_dir: Path,
-    plan: RunPlan,
-    *,
-    engine: str,
-    actual: dict[str, int],
-    predicted: dict[str, int] | None = None,
-    n_ctx: int | None = None,
+    store_dir: Path, plan: RunPlan, *, engine: str, actual: dict[str, int], n_ctx: int | None = None
 ) -> ObservedLoad | None:
     """Record what a load took; a store that can't be written is no error.
 
@@ -96,55 +89,32 @@ def record_load(
         plan: The plan that the load followed.
         engine: Version of llama-cpp-python.
         actual: Bytes by part: `kv_cache`, `compute`, `peak`.
-        predicted: Bytes that were predicted for this load; by default the plan's, if the context is the plan's.
         n_ctx: Context that was opened; by default the plan's.
 
     Returns:
         The record, or None where it can't be kept.
     """
-    settings = plan.settings
-    opened = settings.n_ctx if n_ctx is None else n_ctx
-    use = plan.memory.use
-    if predicted is None:
-        predicted = {"peak": use.total}
-        if opened == settings.n_ctx:
-            predicted |= {"kv_cache": use.kv_cache, "compute": use.compute}
+    settings, use = plan.settings, plan.memory.use
+    predicted = {"peak": use.total}
+    if n_ctx in (None, settings.n_ctx) and use.method == "measured":
+        predicted |= {"kv_cache": use.kv_cache, "compute": use.compute}
     load = ObservedLoad(
         name=plan.name,
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=engine,
-        n_ctx=opened,
-        n_ubatch=settings.n_ubatch,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        swa_full=settings.swa_full,
-        n_gpu_layers=settings.n_gpu_layers,
         predicted=predicted,
         actual=actual,
+        **{name: getattr(settings, name) for name in _SAME} | {"n_ctx": n_ctx or settings.n_ctx},
     )
     path = _path(store_dir, plan.header_sha256)
-    loads = [*_read(path), load][-_KEPT:]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
-        document = {"format": _FORMAT, "loads": [asdict(item) for item in loads]}
-        write_atomically(path, json.dumps(document), durable=False)
-    except OSError:
-        return None
-    return load
+    loads = [asdict(item) for item in (*_read(path), load)][-_KEPT:]
+    return load if keep(path, {"format": _FORMAT, "loads": loads}) else None
 
 
 def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
-    """The last load with a plan's own settings, as `plan --json` shows it; None where there was none.
-
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan.
-    """
-    settings = plan.settings
+    """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
-        same = all(getattr(load, name) == getattr(settings, name) for name in _SAME)
-        if same:
+        if all(getattr(load, name) == getattr(plan.settings, name) for name in _SAME):
             return {
                 "when": load.when,
                 "engine": load.engine,
@@ -156,11 +126,7 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 
 def all_observed(store_dir: Path) -> list[ObservedLoad]:
-    """The last load of each model, newest first.
-
-    Args:
-        store_dir: Folder of the store.
-    """
+    """The last load of each model, newest first."""
     folder = store_dir / ".tea" / "observed"
     try:
         files = sorted(folder.glob("*.json"))
@@ -171,13 +137,7 @@ def all_observed(store_dir: Path) -> list[ObservedLoad]:
 
 
 def describe(load: ObservedLoad, part: str, difference: float) -> str:
-    """One sentence on a prediction that was wrong.
-
-    Args:
-        load: The load.
-        part: `kv_cache`, `compute` or `peak`.
-        difference: actual / predicted - 1.
-    """
+    """One sentence on a prediction that was wrong."""
     names = {"kv_cache": "the KV cache", "compute": "the compute buffers", "peak": "the process at its peak"}
     predicted, actual = human_bytes(load.predicted[part]), human_bytes(load.actual[part])
     way = "more" if difference > 0 else "less"
@@ -189,11 +149,8 @@ def _path(store_dir: Path, header_sha256: str) -> Path:
 
 
 def _read(path: Path) -> list[ObservedLoad]:
+    document = read_kept(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != _FORMAT:
-            return []
-        return [ObservedLoad(**item) for item in document["loads"]]
-    except (OSError, ValueError, TypeError, KeyError):
-        # Bookkeeping that was damaged is worth nothing, and no reason to fail.
+        return [ObservedLoad(**item) for item in document["loads"]] if document["format"] == _FORMAT else []
+    except (TypeError, KeyError):
         return []

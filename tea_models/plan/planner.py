@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import MIB, MemoryUse
 from tea_models.errors import MemoryDoesNotFitError
-from tea_models.plan.case import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, Ledger, make_case
 from tea_models.plan.context_search import ContextSearch
 from tea_models.plan.notes import notes_for
-from tea_models.plan.reasons import alternatives, explain_batches, explain_cache, explain_mmap, explain_threads
+from tea_models.plan.plan_input import (
+    BATCHES,
+    FAST_BATCH,
+    SMALL_BATCH,
+    SMALLER_TYPES,
+    SMALLEST_CONTEXT,
+    Decisions,
+    plan_input,
+)
+from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
     from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
     from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 #: Context for which layers are put on a GPU that can't hold everything.
 GPU_CONTEXT = 8192
@@ -37,13 +45,6 @@ class Candidate:
 class Planner:
     """Makes one plan.
 
-    Args:
-        profile: Facts about the model.
-        machine: Where it is to run.
-        user: What was asked for.
-        measurer: Answers what settings take.
-        name: What to call the model; by default what the file says.
-
     Raises:
         UsageError: The file is no model that runs by itself.
     """
@@ -51,11 +52,11 @@ class Planner:
     def __init__(
         self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
     ) -> None:
-        self._case = make_case(profile, machine, user, name)
+        self._given = plan_input(profile, machine, user, name)
         self._measurer = measurer
-        self._ledger = Ledger()
-        whole = self._case.encoder and user.n_ubatch is None
-        self._search = ContextSearch(measurer, self._case.budget.excess, whole_batch=whole)
+        self._decisions = Decisions()
+        whole = self._given.encoder and user.n_ubatch is None
+        self._search = ContextSearch(measurer, self._given.budget.excess, whole_batch=whole)
 
     def plan(self) -> RunPlan:
         """Decide everything.
@@ -64,14 +65,14 @@ class Planner:
             MemoryDoesNotFitError: What was asked for does not fit.
             RefusedError: The engine refuses it.
         """
-        case, ledger, search = self._case, self._ledger, self._search
+        given, decisions, search = self._given, self._decisions, self._search
         point = self._start()
         point = replace(point, n_gpu_layers=self._gpu_layers(point))
         point, use = self._context(point)
-        explain_batches(case, ledger, search, point)
-        explain_cache(case, ledger, search, point, use)
-        threads = explain_threads(case, ledger)
-        use_mmap = explain_mmap(ledger, use)
+        explain_batches(given, decisions, search, point)
+        explain_cache(given, decisions, search, point, use)
+        threads = explain_threads(given, decisions)
+        use_mmap = explain_mmap(decisions, use)
         settings = replace(
             point,
             n_threads=threads,
@@ -81,99 +82,93 @@ class Planner:
         )
         order = list(settings.to_json())
         return RunPlan(
-            name=case.name,
-            purpose=case.purpose,
-            context_length=case.profile.context_length.value,
+            name=given.name,
+            purpose=given.purpose,
+            context_length=given.profile.context_length.value,
             settings=settings,
-            memory=MemoryPlan(use, case.budget.host, case.budget.reason, case.budget.devices),
-            decisions=tuple(sorted(ledger.decisions, key=lambda decision: order.index(decision.setting))),
-            notes=notes_for(case.profile, settings, use, self._measurer.reason, case.layout),
-            machine=case.machine,
-            header_sha256=case.profile.header_sha256,
+            memory=MemoryPlan(use, given.budget.host, given.budget.reason, given.budget.devices),
+            decisions=tuple(sorted(decisions.made, key=lambda decision: order.index(decision.setting))),
+            notes=notes_for(given.profile, settings, use, self._measurer.reason, given.layout),
+            machine=given.machine,
+            header_sha256=given.profile.header_sha256,
         )
 
     def _start(self) -> EngineSettings:
-        case, user = self._case, self._case.user
+        given, user = self._given, self._given.user
         batch, ubatch = self._batches()
         kv_type = user.kv_type or "f16"
         return EngineSettings(
-            n_ctx=case.trained,
+            n_ctx=given.trained,
             n_batch=batch,
             n_ubatch=ubatch,
             type_k=kv_type,
             type_v=kv_type,
             swa_full=bool(user.swa_full),
             flash_attn=user.flash_attn,
-            embeddings=case.purpose == "embed",
+            embeddings=given.purpose == "embed",
         )
 
     def _batches(self) -> tuple[int, int]:
         """Logical and physical batch to start with: logits of a batch no larger than half the weights."""
-        case, user = self._case, self._case.user
-        if case.encoder:
+        given, user = self._given, self._given.user
+        if given.encoder:
             # The whole text is one batch, so it holds the context; the search moves both together.
-            return user.n_batch or case.trained, user.n_ubatch or case.trained
+            return user.n_batch or given.trained, user.n_ubatch or given.trained
         if user.n_ubatch is not None:
             return max(user.n_batch or BATCHES[0], user.n_ubatch), user.n_ubatch
         batch = user.n_batch or BATCHES[0]
-        limit = max(160 * MIB, case.profile.weights.total // 2)
-        fitting = (size for size in BATCHES if 4 * case.vocabulary * size <= limit)
+        limit = max(160 * MIB, given.profile.weights.total // 2)
+        fitting = (size for size in BATCHES if 4 * given.vocabulary * size <= limit)
         return batch, min(next(fitting, BATCHES[-1]), batch)
 
     def _gpu_layers(self, point: EngineSettings) -> int:
-        case, ledger = self._case, self._ledger
-        asked, gpus = case.user.n_gpu_layers, case.machine.gpus
+        given, decisions = self._given, self._decisions
+        asked, gpus = given.user.n_gpu_layers, given.machine.gpus
         if asked is not None:
             reason = "asked for"
             if asked and not gpus:
                 reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
-            ledger.decide("n_gpu_layers", asked, case.user.source, reason)
+            decisions.decide("n_gpu_layers", asked, given.user.source, reason)
             return asked
         if not gpus:
-            ledger.decide("n_gpu_layers", 0, "hardware", "the installed llama.cpp reports no GPU")
+            decisions.decide("n_gpu_layers", 0, "hardware", "the installed llama.cpp reports no GPU")
             return 0
-        at = replace(point, n_ctx=min(case.trained, GPU_CONTEXT))
-        layers, reason, rejected = self._search.gpu_layers(at, len(case.profile.weights.blocks))
-        ledger.decide("n_gpu_layers", layers, "hardware", reason, *rejected)
+        at = replace(point, n_ctx=min(given.trained, GPU_CONTEXT))
+        layers, reason, rejected = self._search.gpu_layers(at, len(given.profile.weights.blocks))
+        decisions.decide("n_gpu_layers", layers, "hardware", reason, *rejected)
         return layers
 
     def _context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        wish = self._case.user.n_ctx
-        if wish == "auto":
+        asked_context = self._given.user.n_ctx
+        if asked_context == "auto":
             return self._auto_context(point)
-        case, search = self._case, self._search
-        n_ctx = case.trained if wish == "max" else int(wish)
+        given, search = self._given, self._search
+        n_ctx = given.trained if asked_context == "max" else int(asked_context)
         asked = search.at(point, n_ctx)
-        candidates = self._cheaper(asked)
-        search.prepare([*(candidate.point for candidate in candidates), *alternatives(case, asked)])
-        for candidate in candidates:
-            use = search.use(candidate.point, keep_errors=candidate.point == asked)
-            if use is not None and case.budget.fits(use):
-                reason = "the whole trained context was asked for" if wish == "max" else "asked for"
-                self._ledger.decide("n_ctx", n_ctx, case.user.source, reason + self._beyond(n_ctx))
+        search.require(asked)
+        for candidate in self._cheaper(asked):
+            use = search.fitting(candidate.point)
+            if use is not None:
+                reason = "the whole trained context was asked for" if asked_context == "max" else "asked for"
+                self._decisions.decide("n_ctx", n_ctx, given.user.source, reason + self._beyond(n_ctx))
                 self._give_way(candidate, asked)
                 return candidate.point, use
         raise self._does_not_fit(asked)
 
     def _auto_context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        case, search = self._case, self._search
-        least = min(case.trained, SMALLEST_CONTEXT)
-        prepare = alternatives(case, search.at(point, case.trained))
+        given, search = self._given, self._search
+        least = min(given.trained, SMALLEST_CONTEXT)
+        search.require(search.at(point, least))
         best: tuple[Candidate, MemoryUse] | None = None
-        candidates = self._cheaper(point)
-        for candidate in candidates:
-            if candidate is not candidates[0]:  # it did not fit whole: one run of the engine for all that may follow
-                every = [search.ladder(other.point, case.trained, least) for other in candidates]
-                search.prepare([step for steps in every for step in steps])
+        for candidate in self._cheaper(point):
             if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
                 break  # what costs precision or speed is for where nothing else reaches the least context
-            asked = candidate is candidates[0]
-            found = search.largest(candidate.point, case.trained, least, prepare=prepare, keep_errors=asked)
+            found = search.largest(candidate.point, given.trained, least)
             if found is None:
                 continue
             if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:
                 best = Candidate(found[0], candidate.prices), found[1]
-            if found[0].n_ctx == case.trained:
+            if found[0].n_ctx == given.trained:
                 break
         if best is None:
             raise self._does_not_fit(search.at(point, least))
@@ -183,44 +178,44 @@ class Planner:
         return chosen.point, use
 
     def _explain_context(self, chosen: EngineSettings, use: MemoryUse) -> None:
-        case, ledger = self._case, self._ledger
-        fact = case.profile.context_length
-        budget = human_bytes(case.budget.host)
-        if chosen.n_ctx == case.trained:
+        given, decisions = self._given, self._decisions
+        fact = given.profile.context_length
+        budget = human_bytes(given.budget.host)
+        if chosen.n_ctx == given.trained:
             source = "registry" if fact.source.startswith("registry") else "gguf"
             reason = f"the whole trained context fits: {human_bytes(use.total)} of {budget}"
             if fact.value is None:
                 source, reason = (
                     "default",
-                    f"the file does not say what it was trained with; {case.trained:,} is assumed",
+                    f"the file does not say what it was trained with; {given.trained:,} is assumed",
                 )
-            ledger.decide("n_ctx", chosen.n_ctx, source, reason)
+            decisions.decide("n_ctx", chosen.n_ctx, source, reason)
             return
-        full = self._search.use(self._search.at(chosen, case.trained), keep_errors=False)
+        full = self._search.use(self._search.at(chosen, given.trained))
         need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
         reason = (
-            f"the largest that fits into {budget}; each token of context costs {human_bytes(case.token_bytes(chosen))}"
+            f"the largest that fits into {budget}; each token of context costs {human_bytes(given.token_bytes(chosen))}"
         )
-        ledger.decide("n_ctx", chosen.n_ctx, "hardware", reason, Rejected(case.trained, need))
+        decisions.decide("n_ctx", chosen.n_ctx, "hardware", reason, Rejected(given.trained, need))
 
     def _give_way(self, chosen: Candidate, wanted: EngineSettings) -> None:
         """Say which other settings were given up for the context."""
         for setting, price in chosen.prices.items():
             value, before = getattr(chosen.point, setting), getattr(wanted, setting)
             if value != before:
-                self._ledger.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
+                self._decisions.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
 
     def _cheaper(self, point: EngineSettings) -> list[Candidate]:
         """The point, then the same with what costs least to give up: a smaller batch, then a smaller type of cache."""
-        case = self._case
+        given = self._given
         candidates = [Candidate(point)]
         prices: dict[str, str] = {}
-        if case.batch_is_free:
+        if given.batch_is_free:
             for size, price in ((FAST_BATCH, "about as fast on a processor"), (SMALL_BATCH, "prompts get slower")):
                 if size < point.n_ubatch:
                     prices = {"n_ubatch": f"leaves more room for the context; {price}"}
                     candidates.append(Candidate(replace(point, n_ubatch=size), prices))
-        if case.cache_type_is_free:
+        if given.cache_type_is_free:
             batch = candidates[-1].point.n_ubatch
             for kv_type in SMALLER_TYPES:
                 smaller = replace(point, type_k=kv_type, type_v=kv_type, n_ubatch=batch)
@@ -229,20 +224,17 @@ class Planner:
         return candidates
 
     def _beyond(self, n_ctx: int) -> str:
-        trained = self._case.profile.context_length.value
+        trained = self._given.profile.context_length.value
         if trained and n_ctx > trained:
             return f"; beyond the {trained:,} tokens that the model was trained with, so expect poor answers there"
         return ""
 
     def _does_not_fit(self, point: EngineSettings) -> MemoryDoesNotFitError:
-        case, search = self._case, self._search
-        use = search.use(point, keep_errors=True)
-        assert use is not None  # keep_errors raises instead
+        given, search = self._given, self._search
+        use = search.require(point)
         nearest: dict[str, str] = {}
-        most, least = min(point.n_ctx, case.trained), min(point.n_ctx, _STEP)
-        candidates = self._cheaper(point)
-        search.prepare([step for candidate in candidates for step in search.ladder(candidate.point, most, least)])
-        for candidate in candidates:
+        most, least = min(point.n_ctx, given.trained), min(point.n_ctx, _STEP)
+        for candidate in self._cheaper(point):
             found = search.largest(candidate.point, most, least)
             if found is not None:
                 option = f" --kv-type {candidate.point.type_k}" if candidate.point.type_k != point.type_k else ""
@@ -252,8 +244,8 @@ class Planner:
             f"compute {human_bytes(use.compute)}, process {human_bytes(use.overhead)}; {use.method}"
         )
         message = (
-            f"{case.name} with a context of {point.n_ctx:,} tokens needs {human_bytes(use.total)} ({parts}), "
-            f"but {human_bytes(case.budget.host)} may be used: {case.budget.reason}"
+            f"{given.name} with a context of {point.n_ctx:,} tokens needs {human_bytes(use.total)} ({parts}), "
+            f"but {human_bytes(given.budget.host)} may be used: {given.budget.reason}"
         )
         hint = "no context of it fits: take a smaller quantisation or a smaller model"
         return MemoryDoesNotFitError(message, hint=f"would fit: {', or '.join(nearest.values())}" if nearest else hint)

@@ -19,12 +19,7 @@ _INK, _PALE = "#222222", "#d8d8d8"
 
 
 def draw_svg(plan: RunPlan, curve: Curve) -> str:
-    """Total memory at each context, a line a KV type, with the budget and the planned context marked.
-
-    Args:
-        plan: The plan.
-        curve: From `memory_curve`.
-    """
+    """Total memory at each context, a line a KV type, with the budget and the planned context marked."""
     contexts = sorted({n_ctx for points in curve.series.values() for n_ctx, _ in points})
     totals = [use.total for points in curve.series.values() for _, use in points]
     right, top = max(contexts), _ceiling(max([*totals, min(curve.budget, max(totals) * 13 // 10)]))
@@ -83,13 +78,7 @@ def draw_svg(plan: RunPlan, curve: Curve) -> str:
 
 
 def draw_text(plan: RunPlan, curve: Curve, width: int) -> list[str]:
-    """A bar for each of some contexts, with the KV cache told apart, and where the budget ends.
-
-    Args:
-        plan: The plan.
-        curve: From `memory_curve`.
-        width: Columns.
-    """
+    """A bar for each of some contexts, with the KV cache told apart, and where the budget ends."""
     points = curve.series.get(plan.settings.type_k) or next(iter(curve.series.values()))
     powers = {512 << power for power in range(24)}
     shown = [(n_ctx, use) for n_ctx, use in points if n_ctx in powers or n_ctx in (points[-1][0], plan.settings.n_ctx)]

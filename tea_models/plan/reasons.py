@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tea_models.plan.case import BATCHES, FAST_BATCH, SMALLER_TYPES, Case, Ledger
+from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALLER_TYPES, Decisions, PlanInput
 from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
@@ -15,113 +15,96 @@ if TYPE_CHECKING:
     from tea_models.plan.context_search import ContextSearch
 
 
-def alternatives(case: Case, point: EngineSettings) -> list[EngineSettings]:
-    """What the reasons compare a point with; asked for together, they cost one run of the engine.
-
-    Args:
-        case: What is planned.
-        point: The settings.
-    """
-    others = []
-    if case.batch_is_free:
-        others += [replace(point, n_ubatch=size) for size in BATCHES if size != point.n_ubatch]
-    if case.cache_type_is_free:
-        others += [replace(point, type_k=kv_type, type_v=kv_type) for kv_type in SMALLER_TYPES]
-    if case.user.swa_full is None and case.layout.windowed:
-        others.append(replace(point, swa_full=True))
-    return others
-
-
-def explain_batches(case: Case, ledger: Ledger, search: ContextSearch, point: EngineSettings) -> None:
+def explain_batches(given: PlanInput, decisions: Decisions, search: ContextSearch, point: EngineSettings) -> None:
     """Decide on `n_batch` and `n_ubatch`."""
-    user = case.user
-    if case.encoder:
+    user = given.user
+    if given.encoder:
         reason = "an encoder sees the whole text at once, so a batch holds the context"
-        ledger.decide("n_batch", point.n_batch, user.source if user.n_batch else "gguf", reason)
-        ledger.decide("n_ubatch", point.n_ubatch, user.source if user.n_ubatch else "gguf", reason)
+        decisions.decide("n_batch", point.n_batch, user.source if user.n_batch else "gguf", reason)
+        decisions.decide("n_ubatch", point.n_ubatch, user.source if user.n_ubatch else "gguf", reason)
         return
     reason = "tokens handed over at a time; more changes neither memory nor speed"
-    ledger.decide("n_batch", point.n_batch, user.source if user.n_batch else "default", reason)
+    decisions.decide("n_batch", point.n_batch, user.source if user.n_batch else "default", reason)
     if user.n_ubatch is not None:
-        ledger.decide("n_ubatch", point.n_ubatch, user.source, "asked for")
+        decisions.decide("n_ubatch", point.n_ubatch, user.source, "asked for")
         return
-    if ledger.has("n_ubatch"):
+    if decisions.has("n_ubatch"):
         return
-    search.prepare(alternatives(case, point))
     rejected = []
     for size in BATCHES:
-        use = search.use(replace(point, n_ubatch=size), keep_errors=False)
+        use = search.use(replace(point, n_ubatch=size))
         if use is not None and size != point.n_ubatch:
             slower = ", slower prompts" if size < min(FAST_BATCH, point.n_ubatch) else ""
             rejected.append(Rejected(size, f"compute buffers of {human_bytes(use.compute)}{slower}"))
-    logits, most = 4 * case.vocabulary * point.n_ubatch, 4 * case.vocabulary * BATCHES[0]
+    logits, most = 4 * given.vocabulary * point.n_ubatch, 4 * given.vocabulary * BATCHES[0]
     if point.n_ubatch == min(BATCHES[0], point.n_batch):
         reason = f"tokens computed at a time; their logits take {human_bytes(logits)}"
-        ledger.decide("n_ubatch", point.n_ubatch, "default", reason, *rejected)
+        decisions.decide("n_ubatch", point.n_ubatch, "default", reason, *rejected)
         return
     reason = (
         f"logits take {human_bytes(logits)}; of {BATCHES[0]} tokens at a time they would take {human_bytes(most)}, "
-        f"because the vocabulary has {case.vocabulary:,} pieces"
+        f"because the vocabulary has {given.vocabulary:,} pieces"
     )
-    ledger.decide("n_ubatch", point.n_ubatch, "gguf", reason, *rejected)
+    decisions.decide("n_ubatch", point.n_ubatch, "gguf", reason, *rejected)
 
 
-def explain_cache(case: Case, ledger: Ledger, search: ContextSearch, point: EngineSettings, use: MemoryUse) -> None:
+def explain_cache(
+    given: PlanInput, decisions: Decisions, search: ContextSearch, point: EngineSettings, use: MemoryUse
+) -> None:
     """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
-    user = case.user
-    search.prepare(alternatives(case, point))
-    _explain_attention(case, ledger, use)
-    if not ledger.has("type_k"):
+    user = given.user
+    _explain_attention(given, decisions, use)
+    if not decisions.has("type_k"):
         source, reason = "default", "this model keeps no KV cache"
         rejected: list[Rejected] = []
         if user.kv_type is not None:
             source, reason = user.source, "asked for"
-        elif case.layout.layers:
+        elif given.layout.layers:
             reason = "full precision; smaller types are for where they buy the context that was asked for"
-            rejected = _smaller_caches(case, search, point)
+            rejected = _smaller_caches(given, search, point)
         for setting in ("type_k", "type_v"):
-            ledger.decide(setting, point.type_k, source, reason, *rejected)
+            decisions.decide(setting, point.type_k, source, reason, *rejected)
     if user.swa_full is not None:
-        ledger.decide("swa_full", point.swa_full, user.source, "asked for")
-    elif case.layout.windowed:
-        other = search.use(replace(point, swa_full=True), keep_errors=False)
+        decisions.decide("swa_full", point.swa_full, user.source, "asked for")
+    elif given.layout.windowed:
+        other = search.use(replace(point, swa_full=True))
         whole = [Rejected(value=True, reason=f"a KV cache of {human_bytes(other.kv_cache)}")] if other else []
-        reason = f"layers with a window of {case.layout.window:,} tokens keep only that window"
-        ledger.decide("swa_full", point.swa_full, "gguf", reason, *whole)
+        reason = f"layers with a window of {given.layout.window:,} tokens keep only that window"
+        decisions.decide("swa_full", point.swa_full, "gguf", reason, *whole)
     else:
-        ledger.decide("swa_full", point.swa_full, "default", "no layer has a sliding window")
+        decisions.decide("swa_full", point.swa_full, "default", "no layer has a sliding window")
 
 
-def _explain_attention(case: Case, ledger: Ledger, use: MemoryUse) -> None:
+def _explain_attention(given: PlanInput, decisions: Decisions, use: MemoryUse) -> None:
     flash = use.flash_attn is not False
-    if case.user.flash_attn is not None:
-        ledger.decide("flash_attn", flash, case.user.source, "asked for")
+    if given.user.flash_attn is not None:
+        decisions.decide("flash_attn", flash, given.user.source, "asked for")
     elif flash:
-        ledger.decide("flash_attn", flash, "hardware", "never holds the matrix of all scores in memory")
+        decisions.decide("flash_attn", flash, "hardware", "never holds the matrix of all scores in memory")
     else:
-        ledger.decide("flash_attn", flash, "hardware", "the engine does not have it for this model here")
+        decisions.decide("flash_attn", flash, "hardware", "the engine does not have it for this model here")
 
 
-def _smaller_caches(case: Case, search: ContextSearch, point: EngineSettings) -> list[Rejected]:
-    if not case.cache_type_is_free:
+def _smaller_caches(given: PlanInput, search: ContextSearch, point: EngineSettings) -> list[Rejected]:
+    if not given.cache_type_is_free:
         return []
     rejected = []
     for kv_type in SMALLER_TYPES:
-        use = search.use(replace(point, type_k=kv_type, type_v=kv_type), keep_errors=False)
+        use = search.use(replace(point, type_k=kv_type, type_v=kv_type))
         if use is not None:
             rejected.append(Rejected(kv_type, f"a KV cache of {human_bytes(use.kv_cache)}, at some loss of precision"))
     return rejected
 
 
-def explain_threads(case: Case, ledger: Ledger) -> int:
+def explain_threads(given: PlanInput, decisions: Decisions) -> int:
     """Decide on `n_threads` and `n_threads_batch`.
 
     Returns:
         The number of threads.
     """
-    machine, asked = case.machine, case.user.n_threads
+    machine, asked = given.machine, given.user.n_threads
     threads = asked or machine.threads
-    source = case.user.source if asked else "hardware"
+    source = given.user.source if asked else "hardware"
     rejected = []
     if asked:
         reason = "asked for"
@@ -135,11 +118,11 @@ def explain_threads(case: Case, ledger: Ledger) -> int:
     if not asked and machine.cores_logical > machine.cores_physical == threads:
         rejected = [Rejected(machine.cores_logical, "two threads on a core share its arithmetic units")]
     for setting in ("n_threads", "n_threads_batch"):
-        ledger.decide(setting, threads, source, reason, *rejected)
+        decisions.decide(setting, threads, source, reason, *rejected)
     return threads
 
 
-def explain_mmap(ledger: Ledger, use: MemoryUse) -> bool:
+def explain_mmap(decisions: Decisions, use: MemoryUse) -> bool:
     """Decide on `use_mmap` and `use_mlock`.
 
     Returns:
@@ -147,14 +130,14 @@ def explain_mmap(ledger: Ledger, use: MemoryUse) -> bool:
     """
     mapped = use.mapped
     if mapped:
-        ledger.decide("use_mmap", mapped, "default", "pages are read when needed, and shared between processes")
+        decisions.decide("use_mmap", mapped, "default", "pages are read when needed, and shared between processes")
     else:
         reason = (
             f"llama.cpp rearranges {human_bytes(use.repacked)} of the weights for this processor; "
             "with a mapped file they would be in memory twice"
         )
-        ledger.decide("use_mmap", mapped, "hardware", reason)
-    ledger.decide(
+        decisions.decide("use_mmap", mapped, "hardware", reason)
+    decisions.decide(
         "use_mlock", value=False, source="default", reason="the system may use the memory when the model rests"
     )
     return mapped

@@ -9,45 +9,53 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.measurer import Measured, Measurer
-from tea_models.engine.probe import Prober, ProbeTarget, engine_info
+from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
+from tea_models.errors import IntegrityError, UsageError
+from tea_models.files import base_name
 from tea_models.machine.detect import Machine, detect_machine
+from tea_models.plan.observed import read_observed
+from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
+from tea_models.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tea_models.plan.curve import Curve
     from tea_models.plan.types import RunPlan
-    from tea_models.plan.user_settings import Purpose
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_models.profile.model_files import ModelFiles
-    from tea_models.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model that is about to be planned: its header is read, and something can say what settings take.
+
+    Attributes:
+        profile: Facts about it.
+        measurer: Answers what settings take.
+        path: Its (first) file, if it is on this machine.
+    """
+
+    profile: ModelProfile
+    measurer: Measurer
+    path: Path | None
 
 
 def resolve_plan(
     path_or_ref: str | Path | ModelProfile,
     *,
     settings: Settings | None = None,
-    n_ctx: int | Literal["auto", "max"] = "auto",
-    n_threads: int | None = None,
-    n_gpu_layers: int | None = None,
-    kv_type: str | None = None,
-    memory: int | str | None = None,
-    purpose: Purpose | None = None,
     measure: bool = True,
-    n_batch: int | None = None,
-    n_ubatch: int | None = None,
-    flash_attn: bool | None = None,
-    swa_full: bool | None = None,
-    source: str = "user",
     machine: Machine | None = None,
+    **user: Any,
 ) -> RunPlan:
     """Plan a model that lies here or that is still far away (then only its header is fetched).
 
@@ -55,19 +63,10 @@ def resolve_plan(
         path_or_ref: A path, a reference as a user types it, or a profile (or the path of a saved one, `.json`), which
             is planned by formula, because there is no header to measure.
         settings: Where the store and the hosts are; by default from the environment.
-        n_ctx: Tokens, `auto` or `max`.
-        n_threads: Threads; by default one a physical core that may be used.
-        n_gpu_layers: Layers on a GPU; by default as many as fit.
-        kv_type: Type of the KV cache.
-        memory: Bytes that may be used, or a size such as `8GiB`; by default what is available now, less a margin.
-        purpose: `chat` or `embed`; by default what the model is for.
         measure: Ask the engine, if it is installed; otherwise estimate.
-        n_batch: Logical batch in tokens.
-        n_ubatch: Physical batch in tokens.
-        flash_attn: On or off.
-        swa_full: Keep the whole context in layers with a sliding window.
-        source: Who asks: `user` or `project`.
         machine: The machine to plan for; by default this one, now.
+        **user: What is asked for, by the names of `UserSettings`: `n_ctx`, `n_threads`, `n_gpu_layers`, `kv_type`,
+            `memory` (bytes, or a size such as `8GiB`), `purpose`, …
 
     Raises:
         MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
@@ -75,28 +74,9 @@ def resolve_plan(
         MalformedGGUFError: The file is broken.
         NotAvailableError: The model can't be had from here.
     """
-    if isinstance(memory, str):
-        from tea_models.sizes import parse_bytes
-
-        memory = parse_bytes(memory)
-    user = UserSettings(
-        n_ctx=n_ctx,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
-        kv_type=kv_type,
-        memory=memory,
-        n_batch=n_batch,
-        n_ubatch=n_ubatch,
-        flash_attn=flash_attn,
-        swa_full=swa_full,
-        purpose=purpose,
-        source=source,
-    )
     if settings is None:
-        from tea_models.settings import Settings as SettingsType
-
-        settings = SettingsType.resolve(os.environ, cwd=Path.cwd())
-    return resolve_for(path_or_ref, settings, user, measure=measure, machine=machine)
+        settings = Settings.resolve(os.environ, cwd=Path.cwd())
+    return resolve_for(path_or_ref, settings, UserSettings.of(**user), measure=measure, machine=machine)
 
 
 def resolve_for(
@@ -108,54 +88,114 @@ def resolve_for(
     machine: Machine | None = None,
 ) -> RunPlan:
     """Plan a model for settings that were put together before; as `resolve_plan` otherwise."""
-    with _opened(path_or_ref, settings, user, measure=measure, machine=machine) as (plan, _measurer):
-        return plan
+    user.check()
+    with open_for_plan(path_or_ref, settings, measure=measure) as opened:
+        plan = _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
+        return plan if machine else _with_speed(plan, opened, settings)
 
 
 def plan_with_curve(
-    path_or_ref: str | Path | ModelProfile,
-    settings: Settings,
-    user: UserSettings,
-    *,
-    measure: bool = True,
-    machine: Machine | None = None,
+    path_or_ref: str | Path | ModelProfile, settings: Settings, user: UserSettings, *, measure: bool = True
 ) -> tuple[RunPlan, Curve]:
     """Plan a model, and measure what it would take at other contexts; as `resolve_plan` otherwise."""
     from tea_models.plan.curve import memory_curve
 
-    with _opened(path_or_ref, settings, user, measure=measure, machine=machine) as (plan, measurer):
-        return plan, memory_curve(plan, measurer)
+    user.check()
+    with open_for_plan(path_or_ref, settings, measure=measure) as opened:
+        plan = _plan(path_or_ref, opened, settings, user, machine_now(settings, measure=measure))
+        return _with_speed(plan, opened, settings), memory_curve(plan, opened.measurer)
 
 
-@contextmanager
-def _opened(
-    path_or_ref: str | Path | ModelProfile,
+def plan_model(
+    path: Path,
     settings: Settings,
     user: UserSettings,
     *,
-    measure: bool,
-    machine: Machine | None,
-) -> Iterator[tuple[RunPlan, Measurer]]:
-    from tea_models.plan.observed import read_observed
-    from tea_models.profile import ModelProfile, load_profile, profile_from_headers
-    from tea_models.profile.model_files import open_model
+    profile: ModelProfile | None = None,
+    check: Callable[[ModelProfile], None] | None = None,
+) -> tuple[ModelProfile, RunPlan]:
+    """Read a file that is about to be loaded, once, and plan it: what would kill the engine never reaches it.
 
+    Args:
+        path: The (first) file.
+        settings: Where the store is.
+        user: What was asked for.
+        profile: Facts about the file, if they are known already; by default those in the store, or in the header.
+        check: Called with the profile before anything is planned; raises if it is of no use to the caller.
+
+    Raises:
+        MalformedGGUFError: A file is not GGUF or breaks the specification.
+        IntegrityError: It reads well, but llama.cpp can't load it, or crashes on it; says why.
+        MissingFileError: A shard is missing.
+        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
+        UsageError: A value is out of range, or the profile is of another file.
+    """
     user.check()
+    with open_for_plan(path, settings, to_load=True) as opened:
+        if profile is not None and profile.header_sha256 != opened.profile.header_sha256:
+            raise UsageError(
+                f"the profile of {profile.files[0].name} is not one of {path}: their headers differ",
+                hint=f"make a new one: tea-models profile {path} --json",
+            )
+        profile = profile or opened.profile
+        if check is not None:
+            check(profile)
+        plan = _plan(path, replace(opened, profile=profile), settings, user, machine_now(settings))
+    if plan.memory.method != "measured":  # the dry run that measures loads the model too
+        from tea_models.engine.dry_load import DryLoader
+
+        with DryLoader(settings) as loader:
+            refusal = loader.refusal(path)
+        if refusal is not None and refusal.crashed:
+            raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
+    return profile, plan
+
+
+@contextmanager
+def open_for_plan(
+    path_or_ref: str | Path | ModelProfile, settings: Settings, *, measure: bool = True, to_load: bool = False
+) -> Iterator[OpenedModel]:
+    """Open what is to be planned, and choose who measures it: the dry run, or the formulas.
+
+    Args:
+        path_or_ref: As for `resolve_plan`.
+        settings: Where the store and the hosts are.
+        measure: Whether the engine may be asked.
+        to_load: The file is to be loaded here: all of its header is checked, and the profile in the store serves.
+    """
+    from tea_models.profile.document import load_profile
+    from tea_models.profile.facts import ModelProfile
+    from tea_models.profile.header_facts import profile_from_headers
+    from tea_models.profile.model_files import open_model
+    from tea_models.profile.stored import read_profile
+
     with ExitStack() as stack:
-        model = None
-        if isinstance(path_or_ref, ModelProfile):
-            profile = path_or_ref
-        elif str(path_or_ref).endswith(".json"):
-            profile = load_profile(Path(path_or_ref))
-        else:
-            model = stack.enter_context(open_model(path_or_ref, settings=settings))
-            model.require_loadable()
-            profile = profile_from_headers(model.headers, model.files, entry=model.entry)
-        measurer = stack.enter_context(closing(choose_measurer(profile, settings, model=model, measure=measure)))
-        machine = machine or machine_now(settings, measure=measure)
-        name = profile.files[0].name if isinstance(path_or_ref, ModelProfile) else _name(path_or_ref)
-        plan = plan_profile(profile, machine, user, measurer, name=name)
-        yield replace(plan, observed=read_observed(settings.store_dir, plan)), measurer
+        if isinstance(path_or_ref, ModelProfile) or str(path_or_ref).endswith(".json"):
+            profile = path_or_ref if isinstance(path_or_ref, ModelProfile) else load_profile(Path(path_or_ref))
+            yield OpenedModel(profile, Estimator(profile, "there is neither a file nor a header to measure"), None)
+            return
+        model = stack.enter_context(open_model(path_or_ref, settings=settings))
+        model.require_loadable(thorough=to_load)
+        known = read_profile(model.path, model.files, settings) if to_load and model.path is not None else None
+        profile = known or profile_from_headers(model.headers, model.files, entry=model.entry)
+        measurer = stack.enter_context(closing(choose_measurer(profile, settings, model, measure=measure)))
+        yield OpenedModel(profile, measurer, model.path)
+
+
+def _plan(
+    path_or_ref: str | Path | ModelProfile,
+    opened: OpenedModel,
+    settings: Settings,
+    user: UserSettings,
+    machine: Machine,
+) -> RunPlan:
+    name = _name(path_or_ref) if isinstance(path_or_ref, str | Path) else opened.profile.files[0].name
+    plan = plan_profile(opened.profile, machine, user, opened.measurer, name=name)
+    return replace(plan, observed=read_observed(settings.store_dir, plan))
+
+
+def _with_speed(plan: RunPlan, opened: OpenedModel, settings: Settings) -> RunPlan:
+    return replace(plan, speed=speed_of(opened.profile, plan.settings, plan.machine, settings.store_dir))
 
 
 def plan_profile(
@@ -180,59 +220,24 @@ def plan_profile(
     return Planner(profile, machine, user, measurer, name=name).plan()
 
 
-def choose_measurer(
-    profile: ModelProfile,
-    settings: Settings,
-    *,
-    model: ModelFiles | None = None,
-    path: Path | None = None,
-    measure: bool,
-) -> Measurer:
-    """The engine's dry run if it is installed and wanted, otherwise the formulas.
-
-    Args:
-        profile: The model.
-        settings: Where answers are kept.
-        model: Its open headers.
-        path: Its (first) file, where there are no open headers.
-        measure: Whether the engine may be asked.
-    """
+def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Measurer:
+    """The engine's dry run if it is installed and wanted, otherwise the formulas."""
     if not measure:
         return Estimator(profile, "that was asked for")
-    if path is None and model is not None:
-        path = model_path(model)
-    if path is None and model is None:
-        return Estimator(profile, "there is neither a file nor a header to measure")
-    problems = [problem for header in model.headers for problem in header.problems] if model else []
+    problems = [problem for header in model.headers for problem in header.problems]
     if problems:
         # What llama.cpp refuses, or crashes on, is not shown to it.
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
-    target = ProbeTarget(profile.header_sha256, path=path, model=None if path else model)
+    cache = _cache_dir(settings)
     try:
-        prober = Prober(target, cache_dir=_cache_dir(settings), environ=settings.environ or None)
+        prober = Prober(profile.header_sha256, model.path or model, cache_dir=cache, environ=settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)
 
 
-def model_path(model: ModelFiles) -> Path | None:
-    """Where the (first) file of an opened model lies; None if it is not on this machine.
-
-    Args:
-        model: From `open_model`.
-    """
-    if model.located is None:
-        return Path(model.where)
-    return model.located.paths[0] if model.located.paths else None
-
-
 def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
-    """This machine, now, with the devices that the installed engine reports.
-
-    Args:
-        settings: The environment for asking the engine.
-        measure: Whether the engine may be asked.
-    """
+    """This machine, now, with the devices that the installed engine reports."""
     machine = detect_machine()
     if not measure:
         return machine
@@ -249,5 +254,4 @@ def _cache_dir(settings: Settings) -> Path:
 
 def _name(path_or_ref: str | Path) -> str:
     """What the user called it, shortened to a file's name where it is a path or an address."""
-    text = str(path_or_ref).partition("#")[0]
-    return text.rstrip("/").rpartition("/")[2] or text
+    return base_name(str(path_or_ref)) or str(path_or_ref)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.engine.formula import KV_TYPES
 from tea_models.sizes import human_bytes
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from tea_models.machine.detect import Machine
 
 Setting = int | float | str | bool | None
-
-#: Who decided, most important first.
-SOURCES = ("user", "project", "registry", "gguf", "hardware", "default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Decision:
     Attributes:
         setting: Its name, as llama.cpp and llama-cpp-python call it.
         value: What was decided.
-        source: One of `SOURCES`.
+        source: Who decided: `user`, `project`, `registry`, `gguf`, `hardware` or `default`, most important first.
         reason: Why, in a sentence with the numbers.
         rejected: What else was possible.
     """
@@ -108,17 +105,30 @@ class MemoryPlan:
 
 
 def excess(use: MemoryUse, budget: int, device_budgets: dict[str, int]) -> int:
-    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits.
-
-    Args:
-        use: What it takes.
-        budget: Bytes of the machine's own memory that may be used.
-        device_budgets: Bytes of each device that may be used.
-    """
+    """Bytes by which something is too large for the machine's memory or for a device; 0 or less where it fits."""
     own = {name: sum(parts) for name, parts in use.devices.items() if name in device_budgets}
     # A device without a budget of its own works in the machine's memory.
     host = use.total - sum(own.values()) - budget
     return max(host, *(size - device_budgets[name] for name, size in own.items())) if own else host
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Rates in tokens a second, None where one is unknown.
+
+    Attributes:
+        prompt_tokens_per_s: Of reading a prompt.
+        tokens_per_s: Of writing an answer.
+        method: `measured` on this machine, or `estimated` from its memory bandwidth.
+    """
+
+    prompt_tokens_per_s: float | None
+    tokens_per_s: float | None
+    method: Literal["measured", "estimated"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ class RunPlan:
         machine: The machine that it was made for.
         header_sha256: The model that it was made for.
         observed: What loading it has really taken here before, if it was recorded.
+        speed: How fast it runs here, if something is known.
     """
 
     name: str
@@ -148,6 +159,7 @@ class RunPlan:
     machine: Machine
     header_sha256: str
     observed: dict[str, Any] | None = None
+    speed: Speed | None = None
 
     def decision(self, setting: str) -> Decision:
         """The decision on a setting.
@@ -168,15 +180,9 @@ class RunPlan:
             "context_length": self.context_length,
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
+            "speed": self.speed.to_json() if self.speed else None,
             "decisions": [
-                {
-                    "setting": decision.setting,
-                    "value": decision.value,
-                    "source": decision.source,
-                    "reason": decision.reason,
-                    "rejected": [{"value": other.value, "reason": other.reason} for other in decision.rejected],
-                }
-                for decision in self.decisions
+                asdict(decision) | {"rejected": list(map(asdict, decision.rejected))} for decision in self.decisions
             ],
             "notes": list(self.notes),
             "observed": self.observed,

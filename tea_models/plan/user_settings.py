@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from tea_models.engine.formula import KV_TYPES
 from tea_models.errors import UsageError
+from tea_models.sizes import parse_bytes
 
 Purpose = Literal["chat", "embed"]
 
@@ -40,6 +41,23 @@ class UserSettings:
     swa_full: bool | None = None
     purpose: Purpose | None = None
     source: str = "user"
+
+    @classmethod
+    def of(cls, **asked: Any) -> UserSettings:
+        """What was asked for by name; None leaves it to the plan, and `memory` may be a size such as `8GiB`.
+
+        Raises:
+            UsageError: There is no such setting, or a value is out of range.
+        """
+        unknown = set(asked) - {item.name for item in fields(cls)}
+        if unknown:
+            raise UsageError(f"{', '.join(sorted(unknown))}: expected {', '.join(item.name for item in fields(cls))}")
+        given = {name: value for name, value in asked.items() if value is not None}
+        if isinstance(given.get("memory"), str):
+            given["memory"] = parse_bytes(given["memory"])
+        user = cls(**given)
+        user.check()
+        return user
 
     def check(self) -> None:
         """Refuse what can't be meant.

@@ -1,7 +1,8 @@
 """Find the registry entry whose corrections apply to a file that was named by a path, not by its name.
 
-Loading the registry takes longer than reading a header, so it is only loaded when its text can have something to say:
-when it mentions the hash of the chat template, or of the file as the store recorded it.
+Loading the registry takes longer than reading a header, so it is only loaded when it can have something to say: when
+its text holds the hash of the chat template, or of the file as the store recorded it. What it says is asked of the
+parsed entry.
 """
 
 from __future__ import annotations
@@ -21,23 +22,15 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: str | None = None) -> Entry | None:
     """The registry entry that has corrections for a file, or None.
 
-    Args:
-        header: Its header.
-        settings: Which registry files there are, and where the store is.
-        path: Where the file lies, if it is on this machine.
-        sha256: Its hash, if it is known.
-
     Raises:
         ConfigError: A registry file is wrong.
     """
     template = header.metadata.get("tokenizer.chat_template")
-    texts = _registry_texts(settings)
-    if not isinstance(template, str) and not any("metadata:" in text for text in texts):
-        return None  # the only other corrections are of chat templates and stop texts
     if sha256 is None and path is not None:
         sha256 = recorded_sha256(path, settings)
-    digest = _sha256(template) if isinstance(template, str) else ""
-    if not any(known and known in text for known in (sha256, digest) for text in texts):
+    digest = text_sha256(template) if isinstance(template, str) else None
+    hashes = [known for known in (sha256, digest) if known is not None]
+    if not hashes or not any(_may_name(text, hashes) for text in _registry_texts(settings)):
         return None
     from tea_models.registry.entries import Registry
 
@@ -50,6 +43,11 @@ def entry_of(header: Header, settings: Settings, *, path: str | None, sha256: st
             # Another model with the same bad template: what else the entry says is not about this one.
             return replace(entry, license="", overrides=replace(entry.overrides, metadata={}))
     return None
+
+
+def _may_name(text: str, hashes: list[str]) -> bool:
+    """Whether a registry file can hold one of the hashes: as it is, or written with escapes."""
+    return "\\" in text or any(known in text for known in hashes)
 
 
 def _registry_texts(settings: Settings) -> list[str]:
@@ -79,7 +77,8 @@ def recorded_sha256(path: str, settings: Settings) -> str | None:
     return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
 
 
-def _sha256(text: str) -> str:
-    import hashlib
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8; of one that is broken too."""
+    import hashlib  # slow to import, and not every header has a template
 
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

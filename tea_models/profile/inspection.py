@@ -11,7 +11,7 @@ from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.types import ValueType
 from tea_models.profile.facts import values_of
-from tea_models.profile.from_headers import profile_from_headers
+from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Inspection:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know, the gravest first."""
         unloadable = tuple(f"llama.cpp would not load it: {problem}" for problem in self.problems)
-        deadly = tuple(f"llama.cpp would load it, but die of the first text: {risk}" for risk in self.risks)
-        return unloadable + deadly + self.profile.warnings + self.profile.chat.warnings
+        crashing = tuple(f"llama.cpp would load it, but crash at the first text: {risk}" for risk in self.risks)
+        return unloadable + crashing + self.profile.warnings + self.profile.chat.warnings
 
     def to_json(self) -> dict[str, Any]:
         """The document that `inspect --json` prints."""

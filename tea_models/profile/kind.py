@@ -42,14 +42,7 @@ def pooling_of(architecture: str, metadata: Mapping[str, Value]) -> Fact[str | N
 def kind_of(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...], *, template: bool
 ) -> Fact[Kind]:
-    """What a file is for, one of `facts.KINDS`.
-
-    Args:
-        architecture: `general.architecture`, "" if missing.
-        metadata: The header's values.
-        tensors: All tensors of all shards.
-        template: It has a chat template.
-    """
+    """What a file is for, one of `facts.KINDS`."""
     part = _part_of_model(architecture, metadata, tensors)
     if part is not None:
         return part
@@ -76,13 +69,7 @@ def why_no_chat(kind: str) -> str | None:
 
 
 def flaws_of(kind: str, architecture: str, tensors: tuple[TensorInfo, ...]) -> tuple[str, ...]:
-    """What conversions of a kind are known to leave out, if this one does.
-
-    Args:
-        kind: From `kind_of`.
-        architecture: `general.architecture`.
-        tensors: All tensors of all shards.
-    """
+    """What conversions of a kind are known to leave out, if this one does."""
     names = {info.name.partition(".")[0] for info in tensors}
     if kind == "reranker" and "cls" not in names:
         return ("it has no ranking head (cls, cls.output): its scores mean nothing; get another conversion",)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Self
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
-from tea_models.gguf.loadable import check_loadable
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.shards import check_shards
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
-from tea_models.profile.plain_path import plain_path
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class ModelFiles:
         headers: Their headers.
         files: Their names, sizes and hashes as far as these are known.
         located: How the reference was resolved; None for a plain path.
-        entry: The registry entry whose corrections apply.
+        settings: Which registry files there are, and where the store is.
     """
 
     where: str
@@ -44,16 +43,36 @@ class ModelFiles:
     headers: tuple[Header, ...]
     files: tuple[ProfileFile, ...]
     located: Located | None
-    entry: Entry | None
+    settings: Settings
 
-    def require_loadable(self) -> None:
+    @property
+    def entry(self) -> Entry | None:
+        """The registry entry whose corrections apply."""
+        if self.located is not None and self.located.entry is not None:
+            return self.located.entry
+        path = str(self.path) if self.path is not None else None
+        return entry_of(self.headers[0], self.settings, path=path, sha256=self.files[0].sha256)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the (first) file lies; None if it is not on this machine."""
+        if self.located is None:
+            return Path(self.where)
+        return self.located.paths[0] if self.located.paths else None
+
+    def require_loadable(self, *, thorough: bool = False) -> None:
         """Refuse a model that llama.cpp would fail to load or crash on, before anything is worked out for it.
+
+        Args:
+            thorough: Look at all of the header, also for what would kill the engine when it reads the first text.
 
         Raises:
             IntegrityError: Says which file and why.
         """
         for header in self.headers:
-            problems = check_loadable(header, thorough=False)
+            problems = check_loadable(header, thorough=thorough)
+            if thorough and not problems:
+                problems = check_tokenizable(header)
             if problems:
                 raise IntegrityError(
                     f"{header.source.name}: llama.cpp would not load it: {problems[0]}",
@@ -107,6 +126,17 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
     return files
 
 
+def plain_path(path_or_ref: Path | str) -> str | None:
+    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing."""
+    text = str(path_or_ref)
+    looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
+    scheme = ":" in os.path.splitdrive(text)[1].split(os.sep, 1)[0]
+    shard = "-of-" in text.rpartition(os.sep)[2]
+    if not looks_so or scheme or shard or not os.path.lexists(text):
+        return None
+    return text
+
+
 def _read(
     sources: tuple[ByteSource, ...], where: str, located: Located | None, settings: Settings, *, hashes: bool
 ) -> ModelFiles:
@@ -121,15 +151,11 @@ def _read(
                 sha256 = recorded_sha256(source.name, settings)
             name = file.filename if file else Path(source.name).name
             files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
-        local = isinstance(sources[0], FileSource)
-        entry = located.entry if located else None
-        if entry is None:
-            entry = entry_of(headers[0], settings, path=where if local else None, sha256=files[0].sha256)
     except BaseException:
         for source in sources:
             source.close()
         raise
-    return ModelFiles(where, sources, headers, tuple(files), located, entry)
+    return ModelFiles(where, sources, headers, tuple(files), located, settings)
 
 
 def _size(source: ByteSource, known: int | None, header: Header) -> int:

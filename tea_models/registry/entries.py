@@ -7,24 +7,29 @@ user's, the project's, and the one `TEA_REGISTRY` names (see `Settings`). docs/r
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, NameRef, Reference, parse_reference
-from tea_models.yamlfile import Document, load_yaml, plain_yaml, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tea_models.settings import Settings
+    from tea_models.yamlfile import Document
+
+    # Makes the error for a path of keys: a `Document` knows the lines.
+    _Error = Callable[..., ConfigError]
 
 SCHEMA = "tea.registry/1"
-_BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / "registry.yaml"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_BESIDE_PACKAGE = _PACKAGE.parent / "registry.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 
@@ -114,10 +119,12 @@ class Registry:
         Raises:
             ConfigError: A layer is wrong: file, line, key, what was expected.
         """
-        entries = {entry.name: entry for entry in _builtin_entries()}
+        entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
         layers = [path for path in settings.registry_files if path.resolve() != _BESIDE_PACKAGE]
         for path in layers:
+            from tea_models.yamlfile import read_yaml  # slow to import, as all of YAML
+
             for entry in read_entries(read_yaml(path), str(path)):
                 entries.pop(entry.name, None)
                 entries[entry.name] = entry
@@ -157,20 +164,41 @@ class Registry:
 
 def builtin_text() -> str:
     """The text of the registry that comes with this distribution."""
-    packaged = resources.files("tea_models") / "registry.yaml"
+    packaged = _PACKAGE / "registry.yaml"
     if packaged.is_file():
         return packaged.read_text("utf-8")
     # In an editable install the file lies at the top of the project, where people edit it.
     return _BESIDE_PACKAGE.read_text("utf-8")
 
 
-def _builtin_entries() -> list[Entry]:
-    """The entries of the built-in registry, which was checked when it was built: start-up time is a feature."""
-    text, name = builtin_text(), "registry.yaml (built-in)"
+def _builtin_entries(parsed: Path) -> list[Entry]:
+    """The entries of the built-in registry, which was checked when it was built: start-up time is a feature.
+
+    Args:
+        parsed: Where the data lie that its text parses to, under the text's hash.
+    """
+    text = builtin_text()
     try:
-        return _entries(Document(name, plain_yaml(text), {}), "built-in")
+        return _entries(_parsed(text, parsed), "built-in", lambda message, _path, **_more: ConfigError(message))
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
-        return read_entries(load_yaml(text, name), "built-in")  # somebody is editing it: this says what is wrong
+        from tea_models.yamlfile import load_yaml
+
+        # Somebody is editing it: this says what is wrong, and where.
+        return read_entries(load_yaml(text, "registry.yaml (built-in)"), "built-in")
+
+
+def _parsed(text: str, kept: Path) -> Any:
+    """The data of a YAML text; parsing takes longer than all else that `list` does."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    found = read_kept(kept)
+    if isinstance(found, dict) and found.get("sha256") == digest and "data" in found:
+        return found["data"]
+    from tea_models.yamlfile import plain_yaml
+
+    data = plain_yaml(text)
+    if kept.parent.is_dir():
+        keep(kept, {"sha256": digest, "data": data})
+    return data
 
 
 def read_entries(document: Document, origin: str) -> list[Entry]:
@@ -188,40 +216,36 @@ def read_entries(document: Document, origin: str) -> list[Entry]:
     from tea_models.registry.schema import check_document
 
     check_document(document)
-    return _entries(document, origin)
+    return _entries(document.data, origin, document.error)
 
 
-def _entries(document: Document, origin: str) -> list[Entry]:
-    models = document.data.get("models", {})
-    _check_names(models, document)
+def _entries(document: Mapping[str, Any], origin: str, error: _Error) -> list[Entry]:
+    models = document.get("models", {})
+    _check_names(models, error)
     folder = Path(origin).parent if origin != "built-in" else None
-    return [_entry(name, data, document, origin, folder) for name, data in models.items()]
+    return [_entry(name, data, error, origin, folder) for name, data in models.items()]
 
 
-def _check_names(models: Mapping[str, Any], document: Document) -> None:
+def _check_names(models: Mapping[str, Any], error: _Error) -> None:
     owners: dict[str, str] = {}
     for name, data in models.items():
         for alias in (name, *data.get("aliases", ())):
             if not _NAME.match(alias):
-                raise document.error(
-                    f"{alias!r}: expected lower-case letters, digits, '.', '_' and '-'", ("models", name)
-                )
+                raise error(f"{alias!r}: expected lower-case letters, digits, '.', '_' and '-'", ("models", name))
             if alias in owners:
-                raise document.error(f"{alias!r} is a name of {owners[alias]!r} already", ("models", name))
+                raise error(f"{alias!r} is a name of {owners[alias]!r} already", ("models", name))
             owners[alias] = name
 
 
-def _entry(name: str, data: Mapping[str, Any], document: Document, origin: str, folder: Path | None) -> Entry:
+def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folder: Path | None) -> Entry:
     path = ("models", name)
     variants = data["variants"]
     default = data.get("default") or next(iter(variants))
     if default not in variants:
-        raise document.error(
-            f"no variant {default!r}", (*path, "default"), hint=f"variants here: {', '.join(variants)}"
-        )
+        raise error(f"no variant {default!r}", (*path, "default"), hint=f"variants here: {', '.join(variants)}")
     for variant in variants:
         if not _VARIANT.match(variant):
-            raise document.error("expected a name such as Q4_K_M", (*path, "variants", variant))
+            raise error("expected a name such as Q4_K_M", (*path, "variants", variant))
     return Entry(
         name=name,
         kind=data.get("kind", "chat"),
@@ -229,7 +253,7 @@ def _entry(name: str, data: Mapping[str, Any], document: Document, origin: str, 
         aliases=tuple(data.get("aliases", ())),
         default=default,
         variants={key: _variant(key, value, folder) for key, value in variants.items()},
-        overrides=_overrides(data.get("overrides", {}), document, (*path, "overrides"), folder),
+        overrides=_overrides(data.get("overrides", {}), error, (*path, "overrides"), folder),
         description=data.get("description", ""),
         origin=origin,
     )
@@ -260,15 +284,13 @@ def _beside(reference: Reference, folder: Path | None) -> Reference:
     return reference
 
 
-def _overrides(
-    data: Mapping[str, Any], document: Document, path: tuple[str | int, ...], folder: Path | None
-) -> Overrides:
+def _overrides(data: Mapping[str, Any], error: _Error, path: tuple[str | int, ...], folder: Path | None) -> Overrides:
     templates = []
     for index, item in enumerate(data.get("chat_templates", ())):
         text = item.get("template")
         if text is None:
             where = (*path, "chat_templates", index, "template_file")
-            text = _template_file(item["template_file"], document, where, folder)
+            text = _template_file(item["template_file"], error, where, folder)
         templates.append(TemplateOverride(item["replaces_sha256"], text, item["reason"]))
     metadata = {
         key: MetadataOverride(_frozen(item["value"]), item["reason"], _frozen(item.get("replaces")))
@@ -277,14 +299,14 @@ def _overrides(
     return Overrides(tuple(templates), metadata, tuple(data.get("stop", ())))
 
 
-def _template_file(name: str, document: Document, path: tuple[str | int, ...], folder: Path | None) -> str:
+def _template_file(name: str, error: _Error, path: tuple[str | int, ...], folder: Path | None) -> str:
     # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
-    packaged = resources.files("tea_models") / "chat" / "templates" / name
+    packaged = _PACKAGE / "chat" / "templates" / name
     beside = folder / name if folder is not None else packaged
     try:
         return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise document.error(f"{name}: can't be read: {error}", path) from None
+    except (OSError, UnicodeDecodeError, ValueError) as problem:
+        raise error(f"{name}: can't be read: {problem}", path) from None
 
 
 def _frozen(value: Any) -> Any:

@@ -44,20 +44,21 @@ def _sha256(value: str) -> str:
 Sha256 = Annotated[str, BeforeValidator(_no_number), Field(strict=True)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _PartsModel(_Strict):
+class Parts(Strict):
     parts: list[str] = Field(min_length=1)
 
 
-class _FileModel(_Strict):
+class PinnedFile(Strict):
+    """A file with its sources, as a registry and a lock write it."""
+
     filename: str
     size: int | None = Field(default=None, gt=0, lt=1 << 50)
     sha256: Sha256 | None = None
-    sources: list[str | _PartsModel] = Field(min_length=1)
-    seen: list[str] = []  # where size and hash were read; for people who review the entry
+    sources: list[str | Parts] = Field(min_length=1)
 
     @field_validator("sha256")
     @classmethod
@@ -74,7 +75,7 @@ class _FileModel(_Strict):
 
     @field_validator("sources")
     @classmethod
-    def _check_sources(cls, value: list[str | _PartsModel]) -> list[str | _PartsModel]:
+    def _check_sources(cls, value: list[str | Parts]) -> list[str | Parts]:
         for source in value:
             for text in [source] if isinstance(source, str) else source.parts:
                 try:
@@ -86,12 +87,16 @@ class _FileModel(_Strict):
         return value
 
 
-class _VariantModel(_Strict):
+class _FileModel(PinnedFile):
+    seen: list[str] = []  # where size and hash were read; for people who review the entry
+
+
+class _VariantModel(Strict):
     files: list[_FileModel] = Field(min_length=1)
     note: str = ""
 
 
-class _TemplateOverrideModel(_Strict):
+class _TemplateOverrideModel(Strict):
     replaces_sha256: Sha256
     template: str | None = None
     template_file: str | None = None
@@ -109,19 +114,19 @@ class _TemplateOverrideModel(_Strict):
         return self
 
 
-class _MetadataOverrideModel(_Strict):
+class _MetadataOverrideModel(Strict):
     value: str | int | float | bool | list[str | int | float | bool] | None
     reason: str
     replaces: str | int | float | bool | list[str | int | float | bool] | None = None
 
 
-class _OverridesModel(_Strict):
+class _OverridesModel(Strict):
     chat_templates: list[_TemplateOverrideModel] = []
     metadata: dict[str, _MetadataOverrideModel] = {}
     stop: list[str] = []
 
 
-class _EntryModel(_Strict):
+class _EntryModel(Strict):
     kind: Kind = "chat"
     license: str = "unknown"
     description: str = ""
@@ -131,6 +136,6 @@ class _EntryModel(_Strict):
     overrides: _OverridesModel = _OverridesModel()
 
 
-class _RegistryModel(_Strict):
+class _RegistryModel(Strict):
     schema_: Literal["tea.registry/1"] = Field(alias="schema")
     models: dict[str, _EntryModel] = {}

@@ -6,15 +6,11 @@ brings the bytes of one; and `open_remote(reference, …)`, which reads a part o
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tea_models.disk.atomic import write_atomically
-from tea_models.disk.regular import open_own, read_own
+from tea_models.disk.operations import remove_partial
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -24,7 +20,7 @@ from tea_models.errors import (
     SizeMismatchError,
     SourceUnavailableError,
 )
-from tea_models.files import Artifact, ModelFile, Source
+from tea_models.files import Artifact, Fetched, ModelFile, Source
 from tea_models.refs import (
     FileRef,
     FsspecRef,
@@ -36,16 +32,16 @@ from tea_models.refs import (
     WheelRef,
     parse_reference,
 )
-from tea_models.store import remove_partial
+from tea_models.registry.entries import Registry
+from tea_models.sources.parts import fetch_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.progress import Progress
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings
+
+__all__ = ["Fetched", "Kind", "check", "fetch", "kind_of", "open_source", "resolve"]
 
 _MODULES: dict[type, str] = {
     HubRef: "hub",
@@ -55,25 +51,6 @@ _MODULES: dict[type, str] = {
     FileRef: "local",
     FsspecRef: "remote_fs",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Bytes that arrived.
-
-    Attributes:
-        sha256: Of the bytes, computed while they arrived.
-        size: Their number.
-        resumed_from: How many were there from an earlier attempt, or None.
-        source: The reference they came from (filled in by `fetch`).
-        revision: Commit or version.
-    """
-
-    sha256: str
-    size: int
-    resumed_from: int | None = None
-    source: str = ""
-    revision: str | None = None
 
 
 class Kind(Protocol):
@@ -93,13 +70,6 @@ def kind_of(reference: Reference) -> Kind:
     return kind
 
 
-def load_registry(settings: Settings) -> Registry:
-    """The registry; imported when it is first needed, because pydantic takes a tenth of a second."""
-    from tea_models.registry.entries import Registry
-
-    return Registry.load(settings)
-
-
 def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
     """Say what files a reference means, with what is known of their sizes and hashes.
 
@@ -116,7 +86,7 @@ def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Arti
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
-        entry, variant = (registry or load_registry(caller.settings)).find(reference)
+        entry, variant = (registry or Registry.load(caller.settings)).find(reference)
         return entry.artifact(variant, text)
     return replace(kind_of(reference).resolve(reference, caller), reference=text)
 
@@ -156,10 +126,9 @@ def _fetch_checked(file: ModelFile, source: Source, destination: Path, caller: C
         arrived: Fetched | None = None
         try:
             if len(source.parts) == 1:
-                part = source.parts[0]
-                arrived = kind_of(part).fetch(part, destination, file=file, caller=caller)
+                arrived = fetch_part(source.parts[0], destination, file=file, caller=caller)
             else:
-                arrived = _fetch_parts(file, source, destination, caller)
+                arrived = fetch_parts(file, source, destination, caller, fetch_part)
             check(file, arrived)
         except IntegrityError:
             remove_partial(destination)
@@ -168,6 +137,11 @@ def _fetch_checked(file: ModelFile, source: Source, destination: Path, caller: C
         else:
             return arrived
     raise AssertionError
+
+
+def fetch_part(part: Reference, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
+    """Bring what one reference means, whatever kind it is of."""
+    return kind_of(part).fetch(part, destination, file=file, caller=caller)
 
 
 def check(file: ModelFile, arrived: Fetched) -> None:
@@ -198,70 +172,6 @@ def _summary(
     told = "; ".join(f"{source}: {error.message}" for source, error in failures)
     hint = next((error.hint for error in [*denied, *errors] if error.hint), "")
     return SourceUnavailableError(f"{file.filename}: no source has it: {told}", hint=hint)
-
-
-class _Joined:
-    """Shows the parts of one file as one file."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
-        if initial:
-            self._progress.advance(initial)
-
-    def advance(self, n: int) -> None:
-        self._progress.advance(n)
-
-    def finish(self) -> None:
-        pass
-
-
-def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
-    """Fetch parts one after the other and append each; a journal beside says which are in, so that a rerun goes on."""
-    journal = destination.with_name(f"{destination.name}.parts")
-    sizes = _joined_sizes(journal, source)
-    digest = hashlib.sha256()
-    with open(open_own(destination), "r+b") as whole:  # noqa: PTH123 - a descriptor
-        if sum(sizes) > os.fstat(whole.fileno()).st_size:
-            sizes = []
-        resumed = sum(sizes)
-        _feed(digest, whole, resumed)
-        whole.truncate(resumed)
-        caller.progress.start(file.filename, file.size, resumed)
-        joined = replace(caller, progress=_Joined(caller.progress))
-        piece = destination.with_name(f"{destination.name}.piece")
-        for part in source.parts[len(sizes) :]:
-            blank = ModelFile(f"{file.filename} ({len(sizes) + 1})", None, None, (Source((part,)),))
-            kind_of(part).fetch(part, piece, file=blank, caller=joined)
-            with piece.open("rb") as reader:
-                while chunk := reader.read(1 << 20):
-                    digest.update(chunk)
-                    whole.write(chunk)
-            whole.flush()
-            os.fsync(whole.fileno())
-            sizes.append(piece.stat().st_size)
-            write_atomically(journal, json.dumps({"source": str(source), "sizes": sizes}), durable=False)
-            remove_partial(piece)
-            if file.size is not None and sum(sizes) > file.size:
-                break
-        caller.progress.finish()
-    return Fetched(digest.hexdigest(), sum(sizes), resumed or None)
-
-
-def _joined_sizes(journal: Path, source: Source) -> list[int]:
-    try:
-        state = json.loads(read_own(journal) or b"{}")
-        sizes = state["sizes"] if state["source"] == str(source) else []
-        return [size for size in sizes if isinstance(size, int) and size >= 0]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _feed(digest: Any, reader: Any, length: int) -> None:
-    while length > 0 and (chunk := reader.read(min(length, 1 << 20))):
-        digest.update(chunk)
-        length -= len(chunk)
 
 
 def open_source(file: ModelFile, caller: Caller) -> ByteSource:

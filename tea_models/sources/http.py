@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
-from tea_models.files import Artifact, ModelFile, Source, base_name, shard_names
+from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
+from tea_models.gguf import size_by_header
+from tea_models.net import Client, HttpSource, Request, download
+from tea_models.net.retry import QUESTION
 from tea_models.refs import UrlRef
-from tea_models.sources import Fetched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,9 +26,9 @@ def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - on
     Raises:
         UsageError: The address ends in no file name.
     """
-    name = base_name(unquote(urlsplit(reference.url).path))
+    name = base_name(reference.url)
     if not name:
-        raise UsageError(f"{reference.url}: the address ends in no file name")
+        raise UsageError(f"{public(reference)}: the address ends in no file name")
     names = shard_names(name) if reference.sha256 is None else (name,)
     files = tuple(
         ModelFile(shard, None, reference.sha256, (Source((_beside(reference, name, shard),)),)) for shard in names
@@ -36,40 +38,54 @@ def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - on
 
 def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download, from the mirror first if one is configured."""
-    from tea_models.net import download, make_client
-
-    sha256 = file.sha256 or reference.sha256
-    addresses = candidates(reference.url, caller.settings)
-    with make_client(connections=caller.settings.connections) as client:
-        for address in addresses:
-            try:
-                result = download(
-                    address,
-                    destination,
-                    client=client,
-                    size=file.size,
-                    sha256=sha256,
-                    connections=caller.settings.connections,
-                    progress=caller.progress,
-                    name=file.filename,
-                    expect_gguf=sha256 is None and file.filename.lower().endswith(".gguf"),
-                )
-            except AccessDeniedError:
-                raise
-            except NotAvailableError:
-                if address == addresses[-1]:
-                    raise
-            else:
-                return Fetched(result.sha256, result.size, result.resumed_from or None)
-    raise AssertionError
+    pinned = ModelFile(file.filename, file.size, file.sha256 or reference.sha256, file.sources)
+    *mirrors, address = candidates(reference.url, caller.settings)
+    for mirror in mirrors:
+        try:
+            return download_file(mirror, destination, file=pinned, caller=caller)
+        except AccessDeniedError:
+            raise
+        except NotAvailableError:
+            continue
+    return download_file(address, destination, file=pinned, caller=caller)
 
 
 def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
     """Read parts of the file over HTTP ranges."""
-    from tea_models.net import make_client
-    from tea_models.net.http_source import HttpSource
+    return open_address(candidates(reference.url, caller.settings)[0], caller.settings)
 
-    return HttpSource(candidates(reference.url, caller.settings)[0], client=make_client(), headers={})
+
+def client_for(settings: Settings) -> Client:
+    """The client for whatever is asked on behalf of a user."""
+    return Client(connections=settings.connections, environ=settings.environ)
+
+
+def download_file(
+    url: str,
+    destination: Path,
+    *,
+    file: ModelFile,
+    caller: Caller,
+    headers: dict[str, str] | None = None,
+) -> Fetched:
+    """Download a file from an address; see `tea_models.net.download`."""
+    with client_for(caller.settings) as client:
+        request = Request(
+            client,
+            url,
+            headers or {},
+            sha256=file.sha256,
+            size=file.size,
+            name=file.filename,
+            connections=caller.settings.connections,
+            size_by_header=size_by_header if file.filename.lower().endswith(".gguf") else None,
+        )
+        return download(request, destination, caller.progress)
+
+
+def open_address(url: str, settings: Settings, headers: dict[str, str] | None = None) -> ByteSource:
+    """Read parts of the file at an address."""
+    return HttpSource(Request(client_for(settings), url, headers or {}, policy=QUESTION))
 
 
 def _beside(reference: UrlRef, name: str, shard: str) -> UrlRef:
@@ -82,4 +98,4 @@ def _beside(reference: UrlRef, name: str, shard: str) -> UrlRef:
 
 def candidates(url: str, settings: Settings) -> list[str]:
     """The addresses to try: `MIRROR/https://host/path` before `https://host/path`."""
-    return [f"{settings.mirror}/{url}", url] if settings.mirror else [url]
+    return [f"{settings.mirror}/{public(url)}", url] if settings.mirror else [url]

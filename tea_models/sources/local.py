@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from typing import TYPE_CHECKING
 
-from tea_models.disk.regular import open_regular, writing_own
+from tea_models.disk.regular import open_regular
 from tea_models.errors import MissingFileError, SourceUnavailableError
-from tea_models.files import Artifact, ModelFile, Source, shard_names
+from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
+from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import FileRef
-from tea_models.sources import Fetched
+from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
     import os
@@ -47,29 +47,25 @@ def shards(path: Path) -> tuple[Path, ...]:
     return paths
 
 
-def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
+def fetch(
+    reference: FileRef,
+    destination: Path,
+    *,
+    file: ModelFile,
+    caller: Caller,
+) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
     size = _regular(reference.path).st_size
-    caller.progress.start(file.filename, size, 0)
-    digest, copied = hashlib.sha256(), 0
     try:
         reader = open_regular(reference.path)
     except OSError as error:
         raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader, writing_own(destination) as writer:
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
-            copied += len(chunk)
-            caller.progress.advance(len(chunk))
-    caller.progress.finish()
-    return Fetched(digest.hexdigest(), copied)
+    with reader:
+        return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=caller.progress)
 
 
 def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG001
     """Open the file."""
-    from tea_models.gguf.bytes_source import FileSource
-
     return FileSource(reference.path)
 
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tea_models.errors import MissingFileError, OfflineError, SourceUnavailableError, UnknownModelError, UsageError
+from tea_models.errors import (
+    LockError,
+    MissingFileError,
+    OfflineError,
+    SourceUnavailableError,
+    UnknownModelError,
+    UsageError,
+)
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import (
@@ -20,14 +27,16 @@ from tea_models.refs import (
     parse_reference,
     quantization_of,
 )
-from tea_models.sources import load_registry, open_source, resolve
+from tea_models.registry.entries import Registry
+from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Entry, Registry
+    from tea_models.lockfile import Lock
+    from tea_models.registry.entries import Entry
     from tea_models.settings import Settings
 
 
@@ -39,12 +48,14 @@ class Located:
         artifact: What it is.
         paths: Its files on this machine, all shards in order; empty if they are not here.
         entry: The registry entry that a name means.
+        lock: The `models.lock` that says what it is, if that does.
     """
 
     artifact: Artifact
     paths: tuple[Path, ...]
     caller: Caller = field(repr=False)
     entry: Entry | None = None
+    lock: Path | None = None
 
     def open_source(self, index: int = 0) -> ByteSource:
         """Open a file (shard) for reading parts of it, here or over the network.
@@ -60,7 +71,8 @@ class Located:
 def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry | None = None) -> Located:
     """Find what a reference means.
 
-    A path is taken as it is. Anything else is looked for in the store first; with `remote`, it may stay where it is.
+    A path is taken as it is. Anything else means what the nearest `models.lock` says, else what the registry or the
+    reference itself says; it is looked for in the store first, and with `remote` it may stay where it is.
 
     Args:
         text: A reference as a user types it.
@@ -74,14 +86,19 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
         MissingFileError: No such file; or (without `remote`) the model is not in the store.
         OfflineError: It is not in the store, and nothing may be fetched.
         NotAvailableError: Its host can't be asked.
+        LockError: Only what is locked may be used, and this is not.
     """
     reference = parse_reference(text)
     entry = None
     if isinstance(reference, FileRef):
         return _file(text, reference, caller)
-    if isinstance(reference, NameRef):
+    artifact = locked_artifact(text, caller)
+    lock = caller.settings.lock_file if artifact is not None else None
+    if artifact is not None:
+        pass
+    elif isinstance(reference, NameRef):
         try:
-            entry, variant = (registry or load_registry(caller.settings)).find(reference)
+            entry, variant = (registry or Registry.load(caller.settings)).find(reference)
         except UnknownModelError as error:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
                 return _file(text, FileRef(Path(text)), caller)
@@ -89,11 +106,10 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
         artifact = entry.artifact(variant, text)
     else:
         artifact = _resolved(text, reference, caller, remote=remote)
-    store = Store(caller.settings.store_dir)
-    found = [store.path_of(file) for file in artifact.files]
-    paths = tuple(path for path in found if path is not None)
-    if len(paths) == len(artifact.files):
-        return Located(artifact, paths, caller, entry)
+    store = Store.of(caller.settings)
+    paths = store.paths_of(artifact.files)
+    if paths is not None:
+        return Located(artifact, paths, caller, entry, lock)
     if caller.settings.offline:
         raise OfflineError(
             f"{text} is not in the store, and nothing may be fetched (--offline)",
@@ -101,7 +117,37 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
         )
     if not remote:
         raise MissingFileError(f"{text} is not in the store ({store.root})", hint=f"tea-models pull {text}")
-    return Located(artifact, (), caller, entry)
+    return Located(artifact, (), caller, entry, lock)
+
+
+def locked_artifact(text: str, caller: Caller) -> Artifact | None:
+    """What the nearest `models.lock` says about a reference; None if it says nothing.
+
+    Raises:
+        LockError: Only what is locked may be used, and this is not.
+        ConfigError: The lock is damaged.
+    """
+    path, locked = caller.settings.lock_file, caller.settings.locked
+    lock = _read(path)
+    model = lock.find(text) if lock is not None else None
+    if model is not None:
+        caller.note(f"{text}: as locked in {path}")
+        return model.artifact()
+    if locked:
+        where = f"{path} does not have it" if path is not None else "there is no models.lock here or above"
+        raise LockError(
+            f"{text} is not locked, and only locked models may be used: {where}", hint=f"tea-models lock {text}"
+        )
+    return None
+
+
+def _read(path: Path | None) -> Lock | None:
+    """The lock; its module is imported only where there is one: pydantic takes a tenth of a second."""
+    if path is None:
+        return None
+    from tea_models.lockfile import read_lock
+
+    return read_lock(path)
 
 
 def _resolved(
@@ -126,7 +172,7 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
     reference = parse_reference(text)
     if isinstance(reference, NameRef | FileRef):
         return None
-    store = Store(settings.store_dir)
+    store = Store.of(settings)
     records = [item.record for item in store.installed() if item.state != "missing" and _was(item.record, reference)]
     if not records:
         return None
@@ -177,13 +223,27 @@ def _is_fixed(reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> 
 def _file(text: str, reference: FileRef, caller: Caller) -> Located:
     path = reference.path
     if not path.exists() and not path.is_symlink() and path.name == str(path) and text == path.name:
-        stored = (
-            Store(caller.settings.store_dir).root / path.name
-        )  # a bare name may also be that of a file in the store
+        stored = Store.of(caller.settings).root / path.name  # a bare name may also be that of a file in the store
         path = stored if stored.is_file() else path
     paths = shards(path)
+    if caller.settings.locked:
+        _require_locked(text, paths, caller)
     files = tuple(ModelFile(part.name, _size(part), None, (Source((FileRef(part),)),)) for part in paths)
     return Located(Artifact(text, text, None, files), paths, caller)
+
+
+def _require_locked(text: str, paths: tuple[Path, ...], caller: Caller) -> None:
+    """Refuse a path whose bytes are not those of a locked file in the store."""
+    store, path_of_lock = Store.of(caller.settings), caller.settings.lock_file
+    lock = _read(path_of_lock)
+    known = {file.sha256 for file in lock.files} if lock is not None else set()
+    for path in paths:
+        record = store.record_of(store.own(path.absolute()))
+        if record is None or record.sha256 not in known or not store.intact(record):
+            raise LockError(
+                f"{text}: only locked models may be used, and {path_of_lock or 'no models.lock'} has no such file",
+                hint="name a model of the lock",
+            )
 
 
 def _size(path: Path) -> int | None:

@@ -1,7 +1,7 @@
 """`ollama:`: a model of an Ollama registry: its manifest names the GGUF blob, and the blob's name is its SHA-256.
 
 Formats: the registry speaks the Docker registry API v2; the model is the layer of media type
-`application/vnd.ollama.image.model`.
+`application/vnd.ollama.image.model`. The manifest counts only from the registry itself; the blob may be anywhere.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import AccessDeniedError, MissingFileError, OfflineError, SourceUnavailableError
-from tea_models.files import Artifact, ModelFile, Source
-from tea_models.sources import Fetched
+from tea_models.files import Artifact, Fetched, ModelFile, Source
+from tea_models.net.answers import refusal
+from tea_models.sources.http import client_for, download_file, open_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ def resolve(reference: OllamaRef, caller: Caller) -> Artifact:
         layers: list[Any] = json.loads(text)["layers"]
         models = [layer for layer in layers if layer["mediaType"] == MODEL_LAYER]
         found = [(_DIGEST.match(layer["digest"]), int(layer["size"])) for layer in models]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise SourceUnavailableError(f"{reference}: the registry's answer is not a manifest") from None
     if len(found) != 1 or found[0][0] is None:
         raise MissingFileError(f"{reference}: its manifest has {len(models)} GGUF layers, expected one")
@@ -58,31 +59,16 @@ def resolve(reference: OllamaRef, caller: Caller) -> Artifact:
 
 def fetch(reference: OllamaRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download the blob; its hash is its name."""
-    from tea_models.net import download, make_client
-
     if file.sha256 is None:
         file = resolve(reference, caller).files[0]
-    with make_client(connections=caller.settings.connections) as client:
-        result = download(
-            _blob(reference, str(file.sha256), caller.settings),
-            destination,
-            client=client,
-            size=file.size,
-            sha256=file.sha256,
-            connections=caller.settings.connections,
-            progress=caller.progress,
-            name=file.filename,
-        )
-    return Fetched(result.sha256, result.size, result.resumed_from or None)
+    url = _blob(reference, str(file.sha256), caller.settings)
+    return download_file(url, destination, file=file, caller=caller)
 
 
 def open_remote(reference: OllamaRef, caller: Caller) -> ByteSource:
     """Read parts of the blob over HTTP ranges."""
-    from tea_models.net import make_client
-    from tea_models.net.http_source import HttpSource
-
     sha256 = resolve(reference, caller).files[0].sha256
-    return HttpSource(_blob(reference, str(sha256), caller.settings), client=make_client(), headers={})
+    return open_address(_blob(reference, str(sha256), caller.settings), caller.settings)
 
 
 def _base(reference: OllamaRef, settings: Settings) -> str:
@@ -99,29 +85,15 @@ def _blob(reference: OllamaRef, sha256: str, settings: Settings) -> str:
 
 
 def _manifest(reference: OllamaRef, settings: Settings) -> bytes:
-    import httpx2
-
     url = f"{_base(reference, settings)}/manifests/{reference.tag}"
     accept = {"accept": "application/vnd.docker.distribution.manifest.v2+json, application/json"}
-    try:
-        with (
-            httpx2.Client(follow_redirects=True, timeout=30, headers=accept) as client,
-            client.stream("GET", url) as answer,
-        ):
-            status = answer.status_code
-            text = b""
-            for chunk in answer.iter_bytes():
-                text += chunk
-                if len(text) > _MAX_MANIFEST:
-                    raise SourceUnavailableError(f"{reference}: the registry's answer is not a manifest: too long")
-    except httpx2.HTTPError as error:
-        raise SourceUnavailableError(
-            f"{reference}: the registry can't be reached ({type(error).__name__})", hint="check the network"
-        ) from None
+    with client_for(settings) as client:
+        response, text = client.ask(url, accept, most=_MAX_MANIFEST)
+    status = response.status_code
     if status in (401, 403):
         raise AccessDeniedError(f"{reference}: the registry answers {status}", hint="only public models can be pulled")
     if status == 404:
         raise MissingFileError(f"{reference}: the registry has no such model or tag")
     if status != 200:
-        raise SourceUnavailableError(f"{reference}: the registry answers {status}", hint="try again later")
+        raise refusal(response, str(reference))
     return text

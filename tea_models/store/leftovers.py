@@ -6,15 +6,15 @@ Model files are never touched here: `rm` removes those.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
-import socket
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from tea_models.disk.space import taken_by
 from tea_models.store.locks import hold, try_hold
+from tea_models.store.names import host_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,15 +89,18 @@ def collect(store: Store, found: list[Leftover]) -> list[Leftover]:
 
 
 def _partials(store: Store, now: float) -> Iterator[Leftover]:
-    for partial in store.partials():
-        idle = now - partial.mtime_ns / 1e9
-        if not try_hold(store.lock_path(partial.key)):
-            continue
-        if idle < QUIET_SECONDS and not _of_this_host(partial.path.name):
-            continue
-        days = max(0.0, idle) / 86400
-        age = f"{days:.0f} days ago" if days >= 2 else "lately"
-        yield Leftover(partial.path, "partial", partial.size, f"an unfinished download, last written {age}")
+    for path in sorted(store.partials_dir.iterdir()) if store.partials_dir.is_dir() else ():
+        if not try_hold(store.lock_path(path.name.partition(".")[0])):
+            continue  # it is being written
+        with contextlib.suppress(OSError):
+            every = [path, *path.rglob("*")] if path.is_dir() else [path]
+            idle = now - max(map(_mtime, every))
+            if idle < QUIET_SECONDS and not _of_this_host(path.name):
+                continue
+            days = max(0.0, idle) / 86400
+            age = f"{days:.0f} days ago" if days >= 2 else "lately"
+            size = sum(map(taken_by, every))
+            yield Leftover(path, "partial", size, f"an unfinished download, last written {age}")
 
 
 def _broken(store: Store) -> Iterator[Leftover]:
@@ -110,7 +113,11 @@ def _orphans(store: Store) -> Iterator[Leftover]:
         folder = store.hidden / kind
         for path in _files(folder):
             owner = store.root / path.relative_to(folder).with_suffix("")
-            if path.suffix == ".json" and not path.name.startswith(".") and not owner.exists():
+            if (
+                path.suffix == ".json"
+                and not path.name.startswith(".")
+                and not (owner.exists() and store.contains(owner))
+            ):
                 yield Leftover(path, "orphan", _size(path), f"its file is gone: {owner.name}")
 
 
@@ -122,7 +129,7 @@ def _drafts(store: Store, now: float) -> Iterator[Leftover]:
 
 def _of_this_host(name: str) -> bool:
     """Whether a free lock proves that a partial is not being written: made on this host, where locks work."""
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]  # as in Store.partial
+    host = host_key()
     return f".{host}." in name and not _UNIQUE.search(name)
 
 

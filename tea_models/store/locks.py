@@ -23,6 +23,18 @@ except ImportError:  # no such thing on this system
     fcntl = None  # type: ignore[assignment]
 
 _CONTENDED = (errno.EAGAIN, errno.EACCES)
+# A lock belongs to the open file, which a forked child shares: it would hold what its parent has given back.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -44,6 +56,7 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
         return
     while True:
         descriptor = _open(path)
+        _held.add(descriptor)
         try:
             locked = _lock(descriptor, waiting)
             # Whoever cleans up may have removed the file between open and lock: then this lock guards no name.
@@ -52,7 +65,11 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
             yield locked and _excludes(path)
             return
         finally:
-            os.close(descriptor)
+            if descriptor in _held:  # not in a child that was forked meanwhile
+                _held.discard(descriptor)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for a child that has not let go yet
+                os.close(descriptor)
 
 
 def try_hold(path: Path) -> bool:

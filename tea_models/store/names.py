@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 
 from tea_models.errors import StoreError
@@ -57,3 +58,9 @@ def key_of(sha256: str | None, source: str) -> str:
 def folded(name: str) -> str:
     """What two names have in common that some file systems take for one."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def host_key() -> str:
+    """What tells this host from others that share a store; `socket` says the same, but takes long to import."""
+    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]

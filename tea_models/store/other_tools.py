@@ -5,6 +5,7 @@ Only names, links and small JSON files are read here, and nothing is ever writte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from tea_models.disk.hashing import sha256_file
+from tea_models.disk.hashing import holds
+from tea_models.store.record import stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,25 +71,35 @@ def find_all(environ: Mapping[str, str]) -> list[Found]:
     return list(unique.values())
 
 
-def find_by_sha256(sha256: str, *, size: int | None = None, environ: Mapping[str, str]) -> Path | None:
+def find_by_sha256(
+    sha256: str, *, size: int | None = None, environ: Mapping[str, str]
+) -> tuple[Path, tuple[int, ...]] | None:
     """A file of another tool that has exactly these bytes, hashed just now.
 
     Args:
         sha256: The pinned hash.
         size: The pinned size; without it only files are looked at whose name is the hash.
         environ: As for `find_all`.
+
+    Returns:
+        The file and its stamp before it was hashed.
     """
+    maybe = named_by(sha256, environ)
+    maybe += [found.path for found in find_all(environ) if found.size == size and found.sha256 is None] if size else []
+    for path in maybe:
+        with contextlib.suppress(OSError):
+            stamp = stamp_of(path.stat())
+            if size in (None, stamp[0]) and holds(path, sha256):
+                return path, stamp
+    return None
+
+
+def named_by(sha256: str, environ: Mapping[str, str]) -> list[Path]:
+    """Files whose tool says by their name that they have these bytes; that is not checked here."""
     home = _home(environ)
     named = [folder / "blobs" / f"sha256-{sha256}" for folder in ollama_folders(home, environ)]
     named += [blob for cache in hub_caches(home, environ) for blob in cache.glob(f"models--*/blobs/{sha256}")]
-    unnamed = [found.path for found in find_all(environ) if found.size == size and found.sha256 is None] if size else []
-    for path in named + unnamed:
-        try:
-            if path.is_file() and size in (None, path.stat().st_size) and sha256_file(path) == sha256:
-                return path
-        except OSError:
-            continue
-    return None
+    return [path for path in named if path.is_file()]
 
 
 def hub_caches(home: Path, environ: Mapping[str, str]) -> list[Path]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from tea_models.disk.regular import read_own
 from tea_models.files import ModelFile, Source
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
-
 
 HIDDEN = ".tea"
 RECORD_SCHEMA = "tea.store-record/1"
@@ -31,8 +31,12 @@ class Record:
         revision: Commit or version, if the source has one.
         license: Its licence, if known.
         pinned: The hash was known before the bytes were; False means trusted on first use.
-        mtime_ns: Time stamp of the file then; with `inode` and `size`, an unchanged file is known without hashing.
-        inode: Inode number of the file then.
+        mtime_ns: Time stamps, inode and device of the file when it was verified. A file that still has all of them and
+            its size holds the same bytes: nobody can set a `ctime`, and a restored copy has a new one.
+        ctime_ns: As above.
+        inode: As above.
+        device: As above.
+        registry: Which registries the stored profile was made with (see `tea_models.profile.stored`), or None.
     """
 
     file: str
@@ -44,15 +48,38 @@ class Record:
     license: str | None = None
     pinned: bool = True
     mtime_ns: int = 0
+    ctime_ns: int = 0
     inode: int = 0
+    device: int = 0
+    registry: str | None = None
 
     @property
     def filename(self) -> str:
         return PurePosixPath(self.file).name
 
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """What is compared with the file's own, see `stamp_of`."""
+        return self.size, self.mtime_ns, self.ctime_ns, self.inode, self.device
+
+    def stamped(self, stamp: tuple[int, ...]) -> Record:
+        """The record with another stamp; the size stays what was verified."""
+        _, mtime_ns, ctime_ns, inode, device = stamp
+        return replace(self, mtime_ns=mtime_ns, ctime_ns=ctime_ns, inode=inode, device=device)
+
     def as_file(self) -> ModelFile:
-        """The file as something to fetch again from where it came."""
+        """The file as something to fetch again from where it came.
+
+        Raises:
+            UsageError: The record names no source that could be asked.
+        """
         return ModelFile(self.filename, self.size, self.sha256, (Source.parse(self.source, self.revision),))
+
+    def means(self, file: ModelFile) -> bool:
+        """Whether this is the record of a file: by hash, or without a pin by the source it was pulled from."""
+        if file.sha256 is not None:
+            return self.sha256 == file.sha256
+        return self.source in map(str, file.sources) and file.size in (None, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +87,7 @@ class Installed:
     """A recorded file and how it is found now.
 
     Attributes:
-        state: `ok` (stat as recorded), `changed` (to be hashed again before it is trusted) or `missing`.
+        state: `ok` (stamp as recorded), `changed` (to be hashed again before it is trusted) or `missing`.
     """
 
     record: Record
@@ -68,40 +95,21 @@ class Installed:
     state: Literal["ok", "changed", "missing"]
 
 
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """A leftover of an unfinished download. `key` names its lock."""
-
-    path: Path
-    key: str
-    size: int
-    mtime_ns: int
+def stamp_of(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written, replaced, copied or restored: size, both times, inode, device."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path | str) -> Record | None:
     """Read a record; None if there is none, or it can't be understood."""
     try:
-        data: Any = json.loads(path.read_text("utf-8"))
+        data: Any = json.loads(read_own(path) or b"")
         known = {field.name for field in fields(Record)}
         record = Record(**{key: value for key, value in data.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    numbers = (record.size, record.mtime_ns, record.inode)
     relative = PurePosixPath(record.file) if isinstance(record.file, str) else PurePosixPath("/")
     inside = not relative.is_absolute() and ".." not in relative.parts and relative.parts[:1] not in ((), (HIDDEN,))
     texts = (record.sha256, record.model, record.source)
-    ok = inside and all(type(n) is int for n in numbers) and all(isinstance(text, str) for text in texts)
+    ok = inside and all(type(n) is int for n in record.stamp) and all(isinstance(text, str) for text in texts)
     return record if ok and data.get("schema") == RECORD_SCHEMA else None
-
-
-def restamped(record: Record, found: os.stat_result, *, file: str | None = None) -> Record:
-    """The record with the time stamp and inode of the file as it is now."""
-    values = asdict(record) | {"mtime_ns": found.st_mtime_ns, "inode": found.st_ino, "file": file or record.file}
-    return Record(**values)
-
-
-def means(record: Record, file: ModelFile) -> bool:
-    """Whether a record is that of a file: by hash, or without a pin by the source it was pulled from."""
-    if file.sha256 is not None:
-        return record.sha256 == file.sha256
-    return record.source in map(str, file.sources) and file.size in (None, record.size)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tea_models.disk.atomic import write_document
+from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
-from tea_models.profile.resolve import resolve_profile
+from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, HubRef, quantization_of
 from tea_models.registry.entries import SCHEMA, read_entries
 from tea_models.sources import hub, resolve
@@ -207,10 +208,10 @@ def _check(before: str, after: str, file: Path, name: str) -> None:
 
 def _read(file: Path) -> str:
     try:
-        with file.open(encoding="utf-8", newline="") as reader:
-            text = reader.read()
+        with open_regular(file) as reader:
+            text = reader.read().decode()
     except FileNotFoundError:
         return _NEW_FILE
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", file=str(file)) from None
+        raise ConfigError(f"can't be read: {getattr(error, 'strerror', None) or error}", file=str(file)) from None
     return text if text.strip() else _NEW_FILE

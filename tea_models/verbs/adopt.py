@@ -20,18 +20,18 @@ from tea_models.errors import (
     UnknownModelError,
     UsageError,
 )
-from tea_models.files import shard_names
+from tea_models.files import ModelFile, shard_names
 from tea_models.gguf import FileSource, read_header
 from tea_models.gguf.quantization import file_type_name
 from tea_models.profile.stored import write_profile
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
-from tea_models.store import Record, Store
-from tea_models.store.other_tools import Found, find_all, find_by_sha256, folder_files
+from tea_models.store import Record, Store, stamp_of
+from tea_models.store.other_tools import Found, find_all, find_by_sha256, folder_files, named_by
 from tea_models.verbs.pull import PullResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tea_models.caller import Caller
     from tea_models.settings import Settings
@@ -84,7 +84,7 @@ def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Cand
         folders: Further folders to look into.
     """
     registry = Registry.load(settings)
-    store = Store(settings.store_dir)
+    store = Store.of(settings)
     records = store.records()
     hashes = {record.sha256 for record in records}
     inodes = {_identity(store.root / record.file) for record in records} - {None}
@@ -122,8 +122,7 @@ def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ())
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            chosen = _chosen(name, caller.settings, registry, folders)
-            shards = [job.take(name, found, expected) for found, expected in chosen]
+            shards = job.take(name, _chosen(name, caller.settings, registry, folders))
         except IntegrityError as error:
             broken.append(error)
             continue
@@ -139,23 +138,47 @@ def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ())
 
 
 class _Adoption:
-    """What `adopt` does to each file."""
+    """What `adopt` does to the files of one model."""
 
     def __init__(self, caller: Caller, registry: Registry) -> None:
         self._progress, self._registry = caller.progress, registry
-        self._store = Store(caller.settings.store_dir)
+        self._store = Store.of(caller.settings)
 
-    def take(self, name: str, found: Found, expected: str | None) -> PullResult:
-        from tea_models.gguf import FileSource, read_header
+    def take(self, name: str, chosen: Sequence[tuple[Found, str | None]]) -> list[PullResult]:
+        """Check every file of a model, and only then give each a name in one folder."""
+        checked = [self._checked(found, expected) for found, expected in chosen]
+        files = [ModelFile(record.file, record.size, record.sha256, ()) for _, record, _ in checked]
+        present = self._store.paths_of(files)
+        if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
+            results = zip(present, checked, strict=True)
+            return [PullResult.of(name, record, path, "present") for path, (_, record, _) in results]
+        for file in files:
+            self._store.set_aside_broken(file)
+        tool = chosen[0][0].tool.lower().replace(" ", "-")
+        folder = self._store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
+        return [self._link(name, folder, *each) for each in checked]
 
+    def _link(self, name: str, folder: Path, found: Found, record: Record, seen: tuple[int, ...]) -> PullResult:
+        target = folder / record.file
+        known = self._store.record_of(target)
+        if known is not None and known.sha256 == record.sha256 and self._store.intact(known):
+            return PullResult.of(name, known, target, "present")
+        self._store.link_in(found.path, target, record, seen)
+        return PullResult.of(name, record, target, "adopted")
+
+    def _checked(self, found: Found, expected: str | None) -> tuple[Found, Record, tuple[int, ...]]:
+        """What is to be recorded of a file, and its stamp before it was hashed."""
         with FileSource(found.path) as source:
             read_header(source)  # nothing that is not GGUF gets in
-        sha256 = self._hash(found)
+        seen = stamp_of(found.path.stat())
+        self._progress.start(f"verifying {found.filename}", found.size, 0)
+        try:
+            sha256 = sha256_file(found.path, self._progress.advance)
+        finally:
+            self._progress.finish()
         pin = expected or found.sha256
         if pin is not None and sha256 != pin:
-            raise ChecksumMismatchError(
-                str(found.path), expected=pin, actual=sha256, hint=f"the copy of {found.tool} is broken; pull the model"
-            )
+            raise _broken_copy(found.path, pin, sha256, found.tool)
         known = self._registry.by_sha256(sha256)
         filename = found.filename
         if known is not None:
@@ -170,36 +193,24 @@ class _Adoption:
             license=known[0].license if known else None,
             pinned=pin is not None or known is not None,
         )
-        present = self._store.path_with(sha256)
-        if present is not None and present.name == filename:
-            path, status = present, "present"
-        else:
-            folder = self._store.folder_for([(filename, sha256)], [found.tool.lower().replace(" ", "-"), sha256[:12]])
-            path, status = self._store.link_in(found.path, folder / filename, record), "adopted"
-        return PullResult(name, path, found.size, sha256, found.name, found.revision, status)  # type: ignore[arg-type]
+        return found, record, seen
 
-    def _hash(self, found: Found) -> str:
-        self._progress.start(f"verifying {found.filename}", found.size, 0)
-        try:
-            return sha256_file(found.path, self._progress)
-        finally:
-            self._progress.finish()
+
+def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumMismatchError:
+    hint = f"the copy of {tool} is broken; pull the model"
+    return ChecksumMismatchError(str(path), expected=expected, actual=actual, hint=hint)
 
 
 def _chosen(
     name: str, settings: Settings, registry: Registry, folders: Sequence[Path]
-) -> Iterator[tuple[Found, str | None]]:
+) -> list[tuple[Found, str | None]]:
     """The files that a name means, each with its pin."""
     path = Path(name.removeprefix("file:"))
     if path.is_file():
-        for part in [path.with_name(shard) for shard in shard_names(path.name)]:
-            if not part.is_file():
-                raise MissingFileError(f"{part}: this shard of {path.name} is missing")
-            real = part.resolve()
-            yield Found("folder", f"file:{part.absolute()}", part.name, real, real.stat().st_size, None), None
-        return
-    if path.is_dir() and "/" in name:
-        raise MissingFileError(f"{name} is a folder", hint=f"tea-models adopt --folder {name} looks into it")
+        return [(_beside(path, shard), None) for shard in shard_names(path.name)]
+    if path.exists() and "/" in name:
+        hint = f"tea-models adopt --folder {name} looks into it" if path.is_dir() else ""
+        raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}", hint=hint)
     every = _everything(settings, folders)
     matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
     if not matching:
@@ -208,8 +219,7 @@ def _chosen(
         if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
             shown = ", ".join(sorted(found.name for found in matching)[:5])
             raise UsageError(f"{name}: several files could be meant: {shown}", hint="give the path of one")
-        yield from ((shard, None) for shard in _all_shards(matching[0], every))
-        return
+        return [(shard, None) for shard in _all_shards(matching[0], every)]
     try:
         reference = parse_reference(name)
         variant = registry.find(reference)[1] if isinstance(reference, NameRef) else None
@@ -219,17 +229,31 @@ def _chosen(
         raise MissingFileError(
             f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is"
         )
-    for file in variant.files:
-        match = find_by_sha256(file.sha256, size=file.size, environ=settings.environ) if file.sha256 else None
-        if match is None:
-            raise MissingFileError(
-                f"{name}: no other tool on this machine has {file.filename}", hint=f"tea-models pull {name}"
-            )
-        real = match.resolve()
-        owner = next((found for found in every if found.path == real), None)
-        tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
-        revision = owner.revision if owner else None
-        yield Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision), file.sha256
+    return [(_pinned(name, file, every, settings), file.sha256) for file in variant.files]
+
+
+def _beside(path: Path, shard: str) -> Found:
+    part = path.with_name(shard)
+    if not part.is_file():
+        raise MissingFileError(f"{part}: this shard of {path.name} is missing")
+    real = part.resolve()
+    return Found("folder", f"file:{part.absolute()}", part.name, real, real.stat().st_size, None)
+
+
+def _pinned(name: str, file: ModelFile, every: list[Found], settings: Settings) -> Found:
+    """The copy of a file of the registry that another tool has."""
+    sha256 = file.sha256 or ""
+    match = find_by_sha256(sha256, size=file.size, environ=settings.environ) if sha256 else None
+    if match is None:
+        for broken in named_by(sha256, settings.environ):
+            raise _broken_copy(broken, sha256, sha256_file(broken), "every other tool")
+        hint = f"tea-models pull {name}"
+        raise MissingFileError(f"{name}: no other tool on this machine has {file.filename}", hint=hint)
+    real = match[0].resolve()
+    owner = next((found for found in every if found.path == real), None)
+    tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
+    revision = owner.revision if owner else None
+    return Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision)
 
 
 def _all_shards(found: Found, every: list[Found]) -> list[Found]:

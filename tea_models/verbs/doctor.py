@@ -13,13 +13,14 @@ from tea_models.engine.installed import installed_engine
 from tea_models.engine.probe import EngineInfo, engine_info
 from tea_models.errors import INSTALL_ENGINE, TeaModelsError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.plan.case import make_budget
+from tea_models.plan.plan_input import make_budget
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.plan.observed import ObservedLoad
     from tea_models.settings import Settings
 
+_GRAVITY = ("fail", "warn", "ok")
 _LITTLE_SPACE = 2 * 1024**3
 
 
@@ -47,7 +48,7 @@ class CheckUp:
     Attributes:
         machine: This machine, now.
         engine: The installed llama.cpp, or None.
-        checks: What was looked at, in order.
+        checks: What was looked at, problems first.
         loads: The last load of each model, newest first.
     """
 
@@ -97,7 +98,7 @@ def check_up(settings: Settings) -> CheckUp:
         *_network(settings),
         *_loads(loads),
     ]
-    return CheckUp(machine, engine, tuple(checks), loads)
+    return CheckUp(machine, engine, tuple(sorted(checks, key=lambda check: _GRAVITY.index(check.status))), loads)
 
 
 def _python() -> Check:
@@ -107,7 +108,10 @@ def _python() -> Check:
 
 
 def _memory(machine: Machine) -> Check:
-    budget = make_budget(machine, None)
+    try:
+        budget = make_budget(machine, None)
+    except TeaModelsError as error:
+        return Check("memory", "warn", error.message, error.hint)
     detail = f"{human_bytes(budget.host)} may be used: {budget.reason}"
     if budget.host < 512 * 1024**2:
         return Check("memory", "warn", detail, "only the smallest models fit; raise the limit or end other programs")
@@ -181,7 +185,7 @@ def _installed(settings: Settings) -> list[Check]:
     from tea_models.store import Store
 
     try:
-        items = Store(settings.store_dir).installed()
+        items = Store.of(settings).installed()
     except (OSError, TeaModelsError) as error:
         return [Check("models", "warn", f"the store can't be read: {error}")]
     changed = [item.record.filename for item in items if item.state != "ok"]
@@ -198,8 +202,8 @@ def _registry(settings: Settings) -> Check:
         entries = Registry.load(settings).entries
     except TeaModelsError as error:
         return Check("registry", "fail", error.message, error.hint)
-    layers = "".join(f", {path}" for path in settings.registry_files)
-    return Check("registry", "ok", f"{len(entries)} models: built-in{layers}")
+    origins = dict.fromkeys(entry.origin for entry in entries.values())
+    return Check("registry", "ok", f"{len(entries)} models: {', '.join(origins)}")
 
 
 def _network(settings: Settings) -> list[Check]:
@@ -223,4 +227,5 @@ def _loads(loads: tuple[ObservedLoad, ...]) -> list[Check]:
         return [
             Check("plans", "warn", "; ".join(wrong[:3]), "a new engine? plan again; it measures anew for each build")
         ]
-    return [Check("plans", "ok", f"the last loads of {len(loads)} models took what was planned")] if loads else []
+    models = "model" if len(loads) == 1 else f"{len(loads)} models"
+    return [Check("plans", "ok", f"the last load of the {models} took no more than was planned")] if loads else []

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
+from tea_models.disk.space import check_space, taken_by
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.profile.stored import write_profile
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
-from tea_models.sources import Fetched, fetch, load_registry, resolve
-from tea_models.sources.locate import recorded_artifact
+from tea_models.registry.entries import Registry
+from tea_models.sources import Fetched, fetch, resolve
+from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import (
     NameTakenError,
     Record,
     Store,
     check_name,
-    check_space,
     key_of,
-    means,
     remove_partial,
     writing,
 )
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.progress import Progress
-    from tea_models.registry.entries import Registry
     from tea_models.settings import Settings
 
-Status = Literal["downloaded", "present", "adopted"]
+Status = Literal["downloaded", "present", "adopted", "repaired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,8 @@ class PullResult:
         sha256: Of the bytes.
         source: The reference the bytes came from.
         revision: Commit or version, if the source has one.
-        status: `downloaded`, `present` (was there already) or `adopted` (was on this machine already).
+        status: `downloaded`, `present` (was there already), `adopted` (was on this machine already) or `repaired` (its
+            bytes were others than they should be).
         resumed_from: How many bytes were there from an interrupted attempt, or None.
     """
 
@@ -66,6 +66,11 @@ class PullResult:
     revision: str | None
     status: Status
     resumed_from: int | None = None
+
+    @classmethod
+    def of(cls, name: str, record: Record, path: Path, status: Status, resumed_from: int | None = None) -> PullResult:
+        """The result for a file that is recorded."""
+        return cls(name, path, record.size, record.sha256, record.source, record.revision, status, resumed_from)
 
     def to_json(self) -> dict[str, Any]:
         """The contract's keys."""
@@ -83,7 +88,7 @@ def pull(
     """Bring models into the store and check every byte.
 
     Args:
-        names: References (see `tea_models.refs`).
+        names: References (see `tea_models.refs`); a name that the nearest `models.lock` has means what is locked.
         settings: Where the store is and what is allowed; from the environment by default.
         progress: Told about bytes as they arrive.
         note: Told what a user should know: a file trusted on first use, a source that failed, another process at work.
@@ -97,6 +102,7 @@ def pull(
         NotAvailableError: Unknown, offline, unreachable, access denied.
         IntegrityError: The bytes are not the pinned ones, or not a GGUF file, or a foreign file has the name.
         DoesNotFitError: No space.
+        LockError: Only what is locked may be used, and a name is not.
         StoreError: The store can't be written.
     """
     return pull_all([names] if isinstance(names, str) else names, Caller.of(settings, progress, note), adopt=adopt)
@@ -105,27 +111,32 @@ def pull(
 def pull_all(names: Sequence[str], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
     """As `pull`."""
     named = any(isinstance(parse_reference(name), NameRef) for name in names)
-    registry = load_registry(caller.settings) if named else None
+    registry = Registry.load(caller.settings) if named else None
     # All names are resolved first: a misspelt one must not show after an hour of downloading the others.
-    artifacts = [_resolve(name, caller, registry) for name in names]
-    return [result for artifact in artifacts for result in pull_artifact(artifact, caller, adopt=adopt)]
+    return pull_artifacts([_resolve(name, caller, registry) for name in names], caller, adopt=adopt)
 
 
-def pull_artifact(artifact: Artifact, caller: Caller, *, adopt: bool = True) -> list[PullResult]:
-    """Bring the files of a resolved model into the store. Arguments and errors as for `pull`."""
-    job = _Job(artifact, caller, adopt)
-    results = [job.bring(file) for file in artifact.files]
-    write_profile(results[0].path, caller)
-    return results
+def pull_artifacts(artifacts: Sequence[Artifact], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
+    """Bring the files of resolved models into the store. Errors as for `pull`."""
+    jobs = [_Job(artifact, caller, adopt) for artifact in artifacts]
+    for job in jobs:
+        job.take_what_is_here()
+    # For all of them together, before the first byte: half of what was asked for is nothing to start with.
+    needed = sum(job.needed() for job in jobs)
+    if needed:
+        check_space(
+            caller.settings.store_dir, needed, ", ".join(job.artifact.reference for job in jobs if job.needed())
+        )
+    return [result for job in jobs for result in job.finish()]
 
 
 def measured(artifact: Artifact, caller: Caller) -> Artifact:
     """The artifact with sizes and hashes; where nobody states a hash, it is pulled and pinned by what arrives."""
     if all(file.sha256 and (file.size is not None or not file.whole) for file in artifact.files):
         return artifact
-    if not all(Store(caller.settings.store_dir).path_of(file) for file in artifact.files):
+    if Store.of(caller.settings).paths_of(artifact.files) is None:
         caller.note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
-    results = pull_artifact(artifact, caller)
+    results = pull_artifacts([artifact], caller)
     files = tuple(
         replace(file, size=result.size, sha256=result.sha256)
         for file, result in zip(artifact.files, results, strict=True)
@@ -135,6 +146,9 @@ def measured(artifact: Artifact, caller: Caller) -> Artifact:
 
 def _resolve(text: str, caller: Caller, registry: Registry | None) -> Artifact:
     """What a reference means; offline, or where its host can't be asked, what it meant when it was pulled before."""
+    locked = locked_artifact(text, caller)
+    if locked is not None:
+        return locked
     if caller.settings.offline:
         return recorded_artifact(text, caller.settings) or resolve(text, caller, registry)
     try:
@@ -170,63 +184,84 @@ def _room_beside(file: ModelFile) -> int:
 
 
 class _Job:
-    """The pull of one artifact."""
+    """The pull of one artifact: first what is on this machine, then what has to be fetched."""
 
     def __init__(self, artifact: Artifact, caller: Caller, adopt: bool) -> None:
         self.artifact, self.caller, self.adopt = artifact, caller, adopt
-        self.store = Store(caller.settings.store_dir)
+        self.store = Store.of(caller.settings)
+        self.results: dict[int, PullResult] = {}
 
-    def bring(self, file: ModelFile) -> PullResult:
-        """Have one file in the store."""
-        file = self._measured(file)
-        found = self._present(file)
-        if found is not None:
-            return found
-        check_name(file.filename)
-        existing = self._elsewhere(file)
-        with self.store.naming() if self.store.root.is_dir() else nullcontext():
-            self._set_aside_broken(file)
-            self._folder(file, file.sha256)  # refuses a name that is taken before anything is fetched
-            adopted = self._adopted(file, existing)
-        if adopted is not None:
-            return adopted
-        self._may_fetch(file)
-        source = str(file.sources[0]) if file.sources else file.filename
-        waiting = f"{file.filename}: another process is pulling it; waiting"
-        with self.store.partial(key_of(file.sha256, source), waiting=lambda: self.caller.note(waiting)) as partial:
-            # Another process may have brought it while this one waited.
-            return self._present(file) or self._download(file, partial)
+    def take_what_is_here(self) -> None:
+        """Find the files in the store, or link them in from elsewhere on this machine."""
+        self.artifact = replace(self.artifact, files=tuple(map(_measured, self.artifact.files)))
+        for file in self.artifact.files:
+            check_name(file.filename)
+        for index, file in enumerate(self.artifact.files):
+            found = self._present(file) or self._take_in(file)
+            if found is not None:
+                self.results[index] = found
 
-    def _measured(self, file: ModelFile) -> ModelFile:
-        """A file of this machine is hashed first: then it can be told whether the store has it already."""
-        reference = file.sources[0].parts[0] if file.sources else None
-        if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
-            return file
-        with FileSource(reference.path) as source:
-            check_gguf(str(reference.path), source.read(0, 64))
-        measured = replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)
-        files = tuple(measured if other is file else other for other in self.artifact.files)
-        self.artifact = replace(self.artifact, files=files)
-        return measured
+    def needed(self) -> int:
+        """Bytes that still have to be fetched, as far as sizes are known."""
+        lacking = [file for index, file in enumerate(self.artifact.files) if index not in self.results]
+        return sum(
+            max(0, (file.size or 0) - self.store.arrived(self._key(file))) + _room_beside(file) for file in lacking
+        )
+
+    def finish(self) -> list[PullResult]:
+        """Fetch what is lacking."""
+        for index, file in enumerate(self.artifact.files):
+            if index not in self.results:
+                self.results[index] = self._fetched(file)
+        results = [self.results[index] for index in range(len(self.artifact.files))]
+        write_profile(results[0].path, self.caller)
+        return results
 
     def _present(self, file: ModelFile) -> PullResult | None:
-        records = [record for record in self.store.records() if means(record, file)]
-        records.sort(key=lambda record: record.filename != file.filename)
-        for record in records:
-            if record.filename == file.filename and self.store.intact(record):
-                return self._result(record, self.store.root / record.file, "present")
-        return None
+        paths = self.store.paths_of(self.artifact.files)  # all in one folder: shards must not be looked for one by one
+        if paths is not None:
+            path = paths[self.artifact.files.index(file)]
+        elif len(self.artifact.files) == 1 or file.sha256 is None:
+            return None
+        else:
+            path = self._folder(file, file.sha256) / file.filename
+        record = self.store.record_of(path)
+        if record is None or path.name != file.filename or not record.means(file) or not self.store.intact(record):
+            return None
+        return self._result(record, path, "present")
 
-    def _set_aside_broken(self, file: ModelFile) -> None:
-        for item in self.store.installed():
-            if means(item.record, file) and item.record.filename == file.filename and item.state == "changed":
-                aside = self.store.set_aside(item.path)
-                self.caller.note(f"{item.path} no longer held the bytes that were verified; moved to {aside}")
+    def _take_in(self, file: ModelFile) -> PullResult | None:
+        """Take the right bytes that are on this machine: under the right name already, or elsewhere."""
+        inside = self.store.path_with(file.sha256) if file.sha256 is not None else None
+        outside = None
+        if inside is None and self.adopt and file.sha256 is not None:
+            outside = find_by_sha256(file.sha256, size=file.size, environ=self.caller.settings.environ)
+        with self.store.naming() if self.store.root.is_dir() else nullcontext():
+            for lay, lies in self.store.set_aside_broken(file):
+                self.caller.note(f"{lay} no longer held the bytes that were verified; moved to {lies}")
+            if file.sha256 is None:
+                return None
+            target = self._folder(file, file.sha256) / file.filename  # refuses a name that is taken
+            upstream = str(file.sources[0]) if file.sources else f"file:{target}"
+            if target.is_file():
+                revision = file.sources[0].revision if file.sources else None
+                arrived = Fetched(file.sha256, target.stat().st_size, source=upstream, revision=revision)
+                record = self.store.write_stamped(self._record(file, arrived), target)
+            elif inside is not None:
+                record = self._record(file, Fetched(file.sha256, inside.stat().st_size, source=upstream))
+                self.store.link_in(inside, target, record)
+            elif outside is not None:
+                path, stamp = outside
+                record = self._record(file, Fetched(file.sha256, stamp[0], source=f"file:{path}"))
+                self.store.link_in(path, target, record, stamp)
+            else:
+                return None
+        return self._result(record, target, "adopted")
 
     def _folder(self, file: ModelFile, sha256: str | None) -> Path:
         """Shards must lie in one folder: the choice is made for all files together."""
         files = [
-            (other.filename, sha256 if other is file else other.sha256)
+            replace(other, sha256=sha256) if other is file else other
             for other in self.artifact.files
             if other is file or other.sha256 is not None
         ]
@@ -234,47 +269,26 @@ class _Job:
         tag = (sha256 or key_of(None, str(file.sources[0]) if file.sources else file.filename))[:12]
         return self.store.folder_for(files, [folder, f"{folder}/{tag}"])
 
-    def _elsewhere(self, file: ModelFile) -> Path | None:
-        """The same bytes under another name of this store, or in another tool's folder."""
-        if file.sha256 is None:
-            return None
-        existing = self.store.path_with(file.sha256)
-        if existing is None and self.adopt:
-            existing = find_by_sha256(file.sha256, size=file.size, environ=self.caller.settings.environ)
-        return existing
+    def _key(self, file: ModelFile) -> str:
+        return key_of(file.sha256, str(file.sources[0]) if file.sources else file.filename)
 
-    def _adopted(self, file: ModelFile, existing: Path | None) -> PullResult | None:
-        """Take the right bytes that are on this machine: under the right name already, or elsewhere."""
-        if file.sha256 is None:
-            return None
-        target = self._folder(file, file.sha256) / file.filename
-        upstream = str(file.sources[0]) if file.sources else f"file:{target}"
-        if target.is_file():
-            arrived = Fetched(file.sha256, target.stat().st_size, source=upstream, revision=self._revision(file))
-            record = self.store.stamped(self._record(file, arrived), target)
-            self.store.write_record(record)
-        elif existing is not None:
-            source = upstream if self.store.contains(existing) else f"file:{existing}"
-            record = self._record(file, Fetched(file.sha256, existing.stat().st_size, source=source))
-            self.store.link_in(existing, target, record)
-        else:
-            return None
-        return self._result(record, target, "adopted")
-
-    def _revision(self, file: ModelFile) -> str | None:
-        return file.sources[0].revision if file.sources else None
-
-    def _may_fetch(self, file: ModelFile) -> None:
+    def _fetched(self, file: ModelFile) -> PullResult:
         if self.caller.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
             raise OfflineError(
                 f"{self.artifact.reference} is not in the store, and nothing may be fetched (--offline)",
                 hint=f"without --offline: tea-models pull {self.artifact.reference}",
             )
+        with self.store.naming() if self.store.root.is_dir() else nullcontext():
+            self._folder(file, file.sha256)  # refuses a name that is taken before anything is fetched
+        waiting = f"{file.filename}: another process is pulling it; waiting"
+        with self.store.partial(self._key(file), waiting=lambda: self.caller.note(waiting)) as partial:
+            # Another process may have brought it while this one waited.
+            return self._present(file) or self._download(file, partial)
 
     def _download(self, file: ModelFile, partial: Path) -> PullResult:
         if file.size is not None:
-            there = partial.stat().st_size if partial.exists() else 0
-            check_space(self.store.root, file.size - min(there, file.size) + _room_beside(file), file.filename)
+            left = max(0, file.size - taken_by(partial))
+            check_space(self.store.root, left + _room_beside(file), file.filename)
         with writing(self.store.root):
             arrived = fetch(file, partial, self.caller)
         if file.sha256 is None:
@@ -321,13 +335,14 @@ class _Job:
         )
 
     def _result(self, record: Record, path: Path, status: Status, resumed_from: int | None = None) -> PullResult:
-        return PullResult(
-            name=public(self.artifact.reference),
-            path=path,
-            size=record.size,
-            sha256=record.sha256,
-            source=record.source,
-            revision=record.revision,
-            status=status,
-            resumed_from=resumed_from,
-        )
+        return PullResult.of(public(self.artifact.reference), record, path, status, resumed_from)
+
+
+def _measured(file: ModelFile) -> ModelFile:
+    """A file of this machine is hashed first: then it can be told whether the store has it already."""
+    reference = file.sources[0].parts[0] if file.sources else None
+    if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
+        return file
+    with FileSource(reference.path) as source:
+        check_gguf(str(reference.path), source.read(0, 64))
+    return replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)

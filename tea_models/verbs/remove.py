@@ -46,7 +46,7 @@ def remove(names: Sequence[str], caller: Caller) -> list[Removed]:
     Raises:
         MissingFileError: A name is not in the store, or means a file outside it.
     """
-    store = Store(caller.settings.store_dir)
+    store = Store.of(caller.settings)
     found: list[tuple[str, Path]] = []
     for name in names:
         for named in _paths(name, caller):
@@ -67,7 +67,7 @@ def _paths(name: str, caller: Caller) -> list[Path]:
     except MissingFileError:
         broken = [
             item.path
-            for item in Store(caller.settings.store_dir).installed()
+            for item in Store.of(caller.settings).installed()
             if item.state == "changed" and name in (item.record.model, item.record.model.partition(":")[0])
         ]
         if not broken:

@@ -6,23 +6,23 @@ Nothing that was remembered is believed here: every byte is read. With `repair`,
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
-from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError
-from tea_models.files import Artifact, ModelFile, public, shard_names
+from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
+from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
-from tea_models.sources.locate import recorded_artifact
-from tea_models.store import HIDDEN, Record, Store, means
-from tea_models.verbs.pull import pull_artifact
+from tea_models.sources.locate import locked_artifact, recorded_artifact
+from tea_models.store import HIDDEN, Record, Store
+from tea_models.verbs.pull import pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tea_models.caller import Caller
 
@@ -92,7 +92,7 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
         UnknownModelError: A name is not in the registry.
         NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
     """
-    store = Store(caller.settings.store_dir)
+    store = Store.of(caller.settings)
     registry = Registry.load(caller.settings)
     if names is None:
         targets = _all_targets(store, registry)
@@ -123,13 +123,16 @@ def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
     return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
 
 
-def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile, Artifact]:
+def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile | None, Artifact | None]:
     """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
     known = registry.by_sha256(record.sha256)
     if known is not None:
         artifact = known[0].artifact(known[1], record.model)
         return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
-    file = record.as_file()
+    try:
+        file = record.as_file()
+    except UsageError:
+        return None, None  # nothing that could be asked
     return file, Artifact(record.model, record.model, None, (file,), record.license)
 
 
@@ -137,12 +140,13 @@ def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) 
     reference = parse_reference(name)
     if isinstance(reference, FileRef):
         return [_path_target(name, path, store, registry) for path in _shards(reference.path, store)]
-    if isinstance(reference, NameRef):
-        artifact: Artifact | None = resolve(name, caller, registry)
-    else:
+    artifact = locked_artifact(name, caller)
+    if artifact is None and isinstance(reference, NameRef):
+        artifact = resolve(name, caller, registry)
+    elif artifact is None:
         artifact = recorded_artifact(name, caller.settings)
     if artifact is None:
-        return [_Target(public(name), store.root / Path(name).name, None, pinned=False)]
+        return [_Target(public(name), store.root / base_name(name), None, pinned=False)]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
 
 
@@ -160,7 +164,7 @@ def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Ta
 
 
 def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
-    records = [record for record in store.records() if means(record, file)]
+    records = [record for record in store.records() if record.means(file)]
     records.sort(key=lambda record: record.filename != file.filename)
     if records:
         record = records[0]
@@ -179,7 +183,7 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
     caller.progress.start(f"verifying {what}", sum(sizes.values()), 0)
     try:
-        digests = dict(zip(paths, sha256_files(paths, caller.progress), strict=True))
+        digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
     finally:
         caller.progress.finish()
     with DryLoader(caller.settings) as loader:
@@ -251,7 +255,7 @@ def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller)
         return result
     aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
     only = replace(target.artifact, files=(target.file,))
-    (pulled,) = pull_artifact(only, caller)
+    (pulled,) = pull_artifacts([only], caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
     try:

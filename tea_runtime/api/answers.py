@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tea_runtime.api.schema_check import mismatch
+from tea_runtime.answer_format import check_schema, format_problem, wanted_schema
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -206,6 +206,7 @@ def nonsense(where: str, expected: str, found: Any) -> NoReturn:
 
 
 def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params: LlmCallParams) -> LlmCallResult:
+    check_tools_offered(result.tool_calls, params, where)
     if not result.tool_calls and result.finish_reason != "length":
         _check_form(result.content, params.response_format, where)
     usage = _usage(data.get("usage"))
@@ -220,22 +221,30 @@ def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params:
 
 def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
     """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
-    kind = wanted.get("type") if wanted else None
-    if kind not in ("json_object", "json_schema") or wanted is None:
+    schema = wanted_schema(wanted)
+    if schema is None:
         return
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        problem = "it is not JSON"
-    else:
-        schema = (wanted.get("json_schema") or {}).get("schema") if kind == "json_schema" else {"type": "object"}
-        problem = mismatch(value, schema)
+    check_schema(schema, extra="api")
+    problem = format_problem(content, schema)
     if problem:
         start = " ".join(content.split())[:80]
         raise ApiError(
-            f"{where}: asked for {kind} and got something else: {problem}: {start!r}",
+            f"{where}: asked for {wanted['type'] if wanted else 'JSON'} and got something else: {problem}: {start!r}",
             hint="the server does not enforce response_format; use one that does, or the local backend",
         )
+
+
+def check_tools_offered(calls: Sequence[Mapping[str, Any]] | None, params: LlmCallParams, where: str) -> None:
+    """Check that only tools were called that had been offered.
+
+    Raises:
+        ApiError: Another one was.
+    """
+    offered = [tool.get("function", {}).get("name") for tool in params.tools or ()]
+    for call in calls or ():
+        name = call["function"].get("name")
+        if name not in offered:
+            raise ApiError(f"{where}: the model called a tool that was not offered: {name!r}")
 
 
 def _usage(value: Any) -> dict[str, int] | None:

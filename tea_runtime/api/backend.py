@@ -8,19 +8,21 @@ import json
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 from urllib.parse import urlsplit
 
 from tea_models.errors import UsageError
+from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
-from tea_runtime.backend import LlmBackend, LlmCallParams, check_messages, check_texts
+from tea_runtime.backend import LlmBackend, check_texts
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
+from tea_runtime.llama.constraint import check_tools, demanded_tools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tea_runtime.backend import Callback, LlmCallResult, Message
+    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
     from tea_runtime.llm_settings import LlmSettings
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ class ApiLlmBackend(LlmBackend):
     @classmethod
     def from_settings(
         cls, settings: LlmSettings, *, model: str | None = None, environ: Mapping[str, str] | None = None
-    ) -> ApiLlmBackend:
+    ) -> Self:
         """Make a backend from `settings.llm`; `model` replaces the model that is named there."""
         return cls(
             model or settings.model,
@@ -108,44 +110,35 @@ class ApiLlmBackend(LlmBackend):
     def __repr__(self) -> str:
         return f"ApiLlmBackend(model={self.model!r}, api_base={self.api_base!r})"
 
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """Continue a raw prompt; at servers that only chat the prompt becomes a user's message.
+    def generate(
+        self,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
+    ) -> LlmCallResult:
+        """Continue a raw prompt or answer messages; at servers that only chat a prompt becomes a user's message.
 
         Raises:
             ApiError: The API refused, failed, or answered with nonsense.
             ApiUnavailableError: The API can't be reached, or there is no key for it.
             UnsupportedError: The API can't do what was asked.
         """
-        return self._generate(params, None, None)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """Answer OpenAI-style messages; raises as `call` does."""
-        plain = check_messages(messages)
-        return self._generate(LlmCallParams.of("", max_tokens, temperature, stop, options), plain, None)
-
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """Continue a raw prompt piece by piece; raises as `call` does."""
-        return self._generate(params, None, callback)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """Answer messages piece by piece; raises as `call` does."""
-        plain = check_messages(messages)
-        return self._generate(LlmCallParams.of("", max_tokens, temperature, stop, options), plain, callback)
+        where = self._where(self.model)
+        self._check_available(where)
+        body = self._body(params, where)
+        _check_plain({"prompt": params.prompt, "messages": messages, **body})
+        as_message = [{"role": "user", "content": params.prompt}]
+        if messages is None and not self._raw_prompts:
+            messages = as_message
+        try:
+            return self._complete(params, messages, body, callback)
+        except ApiError as error:
+            if messages is not None or not _only_chats(error):
+                raise
+        result = self._complete(params, as_message, body, callback)
+        logger.info("%s: no raw completions here; the prompt went as a user's message", where)
+        self._raw_prompts = False
+        return result
 
     @overload
     def embed(self, text: str) -> list[float]: ...
@@ -193,30 +186,10 @@ class ApiLlmBackend(LlmBackend):
             hint = f"set {self._client.key_name}, or settings.llm.api_base for a server of your own"
             raise ApiUnavailableError(f"{where}: {reason}", hint=hint)
 
-    def _generate(
-        self, params: LlmCallParams, messages: list[dict[str, Any]] | None, callback: Callback | None
-    ) -> LlmCallResult:
-        where = self._where(self.model)
-        self._check_available(where)
-        body = self._body(params, where)
-        _check_plain({"prompt": params.prompt, "messages": messages, **body})
-        as_message = [{"role": "user", "content": params.prompt}]
-        if messages is None and not self._raw_prompts:
-            messages = as_message
-        try:
-            return self._complete(params, messages, body, callback)
-        except ApiError as error:
-            if messages is not None or not _only_chats(error):
-                raise
-        result = self._complete(params, as_message, body, callback)
-        logger.info("%s: no raw completions here; the prompt went as a user's message", where)
-        self._raw_prompts = False
-        return result
-
     def _complete(
         self,
         params: LlmCallParams,
-        messages: list[dict[str, Any]] | None,
+        messages: Sequence[Message] | None,
         body: dict[str, Any],
         callback: Callback | None,
     ) -> LlmCallResult:
@@ -252,6 +225,7 @@ class ApiLlmBackend(LlmBackend):
         body: dict[str, Any] = {key: getattr(params, key) for key in (*_PASSED, *EXTENSIONS)}
         body |= {"model": self.model, "temperature": params.temperature, "max_tokens": params.max_tokens}
         body["stop"] = list(params.stops) or None
+        _check_asked(params)
         if params.logprobs is not None and params.logprobs is not False:
             body["logprobs"] = True
             body["top_logprobs"] = params.logprobs if params.logprobs is not True else None
@@ -303,6 +277,15 @@ def _check_plain(body: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}: a lone surrogate is not text; it can't be sent") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"{name}: can't be sent as JSON: {error}") from None
+
+
+def _check_asked(params: LlmCallParams) -> None:
+    """Refuse what no answer could fulfil, before anything is sent."""
+    schema = wanted_schema(params.response_format)
+    if schema is not None:
+        check_schema(schema, extra="api")
+    check_tools(params.tools or ())
+    demanded_tools(params)
 
 
 def _only_chats(error: ApiError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tea_runtime.api.backend import ApiLlmBackend, is_installed
 
@@ -23,38 +23,14 @@ class FallbackApiBackend(ApiLlmBackend):
 
     reason = ""
 
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """As `ApiLlmBackend.call`."""
-        return replace(super().call(params), fallback_reason=self.reason)
-
-    def chat(
+    def generate(
         self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
     ) -> LlmCallResult:
-        """As `ApiLlmBackend.chat`."""
-        result = super().chat(messages, max_tokens, temperature, stop, **options)
-        return replace(result, fallback_reason=self.reason)
-
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """As `ApiLlmBackend.stream`."""
-        return replace(super().stream(params, callback), fallback_reason=self.reason)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """As `ApiLlmBackend.stream_chat`."""
-        result = super().stream_chat(messages, callback, max_tokens, temperature, stop, **options)
-        return replace(result, fallback_reason=self.reason)
+        """As `ApiLlmBackend.generate`."""
+        return replace(super().generate(params, messages, callback), fallback_reason=self.reason)
 
 
 def api_problem(block: LlmSettings, environ: Mapping[str, str]) -> str:

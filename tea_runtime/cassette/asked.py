@@ -6,6 +6,7 @@ import functools
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
@@ -37,6 +38,11 @@ def cassette_of(environ: Mapping[str, str]) -> Cassette | None:
     return _shared(Path(path).absolute(), Mode(mode))
 
 
+def forget() -> None:
+    """Read cassettes anew when they are asked for the next time."""
+    _shared.cache_clear()
+
+
 @functools.cache
 def _shared(path: Path, mode: Mode) -> Cassette:
     return Cassette(path, mode)
@@ -62,11 +68,13 @@ def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None
     if block.backend == "api" or isinstance(reference, FileRef):
         return AskedModel(text if block.backend == "api" else Path(text).name)
     if isinstance(reference, NameRef):
-        from tea_models.registry.entries import Registry
+        from tea_models.sources import resolve
+        from tea_models.sources.locate import locked_artifact
 
+        caller = Caller(Settings.resolve(environ, cwd=Path.cwd()))
         try:
-            _, variant = Registry.load(Settings.resolve(environ, cwd=Path.cwd())).find(reference)
+            file = (locked_artifact(text, caller) or resolve(text, caller)).files[0]
         except TeaModelsError:
             return AskedModel(text)
-        return AskedModel(variant.files[0].filename, variant.files[0].sha256)
+        return AskedModel(file.filename, file.sha256)
     return AskedModel(PurePosixPath(str(reference).partition("@")[0]).name)

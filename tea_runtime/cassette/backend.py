@@ -10,17 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import TemplateError, UsageError
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
     from tea_runtime.backend import Callback, Message
 
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
 
-_DEFAULTS = {entry.name: entry.default for entry in fields(LlmCallParams) if entry.name != "prompt"}
+_DEFAULTS = {entry.name: entry.default for entry in fields(LlmCallParams) if entry.name not in ("prompt", "timeout")}
 
 
 class CassetteBackend(LlmBackend):
@@ -40,43 +40,27 @@ class CassetteBackend(LlmBackend):
         self._backend: LlmBackend | None = None
         self._opening = threading.Lock()
 
-    def call(self, params: LlmCallParams) -> LlmCallResult:
-        """As `LlmBackend.call`."""
-        return self._answer(_request("call", self.model, params, prompt=params.prompt), lambda to: to.call(params))
-
-    def chat(
+    def generate(
         self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
+        params: LlmCallParams,
+        messages: Sequence[Message] | None = None,
+        callback: Callback | None = None,
     ) -> LlmCallResult:
-        """As `LlmBackend.chat`."""
-        request = self._conversation(messages, max_tokens, temperature, stop, options)
-        return self._answer(request, lambda to: to.chat(messages, max_tokens, temperature, stop, **options))
-
-    def stream(self, params: LlmCallParams, callback: Callback) -> LlmCallResult:
-        """As `LlmBackend.stream`; a recorded answer comes word by word."""
-        request = _request("call", self.model, params, prompt=params.prompt)
-        return self._answer(request, lambda to: to.stream(params, callback), callback)
-
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> LlmCallResult:
-        """As `LlmBackend.stream_chat`; a recorded answer comes word by word."""
-        request = self._conversation(messages, max_tokens, temperature, stop, options)
-        return self._answer(
-            request,
-            lambda to: to.stream_chat(messages, callback, max_tokens, temperature, stop, **options),
-            callback,
-        )
+        """As `LlmBackend.generate`; a recorded answer comes word by word."""
+        if messages is None:
+            request = _request("call", self.model, params, prompt=params.prompt)
+        else:
+            request = _request("chat", self.model, params, messages=messages)
+        entry = self._recorded(request)
+        if entry is not None:
+            result = _result(entry)
+            if callback is not None:
+                for piece in _pieces(result.content):
+                    callback(piece)
+            return result
+        result = self._live().generate(params, messages, callback)
+        self.cassette.add(Entry(request, result.to_dict(), self._evidence(request)))
+        return result
 
     @overload
     def embed(self, text: str) -> list[float]: ...
@@ -97,31 +81,6 @@ class CassetteBackend(LlmBackend):
             backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
-
-    def _conversation(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None,
-        temperature: float,
-        stop: str | Sequence[str] | None,
-        options: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
-        return _request("chat", self.model, params, messages=check_messages(messages))
-
-    def _answer(
-        self, request: dict[str, Any], ask: Callable[[LlmBackend], LlmCallResult], callback: Callback | None = None
-    ) -> LlmCallResult:
-        entry = self._recorded(request)
-        if entry is not None:
-            result = _result(entry)
-            if callback is not None:
-                for piece in _pieces(result.content):
-                    callback(piece)
-            return result
-        result = ask(self._live())
-        self.cassette.add(Entry(request, result.to_dict(), self._evidence(request)))
-        return result
 
     def _vector(self, text: str) -> list[float]:
         request = {"kind": "embed", "model": self.model.name, "text": text, "parameters": {}}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tea_models.cli.frame import LazyGroup, run
+from tea_models.cli import frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMMANDS = {
     "run": "Run a YAML workflow.",
+    "map": "Run a workflow over the rows of a file.",
+    "validate": "Check a workflow, for here and for The Edge Agent.",
     "chat": "Talk to a model.",
     "embed": "Turn texts into vectors.",
     "serve": "An OpenAI-compatible endpoint for a model.",
@@ -19,9 +21,9 @@ COMMANDS = {
 }
 
 
-def group() -> LazyGroup:
+def group() -> frame.LazyGroup:
     """Build the `tea-runtime` command group; a command's module is imported when it is used."""
-    return LazyGroup(
+    return frame.LazyGroup(
         name="tea-runtime",
         package="tea_runtime.cli",
         commands=COMMANDS,
@@ -32,4 +34,5 @@ def group() -> LazyGroup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `tea-runtime` command."""
-    sys.exit(run(group(), sys.argv[1:] if argv is None else list(argv)))
+    # `run` by its module: the name would be that of our own command once it was imported.
+    sys.exit(frame.run(group(), sys.argv[1:] if argv is None else list(argv)))

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError, UsageError
+from tea_runtime.cli.conversation import Conversation
 from tea_runtime.cli.models import model_options, opened
 from tea_runtime.cli.screen import Stream, plain, stdout_to_stderr
 
 if TYPE_CHECKING:
-    from tea_runtime.backend import LlmBackend, LlmCallResult
+    from collections.abc import Callable, Mapping
 
-HELP = "/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer"
+    from prompt_toolkit import PromptSession
+
+    from tea_runtime.backend import LlmBackend
+
+_HELP = """\
+/help            this list
+/system [TEXT]   what the model is told first; without TEXT, forget it
+/retry           ask the last question again
+/stats           tokens, speed, and how much of the context is used
+/save FILE       keep the conversation as JSON
+/load FILE       go on with a conversation
+/model REF       go on with another model
+/clear           forget what was said
+/bye             end; so does Ctrl-D
+Ctrl-C clears the line, and during an answer stops the answer. Alt-Enter begins a new line."""
 
 
 @click.command("chat")
 @click.argument("ref")
-@click.option("-m", "--message", metavar="TEXT", help="Say this, print the answer, and end; - reads stdin.")
+@click.argument("question", nargs=-1, metavar="[QUESTION]")
+@click.option("-m", "--message", metavar="TEXT", help="As QUESTION, and stdin is left alone; - reads it.")
 @click.option("--system", metavar="TEXT", help="What the model is told first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Length of an answer at most.  [default: no limit]")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
@@ -32,6 +50,7 @@ def command(
     app: App,
     *,
     ref: str,
+    question: tuple[str, ...],
     message: str | None,
     system: str | None,
     max_tokens: int | None,
@@ -41,83 +60,154 @@ def command(
 ) -> None:
     """Talk to the model REF: a file, or a name such as smollm2-135m.
 
-    Without a terminal, or with -m, it answers once.
+    With a QUESTION, or without a terminal, it answers once; what comes on stdin stands before the question.
     """
-    interactive = message is None and sys.stdin.isatty() and not app.out.as_json
-    if not interactive:
-        message = sys.stdin.read() if message in (None, "-") else message
-        if not message.strip():
-            raise UsageError("there is nothing to answer", hint="give a message with -m, or on stdin")
-    talk = _Talk(system, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
+    interactive = not question and message is None and sys.stdin.isatty() and not app.out.as_json
+    asked = "" if interactive else _asked(" ".join(question), message)
+    talk = Conversation({"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, system=system or "")
+    if interactive:
+        with contextlib.ExitStack() as stack:
+            _Chat(app, talk, stack, options).run(ref)
+        return
     redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
     with redirected, opened(app, ref, **options) as backend:
-        if interactive:
-            _converse(app, talk, backend)
-            return
         stream = Stream(sys.stdout)
         try:
-            result = talk.say(backend, message or "", stream if not app.out.as_json else None)
+            result = talk.say(backend, asked, stream if not app.out.as_json else None)
         finally:
             stream.end_line()
     if app.out.as_json:
-        app.out.answer(plain(result.to_dict()), lambda: "")
+        app.out.answer(plain(result.to_dict()), lambda: "", exact=True)
 
 
-class _Talk:
-    """A conversation so far."""
-
-    def __init__(self, system: str | None, options: dict[str, Any]) -> None:
-        self._start = [{"role": "system", "content": system}] if system else []
-        self._options = options
-        self.messages: list[dict[str, Any]] = list(self._start)
-
-    def clear(self) -> None:
-        self.messages = list(self._start)
-
-    def say(self, backend: LlmBackend, text: str, stream: Stream | None) -> LlmCallResult:
-        messages = [*self.messages, {"role": "user", "content": text}]
-        if stream is None:
-            result = backend.chat(messages, **self._options)
-        else:
-            result = backend.stream_chat(messages, stream, **self._options)
-        self.messages = [*messages, {"role": "assistant", "content": result.content}]
-        return result
+def _asked(question: str, message: str | None) -> str:
+    """What is asked: the message, or the question after what stdin has."""
+    if message not in (None, "-"):
+        parts = [message, question]
+    else:
+        piped = sys.stdin.read() if message == "-" or not sys.stdin.isatty() else ""
+        parts = [piped, question]
+    text = "\n\n".join(part.strip() for part in parts if part and part.strip())
+    if not text:
+        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
+    return text
 
 
-def _converse(app: App, talk: _Talk, backend: LlmBackend) -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() a history and editing
-    app.out.note(HELP)
-    # The marks tell readline which characters take no room.
-    prompt = "\x01\x1b[1m\x02> \x01\x1b[0m\x02" if app.out.color else "> "
-    while True:
-        try:
-            text = input(prompt).strip()
-        except EOFError:
-            sys.stdout.write("\n")
-            return
-        if text in ("/bye", "/exit", "/quit"):
-            return
-        if text == "/clear":
-            talk.clear()
-            app.out.note("forgotten")
-        elif text.startswith("/"):
-            app.out.note(HELP)
+class _Chat:
+    """A conversation on a terminal.
+
+    Args:
+        app: The invocation.
+        talk: The conversation.
+        stack: Closes the model at the end.
+        options: How models are loaded.
+    """
+
+    def __init__(self, app: App, talk: Conversation, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
+        self._app, self._talk, self._stack, self._options = app, talk, stack, options
+        self._backend: LlmBackend
+        self._commands: dict[str, Callable[[str], object]] = {
+            "/help": lambda _: app.out.note(_HELP),
+            "/system": self._system,
+            "/retry": lambda _: self._answer(talk.take_back()),
+            "/stats": lambda _: app.out.note(talk.stats()),
+            "/save": lambda name: self._file(name, talk.save, "saved"),
+            "/load": lambda name: self._file(name, talk.load, "loaded"),
+            "/model": self._open,
+            "/clear": self._clear,
+        }
+
+    def run(self, ref: str) -> None:
+        """Answer until the user ends it."""
+        self._open(ref)
+        session = _session(self._app)
+        self._app.out.note("/help lists the commands, Ctrl-D ends it")
+        while True:
+            try:
+                text = session.prompt("> ").strip()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            if text in ("/bye", "/exit", "/quit"):
+                return
+            try:
+                self._take(text)
+            except TeaModelsError as error:
+                self._app.out.warn(error.message + (f"; {error.hint}" if error.hint else ""))
+
+    def _take(self, text: str) -> None:
+        name, _, argument = text.partition(" ")
+        if name in self._commands:
+            self._commands[name](argument.strip())
+        elif name.startswith("/") and name[1:].isalpha():
+            self._app.out.note(f"there is no command {name}\n{_HELP}")
         elif text:
-            _answer(app, talk, backend, text)
+            self._answer(text)
+
+    def _open(self, ref: str) -> None:
+        if not ref:
+            raise UsageError("/model: expected the name or path of a model")
+        opening = contextlib.ExitStack()
+        self._backend = opening.enter_context(opened(self._app, ref, **self._options))
+        self._stack.close()  # the model before
+        self._stack.push(opening.pop_all())
+
+    def _clear(self, _argument: str) -> None:
+        self._talk.clear()
+        self._app.out.note("forgotten")
+
+    def _system(self, text: str) -> None:
+        self._talk.system = text
+        self._app.out.note("the model is told this first" if text else "forgotten")
+
+    def _file(self, name: str, act: Callable[[Path], None], done: str) -> None:
+        words = shlex.split(name)
+        if len(words) != 1:
+            raise UsageError("expected the name of one file")
+        path = Path(words[0]).expanduser()
+        try:
+            act(path)
+        except OSError as error:
+            raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        self._app.out.note(f"{done} {path}: {len(self._talk.messages)} messages")
+
+    def _answer(self, text: str) -> None:
+        stream = Stream(sys.stdout)
+        try:
+            self._talk.say(self._backend, text, stream)
+        except KeyboardInterrupt:
+            stream.end_line()
+            self._app.out.note("stopped; the conversation goes on without this answer")
+        finally:
+            stream.end_line()
 
 
-def _answer(app: App, talk: _Talk, backend: LlmBackend, text: str) -> None:
-    from tea_models.errors import DoesNotFitError
+def _session(app: App) -> PromptSession[str]:
+    """Line editing with a history; a multi-line paste is one message."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
 
-    stream = Stream(sys.stdout)
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")
+    def _(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    path = _history_file(app)
+    return PromptSession(history=FileHistory(path) if path else InMemoryHistory(), key_bindings=keys)
+
+
+def _history_file(app: App) -> str | None:
+    """Where questions are remembered: a file that only its owner reads."""
+    from platformdirs import user_state_path
+
+    path = user_state_path("tea") / "chat_history"
     try:
-        talk.say(backend, text, stream)
-    except KeyboardInterrupt:
-        stream.end_line()
-        app.out.note("stopped; the conversation goes on without this answer")
-    except DoesNotFitError as error:
-        stream.end_line()
-        app.out.warn(f"{error.message}; /clear begins anew")
-    finally:
-        stream.end_line()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        app.out.note(f"{path}: {error.strerror}; the history is not kept")
+        return None
+    return str(path)

@@ -1,20 +1,23 @@
-"""Opening the model that a command names: shared by `chat`, `embed`, `serve` and `selftest`."""
+"""Opening the model that a command names, and offering to fetch it when it is not here."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tea_models.errors import MissingFileError, OfflineError, TeaModelsError
+from tea_models.sizes import human_bytes
 from tea_runtime.cli.screen import environment, logged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from tea_models.cli.frame import App
     from tea_runtime.backend import LlmBackend
+    from tea_runtime.llm_settings import LlmSettings
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,11 +34,10 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@contextlib.contextmanager
-def opened(
+def opener(
     app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
-) -> Iterator[LlmBackend]:
-    """Load the model REF by its plan, note what was chosen, and close it afterwards.
+) -> Callable[[], LlmBackend]:
+    """What loads the model REF by its plan.
 
     Args:
         app: The invocation.
@@ -45,21 +47,100 @@ def opened(
         **options: Further keys of `settings.llm`.
 
     Raises:
-        TeaModelsError: The model is not there, does not fit, or can't be loaded.
+        TeaModelsError: It was to be downloaded, and that failed.
     """
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.llm_settings import LlmSettings
 
     settings = LlmSettings.parse({"backend": "local", "fallback": False, "embedding": embedding}, prefix=())
     settings = settings.overridden(**{key: value for key, value in options.items() if value is not None})
-    if auto_pull and not Path(ref).exists():
-        from tea_models.cli.progress import progress_for
-        from tea_models.verbs.pull import pull
+    environ = environment(app)
+    require_models(app, settings, environ, gguf=ref, pull=auto_pull)
+    return lambda: create_llm_backend(settings, gguf=ref, environ=environ)
 
-        pull([ref], settings=app.settings, progress=progress_for(app.out), note=app.out.note)
+
+@contextlib.contextmanager
+def opened(app: App, ref: str, **options: Any) -> Iterator[LlmBackend]:
+    """Load the model REF by its plan, note what was chosen, and close it afterwards; see `opener`.
+
+    Raises:
+        TeaModelsError: The model is not there, does not fit, or can't be loaded.
+    """
+    load = opener(app, ref, **options)
     with logged(app.out):
-        backend = create_llm_backend(settings, gguf=ref, environ=environment(app))
+        backend = load()
         try:
             yield backend
         finally:
             backend.close()
+
+
+def require_models(
+    app: App,
+    settings: LlmSettings,
+    environ: Mapping[str, str],
+    *,
+    gguf: str | None = None,
+    pull: bool = False,
+    uses: Iterable[str | None] = (None,),
+) -> None:
+    """See that the models are here before anything runs; fetch one that is not, where the user says so.
+
+    Args:
+        app: The invocation. On a terminal the user is asked.
+        settings: `settings.llm`.
+        environ: The environment.
+        gguf: A model that goes before all others.
+        pull: Fetch without asking.
+        uses: The models that are named instead of the settings' own; None is that one.
+
+    Raises:
+        MissingFileError: A model is not here and is not to be fetched, and no API may answer in its place.
+    """
+    from tea_runtime.api.fallback import api_problem
+    from tea_runtime.resolve import is_model_name, search
+
+    for name in dict.fromkeys(uses):
+        if settings.backend == "api" and not gguf:
+            return
+        if name is not None and not is_model_name(name, environ):
+            continue
+        block = (
+            settings
+            if name is None
+            else settings.model_copy(update={"model": name, "model_path": None, "profile": None})
+        )
+        result = search(block, gguf=gguf, environ=environ)
+        if result.found is not None or result.absent is None:
+            continue
+        if pull or block.auto_pull or _agreed(app, result.absent):
+            _fetch(app, result.absent)
+        elif gguf or not block.may_fall_back or api_problem(block.expanded(environ), environ):
+            hint = f"tea-models pull {result.absent}, or the same command with --pull"
+            raise MissingFileError(f"{result.absent} is not here yet", hint=hint)
+
+
+def _fetch(app: App, name: str) -> None:
+    from tea_models.verbs.pull import pull_all
+
+    if app.settings.offline:
+        raise OfflineError(f"{name} is not here, and nothing may be fetched (--offline)")
+    pull_all([name], app.caller)
+
+
+def _agreed(app: App, name: str) -> bool:
+    """Ask on a terminal whether to download a model."""
+    if app.out.as_json or app.out.quiet or app.settings.offline or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return click.confirm(f"{name} is not here yet{_size(app, name)}. Download it?", default=True, err=True)
+
+
+def _size(app: App, name: str) -> str:
+    from tea_models.sources import resolve
+
+    try:
+        sizes = [file.size for file in resolve(name, app.caller).files]
+    except TeaModelsError:
+        return ""
+    known = [size for size in sizes if size is not None]
+    return f" ({human_bytes(sum(known))})" if known and len(known) == len(sizes) else ""

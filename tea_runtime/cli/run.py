@@ -5,95 +5,182 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.errors import MissingFileError, UsageError
+from tea_models.errors import UsageError
+from tea_runtime.cassette.entries import Cassette, Mode
+from tea_runtime.cli.inputs import read_inputs
+from tea_runtime.cli.models import require_models
 from tea_runtime.cli.screen import Stream, changed, environment, logged, plain, readable, stdout_to_stderr
+from tea_runtime.workflow.file import read_workflow
+from tea_runtime.workflow.host_check import host_differences, imports_our_actions
+from tea_runtime.workflow.inputs import required_inputs
+from tea_runtime.workflow.runner import check_workflow, run_workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tea_runtime.workflow.file import Workflow
+    from tea_runtime.workflow.runner import Step
 
 
 @click.command("run")
 @click.argument("workflow", type=click.Path(path_type=Path))
-@click.option("-i", "--input", "given", metavar="JSON|@FILE", help="What the state starts with; @- reads stdin.")
+@click.option(
+    "-i", "--input", "given", multiple=True, metavar="KEY=VALUE|KEY=@FILE|JSON|@FILE",
+    help="What the state starts with; may be given several times. @- reads stdin.",
+)  # fmt: skip
+@click.option(
+    "--get", "wanted", metavar="KEY", help="Print only this key of the final state, such as answer or result.content."
+)
+@click.option("--pull", is_flag=True, help="Download the model if it is not here yet.")
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
 @click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
+@click.option("--locked", is_flag=True, help="Use only models that the nearest models.lock names.")
+@click.option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Write every answer into a cassette.")
+@click.option(
+    "--replay", type=click.Path(path_type=Path), metavar="FILE", help="Answer from a cassette, without a model."
+)
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."
 )
 @click.option("--check", is_flag=True, help="Only read and check the workflow.")
 @answering
-def command(
-    app: App, *, workflow: Path, given: str | None, gguf: str | None, backend: str | None, max_steps: int, check: bool
+def command(  # noqa: PLR0917 - click passes them by name
+    app: App,
+    workflow: Path,
+    given: tuple[str, ...],
+    wanted: str | None,
+    pull: bool,
+    gguf: str | None,
+    backend: str | None,
+    locked: bool,
+    record: Path | None,
+    replay: Path | None,
+    max_steps: int,
+    check: bool,
 ) -> None:
-    """Run a workflow: streamed text appears as it comes, then the final state.
+    """Run a workflow: streamed text appears as it comes, then what else is new in the state.
 
-    With --json, stdout is exactly the final state, and streamed text goes to stderr.
+    With --json, stdout is exactly the final state, and streamed text goes to stderr; with --get, exactly one value.
     """
-    from tea_runtime.workflow.runner import check_workflow, run_workflow
-
-    state = _input(given)
-    if check:
-        with logged(app.out):
-            nodes = check_workflow(workflow, state, environ=environment(app))
-        app.out.answer({"workflow": str(workflow), "nodes": nodes}, lambda: f"{workflow}: ok, {' → '.join(nodes)}")
+    with logged(app.out):
+        read = read_workflow(workflow)
+        environ = environment(app, locked=locked)
+        state = read_inputs(given, read.spec.state_schema)
+        if check:
+            _check(app, workflow, read, state, environ)
+            return
+        _require_inputs(workflow, read, state)
+        cassette = _cassette(record, replay)
+        if cassette is None:
+            settings = read.llm_settings(environ).overridden(backend=backend)
+            require_models(app, settings, read.environment(environ), gguf=gguf, pull=pull, uses=_models(read))
+        alone = app.out.as_json or wanted is not None
+        with stdout_to_stderr() if alone else contextlib.nullcontext():
+            stream = Stream(sys.stdout)
+            try:
+                final = run_workflow(
+                    read,
+                    state,
+                    gguf=gguf,
+                    backend=backend,
+                    on_text=stream,
+                    on_step=_Progress(app, stream),
+                    environ=environ,
+                    max_steps=max_steps,
+                    cassette=cassette,
+                )
+            finally:
+                stream.end_line()
+    if wanted is not None:
+        _print_value(app, final, wanted)
         return
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    with redirected, logged(app.out):
-        stream = Stream(sys.stdout)
-        try:
-            final = run_workflow(
-                workflow,
-                state,
-                gguf=gguf,
-                backend=backend,
-                on_text=stream,
-                environ=environment(app),
-                max_steps=max_steps,
-            )
-        finally:
-            stream.end_line()
-    if stream.used and not app.out.as_json and final:
-        sys.stdout.write("\n")
     places = list(itertools.islice(changed(final), 4)) if app.out.as_json else []
     if places:
         app.out.warn("JSON can't hold all of the state: " + ", ".join(places[:3]) + (", …" if places[3:] else ""))
-    app.out.answer(plain(final), lambda: readable(final, app.out))
+    before = read.initial_state(state)
+    new = {key: value for key, value in final.items() if before.get(key) != value and not stream.showed(value)}
+    if stream.used and new and not app.out.as_json:
+        sys.stdout.write("\n")
+    app.out.answer(plain(final), lambda: readable(new, app.out), exact=True)
 
 
-def _input(given: str | None) -> dict[str, Any]:
-    if given is None:
-        return {}
-    text, name = given, "--input"
-    if given.startswith("@"):
-        name = given[1:]
-        text = sys.stdin.read() if name == "-" else _read(Path(name))
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{name}: not valid JSON: {error.msg} at {where}", hint=_advice(text)) from None
-    except RecursionError:
-        raise UsageError(f"{name}: nested too deeply") from None
-    if not isinstance(data, dict):
-        found = {list: "a list", str: "a text", type(None): "null"}.get(type(data), f"{data!r}")
-        raise UsageError(f"{name}: expected a JSON object, found {found}", hint=_advice(text))
-    return data
+def _check(app: App, path: Path, workflow: Workflow, state: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    nodes = check_workflow(workflow, state, environ=environ)
+    inputs = [one.key for one in required_inputs(workflow)]
+    differences = host_differences(workflow.document) if imports_our_actions(workflow.document) else []
+    for difference in differences:
+        app.out.note(f"in The Edge Agent: {difference}")
+    data = {"workflow": str(path), "nodes": nodes, "inputs": inputs, "host": [one.to_json() for one in differences]}
+    needs = f"; needs {', '.join(inputs)}" if inputs else ""
+    app.out.answer(data, lambda: f"{path}: ok, {' → '.join(nodes)}{needs}")
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start:,} is not UTF-8") from None
-    except OSError as error:
-        raise MissingFileError(f"{path}: can't be read: {error.strerror}") from None
+def _require_inputs(path: Path, workflow: Workflow, state: Mapping[str, Any]) -> None:
+    needed = required_inputs(workflow)
+    missing = [one for one in needed if one.key not in state]
+    if not missing:
+        return
+    named = ", ".join(one.key + (f" ({one.kind})" if one.kind else "") for one in missing)
+    given = [one for one in needed if one.key in state]
+    values = [f"-i {one.key}=…" for one in given] + [f'-i {one.key}="…"' for one in missing]
+    raise UsageError(
+        f"{path} needs {named}: node {missing[0].node} uses it and nothing gives it",
+        hint=f"tea-runtime run {shlex.quote(str(path))} {' '.join(values)}",
+    )
 
 
-def _advice(text: str) -> str:
-    return "" if text.lstrip().startswith("{") else """expected something like '{"question": "…"}'"""
+def _models(workflow: Workflow) -> Iterator[str | None]:
+    """The models that its `llm.*` nodes name; None for those that take the workflow's."""
+    for node in workflow.nodes.values():
+        if node.action.startswith("llm.") and node.params.get("backend") != "api":
+            named = node.params.get("model")
+            if not isinstance(named, str) or "{{" not in named:
+                yield named or None
+
+
+def _cassette(record: Path | None, replay: Path | None) -> Cassette | None:
+    if record is None and replay is None:
+        return None
+    if record is not None and replay is not None:
+        raise UsageError("--record and --replay exclude each other")
+    return Cassette(record, Mode.RECORD) if record is not None else Cassette(replay or Path(), Mode.REPLAY)
+
+
+class _Progress:
+    """Says on a terminal what each node that asked a model took."""
+
+    def __init__(self, app: App, stream: Stream) -> None:
+        self._app, self._stream = app, stream
+
+    def __call__(self, step: Step) -> None:
+        if isinstance(step.result, dict) and step.result.get("streamed"):
+            self._stream.end_line()
+            self._stream.remember(step.result.get("content"))
+        usage = step.result.get("usage") if isinstance(step.result, dict) else None
+        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if made and self._app.out.live:
+            rate = f", {made / step.seconds:.0f} tokens/s" if step.seconds > 0 else ""
+            self._app.out.note(f"{step.node}: {made:,} tokens in {step.seconds:.1f} s{rate}")
+
+
+def _print_value(app: App, state: Mapping[str, Any], wanted: str) -> None:
+    value: Any = state
+    for part in wanted.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise UsageError(f"--get {wanted}: the final state has no {part!r}", hint=f"there is: {there}")
+    app.out.answer(
+        plain(value), lambda: value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    )

@@ -28,6 +28,7 @@ class Stream:
         self._file = file
         self._safe = file.isatty()
         self._open_line = False
+        self._texts: list[str] = []
         self.used = False
 
     def __call__(self, text: str) -> None:
@@ -42,10 +43,20 @@ class Stream:
         if self._open_line:
             self("\n")
 
+    def remember(self, text: Any) -> None:
+        """Note that a text was shown whole."""
+        if self.used and isinstance(text, str):
+            self._texts.append(text)
 
-def environment(app: App) -> dict[str, str]:
+    def showed(self, value: Any) -> bool:
+        """Whether a value of the state is a text that was shown already."""
+        return isinstance(value, str) and value in self._texts
+
+
+def environment(app: App, *, locked: bool = False) -> dict[str, str]:
     """The environment for the runtime, with the flags in it."""
-    return dict(app.settings.environ) | ({"TEA_OFFLINE": "1"} if app.settings.offline else {})
+    flags = {"TEA_OFFLINE": app.settings.offline, "TEA_LOCKED": locked}
+    return dict(app.settings.environ) | {name: "1" for name, is_set in flags.items() if is_set}
 
 
 @contextlib.contextmanager

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import UsageError
+from tea_models.chat.capabilities import probe_template
+from tea_models.chat.messages import arguments_as_objects
+from tea_models.chat.rendering import Segment, render_segments
+from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
 from tea_runtime.llama.vocabulary import encode
@@ -17,7 +21,7 @@ from tea_runtime.llama.vocabulary import encode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tea_models.profile import ModelProfile
+    from tea_models.profile.facts import ModelProfile
 
 # Names that llama-cpp-python gives to formats which llama.cpp knows under another one.
 _ALIASES = {
@@ -28,6 +32,10 @@ _ALIASES = {
     "phi-3": "phi3",
     "phi-4-mini": "phi4",
 }
+# What the formats mean by a role; another one is a text of the caller's.
+_ROLES = ("system", "user", "assistant", "tool")
+_SPACE = " \t\n\v\f\r"
+_STAND_IN = re.compile("\ue000([0-9]+)\ue001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +64,19 @@ class ChatFormat:
         bos_token: str = "",
         eos_token: str = "",
         **variables: Any,
-    ) -> str:
-        """The prompt as text, ending with the opening of the assistant's turn."""
+    ) -> list[Segment]:
+        """The prompt as text, ending with the opening of the assistant's turn; with who wrote which part of it."""
         if self.builtin:
             return _render_builtin(self.builtin, messages)
-        from tea_models.chat import TemplateError, render_chat
-        from tea_models.chat.messages import arguments_as_objects
-
         given = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, **variables}
         arranged = arguments_as_objects(messages)
         try:
-            return render_chat(self.template, arranged, **given)
+            return render_segments(self.template, arranged, **given)
         except TemplateError:
             # A few templates (DeepSeek's) want the JSON text of a call's arguments, as the API has it.
             if arranged == list(messages):
                 raise
-            return render_chat(self.template, messages, **given)
+            return render_segments(self.template, messages, **given)
 
 
 def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Sequence[str] = ()) -> ChatFormat | None:
@@ -115,8 +120,6 @@ def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Se
 
 
 def _of_template(template: str, profile: ModelProfile, token_texts: Sequence[str]) -> ChatFormat:
-    from tea_models.chat import probe_template
-
     tokenizer = profile.tokenizer
     capabilities = probe_template(
         template,
@@ -136,21 +139,35 @@ def builtin_formats() -> tuple[str, ...]:
     return tuple(name.decode() for name in names if name)
 
 
-def _render_builtin(name: str, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+def _render_builtin(name: str, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[Segment]:
+    """The prompt by a format of llama.cpp's own, which joins texts: what is not the format's is put in afterwards."""
     engine = llama()
+    texts: list[str] = []
+
+    def stand_in(text: str) -> bytes:
+        # The formats strip contents: white space stays outside, so that the text is what it would be without this.
+        bare = text.strip(_SPACE)
+        if not bare:
+            return encode(text)
+        texts.append(bare)
+        return encode(text.replace(bare, f"\ue000{len(texts) - 1}\ue001", 1))
+
     chat = (engine.llama_chat_message * len(messages))()
     for index, message in enumerate(messages):
-        content = _text_of(message.get("content"), index)
-        if "\0" in content:
-            raise UsageError(f"messages[{index}].content: the format {name} can't hold a NUL character")
-        chat[index].role = encode(str(message["role"]))
-        chat[index].content = encode(content)
+        role = str(message["role"])
+        chat[index].role = encode(role) if role in _ROLES else stand_in(role)
+        chat[index].content = stand_in(_text_of(message.get("content"), index))
     room = 2 * sum(len(message.content) for message in chat) + 64 * len(messages) + 1024
     for _ in range(2):
         buffer = ctypes.create_string_buffer(room)
         length = engine.llama_chat_apply_template(name.encode(), chat, len(messages), answer, buffer, room)
         if 0 <= length <= room:
-            return buffer.raw[:length].decode("utf-8", "replace")
+            pieces = _STAND_IN.split(buffer.raw[:length].decode("utf-8", "replace"))
+            return [
+                Segment(texts[int(piece)], "data") if index % 2 else Segment(piece, "template")
+                for index, piece in enumerate(pieces)
+                if piece
+            ]
         room = length + 1
     raise UnsupportedError(f"chat_format {name}: llama.cpp could not render the messages")
 
@@ -168,7 +185,7 @@ def _builtin_stop(name: str) -> tuple[str, ...]:
     """What the format writes between an answer and the next turn, as far as it looks like a token."""
     reply = "zqxj reply"
     messages = [{"role": "user", "content": "zqxj"}, {"role": "assistant", "content": reply}]
-    rendered = _render_builtin(name, messages, answer=False)
+    rendered = "".join(segment.text for segment in _render_builtin(name, messages, answer=False))
     tail = rendered.partition(reply)[2].strip()
     end = tail.split("\n")[0].strip()
     return (end,) if end[:1] in ("<", "[") else ()

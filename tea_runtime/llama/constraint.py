@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tea_models.chat.gbnf import choice, literal, sequence
+from tea_models.chat.schema import SchemaGrammar
 from tea_models.errors import UsageError
+from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.errors import UnsupportedError
-from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,57 +30,38 @@ def grammar_of(params: LlmCallParams) -> str | None:
     """The grammar that `grammar` or `response_format` ask for, or None.
 
     Raises:
-        UsageError: Both are given, or the format is not one of OpenAI's.
+        UsageError: Both are given, the format is not one of OpenAI's, or the schema is none.
         UnsupportedError: The schema holds something that can't be enforced; it is never ignored.
+        MissingExtraError: The package that checks schemas is not installed.
     """
-    wanted = params.response_format
-    kind = wanted.get("type") if wanted is not None else None
+    schema = wanted_schema(params.response_format)
     if params.grammar is not None:
-        if kind not in (None, "text"):
+        if schema is not None:
             raise UsageError("grammar and response_format exclude each other")
         return params.grammar
-    if wanted is None or kind == "text":
-        return None
-    if kind == "json_object":
-        schema = wanted.get("schema")
-        return schema_grammar(schema if schema is not None else {"type": "object"})
-    if kind == "json_schema":
-        described = wanted.get("json_schema")
-        schema = described.get("schema") if isinstance(described, Mapping) else None
-        if schema is None:
-            raise UsageError('response_format: expected {"type": "json_schema", "json_schema": {"schema": {…}}}')
-        return schema_grammar(schema)
-    raise UsageError(f"response_format.type: expected text, json_object or json_schema, found {kind!r}")
+    return None if schema is None else schema_grammar(schema)
 
 
 def schema_grammar(schema: Any) -> str:
-    """A JSON schema as GBNF, by llama.cpp's converter, which knows a part of JSON Schema.
+    """A JSON schema as GBNF.
 
     Raises:
         UnsupportedError: The schema says something that the grammar would not enforce.
         UsageError: It is no schema.
     """
-    from tea_models.chat.schema import for_converter, unenforceable
+    check_schema(schema, extra="llm-local")
+    grammar = SchemaGrammar()
+    root = grammar.add(schema)
+    _check_enforced(grammar, "the JSON schema")
+    return grammar.text(root)
 
-    llama()
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-    if not isinstance(schema, Mapping):
-        raise UsageError(f"JSON schema: expected a mapping, found {type(schema).__name__}")
-    reasons = list(unenforceable(schema))
-    if reasons:
+def _check_enforced(grammar: SchemaGrammar, what: str) -> None:
+    if grammar.problems:
         raise UnsupportedError(
-            "the JSON schema can't be enforced: " + "; ".join(map(str, reasons[:3])),
+            f"{what} can't be enforced: " + "; ".join(grammar.problems[:3]),
             hint="leave these parts out and check them after the call",
         )
-    try:
-        grammar: str = json_schema_to_gbnf(json.dumps(for_converter(schema)))
-    except RecursionError:
-        raise UnsupportedError("the JSON schema can't be enforced: it is nested too deeply") from None
-    except Exception as error:
-        raise UnsupportedError(f"the JSON schema can't be enforced: {error}") from error
-    # The converter lets raw control characters into strings, which JSON forbids.
-    return grammar.replace(r'[^"\\]', r'[^"\\\x00-\x1F\x7F]')
 
 
 def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
@@ -130,28 +112,19 @@ def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
 def call_grammar(tools: Sequence[Mapping[str, Any]], chat_format: str | None) -> str:
     """A grammar for exactly one call of one of `tools`, in the marks of the model's chat format."""
     key = _ARGUMENTS_KEY.get(chat_format or "", "arguments")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": _function(tool)["name"]},
-                key: _function(tool).get("parameters") or {"type": "object"},
-            },
-            "required": ["name", key],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    grammar = schema_grammar(calls[0] if len(calls) == 1 else {"anyOf": calls})
+    grammar = SchemaGrammar()
+    calls = []
+    for index, tool in enumerate(tools):
+        name, schema = _function(tool)["name"], _function(tool).get("parameters") or {"type": "object"}
+        check_schema(schema, extra="llm-local")
+        arguments = grammar.add(schema, f"tools/{index}/function/parameters#")
+        start = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+        calls.append(sequence(literal(start), arguments, literal("}")))
+    _check_enforced(grammar, "the parameters of a tool")
     before, after = _CALL_MARKS.get(chat_format or "", ("", ""))
-    body = re.sub(r"^root ::=", "call-root ::=", grammar, count=1, flags=re.MULTILINE)
-    return f"{body}\nroot ::= {_literal(before)} call-root {_literal(after)}\n"
+    return grammar.text(sequence(literal(before), choice(calls), literal(after)))
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     function: Mapping[str, Any] = tool["function"]
     return function
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat import TemplateError
-from tea_models.errors import UsageError
+from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tea_models.chat import Segment
 
 _SEEN = "zqxj part"
 # What may stand before a message of a role; of the other roles (tool) templates expect text.
@@ -32,7 +33,7 @@ class Contents:
         render: Renders messages and tools by the template.
     """
 
-    def __init__(self, render: Callable[..., str]) -> None:
+    def __init__(self, render: Callable[..., list[Segment]]) -> None:
         self._render = render
         self._takes: dict[str, bool] = {}
 
@@ -53,7 +54,7 @@ class Contents:
             found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
         return found
 
-    def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> str:
+    def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
         """The prompt; a content that is null (beside tool calls) becomes an empty one where the template needs a text.
 
         Raises:
@@ -73,7 +74,8 @@ class Contents:
         if role not in self._takes:
             probe = {"role": role, "content": [{"type": "text", "text": _SEEN}]}
             try:
-                text = self._render(messages=[*_BEFORE[role], probe, *_AFTER[role]], tools=None)
+                segments = self._render(messages=[*_BEFORE[role], probe, *_AFTER[role]], tools=None)
+                text = "".join(segment.text for segment in segments)
             except (TemplateError, UsageError):
                 text = ""
             self._takes[role] = _SEEN in text and "'type'" not in text and '"type"' not in text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,27 @@ from tea_runtime.errors import GenerationError
 from tea_runtime.llama.engine import explanation, llama, log
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from tea_runtime.llama.engine import Weights
+    from tea_runtime.llama.weights import Weights
 
 #: KV-cache types by their llama.cpp names; the numbers are those of ggml.h (enum ggml_type).
 KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _FLASH = {None: -1, False: 0, True: 1}
 _NOT_CAUSAL = re.compile(r"\bcausal_attn\s+= 0\b")
 _BUFFER = re.compile(r"(KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
+# What llama_decode answers.
+_NO_ROOM, _ABORTED = 1, 2
+_MEANINGS = {_NO_ROOM: "no room left in the KV cache", _ABORTED: "it was aborted", -1: "it refused the batch"}
+
+
+class NoRoomError(GenerationError):
+    """The KV cache has no room for a batch; nothing was changed."""
+
+
+class AbortedError(GenerationError):
+    """An evaluation was ended by `Context.abort`; the sequences in it are in no known state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class ContextOptions:
         n_batch: Tokens handed to llama.cpp at once.
         n_ubatch: Tokens it computes at once.
         n_seq_max: Sequences side by side.
+        n_outputs_max: Tokens of a batch whose logits are wanted at most; 0 is any number.
         n_threads: Threads for one token a sequence.
         n_threads_batch: Threads for prompts.
         flash_attn: On, off, or None to let llama.cpp choose.
@@ -48,6 +60,7 @@ class ContextOptions:
     n_batch: int = 512
     n_ubatch: int = 512
     n_seq_max: int = 1
+    n_outputs_max: int = 0
     n_threads: int = 2
     n_threads_batch: int = 2
     flash_attn: bool | None = None
@@ -57,24 +70,38 @@ class ContextOptions:
     pooling: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One token to evaluate: which sequence, whether its logits (or its embedding) are wanted."""
+class AbortFlag:
+    """Ends evaluations from any thread: llama.cpp looks at it between two operations of a step."""
 
-    sequence: int
-    token: int
-    output: bool
+    def __init__(self) -> None:
+        # llama.cpp calls the callback some hundred times a step, out of threads that don't hold Python's lock. So it
+        # gets a function of the C library that never enters Python: `strlen` of this text is 0, or 1 once it is raised.
+        self._text = ctypes.create_string_buffer(2)
+        self.data = ctypes.cast(self._text, ctypes.c_void_p)
+        self.callback = ctypes.cast(ctypes.CDLL(None).strlen, llama().ggml_abort_callback)
+
+    def raise_(self) -> None:
+        """End what is being evaluated, and everything after it until `lower`."""
+        self._text[0] = b"\x01"
+
+    def lower(self) -> None:
+        """Let evaluations run again."""
+        self._text[0] = b"\x00"
 
 
 class Context:
-    """A context on shared weights, and what each sequence holds. Only for the holder of the weights' lock.
+    """A context on shared weights. Only for the engine's thread.
+
+    Args:
+        weights: The model.
+        options: How to open it.
+        abort: What can end an evaluation, or None.
 
     Attributes:
         n_ctx: Tokens it has room for.
-        sequences: The tokens in memory, a list a sequence.
     """
 
-    def __init__(self, weights: Weights, options: ContextOptions) -> None:
+    def __init__(self, weights: Weights, options: ContextOptions, abort: AbortFlag | None = None) -> None:
         engine = llama()
         self._engine = engine
         self.weights = weights
@@ -90,101 +117,111 @@ class Context:
                 hint="a smaller n_ctx or another kv_type needs less memory",
             )
         self.pointer: Any = pointer
+        self._abort = abort
+        if abort is not None:
+            engine.llama_set_abort_callback(pointer, abort.callback, abort.data)
         self._memory: Any = engine.llama_get_memory(pointer)
-        self._batch: Any = engine.llama_batch_init(options.n_batch, 0, 1)
-        self._free = weakref.finalize(self, _free, engine, pointer, self._batch)
-        self._free.atexit = False  # a thread may still compute with it when the process ends
-        self.sequences: list[list[int]] = [[] for _ in range(options.n_seq_max)]
+        self._batch = _Batch(engine, options.n_batch)
+        self._free = weakref.finalize(self, engine.llama_free, pointer)
+        self._free.atexit = False  # the engine's thread may still compute with it when the process ends
+
+    # Evaluating -------------------------------------------------------------------------------------------------------
 
     @property
-    def used(self) -> int:
-        """Tokens in memory, over all sequences."""
-        return sum(map(len, self.sequences))
+    def room(self) -> int:
+        """Tokens that the batch can still take."""
+        return self.options.n_batch - self._batch.count
 
-    def evaluate(self, items: list[Item]) -> None:
-        """Put tokens behind their sequences and compute them; outputs are numbered in the order of `items`.
+    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
+        """Put tokens of a sequence into the next batch.
 
-        Whatever ends it early (an error of llama.cpp, Ctrl-C) leaves an empty memory, never a wrong one.
+        Args:
+            sequence: The sequence.
+            tokens: The tokens, as many as there is `room` for at most.
+            position: The place of the first one in the sequence.
+            output: The logits (or the embedding) of the last one are wanted.
+            every: Those of all are wanted.
+
+        Returns:
+            The place of the last one in the batch.
+        """
+        return self._batch.add(sequence, tokens, position, output=output, every=every)
+
+    def evaluate(self) -> None:
+        """Compute the batch, and begin an empty one.
 
         Raises:
-            GenerationError: llama.cpp refused or failed.
+            NoRoomError: The cache is full; nothing was changed.
+            AbortedError: It was ended by the abort flag.
+            GenerationError: llama.cpp refused or failed; what the memory holds is not known.
         """
-        if _ending.is_set():
-            raise SystemExit  # which ends a thread without a word
-        batch = self._batch
-        lengths = {item.sequence: len(self.sequences[item.sequence]) for item in items}
-        for index, item in enumerate(items):
-            batch.token[index] = item.token
-            batch.pos[index] = lengths[item.sequence]
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = item.sequence
-            batch.logits[index] = item.output
-            lengths[item.sequence] += 1
-        batch.n_tokens = len(items)
-        try:
-            with log.capture() as lines:
-                code = self._engine.llama_decode(self.pointer, batch)
-            _check_decoded(code, lines)
-            for item in items:
-                self.sequences[item.sequence].append(item.token)
-        except BaseException:
-            self.clear()
-            raise
+        struct = self._batch.take()
+        with log.capture() as lines:
+            code = self._engine.llama_decode(self.pointer, struct)
+        if code == 0:
+            return
+        said = explanation(lines)
+        problem = f"llama.cpp could not evaluate the tokens: {_MEANINGS.get(code, f'code {code}')}"
+        problem += f" ({said})" if said else ""
+        raise {_NO_ROOM: NoRoomError, _ABORTED: AbortedError}.get(code, GenerationError)(problem)
 
-    def reuse(self, sequence: int, tokens: list[int]) -> int:
-        """Keep what a sequence has in common with `tokens`, drop the rest, and say how much was kept.
+    def logits(self, index: int) -> Any:
+        """The logits at a place of the last batch: a view, valid until the next one is evaluated."""
+        return self._row(self._engine.llama_get_logits_ith(self.pointer, index), self.weights.n_vocab)
 
-        At least the last token is always left to evaluate, because its logits are needed. Where the memory can't be cut
-        back (recurrent models) or has forgotten what the window of a sliding attention needs, everything is dropped.
-        """
-        held = self.sequences[sequence]
-        most = min(len(held), len(tokens) - 1)
-        common = next((index for index in range(most) if held[index] != tokens[index]), max(most, 0))
-        if common == len(held):
-            return common
-        if common and not self._window_is_whole(sequence, common):
-            common = 0
-        if self._memory and not self._engine.llama_memory_seq_rm(self._memory, sequence, common, -1):
-            common = 0
-            self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        del held[common:]
-        return common
+    def embedding(self, index: int) -> Any:
+        """The embedding at a place of the last batch: a view, valid until the next one is evaluated."""
+        return self._row(self._engine.llama_get_embeddings_ith(self.pointer, index), self.weights.n_embd)
 
-    def _window_is_whole(self, sequence: int, length: int) -> bool:
+    def pooled(self, sequence: int, size: int) -> Any:
+        """What llama.cpp pooled of a sequence: a view, valid until the next batch is evaluated."""
+        return self._row(self._engine.llama_get_embeddings_seq(self.pointer, sequence), size)
+
+    def _row(self, pointer: Any, size: int) -> Any:
+        import numpy as np
+
+        if not pointer:
+            raise GenerationError(f"{self.weights.path}: llama.cpp gave no output for a token")
+        memory: Any = (ctypes.c_float * size).from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memory, np.float32)
+
+    # Memory -----------------------------------------------------------------------------------------------------------
+
+    def reaches_back(self, sequence: int, length: int) -> bool:
+        """Whether the memory holds what a token after the first `length` ones of a sequence attends to."""
         # The same test as llama-server's: the oldest position in memory may not be inside the window of the next token.
         if not self.weights.n_swa:
             return True
         oldest: int = self._engine.llama_memory_seq_pos_min(self._memory, sequence)
         return 0 <= oldest <= max(0, length - self.weights.n_swa)
 
-    def copy(self, source: int, target: int) -> None:
-        """Let a sequence begin with everything that another one holds; the two share the memory of it."""
-        self.drop(target)
-        self._engine.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self.sequences[target][:] = self.sequences[source]
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let an empty sequence begin with the first `length` tokens of another one; they share the memory of it."""
+        self._engine.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     @property
     def causal(self) -> bool:
         """Whether a token sees only those before it. Read from the log: `llama_get_causal_attn` is new in llama.cpp."""
         return not any(_NOT_CAUSAL.search(line) for _, line in self.log)
 
-    def buffers(self, kind: str) -> int:
-        """Bytes of the buffers of a kind (`KV`, `RS`, `compute`), as llama.cpp reported them: to 0.01 MiB each."""
-        found = (match for _, line in self.log if (match := _BUFFER.search(line)) and match[1] == kind)
-        return sum(round(float(match[2]) * 1024 * 1024) for match in found)
+    def cut(self, sequence: int, length: int) -> bool:
+        """Drop everything after the first `length` tokens of a sequence; False where the memory can't be cut back."""
+        return bool(self._engine.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def drop(self, sequence: int) -> None:
         """Empty one sequence."""
         if self._memory:
             self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self.sequences[sequence].clear()
 
     def clear(self) -> None:
         """Empty all sequences."""
         if self._memory:
             self._engine.llama_memory_clear(self._memory, False)
-        for held in self.sequences:
-            held.clear()
+
+    def buffers(self, kind: str) -> list[int]:
+        """Bytes of each buffer of a kind (`KV`, `RS`, `compute`), as llama.cpp reported them: to 0.01 MiB."""
+        found = (match for _, line in self.log if (match := _BUFFER.search(line)) and match[1] == kind)
+        return [round(float(match[2]) * 1024 * 1024) for match in found]
 
     def state_size(self, sequence: int) -> int:
         """Bytes of the state of a sequence."""
@@ -196,47 +233,81 @@ class Context:
         self._engine.llama_state_seq_get_data(self.pointer, buffer, len(buffer), sequence)
         return buffer
 
-    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8], tokens: list[int]) -> bool:
+    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
         """Put a saved state into an empty sequence; False (and an empty sequence) if llama.cpp does not take it."""
-        if not self._engine.llama_state_seq_set_data(self.pointer, state, len(state), sequence):
-            self.drop(sequence)
-            return False
-        self.sequences[sequence][:] = tokens
-        return True
+        if self._engine.llama_state_seq_set_data(self.pointer, state, len(state), sequence):
+            return True
+        self.drop(sequence)
+        return False
 
-    def save_file(self, sequence: int, path: Path) -> bool:
+    def save_file(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
         """As `save`, into a file; False if it can't be written."""
-        held = self.sequences[sequence]
-        tokens = (ctypes.c_int32 * len(held))(*held)
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
         name = os.fsencode(path)
-        return bool(self._engine.llama_state_seq_save_file(self.pointer, name, sequence, tokens, len(held)))
+        return bool(self._engine.llama_state_seq_save_file(self.pointer, name, sequence, array, len(tokens)))
 
-    def restore_file(self, sequence: int, path: Path) -> bool:
-        """As `restore`, from a file of `save_file`."""
+    def restore_file(self, sequence: int, path: Path) -> list[int] | None:
+        """As `restore`, from a file of `save_file`: its tokens, or None if llama.cpp does not take it."""
         tokens = (ctypes.c_int32 * self.n_ctx)()
         count = ctypes.c_size_t()
-        if not self._engine.llama_state_seq_load_file(
+        if self._engine.llama_state_seq_load_file(
             self.pointer, os.fsencode(path), sequence, tokens, self.n_ctx, ctypes.byref(count)
         ):
-            self.drop(sequence)
-            return False
-        self.sequences[sequence][:] = tokens[: count.value]
-        return True
+            return tokens[: count.value]
+        self.drop(sequence)
+        return None
 
     def close(self) -> None:
         """Free the context and its batch."""
         self._free()
         self.pointer = None
         self._memory = None
-        self.sequences = [[] for _ in self.sequences]
 
 
-_ending = threading.Event()
+class _Batch:
+    """A `llama_batch` over numpy arrays, which are filled a whole prompt at a time."""
 
+    def __init__(self, engine: Any, size: int) -> None:
+        import numpy as np
 
-def end_process() -> None:
-    """Let every thread that is computing stop at its next batch: the process is about to end."""
-    _ending.set()
+        self._token = np.zeros(size, np.int32)
+        self._position = np.zeros(size, np.int32)
+        self._sequence = np.zeros(size, np.int32)
+        self._output = np.zeros(size, np.int8)
+        self._places = np.arange(size, dtype=np.int32)
+        # Each token is in one sequence: pointers to the elements of the array above, which never change.
+        self._n_sequence = np.ones(size, np.int32)
+        step = self._sequence.itemsize
+        self._pointers = self._sequence.ctypes.data + step * np.arange(size, dtype=np.uintp)
+        self._struct = engine.llama_batch()
+        for name, array in (
+            ("token", self._token),
+            ("pos", self._position),
+            ("n_seq_id", self._n_sequence),
+            ("seq_id", self._pointers),
+            ("logits", self._output),
+        ):
+            kind = dict(engine.llama_batch._fields_)[name]
+            setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
+        self.count = 0
+
+    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool) -> int:
+        start, end = self.count, self.count + len(tokens)
+        if len(tokens) == 1:
+            self._token[start], self._position[start] = tokens[0], position
+            self._sequence[start], self._output[start] = sequence, output or every
+        else:
+            self._token[start:end] = tokens
+            self._position[start:end] = self._places[: end - start] + position
+            self._sequence[start:end] = sequence
+            self._output[start:end] = every
+            self._output[end - 1] = output or every
+        self.count = end
+        return end - 1
+
+    def take(self) -> Any:
+        self._struct.n_tokens, self.count = self.count, 0
+        return self._struct
 
 
 def kv_type(name: str) -> int:
@@ -256,30 +327,17 @@ def _parameters(engine: Any, options: ContextOptions) -> Any:
     params.n_batch = options.n_batch
     params.n_ubatch = options.n_ubatch
     params.n_seq_max = options.n_seq_max
+    params.n_outputs_max = options.n_outputs_max
     params.n_threads = options.n_threads
     params.n_threads_batch = options.n_threads_batch
     params.flash_attn_type = _FLASH[options.flash_attn]
     params.type_k = kv_type(options.type_k)
     params.type_v = kv_type(options.type_v)
     params.swa_full = options.swa_full
-    # One buffer for all sequences: a long one may use what short ones leave.
+    # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
     params.kv_unified = True
     params.no_perf = True
     if options.pooling is not None:
         params.embeddings = True
         params.pooling_type = options.pooling
     return params
-
-
-def _check_decoded(code: int, lines: Any) -> None:
-    if code == 0:
-        return
-    meaning = {1: "no room left in the KV cache", 2: "it was aborted", -1: "it refused the batch"}
-    said = explanation(lines)
-    problem = f"llama.cpp could not evaluate the tokens: {meaning.get(code, f'code {code}')}"
-    raise GenerationError(problem + (f" ({said})" if said else ""))
-
-
-def _free(engine: Any, pointer: Any, batch: Any) -> None:
-    engine.llama_free(pointer)
-    engine.llama_batch_free(batch)

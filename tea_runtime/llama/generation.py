@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.llama.engine import llama
+from tea_runtime.errors import GenerationError
 from tea_runtime.llama.sampling import Sampler
 from tea_runtime.llama.vocabulary import PieceDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from tea_runtime.backend import Callback, LlmCallParams
-    from tea_runtime.llama.engine import Weights
+    from tea_runtime.backend import LlmCallParams
+    from tea_runtime.llama.context import Context
     from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Weights
 
 
 class StopMatcher:
@@ -54,7 +56,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Generation:
-    """The state of one request, from its prompt to its last token.
+    """One answer, from its prompt to its last token: made by a caller's thread, worked on by the engine's.
 
     Args:
         weights: The model.
@@ -63,8 +65,15 @@ class Generation:
         params: The request.
         stops: Texts that end the answer, those of the template included.
         grammar: GBNF that the answer must follow, or None.
-        callback: Gets each piece of text, or None.
         special: Control tokens are part of the text (tool calls of some models are made of them).
+
+    Attributes:
+        emit: Gets each piece of text as it comes, or None.
+        output: The tokens of the answer so far.
+        finish_reason: Why it ended, or None.
+        reused: Tokens of the prompt that were in memory already.
+        started: When its evaluation began (`time.perf_counter`).
+        logprobs: Where they are asked for: an entry a token.
     """
 
     def __init__(
@@ -76,7 +85,6 @@ class Generation:
         *,
         stops: Sequence[str] = (),
         grammar: str | None = None,
-        callback: Callback | None = None,
         special: bool = False,
     ) -> None:
         self.prompt = prompt
@@ -84,11 +92,11 @@ class Generation:
         self.output: list[int] = []
         self.finish_reason: str | None = None
         self.reused = 0
+        self.started = self._first = self._ended = time.perf_counter()
         self.logprobs: list[dict[str, Any]] | None = [] if params.logprobs not in (None, False) else None
-        #: Tokens that are not in the context's memory yet.
-        self.pending: list[int] = []
+        self.emit: Callable[[str], None] | None = None
+        self._weights = weights
         self._vocabulary = vocabulary
-        self._callback = callback
         self._special = special
         self._decoder = PieceDecoder()
         self._matcher = StopMatcher(stops)
@@ -109,20 +117,31 @@ class Generation:
         """Tokens the answer may still get, or None for any number."""
         return None if self.params.max_tokens is None else self.params.max_tokens - len(self.output)
 
-    def length(self, most: int) -> int:
-        """Tokens of the prompt and of the longest answer it may get, `most` at most."""
-        return most if self.params.max_tokens is None else min(len(self.prompt) + self.params.max_tokens, most)
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt and the answer so far."""
+        return self.prompt + self.output
 
-    def step(self, context: Any, index: int) -> None:
-        """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
-        token = self._sampler.sample(context, index)
+    def step(self, context: Context, index: int) -> None:
+        """Choose the next token from the logits at `index` of the last batch and take it into the answer.
+
+        Raises:
+            GenerationError: The logits are no numbers, or the grammar allows no token.
+        """
+        logits = context.logits(index)
+        if not self.output:
+            self._check_numbers(logits)
+        token = self._sampler.sample(context.pointer, index, logits)
         if self._vocabulary.is_end(token) or token in self._stop_tokens:
             self.finish("stop")
             return
+        if not math.isfinite(logits[token]):
+            self._check_numbers(logits)
+        if not self.output:
+            self._first = time.perf_counter()
         self.output.append(token)
-        self.pending = [token]
         if self.logprobs is not None:
-            self.logprobs.append(self._logprob(context, index, token))
+            self.logprobs.append(self._logprob(logits, token))
         self._emit(self._matcher.feed(self._decoder.feed(self._vocabulary.piece(token, special=self._special))))
         if self._matcher.stopped:
             self.finish("stop")
@@ -132,13 +151,14 @@ class Generation:
     def finish(self, reason: str) -> None:
         """End the answer; text that was held back for a stop text comes out now."""
         self.finish_reason = reason
-        self.pending = []
+        self._ended = time.perf_counter()
         self._sampler.close()
         self._emit(self._matcher.flush())
 
     def close(self) -> None:
         """Free the sampler, however the generation ended."""
         self._sampler.close()
+        self.emit = None
 
     def usage(self) -> dict[str, int]:
         """Tokens as OpenAI counts them, and how many of the prompt were still in memory."""
@@ -150,18 +170,36 @@ class Generation:
             "cached_tokens": self.reused,
         }
 
+    def timings(self) -> dict[str, float]:
+        """Tokens and milliseconds of prompt and answer, as llama-server names them."""
+        counts = len(self.prompt) - self.reused, len(self.output)
+        seconds = max(self._first - self.started, 1e-9), max(self._ended - self._first, 1e-9)
+        timings: dict[str, float] = {"cache_n": self.reused}
+        for name, count, took in zip(("prompt", "predicted"), counts, seconds, strict=True):
+            timings |= {f"{name}_n": count, f"{name}_ms": took * 1000, f"{name}_per_second": count / took}
+        return timings
+
     def _emit(self, text: str) -> None:
         if not text:
             return
         self._text.append(text)
-        if self._callback is not None:
-            self._callback(text)
+        if self.emit is not None:
+            self.emit(text)
 
-    def _logprob(self, context: Any, index: int, token: int) -> dict[str, Any]:
+    def _check_numbers(self, logits: Any) -> None:
+        import numpy as np
+
+        if np.isnan(logits).any():
+            raise GenerationError(
+                f"{self._weights.path}: the model computes NaN instead of numbers: its weights are damaged",
+                hint=f"tea-models verify {self._weights.path}, and get the file again",
+            )
+
+    def _logprob(self, logits: Any, token: int) -> dict[str, Any]:
         import numpy as np
 
         size = self._vocabulary.size
-        logits = np.ctypeslib.as_array(llama().llama_get_logits_ith(context, index), shape=(size,)).astype(np.float64)
+        logits = logits.astype(np.float64)
         top = float(logits.max())
         total = top + math.log(float(np.exp(logits - top).sum()))
         wanted = 0 if self.params.logprobs is True else int(self.params.logprobs or 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan
+    from tea_models.plan.types import RunPlan
     from tea_runtime.llama.context import Context
 
 # llama.cpp's log rounds each buffer to 0.01 MiB.
@@ -29,9 +29,12 @@ class LoadRecorder:
 
     def opened(self, context: Context) -> None:
         """Remember what a context reserved."""
-        if context.options.n_seq_max == 1:
-            actual = {"kv_cache": context.buffers("KV") + context.buffers("RS"), "compute": context.buffers("compute")}
-            self._context = (context.n_ctx, actual)
+        # The plan counts the logits of a whole batch; our contexts have room for those of the last tokens only.
+        actual = {}
+        if not context.weights.n_swa and not context.weights.recurrent:
+            # The others need more for each sequence beside the first, which the plan does not count.
+            actual["kv_cache"] = sum(context.buffers("KV"))
+        self._context = (context.n_ctx, actual)
 
     def used(self) -> None:
         """Write what was remembered, now that the buffers have been touched."""
@@ -42,7 +45,8 @@ class LoadRecorder:
 
         (n_ctx, actual), self._context = self._context, None
         use = self.plan.memory.use
-        if n_ctx == self.plan.settings.n_ctx and abs(actual["kv_cache"] - use.kv_cache) <= 8 * _ROUNDING:
+        whole = n_ctx == self.plan.settings.n_ctx
+        if whole and "kv_cache" in actual and abs(actual["kv_cache"] - use.kv_cache) <= 8 * _ROUNDING:
             actual["kv_cache"] = use.kv_cache
         now = resident()
         if now is not None and self._before is not None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tea_models.errors import IntegrityError, MissingFileError, TeaModelsError, UsageError
+from tea_models.caller import Caller
+from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from tea_models.plan import RunPlan
-    from tea_models.profile import ModelProfile
+    from tea_models.plan.types import RunPlan
+    from tea_models.profile.facts import ModelProfile
 
 
 def default_settings() -> Settings:
@@ -34,53 +35,12 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
         if not path.exists():
             raise MissingFileError(f"{path}: no such file")
         return path
-    from tea_models.caller import Caller
     from tea_models.sources.locate import locate
 
     found = locate(model, Caller(settings), remote=False).paths[0]
     if not found.exists():
         raise MissingFileError(f"{found}: no such file")
     return found
-
-
-def examine(path: Path, settings: Settings) -> ModelProfile:
-    """The profile of a file, after its header was checked: what would kill llama.cpp's loader never reaches it.
-
-    Raises:
-        MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: It reads well, but llama.cpp can't load it; says why.
-        MissingFileError: A shard is missing.
-    """
-    from tea_models.gguf import check_loadable, check_tokenizable
-    from tea_models.profile import profile_from_headers
-    from tea_models.profile.model_files import open_model
-
-    with open_model(path, settings=settings) as model:
-        for source, header in zip(model.sources, model.headers, strict=True):
-            problems = check_loadable(header) or check_tokenizable(header)
-            if problems:
-                raise IntegrityError(
-                    f"{source.name}: llama.cpp can't run it: {problems[0]}", hint="get the file again, or another one"
-                )
-        recorded = _recorded(path, settings)
-        if recorded is not None and recorded.files[0].size == model.files[0].size:
-            return recorded
-        return profile_from_headers(model.headers, model.files, entry=model.entry)
-
-
-def _recorded(path: Path, settings: Settings) -> ModelProfile | None:
-    """The profile that `pull` wrote beside a file of the store, as long as the file is the one that was pulled."""
-    from tea_models.profile.document import load_profile
-    from tea_models.store import Store
-
-    store = Store(settings.store_dir)
-    record = store.record_of(path) if store.contains(path) else None
-    if record is None or not store.intact(record):
-        return None
-    try:
-        return load_profile(store.profile_path(path))
-    except (TeaModelsError, OSError):
-        return None  # damaged bookkeeping is worth nothing; the header says the same
 
 
 def check_text(profile: ModelProfile, path: Path) -> None:
@@ -105,25 +65,6 @@ def check_vectors(profile: ModelProfile, path: Path) -> None:
     """
     if profile.kind.value != "embedding":
         check_text(profile, path)
-
-
-def make_plan(path: Path, settings: Settings, **user: Any) -> RunPlan:
-    """The settings for this machine, with the user's user (see `tea_models.resolve_plan`).
-
-    Raises:
-        IntegrityError: The engine dies of the file: seen in another process, not in this one.
-    """
-    from tea_models import resolve_plan
-
-    plan = resolve_plan(path, settings=settings, **{key: wish for key, wish in user.items() if wish is not None})
-    if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
-        from tea_models.engine.dry_load import DryLoader
-
-        with DryLoader(settings) as loader:
-            refusal = loader.refusal(path)
-        if refusal is not None and refusal.died:
-            raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
-    return plan
 
 
 def describe(path: Path, plan: RunPlan) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tea_runtime.backend import LlmCallParams
-    from tea_runtime.llama.engine import Weights
+    from tea_runtime.llama.weights import Weights
 
 # llama.cpp's defaults (common_params_sampling), which llama-cpp-python has too.
 TOP_K, TOP_P, MIN_P, LAST_N = 40, 0.95, 0.05, 64
@@ -57,29 +57,35 @@ class Sampler:
         self._free.atexit = False
         for sampler in _samplers(engine, weights.n_vocab, params):
             engine.llama_sampler_chain_add(chain, sampler)
-        self._candidates: _Candidates | None = None
+        self._greedy = self._grammar is None and params.temperature == 0 and not _penalises(params)
 
     def accept_prompt(self, tokens: list[int]) -> None:
         """Let the penalties see the end of the prompt, as llama.cpp's own programs do."""
         for token in tokens[-LAST_N:]:
             self._engine.llama_sampler_accept(self._chain, token)
 
-    def sample(self, context: Any, index: int) -> int:
-        """Choose the next token from the logits at `index` of the last batch, and remember the choice.
+    def sample(self, context: Any, index: int, logits: Any) -> int:
+        """Choose the next token, and remember the choice.
+
+        Args:
+            context: llama.cpp's context.
+            index: The place in its last batch whose logits decide.
+            logits: These logits.
 
         Raises:
             GenerationError: The grammar allows no token at all here.
         """
+        if self._greedy:  # the same choice without a list of all candidates: the first of the largest
+            return int(logits.argmax())
         if self._grammar is None:
             return int(self._engine.llama_sampler_sample(self._chain, context, index))
-        return self._sample_by_grammar(context, index)
+        return self._sample_by_grammar(logits)
 
-    def _sample_by_grammar(self, context: Any, index: int) -> int:
+    def _sample_by_grammar(self, logits: Any) -> int:
         # As llama.cpp's common_sampler_sample: most choices obey the grammar anyway, and testing one token is much
         # cheaper than masking a whole vocabulary. Only a choice that doesn't is taken back and made again.
         engine = self._engine
         candidates = _candidates_of(self._weights)
-        logits = engine.llama_get_logits_ith(context, index)
         array = candidates.fill(logits)
         engine.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = candidates.selected()
@@ -117,7 +123,7 @@ class _Candidates:
 
     def fill(self, logits: Any) -> Any:
         self._data["id"] = self._ids
-        self._data["logit"] = self._numpy.ctypeslib.as_array(logits, shape=(self._size,))
+        self._data["logit"] = logits
         self._data["p"] = 0.0
         array = self._array
         array.data = self._data.ctypes.data_as(self._engine.llama_token_data_p)
@@ -153,13 +159,17 @@ def _candidates_of(weights: Weights) -> _Candidates:
     return found
 
 
+def _penalises(params: LlmCallParams) -> bool:
+    return params.repeat_penalty not in (None, 1.0) or bool(params.frequency_penalty or params.presence_penalty)
+
+
 def _samplers(engine: Any, n_vocab: int, params: LlmCallParams) -> list[Any]:
-    penalty = 1.0 if params.repeat_penalty is None else params.repeat_penalty
-    frequency = params.frequency_penalty or 0.0
-    presence = params.presence_penalty or 0.0
     chain = []
     # The penalties walk the whole vocabulary, so they are there only when they do something.
-    if penalty != 1.0 or frequency or presence:
+    if _penalises(params):
+        penalty = 1.0 if params.repeat_penalty is None else params.repeat_penalty
+        frequency = params.frequency_penalty or 0.0
+        presence = params.presence_penalty or 0.0
         chain.append(engine.llama_sampler_init_penalties(n_vocab, LAST_N, penalty, frequency, presence))
     if params.temperature == 0:
         return [*chain, engine.llama_sampler_init_greedy()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import ctypes
 import functools
-import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -13,7 +12,7 @@ from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
-    from tea_runtime.llama.engine import Weights
+    from tea_runtime.llama.weights import Weights
 
 # The most a text may be before it is tokenised: llama.cpp counts in 32 bits.
 _LONGEST = 2**31 - 2
@@ -39,6 +38,9 @@ class Vocabulary:
         self._limit = limit
         self._engine = engine
         self._vocab = weights.vocab
+        # What is asked for every token of an answer.
+        self._ends: dict[int, bool] = {}
+        self._pieces: dict[tuple[int, bool], bytes] = {}
         self.size = weights.n_vocab
         self.bos = _token(engine.llama_vocab_bos(self._vocab))
         self.eos = _token(engine.llama_vocab_eos(self._vocab))
@@ -55,10 +57,19 @@ class Vocabulary:
 
     def is_end(self, token: int) -> bool:
         """Tell whether a token ends a generation (`llama_vocab_is_eog`)."""
-        return bool(self._engine.llama_vocab_is_eog(self._vocab, token))
+        found = self._ends.get(token)
+        if found is None:
+            found = self._ends[token] = bool(self._engine.llama_vocab_is_eog(self._vocab, token))
+        return found
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; control tokens are empty unless `special`."""
+        found = self._pieces.get((token, special))
+        if found is None:
+            found = self._pieces[token, special] = self._piece(token, special)
+        return found
+
+    def _piece(self, token: int, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(64)
         length = self._engine.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if length < 0:
@@ -138,12 +149,6 @@ class Vocabulary:
     def attributes(self, token: int) -> int:
         """llama.cpp's `llama_token_attr` bits of a token."""
         return int(self._engine.llama_vocab_get_attr(self._vocab, token))
-
-    @functools.cached_property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Matches the text of any special token, the longest first, as llama.cpp looks for them."""
-        texts = sorted(self.specials, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, texts)) if texts else r"(?!)")
 
 
 def encode(text: str) -> bytes:

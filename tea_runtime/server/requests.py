@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -13,8 +13,6 @@ from tea_runtime.backend import LlmCallParams, check_messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tea_runtime.backend import LlmCallResult
 
 DEFAULT_TEMPERATURE = 0.7
 # OpenAI's old endpoint writes 16 tokens unless told otherwise.
@@ -25,7 +23,6 @@ _OPTIONS = (
 )  # fmt: skip
 # Key → values that ask for nothing special.
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -37,37 +34,46 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
+# More answers to one prompt are hardly meant.
+_MOST_CHOICES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A completion that is asked for.
+    """Answers that are asked for.
 
     Attributes:
-        messages: The conversation, or None for raw prompts.
-        params: One for each prompt; of a chat exactly one.
-        stream: Whether the answer comes in pieces.
+        model: Name of the model, as it was sent.
+        asked: A pair of parameters and messages (None for a raw prompt) for each choice.
+        chat: They are answers to messages.
+        stream: Whether they come in pieces.
         usage: Whether a stream ends with the usage.
     """
 
-    messages: list[dict[str, Any]] | None
-    params: Sequence[LlmCallParams]
+    model: Any
+    asked: Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
+    chat: bool
     stream: bool
     usage: bool
 
-    @property
-    def chat_options(self) -> dict[str, Any]:
-        """The parameters as keyword arguments of `stream_chat`."""
-        one = self.params[0]
-        names = (
-            *_OPTIONS,
-            "stop",
-            "max_tokens",
-            "temperature",
-            "tools",
-            "tool_choice",
-            "logprobs",
-            "chat_template_kwargs",
-        )
-        return {name: getattr(one, name) for name in names}
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """Scores that are asked for.
+
+    Attributes:
+        model: Name of the model, as it was sent.
+        query: What the documents are scored against.
+        documents: The documents.
+        top_n: How many of the best are wanted; None for all.
+        return_documents: Whether their texts are sent back.
+    """
+
+    model: Any
+    query: str
+    documents: list[str]
+    top_n: int | None
+    return_documents: bool
 
 
 def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
@@ -84,7 +90,7 @@ def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
         options[key] = body.get(key)
     if body.get("logprobs"):
         options["logprobs"] = body.get("top_logprobs") or True
-    return _request(body, messages, [LlmCallParams(prompt="", **options)])
+    return _request(body, [(LlmCallParams(prompt="", **options), messages)], chat=True)
 
 
 def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
@@ -97,9 +103,22 @@ def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
     options = _options(body)
     options["max_tokens"] = body.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
     options["logprobs"] = body.get("logprobs")
-    if body.get("stream") and len(prompts) > 1:
-        raise UsageError("stream: expected one prompt, found a list of several")
-    return _request(body, None, [LlmCallParams(prompt=prompt, **options) for prompt in prompts])
+    return _request(body, [(LlmCallParams(prompt=prompt, **options), None) for prompt in prompts], chat=False)
+
+
+def rerank_request(body: Mapping[str, Any]) -> RerankRequest:
+    """Read the body of `/v1/rerank`; raises as `chat_request` does."""
+    query, documents, top_n = body.get("query"), body.get("documents"), body.get("top_n")
+    if not isinstance(query, str) or not query:
+        raise UsageError("query: expected a text")
+    if not isinstance(documents, list) or not documents:
+        raise UsageError("documents: expected a list of texts")
+    texts: list[Any] = [one.get("text") if isinstance(one, Mapping) else one for one in documents]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise UsageError('documents: expected texts, or objects such as {"text": "…"}')
+    if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+        raise UsageError(f"top_n: expected a number from 1, found {top_n!r}")
+    return RerankRequest(body.get("model"), query, texts, top_n, bool(body.get("return_documents")))
 
 
 def embedding_texts(body: Mapping[str, Any]) -> list[str]:
@@ -133,29 +152,22 @@ def embedding_data(vectors: list[list[float]], body: Mapping[str, Any]) -> list[
     ]
 
 
-def choice(result: LlmCallResult, index: int, *, chat: bool) -> dict[str, Any]:
-    """A result as one of the `choices` of an answer."""
-    data: dict[str, Any] = {"index": index, "finish_reason": result.finish_reason, "logprobs": result.logprobs}
-    if not chat:
-        return data | {"text": result.content}
-    message: dict[str, Any] = {"role": "assistant", "content": result.content}
-    if result.tool_calls:
-        message |= {"tool_calls": list(result.tool_calls), "content": result.content or None}
-    return data | {"message": message}
-
-
-def total_usage(results: Sequence[LlmCallResult]) -> dict[str, int]:
-    """The tokens of all results together."""
-    keys = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {key: sum((result.usage or {}).get(key, 0) for result in results) for key in keys}
-
-
 def _request(
-    body: Mapping[str, Any], messages: list[dict[str, Any]] | None, params: list[LlmCallParams]
+    body: Mapping[str, Any], asked: list[tuple[LlmCallParams, list[dict[str, Any]] | None]], *, chat: bool
 ) -> GenerationRequest:
+    count = body.get("n")
+    count = 1 if count is None else count
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CHOICES:
+        raise UsageError(f"n: expected a number from 1 to {_MOST_CHOICES}, found {count!r}")
     options = body.get("stream_options")
     usage = isinstance(options, Mapping) and bool(options.get("include_usage"))
-    return GenerationRequest(messages, params, bool(body.get("stream")), usage)
+    choices = [(_varied(params, place), messages) for params, messages in asked for place in range(count)]
+    return GenerationRequest(body.get("model"), choices, chat, bool(body.get("stream")), usage)
+
+
+def _varied(params: LlmCallParams, place: int) -> LlmCallParams:
+    """The parameters for one of several choices: with a seed, each has one of its own."""
+    return params if params.random or not place else replace(params, seed=(params.seed or 0) + place)
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tea_models.errors import MissingFileError, UsageError
+from tea_models.settings import is_registry
 from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
-from tea_runtime.workflow import templating
+from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow.host_check import refuse_host_features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,17 +24,6 @@ logger = logging.getLogger("tea_runtime")
 
 START, END = "__start__", "__end__"
 _ALIKE = 0.75
-# Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
-_HOST_NODE_KEYS = {
-    "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
-    "items": "fan-out nodes", "body": "loop nodes", "subgraph": "subgraphs", "on_error": "error handling of nodes",
-    "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
-}  # fmt: skip
-_HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
-_HOST_KEYS = {
-    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
-    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
-}  # fmt: skip
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,), "string": (str,), "int": (int,), "integer": (int,), "float": (int, float), "number": (int, float),
     "bool": (bool,), "boolean": (bool,), "list": (list,), "array": (list,), "dict": (dict,), "object": (dict,),
@@ -161,6 +152,7 @@ class Workflow:
         nodes: By name, in the order of the file.
         routes: Ways out of each node and of `__start__`, in the order in which they are tried.
         folder: Folder of the file, for paths in it; None for a workflow that is not a file.
+        settings: `settings.llm`; None where it has templates, which need the environment.
     """
 
     document: Document
@@ -168,6 +160,7 @@ class Workflow:
     nodes: Mapping[str, Node]
     routes: Mapping[str, Sequence[Route]]
     folder: Path | None
+    settings: LlmSettings | None
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
         """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
@@ -178,13 +171,20 @@ class Workflow:
             ConfigError: An unknown key or a wrong value.
         """
         names = {"env": environ, "variables": self.spec.variables}
-        settings = _parse_llm(self.spec.settings.get("llm"), self.document, names)
+        settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
         beside = {}
         for key in ("model_path", "profile"):
             path = getattr(settings, key)
             if path and self.folder and not (plain := Path(expand(path, environ))).exists():
                 beside[key] = str(found) if (found := self.folder / plain).is_file() else None
         return settings.overridden(**beside)
+
+    def environment(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """The environment with the registry beside the workflow as a layer, unless another one is named."""
+        beside = self.folder / "registry.yaml" if self.folder else None
+        if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
+            return environ
+        return {**environ, "TEA_REGISTRY": str(beside)}
 
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
@@ -232,9 +232,12 @@ def workflow_from_data(data: Mapping[str, Any], *, name: str = "workflow", folde
 def _workflow(document: Document, folder: Path | None) -> Workflow:
     if not isinstance(document.data, dict):
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
-    _refuse_host_features(document)
+    refuse_host_features(document)
     spec = validate(WorkflowSpec, document)
-    _parse_llm(spec.settings.get("llm"), document, {})
+    block = spec.settings.get("llm")
+    settings: LlmSettings | None = _parse_llm(block, document, {})
+    if isinstance(block, dict) and any(map(templating.is_template, block.values())):
+        settings = None
     _warn_of_slips(spec, document)
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
@@ -246,7 +249,7 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         if (item.package is None) == (item.path is None):
             raise document.error("expected package or path, one of them", ("imports", index))
     _check_templates(document, nodes)
-    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder)
+    return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder, settings)
 
 
 def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmSettings:
@@ -269,24 +272,6 @@ def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
             line = document.line(("settings", key))
             place = document.file + (f":{line}" if line and document.lines else "")
             logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
-
-
-def _refuse_host_features(document: Document) -> None:
-    hint = "The Edge Agent runs such workflows, with the same llm.* actions: see imports in docs/yaml.md"
-    for key in document.data:
-        if key in _HOST_KEYS:
-            raise document.error(f"{_HOST_KEYS[key]} are not part of this runner", (key,), hint=hint)
-    for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
-        entries = document.data.get(section)
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            for key in entry if isinstance(entry, dict) else ():
-                if key in features:
-                    path = (section, index, key)
-                    raise document.error(f"{features[key]} are not part of this runner", path, hint=hint)
-            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
-                raise document.error(
-                    "parallel branches are not part of this runner", (section, index, "type"), hint=hint
-                )
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
@@ -389,13 +374,10 @@ def _goto(goto: str | list[GotoRule], index: int, names: list[str], document: Do
 
 
 def _check_condition(condition: bool | str, document: Document, path: tuple[str | int, ...]) -> None:
-    if isinstance(condition, bool):
-        return
-    text = condition.strip().removeprefix("!")
     try:
-        templating.check(text if "{{" in text or "{%" in text else "{{ " + text + " }}")
+        conditions.check(condition)
     except UsageError as error:
-        raise document.error(error.message, path) from None
+        raise document.error(error.message, path, hint=error.hint) from None
 
 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:

@@ -4,59 +4,74 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib
-import importlib.util
 import json
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from tea_models.errors import MissingFileError, TeaModelsError
-from tea_models.settings import is_registry
-from tea_models.yamlfile import dotted, nearest
-from tea_runtime import actions
+from tea_models.errors import TeaModelsError
+from tea_models.yamlfile import dotted
+from tea_runtime.actions import LlmActions
 from tea_runtime.errors import WorkflowError
-from tea_runtime.workflow import templating
+from tea_runtime.factory import BackendPool
+from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
-    from tea_runtime.workflow.file import ImportSpec, Node, Workflow
+    from tea_runtime.cassette.entries import Cassette
+    from tea_runtime.workflow.file import Node, Workflow
 
 logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
-Action = Callable[..., Any]
 _Keys = tuple[str | int, ...]
 # Where the parts of an action's result are that a node without `output` keeps.
-_MAIN_KEYS = ("content", "embedding")
+_MAIN_KEYS = ("content", "embedding", "results")
 
 
 @dataclass(slots=True)
 class WorkflowEngine:
-    """What actions see of the run: the same attributes as The Edge Agent's engine, as far as they matter to actions.
+    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as they matter to actions.
 
     Attributes:
-        llm_settings: `settings.llm` as plain data.
-        actions_registry: All actions, by name.
-        variables: The workflow's constants.
-        llm_overrides: What the command line says about the model (`gguf`, `backend`); it comes before the settings.
-        on_text: Gets the pieces of streamed answers; None drops them.
+        llm_actions: The `llm.*` actions, with `settings.llm` and the models that they opened.
         environ: The environment.
-        raises_errors: Actions raise here, where hosts expect a result with `error`.
+        variables: The workflow's constants.
+        actions_registry: All actions, by name.
     """
 
-    llm_settings: dict[str, Any]
+    llm_actions: LlmActions
     environ: Mapping[str, str]
     variables: dict[str, Any] = field(default_factory=dict)
     actions_registry: dict[str, Action] = field(default_factory=dict)
-    llm_overrides: dict[str, Any] = field(default_factory=dict)
-    on_text: Callable[[str], object] | None = None
-    raises_errors: bool = True
-    _tea_runtime_backends: Any = field(default=None, repr=False)
+
+    @property
+    def llm_settings(self) -> dict[str, Any]:
+        """`settings.llm` as plain data."""
+        return self.llm_actions.settings.model_dump(exclude_unset=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node that has run.
+
+    Attributes:
+        node: Its name.
+        action: Its action, or "" for a block.
+        seconds: What it took.
+        result: What it gave.
+    """
+
+    node: str
+    action: str
+    seconds: float
+    result: Any
 
 
 def run_workflow(
@@ -66,8 +81,10 @@ def run_workflow(
     gguf: str | None = None,
     backend: str | None = None,
     on_text: Callable[[str], object] | None = None,
+    on_step: Callable[[Step], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
+    cassette: Cassette | None = None,
 ) -> dict[str, Any]:
     """Run a workflow to its end. A workflow is code: its `run:` blocks and imports do whatever Python can do.
 
@@ -77,8 +94,10 @@ def run_workflow(
         gguf: A model that comes before everything the workflow and the environment say.
         backend: `local`, `api` or `auto`, in place of `settings.llm.backend`.
         on_text: Gets each piece of text that an `llm.stream` node generates, as it comes.
+        on_step: Is told about each node that has run.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
+        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
 
     Returns:
         The final state.
@@ -89,16 +108,58 @@ def run_workflow(
         WorkflowError: A node failed; file, line and node are in the message. What an `llm.*` action raises keeps its
             type and exit code.
     """
-    workflow = _read(workflow)
-    engine = _engine(workflow, os.environ if environ is None else environ)
-    engine.on_text = on_text
-    engine.llm_overrides = {key: value for key, value in (("gguf", gguf), ("backend", backend)) if value is not None}
-    state = copy.deepcopy(workflow.initial_state(input or {}))
-    try:
-        _register(workflow, engine)
-        return _Run(workflow, engine, state, max_steps).to_the_end()
-    finally:
-        actions.close_backends(engine)
+    with LoadedWorkflow(
+        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps, cassette=cassette
+    ) as loaded:
+        return loaded.run(input or {}, on_step=on_step)
+
+
+class LoadedWorkflow:
+    """A workflow that is read once and run many times, by several threads at once too; a context manager.
+
+    Arguments and errors as for `run_workflow`; the models that its actions open stay open until it is closed.
+    """
+
+    def __init__(
+        self,
+        workflow: str | Path | Mapping[str, Any] | Workflow,
+        *,
+        gguf: str | None = None,
+        backend: str | None = None,
+        on_text: Callable[[str], object] | None = None,
+        environ: Mapping[str, str] | None = None,
+        max_steps: int = MAX_STEPS,
+        cassette: Cassette | None = None,
+    ) -> None:
+        self._workflow = _read(workflow)
+        self._max_steps = max_steps
+        given = os.environ if environ is None else environ
+        settings = self._workflow.llm_settings(given).overridden(backend=backend or ("local" if gguf else None))
+        environ = self._workflow.environment(given)
+        self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
+        actions = LlmActions(settings, self._pool, on_text=on_text)
+        self._engine = WorkflowEngine(actions, environ, variables=dict(self._workflow.spec.variables))
+        _register(self._workflow, self._engine)
+
+    def run(
+        self,
+        input: Mapping[str, Any],  # noqa: A002 - as in run_workflow
+        *,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> dict[str, Any]:
+        """Run it once from its start, and return the final state."""
+        state = copy.deepcopy(self._workflow.initial_state(input))
+        return _Run(self._workflow, self._engine, state, self._max_steps, on_step).to_the_end()
+
+    def close(self) -> None:
+        """Close the models that were opened."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def check_workflow(
@@ -118,7 +179,7 @@ def check_workflow(
     """
     workflow = _read(workflow)
     workflow.initial_state(input or {})
-    _register(workflow, _engine(workflow, os.environ if environ is None else environ))
+    LoadedWorkflow(workflow, environ=environ).close()
     return list(workflow.nodes)
 
 
@@ -128,18 +189,10 @@ def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
 
 
-def _engine(workflow: Workflow, environ: Mapping[str, str]) -> WorkflowEngine:
-    return WorkflowEngine(
-        llm_settings=workflow.llm_settings(environ).model_dump(exclude_unset=True),
-        environ=_with_registry(environ, workflow.folder),
-        variables=dict(workflow.spec.variables),
-    )
-
-
 def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
-    actions.register_actions(engine.actions_registry, engine)
-    _import_actions(workflow, engine)
-    _check_actions(workflow, engine)
+    engine.actions_registry.update(engine.llm_actions.table())
+    import_actions(workflow, engine.actions_registry, engine)
+    check_actions(workflow, engine.actions_registry)
 
 
 @dataclass(slots=True)
@@ -148,6 +201,7 @@ class _Run:
     engine: WorkflowEngine
     state: dict[str, Any]
     max_steps: int
+    on_step: Callable[[Step], object] | None = None
 
     def to_the_end(self) -> dict[str, Any]:
         current, steps = self._next(START), 0
@@ -164,11 +218,15 @@ class _Run:
 
     def _step(self, node: Node) -> None:
         logger.debug("node %s", node.name)
+        started = time.monotonic()
         if node.code:
-            self._merge(node, self._execute(node))
+            result = self._execute(node)
+            self._told(node, started, result)
+            self._merge(node, result)
             return
         params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
         result = self._call(node, params)
+        self._told(node, started, result)
         if node.output:
             self.state[node.output] = result
         for key, template in node.outputs.items():
@@ -176,6 +234,10 @@ class _Run:
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
         if not node.output and not node.outputs:
             self.state[node.name] = _main_value(result)
+
+    def _told(self, node: Node, started: float, result: Any) -> None:
+        if self.on_step is not None:
+            self.on_step(Step(node.name, node.action, time.monotonic() - started, result))
 
     def _call(self, node: Node, params: dict[str, Any]) -> Any:
         try:
@@ -231,7 +293,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if templating.test(route.condition, self._context()) is route.wanted:
+                if conditions.decide(route.condition, self._context()) is route.wanted:
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
@@ -313,58 +375,3 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
-
-
-def _with_registry(environ: Mapping[str, str], folder: Path | None) -> Mapping[str, str]:
-    """The environment with the registry beside the workflow as a layer, unless another one is named."""
-    beside = folder / "registry.yaml" if folder else None
-    if beside is None or environ.get("TEA_REGISTRY") or not beside.is_file() or not is_registry(beside):
-        return environ
-    return {**environ, "TEA_REGISTRY": str(beside)}
-
-
-def _import_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
-    for index, item in enumerate(workflow.spec.imports):
-        path = ("imports", index)
-        name = item.package or item.path or ""
-        try:
-            module = _module(item, workflow.folder or Path.cwd())
-        except MissingFileError as error:
-            raise _placed(error, f"{workflow.document.file}:{workflow.document.line(path)}") from None
-        except (Exception, SystemExit) as error:
-            raise workflow.document.error(f"{name}: {type(error).__name__}: {error}", path) from error
-        register = getattr(module, "register_actions", None)
-        if not callable(register):
-            raise workflow.document.error(f"{name}: has no register_actions(registry, engine)", path)
-        registered: dict[str, Action] = {}
-        try:
-            register(registered, engine)
-        except (Exception, SystemExit) as error:
-            problem = f"{name}: register_actions failed: {type(error).__name__}: {error}"
-            raise workflow.document.error(problem, path) from error
-        prefix = f"{item.namespace}." if item.namespace else ""
-        engine.actions_registry.update({prefix + key: action for key, action in registered.items()})
-
-
-def _module(item: ImportSpec, folder: Path) -> Any:
-    if item.package:
-        return importlib.import_module(item.package)
-    file = folder / Path(item.path or "").expanduser()
-    if not file.is_file():
-        raise MissingFileError(f"{file}: no such file of actions")
-    spec = importlib.util.spec_from_file_location(f"_tea_actions_{file.stem}_{abs(hash(file))}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _check_actions(workflow: Workflow, engine: WorkflowEngine) -> None:
-    for node in workflow.nodes.values():
-        if node.action and node.action not in engine.actions_registry:
-            known = sorted(engine.actions_registry)
-            key = "action" if workflow.spec.nodes[node.index].action else "uses"
-            raise workflow.document.error(
-                f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
-            )

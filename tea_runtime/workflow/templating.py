@@ -1,50 +1,47 @@
-"""`{{ … }}` in workflows: one expression keeps its type, anything else becomes a text; what is missing is an error."""
+"""`{{ … }}` in workflows: one expression keeps its type, anything else becomes a text; what is missing is an error.
+
+What only follows a path (`{{ state.reply }}`) is looked up here. Everything else is evaluated in the worker process of
+`tea_models.chat.sandbox`, which limits time, memory and output.
+"""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, nodes
-from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
-from jinja2.utils import missing
+from jinja2 import Environment, nodes
+from jinja2.exceptions import TemplateSyntaxError
 
+from tea_models.chat.sandbox import SANDBOX, Limits, broken_limit
 from tea_models.errors import UsageError
-from tea_runtime.workflow.template_limits import Budget, LimitedEnvironment
+from tea_models.yamlfile import nearest
+
+LIMITS = Limits(seconds=10.0, output=64 * 1024 * 1024)
 
 _BRACES = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
-_NAME = re.compile(r"(!?)\s*([A-Za-z_]\w*)")
-_FALSE = {"", "false", "0", "no", "none"}
+_PARSER = Environment(autoescape=False)  # noqa: S701 - it renders nothing
+_FILTERS = sorted({*_PARSER.filters, "json", "fromjson", "sha256"})
+_NOT_FOUND = object()
 
 
-class _Missing(StrictUndefined):
-    """A value that is not there: false in a test, `default` may replace it, everything else is an error."""
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A text with templates in it.
 
-    def __bool__(self) -> bool:  # type: ignore[override]  # StrictUndefined's never returns
-        return False
+    Attributes:
+        source: The text, or the expression alone.
+        expression: Whether the text is a single expression.
+        path: Where an expression that only follows a path leads, from a name on; else None.
+        uses: The names it uses, each with the keys that it asks for, or None where it uses the whole value.
+    """
 
-    @property
-    def _undefined_message(self) -> str:
-        if self._undefined_hint:
-            return self._undefined_hint
-        if self._undefined_obj is missing:
-            return f"{self._undefined_name!r} is not defined"
-        if isinstance(self._undefined_obj, Mapping):
-            keys = ", ".join(str(key) for key in list(self._undefined_obj)[:12])
-            return f"there is no key {self._undefined_name!r}" + (f" (there are: {keys})" if keys else "")
-        return f"{type(self._undefined_obj).__name__} has no {self._undefined_name!r}"
-
-
-class _Environment(LimitedEnvironment):
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        # `state.items` means the key, as everywhere in a workflow, and the method only where there is no such key.
-        if isinstance(obj, Mapping) and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
+    source: str
+    expression: bool
+    path: tuple[str | int, ...] | None
+    uses: Mapping[str, frozenset[str] | None]
 
 
 def render(value: Any, context: Mapping[str, Any]) -> Any:
@@ -64,25 +61,6 @@ def render(value: Any, context: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [render(item, context) for item in value]
     return value
-
-
-def test(condition: Any, context: Mapping[str, Any]) -> bool:
-    """Decide a condition: true or false, `{{ … }}`, an expression, or a key of the state (`!key` for its opposite).
-
-    Raises:
-        UsageError: The condition does not parse, or uses something that is not there.
-    """
-    if isinstance(condition, str):
-        text = condition.strip()
-        name = _NAME.fullmatch(text)
-        if name and name[2].lower() not in ("true", "false"):
-            state = context.get("state")
-            known = bool(state.get(name[2])) if isinstance(state, Mapping) else False
-            return known != bool(name[1])
-        condition = _render_text(text if "{{" in text or "{%" in text else "{{ " + text + " }}", context)
-    if isinstance(condition, str):
-        return condition.strip().lower() not in _FALSE
-    return bool(condition)
 
 
 def is_template(value: Any) -> bool:
@@ -110,25 +88,57 @@ def _render_text(text: str, context: Mapping[str, Any]) -> Any:
     template = _compile(text)
     if template is None:
         return text
-    try:
-        with Budget():
-            if isinstance(template, str):
-                return _present(_expression(template)(**context))
-            return template.render(**context)
-    except UndefinedError as error:
-        raise UsageError(f"{_shown(text)}: {error.message}", hint=_hint(text)) from None
-    except SecurityError as error:
-        raise UsageError(f"{_shown(text)}: not allowed in a template: {error.message}") from None
-    except TemplateError as error:
-        raise UsageError(f"{_shown(text)}: {error.message or error}") from None
-    except Exception as error:  # noqa: BLE001 - whatever an expression of the author's raises
-        raise UsageError(f"{_shown(text)}: {type(error).__name__}: {error}") from None
+    if template.path is not None:
+        value = _follow(context, template.path)
+        if value is not _NOT_FOUND:
+            return value
+    names = {name: _needed(context[name], keys) for name, keys in template.uses.items() if name in context}
+    result = SANDBOX.evaluate(template.source, names, expression=template.expression, limits=LIMITS)
+    if "error" in result:
+        raise UsageError(
+            f"{_shown(text)}: {_problem(result)}", hint=_hint(text) if result["kind"] == "undefined" else ""
+        )
+    return result["value"]
 
 
-def _present(value: Any) -> Any:
-    if isinstance(value, _Missing):
-        raise UndefinedError(value._undefined_message)  # noqa: SLF001 - our own class
+def _follow(context: Mapping[str, Any], path: tuple[str | int, ...]) -> Any:
+    """What a path leads to, of whatever type it is; `_NOT_FOUND` also where finding it takes more than a look."""
+    value: Any = context
+    for key in path:
+        if isinstance(value, Mapping):
+            value = value.get(key, _NOT_FOUND)
+        elif isinstance(value, list | tuple) and isinstance(key, int) and -len(value) <= key < len(value):
+            value = value[key]
+        elif isinstance(key, str) and not key.startswith("_") and not isinstance(value, type):
+            value = getattr(value, key, _NOT_FOUND)
+            if callable(value):
+                return _NOT_FOUND
+        else:
+            return _NOT_FOUND
+        if value is _NOT_FOUND:
+            return value
     return value
+
+
+def _needed(value: Any, keys: frozenset[str] | None) -> Any:
+    """A mapping of which only some keys are looked at, with nothing under the others: a state may hold anything."""
+    if keys is None or not isinstance(value, Mapping) or any(hasattr(dict, key) and key not in value for key in keys):
+        return value
+    return {key: item if key in keys else None for key, item in value.items()}
+
+
+def _problem(result: Mapping[str, Any]) -> str:
+    kind, message = result["kind"], str(result["error"])
+    match kind:
+        case "undefined" | "raised":
+            return message
+        case "syntax":
+            return f"not a valid template: {message}"
+        case "security":
+            return f"not allowed in a template: {message}"
+    if kind.startswith("Template"):
+        return message
+    return broken_limit(result, LIMITS) or f"{kind}: {message}"
 
 
 def _hint(text: str) -> str:
@@ -137,43 +147,64 @@ def _hint(text: str) -> str:
     return ""
 
 
-@functools.lru_cache(maxsize=1)
-def _environment() -> _Environment:
-    environment = _Environment(undefined=_Missing, keep_trailing_newline=True)
-    # Jinja's own escapes for HTML, which a model would see as backslashes.
-    environment.filters["tojson"] = environment.filters["json"] = _to_json
-    environment.filters["fromjson"] = json.loads
-    environment.filters["sha256"] = lambda text: hashlib.sha256(str(text).encode()).hexdigest()
-    environment.globals["len"] = len
-    environment.limit()
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
-
-
 @functools.lru_cache(maxsize=512)
-def _compile(text: str) -> Any:
-    """None for a text without templates, the source of a single expression, or a template."""
+def _compile(text: str) -> _Template | None:
+    """A template, or None for a text without one."""
     if not is_template(text):
         return None
-    environment = _environment()
     try:
-        body = environment.parse(text.strip()).body
+        tree = _PARSER.parse(text.strip())
+        for kind, known in ((nodes.Filter, _FILTERS), (nodes.Test, list(_PARSER.tests))):
+            for used in tree.find_all(kind):
+                if used.name not in known:
+                    what = kind.__name__.lower()
+                    raise UsageError(
+                        f"{_shown(text)}: there is no {what} {used.name!r}", hint=nearest(used.name, known)
+                    )
         whole = _BRACES.fullmatch(text.strip())
-        parts = body[0].nodes if len(body) == 1 and isinstance(body[0], nodes.Output) else []
+        parts = tree.body[0].nodes if len(tree.body) == 1 and isinstance(tree.body[0], nodes.Output) else []
         if whole and len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData):
-            _expression(whole[1].strip())
-            return whole[1].strip()
-        return environment.from_string(text)
+            return _Template(whole[1].strip(), True, _path(parts[0]), _uses(tree))
+        return _Template(text, False, None, _uses(tree))
     except TemplateSyntaxError as error:
         raise UsageError(f"{_shown(text)}: not a valid template: {error.message}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; parentheses without end
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UsageError(f"{_shown(text)}: not a valid template: {reason}") from None
 
 
-@functools.lru_cache(maxsize=512)
-def _expression(source: str) -> Any:
-    return _environment().compile_expression(source, undefined_to_none=False)
+def _path(node: nodes.Node) -> tuple[str | int, ...] | None:
+    """The path that an expression follows, or None for another kind of expression."""
+    steps: list[str | int] = []
+    while not isinstance(node, nodes.Name):
+        step = _step(node)
+        if step is None:
+            return None
+        steps.append(step)
+        node = node.node  # type: ignore[attr-defined]  # both kinds of steps have it
+    return (node.name, *reversed(steps))
+
+
+def _step(node: nodes.Node) -> str | int | None:
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        key = node.arg.value
+        return key if type(key) in (str, int) else None
+    return None
+
+
+def _uses(tree: nodes.Template) -> dict[str, frozenset[str] | None]:
+    keys: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for name in tree.find_all(nodes.Name):
+        counts[name.name] = counts.get(name.name, 0) + 1
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        inner, step = node.node, _step(node)  # type: ignore[attr-defined]  # both have it
+        if isinstance(inner, nodes.Name) and isinstance(step, str):
+            keys.setdefault(inner.name, set()).add(step)
+            counts[inner.name] -= 1
+    return {name: frozenset(keys[name]) if name in keys and not left else None for name, left in counts.items()}
 
 
 def _shown(text: str) -> str:

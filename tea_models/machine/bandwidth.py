@@ -1,0 +1,53 @@
+"""How fast this machine reads its memory, which bounds how fast a model writes: every token reads all weights."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+
+_BYTES = 128 << 20  # more than most caches hold
+_ROUNDS = 5
+
+
+def memory_bandwidth(threads: int, available: int) -> float | None:
+    """Bytes a second that some threads read together; None where it can't be measured.
+
+    The time that a thread computes is counted, not the clock: other programs on a busy machine change little. It takes
+    a tenth of a second.
+
+    Args:
+        threads: How many read at once.
+        available: Bytes of memory that are free; of these an eighth is used at most.
+    """
+    import ctypes  # slow to import
+
+    try:
+        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        search: Any = library.memchr
+    except (OSError, AttributeError):
+        return None
+    search.restype, search.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    share = min(_BYTES, available // 8) // threads
+    if share < 1 << 20:
+        return None
+    data = bytearray(b"\x55") * (share * threads)  # written, so that it is there
+    start = ctypes.addressof(ctypes.c_char.from_buffer(data))
+    # Where the time of a thread is only counted in long ticks, the clock has to do.
+    clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-3 else time.perf_counter
+    rates: list[list[float]] = [[] for _ in range(threads)]
+
+    def read(index: int) -> None:
+        for _ in range(_ROUNDS):
+            began = clock()
+            search(start + index * share, 0, share)  # never found: it reads all; ctypes lets other threads run
+            rates[index].append(share / max(1e-9, clock() - began))
+
+    readers = [threading.Thread(target=read, args=(index,)) for index in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return sum(map(statistics.median, rates))

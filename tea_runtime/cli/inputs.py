@@ -1,0 +1,87 @@
+"""`-i`: what a workflow's state starts with, as people type it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import MissingFileError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_KEY = re.compile(r"([A-Za-z_][\w-]*)(:?=)(.*)", re.DOTALL)
+_PLAIN_TYPES = ("", "str", "string", "any")
+
+
+def read_inputs(given: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the inputs of a command line together; a later one wins.
+
+    Args:
+        given: Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`.
+        schema: The workflow's `state_schema`: a value of a key that is declared as a number, list … is read as JSON.
+
+    Raises:
+        UsageError: One is none of these.
+        MissingFileError: A file can't be read.
+    """
+    state: dict[str, Any] = {}
+    for text in given:
+        found = _KEY.fullmatch(text)
+        if found is None:
+            state |= _object(text)
+            continue
+        key, sign, value = found.groups()
+        if value.startswith("@"):
+            value = _read(value[1:])
+        kind = str(schema.get(key) or "").lower()
+        if sign == ":=" or kind.partition("[")[0] not in _PLAIN_TYPES:
+            state[key] = _json(value, f"--input {key}", expected=kind)
+        else:
+            state[key] = value
+    return state
+
+
+def _object(text: str) -> dict[str, Any]:
+    name = "--input"
+    if text.startswith("@"):
+        name = text[1:]
+        text = _read(name)
+    data = _json(text, name)
+    if not isinstance(data, dict):
+        found = {list: "a list", str: "a text", type(None): "null"}.get(type(data), f"{data!r}")
+        raise UsageError(f"{name}: expected a JSON object, found {found}", hint=_advice(text))
+    return data
+
+
+def _json(text: str, name: str, *, expected: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if expected:
+            raise UsageError(f"{name}: expected {expected}, found {text[:40]!r}") from None
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{name}: not valid JSON: {error.msg} at {where}", hint=_advice(text)) from None
+    except RecursionError:
+        raise UsageError(f"{name}: nested too deeply") from None
+
+
+def _read(name: str) -> str:
+    if name == "-":
+        return sys.stdin.read()
+    path = Path(name).expanduser()
+    try:
+        return path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start:,} is not UTF-8") from None
+    except OSError as error:
+        raise MissingFileError(f"{path}: can't be read: {error.strerror}") from None
+
+
+def _advice(text: str) -> str:
+    return "" if text.lstrip().startswith("{") else """for example: -i question="…", or -i '{"question": "…"}'"""

@@ -1,0 +1,114 @@
+"""`tea-runtime map`: one workflow over the rows of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tea_models.cli.frame import App, answering
+from tea_models.errors import TeaModelsError
+from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tea_models.cli.output import Output as Screen
+    from tea_runtime.mapping.local import Summary
+
+
+class RowsFailedError(TeaModelsError):
+    """More rows failed than `--max-errors` allows."""
+
+
+@click.command("map")
+@click.argument("workflow", type=click.Path(path_type=Path))
+@click.option("--over", "rows", metavar="ROWS", required=True, type=click.Path(path_type=Path),
+              help="A file of rows: .jsonl, .csv or .parquet; each is the input of one run.")  # fmt: skip
+@click.option("-o", "--output", metavar="OUT.jsonl", required=True, type=click.Path(path_type=Path),
+              help="Where the answers are appended; run again, what is missing in it is done.")  # fmt: skip
+@click.option(
+    "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight at once."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random, the same ones each time."
+)
+@click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True,
+              help="End with 0 although so many rows failed.")  # fmt: skip
+@click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
+@click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
+@answering
+def command(
+    app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None, sample: int | None,
+    max_errors: int, gguf: str | None, backend: str | None,
+) -> None:  # fmt: skip
+    """Run WORKFLOW for every row: a line of OUT for each, with its index as `_row` and its state or `_error`.
+
+    Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
+    """
+    from tea_runtime.mapping.local import map_rows
+    from tea_runtime.mapping.output import Output
+    from tea_runtime.mapping.rows import read_rows
+    from tea_runtime.workflow.file import read_workflow
+    from tea_runtime.workflow.runner import LoadedWorkflow
+
+    identity = f"{workflow.read_text('utf-8') if workflow.is_file() else ''}\0{gguf or ''}\0{backend or ''}"
+    source = read_workflow(workflow)
+    count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
+    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
+    with (
+        redirected,
+        logged(app.out),
+        Output(output, identity) as written,
+        LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded,
+        _counting(app.out, count, written.rows) as done,
+    ):
+        summary = map_rows(
+            loaded.run, read_rows(rows, limit=limit, sample=sample), written, concurrency=concurrency, done=done
+        )
+        failed = written.errors
+    data = {**asdict(summary), "errors": failed, "output": str(output)}
+    app.out.answer(data, lambda: _told(summary, failed, output))
+    if failed > max_errors:
+        raise RowsFailedError(
+            f"{failed:,} row{'s' * (failed != 1)} failed; --max-errors allows {max_errors:,}",
+            hint=f"their lines in {output} have `_error`",
+        )
+
+
+def _told(summary: Summary, failed: int, output: Path) -> str:
+    rate = f", {summary.rows / summary.seconds:.1f} a second" if summary.seconds and summary.rows else ""
+    before = f"; {summary.present:,} were there before" if summary.present else ""
+    errors = f"; {failed:,} failed" if failed else ""
+    return f"{summary.rows:,} rows in {summary.seconds:.1f} s{rate}{before}{errors} → {output}"
+
+
+@contextlib.contextmanager
+def _counting(out: Screen, total: int, before: int) -> Iterator[Callable[[], None]]:
+    """A line on a terminal: rows, rate and time left, at most twice a second."""
+    began = shown = time.monotonic()
+    count = 0
+
+    def done() -> None:
+        nonlocal count, shown
+        count += 1
+        now = time.monotonic()
+        if not out.live or now - shown < 0.5:
+            return
+        shown = now
+        rate = count / (now - began)
+        left = (total - before - count) / rate
+        sys.stderr.write(f"\r\x1b[K{before + count:,} of {total:,} rows · {rate:.1f}/s · {left:,.0f} s left")
+        sys.stderr.flush()
+
+    try:
+        yield done
+    finally:
+        if out.live:
+            sys.stderr.write("\r\x1b[K")

@@ -1,0 +1,292 @@
+"""Texts to vectors, on the same weights as the chat, a step at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from tea_runtime.engine.request import Request
+from tea_runtime.errors import ContextOverflowError, GenerationError
+from tea_runtime.llama.context import AbortedError, Context
+from tea_runtime.llama.engine import llama
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tea_runtime.engine.growing_context import ContextPlan
+    from tea_runtime.engine.thread import EngineThread
+    from tea_runtime.llama.context import ContextOptions
+    from tea_runtime.llama.weights import Weights
+
+_START = 1024
+_TOGETHER = 16
+# llama.cpp computes the logits of every token of an embedding context, wanted or not: 4 bytes for each word of the
+# vocabulary. Smaller steps keep that buffer small, and are faster for it.
+_LOGITS_BUDGET = 64 * 1024 * 1024
+
+
+class EmbedRequest(Request[list[list[float]]]):
+    """A request for vectors, or for the scores of a reranker.
+
+    Args:
+        texts: The tokens of each text.
+        owner: The backend that it belongs to.
+        timeout: Seconds after which the caller gives up, or None.
+    """
+
+    def __init__(self, texts: Sequence[list[int]], owner: object, timeout: float | None = None) -> None:
+        super().__init__(timeout)
+        self.texts = list(texts)
+        self.owner = owner
+        self.begun = 0
+        self.vectors: dict[int, list[float]] = {}
+
+
+@dataclass(slots=True)
+class _Text:
+    """A text in the group that is being worked on."""
+
+    request: EmbedRequest
+    index: int
+    tokens: list[int]
+    evaluated: int = 0
+    total: Any = field(default=None)
+
+
+class Embedder:
+    """Makes embeddings, L2-normalised, and the scores of rerankers. Only for the engine's thread, except `check`.
+
+    Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
+    the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) and rerankers are
+    pooled by llama.cpp.
+
+    Args:
+        engine: The thread.
+        weights: The model.
+        plan: How to open the context.
+
+    Attributes:
+        may_open: Asked before a context of a size is opened, whether there is room for it now.
+        hold: No text is begun, because somebody else waits for the room.
+    """
+
+    def __init__(self, engine: EngineThread, weights: Weights, plan: ContextPlan) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._options = plan.options
+        self._pooling = plan.pooling
+        # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
+        self._causal = True
+        self._context: Context | None = None
+        self._waiting: deque[EmbedRequest] = deque()
+        self._group: list[_Text] = []
+        self.may_open: Callable[[int], bool] = lambda _size: True
+        self.hold = False
+
+    @property
+    def size(self) -> int:
+        """The context that is open now, in tokens; 0 for none."""
+        return self._context.n_ctx if self._context else 0
+
+    @property
+    def busy(self) -> bool:
+        """There is a text to work on."""
+        return bool(self._waiting or self._group)
+
+    @property
+    def running(self) -> bool:
+        """Texts are in the context."""
+        return bool(self._group)
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """The number of the request that has waited longest, or None."""
+        return self._waiting[0].number if self._waiting else None
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Check that a text fits.
+
+        Raises:
+            ContextOverflowError: It is longer than the context.
+        """
+        if len(tokens) > self._options.n_ctx:
+            raise ContextOverflowError(
+                prompt_tokens=len(tokens),
+                n_ctx=self._options.n_ctx,
+                reserved=0,
+                what="text",
+                hint="split the text, or give the model a larger n_ctx",
+            )
+
+    def add(self, request: EmbedRequest) -> None:
+        """Take a request in."""
+        if request.texts:
+            self._waiting.append(request)
+        else:
+            request.finish([])
+
+    def step(self) -> None:
+        """Evaluate one batch of the texts that are there."""
+        self._waiting = deque(request for request in self._waiting if not request.cancelled)
+        if self._group and all(text.request.cancelled for text in self._group):
+            self._end_group()
+        if not self._group and not self._begin_group():
+            return
+        context = self._context
+        assert context is not None
+        self._engine.begin_step({text.request for text in self._group})
+        try:
+            self._evaluate(context)
+        except AbortedError:
+            self._end_group()
+            return
+        finally:
+            self._engine.end_step()
+        if all(text.evaluated == len(text.tokens) for text in self._group):
+            self._deliver()
+
+    def _begin_group(self) -> bool:
+        """As many texts as fit into a context together; False if there is no text or no room for them now."""
+        if not self._waiting or self.hold:
+            return False
+        first = self._waiting[0]
+        room = max(min(_START, self._options.n_ctx), len(first.texts[first.begun]))
+        chosen: list[_Text] = []
+        for request in self._waiting:
+            for index in range(request.begun, len(request.texts)):
+                tokens = request.texts[index]
+                if len(tokens) > room or len(chosen) == _TOGETHER:
+                    break
+                room -= len(tokens)
+                chosen.append(_Text(request, index, tokens))
+        if not self._ensure(sum(len(text.tokens) for text in chosen)):
+            return False
+        self._group = chosen
+        for text in chosen:
+            text.request.begun = text.index + 1
+        while self._waiting and self._waiting[0].begun == len(self._waiting[0].texts):
+            self._waiting.popleft()
+        return True
+
+    def _evaluate(self, context: Context) -> None:
+        added: list[tuple[int, _Text, int]] = []
+        for sequence, text in enumerate(self._group):
+            part = text.tokens[text.evaluated : text.evaluated + context.room]
+            if part:
+                last = context.add(sequence, part, text.evaluated, output=True, every=True)
+                added.append((last - len(part) + 1, text, len(part)))
+        context.evaluate()
+        for place, text, count in added:
+            if self._causal and self._pooling != "rank":
+                self._pool(context, text, place, count)
+            text.evaluated += count
+
+    def _pool(self, context: Context, text: _Text, place: int, count: int) -> None:
+        import numpy as np
+
+        if self._pooling == "mean":
+            total = np.zeros(self._weights.n_embd, np.float64) if text.total is None else text.total
+            text.total = total + sum(context.embedding(place + offset) for offset in range(count))
+        elif self._pooling == "last":
+            text.total = context.embedding(place + count - 1).astype(np.float64)
+        elif text.total is None:
+            text.total = context.embedding(place).astype(np.float64)
+
+    def _deliver(self) -> None:
+        context = self._context
+        assert context is not None
+        group, ended = self._group, set()
+        for sequence, text in enumerate(group):
+            try:
+                if self._pooling == "rank":
+                    vector = context.pooled(sequence, max(self._weights.n_cls_out, 1)).tolist()
+                else:
+                    if text.total is None:
+                        text.total = context.pooled(sequence, self._weights.n_embd)
+                    vector = _unit(text.total)
+            except GenerationError as error:
+                text.request.fail(error)
+                text.request.cancelled = True
+                continue
+            text.request.vectors[text.index] = vector
+            ended.add(text.request)
+        self._end_group()
+        for request in ended:
+            if len(request.vectors) == len(request.texts):
+                request.finish([request.vectors[index] for index in range(len(request.texts))])
+
+    def _end_group(self) -> None:
+        self._group = []
+        if self._context is not None:
+            self._context.clear()
+
+    def _ensure(self, tokens: int) -> bool:
+        if self.size >= tokens:
+            return True
+        size = min(_START, self._options.n_ctx)
+        while size < tokens:
+            size *= 2
+        size = min(size, self._options.n_ctx)
+        if not self.may_open(size):
+            return False
+        self.close()
+        self._context = Context(self._weights, self._sized(size), self._engine.abort)
+        if self._causal and not self._context.causal:
+            self._causal = False
+            self._context.close()
+            self._context = Context(self._weights, self._sized(size), self._engine.abort)
+        return True
+
+    def _sized(self, n_ctx: int) -> ContextOptions:
+        engine = llama()
+        if not self._causal or self._pooling == "rank":  # these see the whole text at once
+            kinds = {
+                "mean": engine.LLAMA_POOLING_TYPE_MEAN,
+                "cls": engine.LLAMA_POOLING_TYPE_CLS,
+                "last": engine.LLAMA_POOLING_TYPE_LAST,
+                "rank": engine.LLAMA_POOLING_TYPE_RANK,
+            }
+            pooling = kinds[self._pooling]
+            return replace(
+                self._options, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx, n_seq_max=_TOGETHER, pooling=pooling
+            )
+        step = 128
+        while step > 16 and step * self._weights.n_vocab * 4 > _LOGITS_BUDGET:
+            step //= 2
+        return replace(
+            self._options,
+            n_ctx=n_ctx,
+            n_batch=step,
+            n_ubatch=step,
+            n_seq_max=_TOGETHER,
+            pooling=engine.LLAMA_POOLING_TYPE_NONE,
+        )
+
+    def fail(self, error: BaseException, owner: object = None) -> None:
+        """End all requests, or those of one backend, with an error."""
+        for request in {*self._waiting, *(text.request for text in self._group)}:
+            if owner is None or request.owner is owner:
+                request.cancelled = True
+                request.fail(error)
+        if owner is None:
+            self._waiting.clear()
+            self._group = []
+            self.close()
+
+    def close(self) -> None:
+        """Free the context."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+def _unit(vector: Any) -> list[float]:
+    import numpy as np
+
+    vector = vector.astype(np.float64)
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length):
+        raise GenerationError("the model gave an embedding that is not a number: its weights are damaged")
+    values: list[float] = (vector / length if length else vector).tolist()
+    return values

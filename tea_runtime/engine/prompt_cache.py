@@ -1,0 +1,177 @@
+"""Long prompts on disk: what one process has evaluated, the next one reads.
+
+A file a prompt, as `llama_state_seq_save_file` writes it, in a folder for each model, engine and settings. Its name is
+the SHA-256 of its bytes, which is checked before llama.cpp reads it. Files are written under another name first, so two
+processes can share a folder; what is used least goes when they take too much room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tea_models.disk.hashing import sha256_file
+from tea_runtime.engine.sequences import common_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tea_runtime.engine.sequences import HeldSequence, SequencePool
+    from tea_runtime.llama.context import Context, ContextOptions
+
+_logger = logging.getLogger("tea_runtime")
+
+# What evaluating again costs less than a file.
+_LEAST_SAVED = 128
+# Seconds after which nobody still writes a file.
+_ABANDONED = 3600
+# How a file begins (llama.h, LLAMA_STATE_SEQ_MAGIC): magic, version, number of tokens, tokens.
+_HEAD = struct.Struct("<III")
+_MAGIC = 0x67677371
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """The prompts of one model, for one engine and one way to open contexts.
+
+    Attributes:
+        folder: Where the files are; made when the first is written.
+        limit: Bytes that the files may take.
+    """
+
+    folder: Path
+    limit: int = 1024**3
+
+    @classmethod
+    def of(cls, base: Path, *, model: str, engine: str, options: ContextOptions, limit: int = 1024**3) -> PromptCache:
+        """The cache for a model.
+
+        Args:
+            base: Folder of all prompt caches.
+            model: What identifies the bytes of the model.
+            engine: Version and build of llama.cpp.
+            options: How contexts are opened; what changes a state is part of the key.
+            limit: Bytes that the files may take.
+        """
+        key = json.dumps([model, engine, options.type_k, options.type_v, options.flash_attn, options.swa_full])
+        return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
+
+    def begin(self, context: Context, pool: SequencePool, held: HeldSequence, tokens: list[int]) -> HeldSequence:
+        """Let a sequence begin with the file that has most in common with a prompt, if that saves enough."""
+        if context.weights.original_context:  # its states depend on the size of the context
+            return held
+        path, common = self._best(tokens)
+        if path is None or common < len(held.tokens) + _LEAST_SAVED:
+            return held
+        stored = _tokens(path) or []
+        if pool.cells + len(stored) > context.n_ctx or not _is_intact(path):
+            return held
+        pool.drop(held)
+        fresh = pool.new()
+        assert fresh is not None
+        restored = context.restore_file(fresh.id, path)
+        if restored is None:
+            return fresh
+        fresh.tokens = restored
+        common = common_prefix(restored, tokens[:-1])
+        if common < len(restored):
+            if context.weights.recurrent or not context.reaches_back(fresh.id, common):
+                context.drop(fresh.id)
+                fresh.tokens = []
+                return fresh
+            context.cut(fresh.id, common)
+            fresh.tokens = restored[:common]
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return fresh
+
+    def keep(self, context: Context, held: HeldSequence) -> None:
+        """Write a prompt that was just evaluated, unless most of it is on disk already. Failures are no errors."""
+        tokens = list(held.tokens)
+        if context.weights.original_context or len(tokens) < 2 * _LEAST_SAVED:
+            return
+        if len(tokens) - self._best([*tokens, 0])[1] < 2 * _LEAST_SAVED:
+            return
+        size = context.state_size(held.id)
+        temporary = self.folder / f".{uuid.uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if size > self.limit or shutil.disk_usage(self.folder).free < 2 * size:
+                return
+            self._make_room(size, tokens)
+            if context.save_file(held.id, temporary, tokens):
+                temporary.replace(self.folder / sha256_file(temporary))
+        except OSError as error:
+            _logger.debug("prompt cache: %s", error)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _best(self, tokens: list[int]) -> tuple[Path | None, int]:
+        best, most = None, 0
+        for path in self._files():
+            common = common_prefix(_tokens(path) or [], tokens[:-1])
+            if common > most:
+                best, most = path, common
+        return best, most
+
+    def _make_room(self, size: int, tokens: list[int]) -> None:
+        """Remove what the new file holds too, and the longest unused."""
+        entries = []
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                held = _tokens(path) or []
+                if held == tokens[: len(held)]:
+                    path.unlink()
+                else:
+                    stat = path.stat()
+                    entries.append((stat.st_mtime, stat.st_size, path))
+        for path in self.folder.glob(".*"):  # of a process that was killed
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
+        left = self.limit - size - sum(entry[1] for entry in entries)
+        for _, taken, path in sorted(entries):
+            if left >= 0:
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+                left += taken
+
+    def _files(self) -> Iterator[Path]:
+        try:
+            paths = sorted(self.folder.iterdir())
+        except OSError:
+            return
+        yield from (path for path in paths if len(path.name) == hashlib.sha256().digest_size * 2)
+
+
+def _tokens(path: Path) -> list[int] | None:
+    """The tokens that a file is about; None if it is no such file."""
+    try:
+        with path.open("rb") as file:
+            magic, _version, count = _HEAD.unpack(file.read(_HEAD.size))
+            data = file.read(4 * count) if magic == _MAGIC and count < 2**24 else b""
+    except (OSError, struct.error):
+        return None
+    return list(struct.unpack(f"<{count}i", data)) if len(data) == 4 * count else None
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        if sha256_file(path) == path.name:
+            return True
+        path.unlink()
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,404 @@
+"""Continuous batching: between two steps new requests come in, and finished and abandoned ones leave."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, ContextPlan, GrowingContext
+from tea_runtime.engine.request import Request
+from tea_runtime.engine.sequences import common_prefix
+from tea_runtime.errors import ContextOverflowError
+from tea_runtime.llama.context import AbortedError, NoRoomError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tea_runtime.engine.prompt_cache import PromptCache
+    from tea_runtime.engine.sequences import HeldSequence, SequencePool
+    from tea_runtime.engine.thread import EngineThread
+    from tea_runtime.llama.context import Context
+    from tea_runtime.llama.generation import Generation
+    from tea_runtime.llama.weights import Weights
+
+#: Up to this size a context also grows to keep finished conversations in memory; beyond it only for running ones.
+KEEP = 2 * START
+#: Requests that are decoded side by side at most.
+MOST_TOGETHER = 16
+# Room for an answer that is asked for before it is known how long it gets.
+_ANSWER = 512
+# Tokens of new prompts in a step at least, however many answers are in it.
+_LEAST_PIECE = 16
+
+
+class TextRequest(Request["Generation"]):
+    """A request for a text.
+
+    Args:
+        generation: The answer to be made.
+        owner: The backend that it belongs to.
+        timeout: Seconds after which the caller gives up, or None.
+        pieces: The caller wants the text piece by piece.
+    """
+
+    def __init__(
+        self, generation: Generation, owner: object, timeout: float | None = None, *, pieces: bool = False
+    ) -> None:
+        super().__init__(timeout)
+        self.generation = generation
+        self.owner = owner
+        self.held: HeldSequence | None = None
+        #: Tokens that are not in memory yet.
+        self.pending: list[int] = []
+        if pieces:
+            generation.emit = self.put
+
+    @property
+    def prefilling(self) -> bool:
+        """The prompt (or what was said before it lost its memory) is still being evaluated."""
+        return len(self.pending) > 1 or not self.generation.output
+
+    @property
+    def need(self) -> int:
+        """Tokens that it will still put into memory, as far as one can tell."""
+        remaining = self.generation.remaining
+        return len(self.pending) + (_ANSWER if remaining is None else min(remaining, _ANSWER))
+
+
+class Scheduler:
+    """Decodes requests together in one context. Only for the engine's thread, except `check`.
+
+    Args:
+        engine: The thread.
+        weights: The model.
+        plan: How to open the context.
+        prompt_cache: Where long prompts are kept between processes, or None.
+        opened: Called with every context that is opened.
+        used: Called after a step.
+
+    Attributes:
+        memory: The context and its sequences.
+        hold: No request is let in, because somebody else waits for the room.
+    """
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        weights: Weights,
+        plan: ContextPlan,
+        *,
+        prompt_cache: PromptCache | None = None,
+        opened: Callable[[Context], None] | None = None,
+        used: Callable[[], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._weights = weights
+        self._prompt_cache = prompt_cache
+        self._used = used
+        self.memory = GrowingContext(weights, plan, engine.abort, opened=opened)
+        self.hold = False
+        self._waiting: deque[TextRequest] = deque()
+        self._running: list[TextRequest] = []
+        self._cells = 0  # as of the last step
+
+    # What others ask --------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """There is a request to work on."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self._running)
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """The number of the request that has waited longest, or None."""
+        return self._waiting[0].number if self._waiting else None
+
+    def figures(self) -> dict[str, int]:
+        """How busy it is, for any thread: requests in the batch and waiting, tokens in memory, the largest context."""
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "tokens": self._cells,
+            "n_ctx": self.memory.n_ctx,
+        }
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Check that a prompt and at least one token of an answer fit.
+
+        Raises:
+            ContextOverflowError: They don't; the message says by how many tokens.
+        """
+        n_ctx, trained = self.memory.n_ctx, self._weights.n_ctx_train
+        if len(prompt) + 1 > n_ctx:
+            hint = "" if n_ctx < trained else f"the model was trained for {trained:,} tokens; shorten the prompt"
+            raise ContextOverflowError(prompt_tokens=len(prompt), n_ctx=n_ctx, hint=hint)
+
+    def add(self, request: TextRequest) -> None:
+        """Take a request in; it is let into the batch as soon as there is room."""
+        if request.generation.finish_reason is not None:
+            self._finish(request)
+        else:
+            self._waiting.append(request)
+
+    # A step -----------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Let requests in and out, and evaluate one batch."""
+        self._leave()
+        self._admit()
+        if not self._running:
+            return
+        context = self._room_for_a_step()
+        if context is None:
+            return
+        outputs, members = self._compose(context)
+        self._engine.begin_step(members)
+        try:
+            context.evaluate()
+        except AbortedError:  # all of them have gone
+            for request in members:
+                self._lose(request)
+            return
+        except NoRoomError:
+            self._make_room_by_force()
+            return
+        finally:
+            self._engine.end_step()
+        for request, count, index in outputs:
+            self._evaluated(request, count)
+            if index is not None:
+                self._choose(context, request, index)
+        self._cells = self._pool.cells if self._pool is not None else 0
+        if self._used is not None:
+            self._used()
+
+    def _leave(self) -> None:
+        """Let requests go whose callers have gone."""
+        for request in [request for request in self._running if request.cancelled]:
+            self._leave_batch(request)
+            request.generation.close()
+        if any(request.cancelled for request in self._waiting):
+            for request in self._waiting:
+                if request.cancelled:
+                    request.generation.close()
+            self._waiting = deque(request for request in self._waiting if not request.cancelled)
+
+    def _compose(self, context: Context) -> tuple[list[tuple[TextRequest, int, int | None]], list[TextRequest]]:
+        """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
+        answering = [request for request in self._running if not request.prefilling]
+        prompts = [request for request in self._running if request.prefilling]
+        outputs: list[tuple[TextRequest, int, int | None]] = [
+            (request, 1, self._put(context, request, 1)) for request in answering
+        ]
+        # One computation of llama.cpp's: running answers wait for no more than that, and a larger step is no faster.
+        room = min(context.room, max(context.options.n_ubatch - len(answering), _LEAST_PIECE))
+        # Shares of the room: what short prompts leave of theirs goes to the longer ones.
+        for left, request in zip(
+            range(len(prompts), 0, -1), sorted(prompts, key=lambda one: len(one.pending)), strict=True
+        ):
+            count = min(len(request.pending), max(room // left, 1), context.room)
+            if count <= 0:
+                break
+            room -= count
+            whole = count == len(request.pending)
+            index = self._put(context, request, count)
+            outputs.append((request, count, index if whole else None))
+        return outputs, [request for request, _, _ in outputs]
+
+    def _put(self, context: Context, request: TextRequest, count: int) -> int:
+        held = request.held
+        assert held is not None
+        tokens = request.pending[:count]
+        return context.add(held.id, tokens, len(held.tokens), output=count == len(request.pending))
+
+    def _evaluated(self, request: TextRequest, count: int) -> None:
+        assert request.held is not None
+        request.held.tokens.extend(request.pending[:count])
+        del request.pending[:count]
+
+    def _choose(self, context: Context, request: TextRequest, index: int) -> None:
+        generation = request.generation
+        if self._prompt_cache is not None and not generation.output and request.held is not None:
+            self._prompt_cache.keep(context, request.held)
+        try:
+            generation.step(context, index)
+        except Exception as error:  # noqa: BLE001 - it ends this request, not the others
+            self._leave_batch(request)
+            generation.close()
+            request.fail(error)
+            return
+        if generation.finish_reason is None:
+            request.pending.append(generation.output[-1])
+            if len(generation.prompt) + len(generation.output) > self.memory.n_ctx:
+                generation.finish("length")
+        if generation.finish_reason is not None:
+            self._leave_batch(request)
+            self._finish(request)
+
+    def _finish(self, request: TextRequest) -> None:
+        request.generation.close()
+        request.finish(request.generation)
+
+    def _leave_batch(self, request: TextRequest) -> None:
+        self._running.remove(request)
+        held, request.held = request.held, None
+        if held is not None and self._pool is not None:
+            if held.tokens:
+                self._pool.release(held)
+            else:
+                self._pool.drop(held)
+
+    def _lose(self, request: TextRequest) -> None:
+        """Take the memory from a request; it begins again when there is room."""
+        if request.held is not None and self._pool is not None:
+            self._pool.drop(request.held)
+        request.held = None
+        self._running.remove(request)
+        self._waiting.appendleft(request)
+
+    def _ensure(self, cells: int, *, reserved: int) -> bool:
+        """See to a context with room for some tokens; False if there is no room for it now."""
+        moved = self.memory.ensure(cells, reserved=reserved)
+        for request in tuple(self._running) if moved else ():
+            request.held = moved.get(request.held) if moved and request.held is not None else None
+            if request.held is None:
+                self._lose(request)
+            else:
+                request.pending = request.generation.tokens[len(request.held.tokens) :]
+        return moved is not None
+
+    @property
+    def _pool(self) -> SequencePool | None:
+        return self.memory.pool
+
+    # Room -------------------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self._waiting and not self.hold and len(self._running) < MOST_TOGETHER:
+            request = self._next()
+            if request is None or not self._let_in(request):
+                return
+            self._waiting.remove(request)
+            self._running.append(request)
+
+    def _next(self) -> TextRequest | None:
+        """The request that has waited longest, except those whose beginning somebody else is evaluating."""
+        for request in self._waiting:
+            tokens = request.generation.tokens
+            have = self._pool.best(tokens)[1] if self._pool is not None else 0
+            if not self._coming(tokens, have):
+                return request
+        return None
+
+    def _coming(self, tokens: list[int], have: int) -> bool:
+        if self._weights.recurrent:
+            return False
+        return any(
+            request.prefilling
+            and common_prefix(request.generation.prompt, tokens[:-1]) >= have + SHORTEST_PREFIX
+            and request.held is not None
+            and common_prefix(request.generation.prompt, tokens[:-1]) > len(request.held.tokens)
+            for request in self._running
+        )
+
+    def _let_in(self, request: TextRequest) -> bool:
+        """Give a request a sequence, if there is room for it beside the running ones."""
+        tokens, n_ctx = request.generation.tokens, self.memory.n_ctx
+        request.pending = list(tokens)
+        repeatable = not request.generation.params.random
+        if repeatable and not self._running and not request.generation.output and self._pool is not None:
+            # Tokens that were evaluated one by one differ in the last bits from those of a prompt. Whoever gives a seed
+            # and is alone wants the same answer again, whatever was asked before.
+            self._pool.clear()
+        reserved = sum(other.need for other in self._running) + request.need
+        wanted = reserved
+        if self._pool is not None:
+            source, common = self._pool.best(tokens)
+            reserved -= common
+            wanted = reserved + self._pool.cells_in_use + (common if source is not None and not source.in_use else 0)
+        if self._running and wanted > n_ctx:
+            return False
+        if not self._ensure(wanted, reserved=reserved):
+            return False
+        pool, context = self._pool, self.memory.context
+        assert pool is not None
+        assert context is not None
+        source, common = pool.best(tokens)
+        held = pool.begin_with(source, common) if source is not None and common else pool.new()
+        if held is None:
+            return False
+        if self._prompt_cache is not None and not repeatable:
+            held = self._prompt_cache.begin(context, pool, held, tokens)
+        request.held = held
+        request.pending = tokens[len(held.tokens) :]
+        if not request.generation.output:
+            request.generation.reused = len(held.tokens)
+            request.generation.started = time.perf_counter()
+        return True
+
+    def _room_for_a_step(self) -> Context | None:
+        """The context, with room for the tokens of one step: others leave, it grows, the youngest waits."""
+        while True:
+            context, pool = self.memory.context, self._pool
+            assert context is not None
+            assert pool is not None
+            if not self._running:
+                return None
+            answering = sum(not request.prefilling for request in self._running)
+            pending = sum(len(request.pending) for request in self._running if request.prefilling)
+            step = answering + min(pending, max(context.options.n_ubatch, _LEAST_PIECE))
+            cells, in_use = pool.cells + step, pool.cells_in_use + step
+            if cells <= context.n_ctx:
+                return context
+            if cells <= min(KEEP, self.memory.n_ctx) and self._ensure(cells, reserved=step):
+                continue
+            if in_use <= context.n_ctx:
+                pool.shrink(context.n_ctx - step)
+                return context
+            grown = context.n_ctx < self.memory.n_ctx
+            if grown and self._ensure(min(in_use + _ANSWER, self.memory.n_ctx), reserved=step + _ANSWER):
+                continue
+            if len(self._running) == 1:
+                return None if grown else context  # there will be room; or it ends at the edge of the context
+            self._lose(self._running[-1])
+
+    def _make_room_by_force(self) -> None:
+        """llama.cpp found no room although there should be some: fewer sequences."""
+        assert self._pool is not None
+        idle = self._pool.idle
+        if idle:
+            self._pool.drop(idle[0])
+        elif len(self._running) > 1:
+            self._lose(self._running[-1])
+        else:
+            request = self._running[0]
+            if request.generation.output:
+                request.generation.finish("length")
+                self._leave_batch(request)
+                self._finish(request)
+            else:
+                self._leave_batch(request)
+                request.generation.close()
+                request.fail(ContextOverflowError(prompt_tokens=len(request.generation.prompt), n_ctx=self.memory.size))
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException, owner: object = None) -> None:
+        """End all requests, or those of one backend, with an error."""
+        for request in [*self._running, *self._waiting]:
+            if owner is not None and request.owner is not owner:
+                continue
+            if request in self._running:
+                self._leave_batch(request)
+            else:
+                self._waiting.remove(request)
+            request.generation.close()
+            request.fail(error)
+        if owner is None:  # what the memory holds after an error is not known
+            self.memory.close()

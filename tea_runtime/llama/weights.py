@@ -1,0 +1,122 @@
+"""The weights of one file, as llama.cpp loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import EngineError
+from tea_runtime.llama.engine import explanation, llama, log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How weights are loaded.
+
+    Attributes:
+        n_gpu_layers: Layers in GPU memory; 0 none, -1 all.
+        use_mmap: Map the file instead of reading it.
+        use_mlock: Keep the pages in memory.
+    """
+
+    n_gpu_layers: int = 0
+    use_mmap: bool = True
+    use_mlock: bool = False
+
+
+class LoadCancelledError(Exception):
+    """Nobody waits for these weights any more."""
+
+
+class Weights:
+    """The loaded weights of one file. They are freed when nothing refers to them any more.
+
+    Args:
+        path: The file, or the first of its shards.
+        options: How to load it.
+        cancelled: Asked again and again while it loads; True ends it.
+        free: Runs the function that frees the weights: at once by default. It can be called by the garbage collector.
+
+    Attributes:
+        path: The file, or the first of its shards.
+        options: How it was loaded.
+        model: llama.cpp's model.
+        vocab: Its vocabulary.
+
+    Raises:
+        EngineError: llama.cpp refuses the file; the message says why.
+        LoadCancelledError: `cancelled` said so.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: LoadOptions,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        free: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        engine = llama()
+        params = engine.llama_model_default_params()
+        params.n_gpu_layers = options.n_gpu_layers
+        params.load_mode = {
+            (True, False): engine.LLAMA_LOAD_MODE_MMAP,
+            (True, True): engine.LLAMA_LOAD_MODE_MMAP_MLOCK,
+            (False, False): engine.LLAMA_LOAD_MODE_NONE,
+            (False, True): engine.LLAMA_LOAD_MODE_MLOCK,
+        }[options.use_mmap, options.use_mlock]
+        go_on = engine.llama_progress_callback(lambda _progress, _data: not (cancelled is not None and cancelled()))
+        params.progress_callback = go_on
+        with log.capture() as lines:
+            pointer = engine.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
+        if not pointer and cancelled is not None and cancelled():
+            raise LoadCancelledError
+        if not pointer:
+            reason = explanation(lines) or "no reason given"
+            raise EngineError(f"{path}: llama.cpp can't load it: {reason}", hint=f"tea-models verify {path}")
+        self.path = path
+        self.options = options
+        self.model: Any = pointer
+        self.vocab: Any = engine.llama_model_get_vocab(pointer)
+        self.n_ctx_train = int(engine.llama_model_n_ctx_train(pointer))
+        self.n_embd = int(engine.llama_model_n_embd_out(pointer))
+        self.n_swa = int(engine.llama_model_n_swa(pointer))
+        self.n_vocab = int(engine.llama_vocab_n_tokens(self.vocab))
+        self.n_cls_out = int(engine.llama_model_n_cls_out(pointer))
+        self.has_encoder = bool(engine.llama_model_has_encoder(pointer))
+        self.has_decoder = bool(engine.llama_model_has_decoder(pointer))
+        self.recurrent = bool(engine.llama_model_is_recurrent(pointer) or engine.llama_model_is_hybrid(pointer))
+        self.log = tuple(lines)
+        self._free = weakref.finalize(self, _free, engine, pointer, free)
+        self._free.atexit = False  # the engine's thread sees to it where it matters
+        architecture = self.metadata("general.architecture")
+        original = self.metadata(f"{architecture}.rope.scaling.original_context_length") or ""
+        #: The context before RoPE scaling, where the header has one.
+        self.original_context = int(original) if original.isdecimal() else None
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the header as text, or None."""
+        buffer = ctypes.create_string_buffer(256)
+        length = llama().llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+
+    def close(self) -> None:
+        """Free the weights now. Every context on them must be closed before, and nobody may use their vocabulary."""
+        self._free()
+        self.model = None
+
+
+def _free(engine: Any, pointer: Any, run: Callable[[Callable[[], None]], None] | None) -> None:
+    def free() -> None:
+        engine.llama_model_free(pointer)
+
+    if run is None:
+        free()
+    else:
+        run(free)

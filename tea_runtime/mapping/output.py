@@ -1,0 +1,128 @@
+"""The file that answers are appended to, one line a row: what is whole in it is done, and is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from filelock import FileLock, Timeout
+
+from tea_models.disk.atomic import write_atomically
+from tea_models.errors import ConfigError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+SCHEMA = "tea.map/1"
+_BLOCK = 1 << 20
+
+
+class Output:
+    """An append-only file of JSON lines, for one process at a time; a context manager.
+
+    A line is whole when it ends: what a killed process left of its last one is cut off. A small file beside it,
+    `.NAME.map`, says which workflow wrote it, so that the rows of two workflows are never mixed.
+
+    Args:
+        path: The file.
+        workflow: The workflow's text and what else decides its answers.
+
+    Raises:
+        UsageError: Another process writes it, another workflow wrote it, or it is no output of `map`.
+        ConfigError: A line in its middle is damaged: file and line.
+        StoreError: It can't be written.
+    """
+
+    def __init__(self, path: Path, workflow: str) -> None:
+        self.path = path
+        self._identity = {"schema": SCHEMA, "workflow_sha256": hashlib.sha256(workflow.encode()).hexdigest()}
+        self._beside = path.with_name(f".{path.name}.map")
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        self._done = bytearray()
+        self.rows = self.errors = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise UsageError(f"{self.path}: another process is writing it") from None
+        except OSError as error:
+            raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
+        try:
+            self._check_owner()
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+        self._lock.release()
+
+    def has(self, index: int) -> bool:
+        """Whether a row is done."""
+        return index >> 3 < len(self._done) and bool(self._done[index >> 3] & 1 << (index & 7))
+
+    def append(self, index: int, values: Mapping[str, Any]) -> None:
+        """Write the state, or `_error`, of a row.
+
+        Raises:
+            StoreError: It can't be written; what is whole in the file stays.
+        """
+        line = json.dumps({"_row": index, **values}, ensure_ascii=False, default=str).encode() + b"\n"
+        end = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                os.truncate(self._descriptor, end)
+                raise StoreError(f"{self.path}: no space is left", hint="make room and run the command again")
+        except OSError as error:
+            raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
+        self._mark(index, failed="_error" in values)
+
+    def _check_owner(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            write_atomically(self._beside, json.dumps(self._identity) + "\n")
+            return
+        try:
+            found = json.loads(self._beside.read_text("utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        if found.get("schema") != SCHEMA:
+            raise UsageError(f"{self.path}: it was not written by map", hint="name another --output")
+        if found != self._identity:
+            raise UsageError(
+                f"{self.path}: another workflow wrote it, or this one before it was changed",
+                hint="name another --output, or remove it to begin anew",
+            )
+
+    def _read(self) -> None:
+        """Find what is done, and cut off a last line that is not whole."""
+        end = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    values = json.loads(line)
+                    self._mark(values["_row"], failed="_error" in values)
+                except (ValueError, TypeError, KeyError):
+                    raise ConfigError("a damaged line", file=str(self.path), line=number) from None
+                end += len(line)
+        os.truncate(self._descriptor, end)
+
+    def _mark(self, index: int, *, failed: bool) -> None:
+        if index >> 3 >= len(self._done):
+            self._done.extend(bytes((index >> 3) + 1 - len(self._done)))
+        self._done[index >> 3] |= 1 << (index & 7)
+        self.rows += 1
+        self.errors += failed

@@ -1,0 +1,120 @@
+"""Results of a backend in the forms of OpenAI's API: choices, usage, log probabilities, events of a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tea_runtime.backend import LlmCallResult
+
+# A stream of a tool call hands over its arguments in pieces of so many characters, as clients expect it.
+_ARGUMENTS_PIECE = 64
+
+
+class AnswerForm:
+    """How the answers to one request look.
+
+    Args:
+        model: Name of the model.
+        chat: Answers of a chat, not of a raw prompt.
+    """
+
+    def __init__(self, model: str, *, chat: bool) -> None:
+        self._chat = chat
+        self._head = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, results: Sequence[LlmCallResult]) -> dict[str, Any]:
+        """All answers in one document."""
+        return {
+            **self._head,
+            "object": "chat.completion" if self._chat else "text_completion",
+            "choices": [self._choice(result, index) for index, result in enumerate(results)],
+            **_figures(results),
+        }
+
+    def begin(self, index: int) -> str:
+        """The event before the first piece of a chat's answer."""
+        return self._event(index, {"role": "assistant", "content": ""}) if self._chat else ""
+
+    def piece(self, index: int, text: str) -> str:
+        """The event of a piece of text."""
+        return self._event(index, {"content": text} if self._chat else {"text": text})
+
+    def end(self, index: int, result: LlmCallResult) -> Iterator[str]:
+        """The events of what comes at the end of an answer."""
+        for place, call in enumerate(result.tool_calls or ()):
+            function = call["function"]
+            head = {**call, "index": place, "function": {**function, "arguments": ""}}
+            yield self._event(index, {"tool_calls": [head]})
+            arguments = function["arguments"]
+            for start in range(0, len(arguments), _ARGUMENTS_PIECE):
+                part = {"arguments": arguments[start : start + _ARGUMENTS_PIECE]}
+                yield self._event(index, {"tool_calls": [{"index": place, "function": part}]})
+        last: dict[str, Any] = {} if self._chat else {"text": ""}
+        yield self._event(index, last, result.finish_reason, logprobs=self._logprobs(result))
+
+    def usage(self, results: Sequence[LlmCallResult]) -> str:
+        """The event with the usage of all answers."""
+        return _data({**self._head, "object": self._chunk, "choices": [], **_figures(results)})
+
+    @property
+    def _chunk(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    def _event(self, index: int, part: Mapping[str, Any], reason: str | None = None, **more: Any) -> str:
+        content = {"delta": part} if self._chat else part
+        choice = {"index": index, "finish_reason": reason, **content, **more}
+        return _data({**self._head, "object": self._chunk, "choices": [choice]})
+
+    def _choice(self, result: LlmCallResult, index: int) -> dict[str, Any]:
+        data: dict[str, Any] = {"index": index, "finish_reason": result.finish_reason}
+        data["logprobs"] = self._logprobs(result)
+        if not self._chat:
+            return data | {"text": result.content}
+        message: dict[str, Any] = {"role": "assistant", "content": result.content}
+        if result.tool_calls:
+            message |= {"tool_calls": list(result.tool_calls), "content": result.content or None}
+        return data | {"message": message}
+
+    def _logprobs(self, result: LlmCallResult) -> Mapping[str, Any] | None:
+        if result.logprobs is None or self._chat:
+            return result.logprobs
+        entries = result.logprobs["content"]
+        offsets, place = [], 0
+        for entry in entries:
+            offsets.append(place)
+            place += len(entry["token"])
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries],
+            "text_offset": offsets,
+        }
+
+
+def error_event(document: Mapping[str, Any]) -> str:
+    """The event of an error in the middle of a stream."""
+    return _data(document)
+
+
+def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
+    """The tokens of all answers together, and llama-server's timings where there is one answer."""
+    keys = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage: dict[str, Any] = {key: sum((result.usage or {}).get(key, 0) for result in results) for key in keys}
+    cached = sum((result.usage or {}).get("cached_tokens", 0) for result in results)
+    usage["prompt_tokens_details"] = {"cached_tokens": cached}
+    timings = results[0].timings if len(results) == 1 else None
+    return {"usage": usage} | ({"timings": dict(timings)} if timings else {})
+
+
+def _data(document: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(document)}\n\n"

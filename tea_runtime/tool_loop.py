@@ -1,0 +1,221 @@
+"""`llm.tools` and `llm.similarity` over whatever backend answers: a bounded loop of tool calls, a cosine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tea_models.chat import parse_tool_calls
+from tea_models.errors import UsageError
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def answer_with_tools(
+    tools: Sequence[Any],
+    registry: Mapping[str, Callable[..., Any]],
+    state: Any,
+    ask: Ask,
+    params: Mapping[str, Any],
+    *,
+    rounds: int,
+) -> dict[str, Any]:
+    """Chat, run the actions that the model calls as tools, and go on until it answers without a call.
+
+    Args:
+        tools: In OpenAI's form, or `{name, description, parameters, action}`; `action` is the action that a call runs.
+        registry: All actions.
+        state: What actions get.
+        ask: Chats with the given parameters.
+        params: Parameters of every chat, with `messages` or `prompt`.
+        rounds: How often calls are answered at most.
+
+    Raises:
+        UsageError: A tool is not described rightly, or names an action that does not exist.
+        LlmError: The model could not do what was asked.
+    """
+    offered = [_described(tool) for tool in tools]
+    targets = {_name(tool): tool["action"] for tool in tools if tool.get("action")}
+    for target in targets.values():
+        if target not in registry:
+            raise UsageError(f"tools: there is no action {target!r}")
+    messages = _messages(params)
+    fixed = {key: value for key, value in params.items() if key not in ("prompt", "system", "messages", "stream")}
+    choice = fixed.pop("tool_choice", None) or "auto"
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    used: dict[str, int] = {}
+    answer: dict[str, Any] = {}
+    for done in range(rounds):
+        asked = {"messages": messages, "tools": offered or None, "tool_choice": choice if offered else None}
+        answer = ask({**fixed, "prompt": None, "system": None, **asked})
+        for key, value in (answer.get("usage") or {}).items():
+            used[key] = used.get(key, 0) + value
+        if not answer.get("tool_calls"):
+            return answer | {"tool_calls": calls, "tool_results": results, "rounds": done, "usage": used}
+        messages.append({"role": "assistant", "content": answer["content"], "tool_calls": answer["tool_calls"]})
+        for call in answer["tool_calls"]:
+            record = _read_call(call)
+            calls.append(record)
+            text = _run(record, [_name(tool) for tool in offered], targets, registry, state)
+            results.append({"tool_call_id": record["id"], "name": record["name"], "result": text})
+            messages.append({"role": "tool", "tool_call_id": record["id"], "name": record["name"], "content": text})
+        choice = choice if choice == "none" else "auto"  # a call that was demanded was made
+    return {
+        **{key: answer[key] for key in ("model", "backend")},
+        "content": "",
+        "tool_calls": calls,
+        "tool_results": results,
+        "rounds": rounds,
+        "usage": used,
+        "warning": f"stopped after {rounds} rounds of tool calls (max_tool_rounds)",
+    }
+
+
+def describing_tools(ask: Ask) -> Ask:
+    """For models whose template has no place for tools: tell them of the tools in words, and read calls from the text.
+
+    A tool that must be called is demanded by a JSON schema. What the model writes otherwise is its answer.
+    """
+
+    def described(asked: dict[str, Any]) -> dict[str, Any]:
+        tools, choice = asked.get("tools") or [], asked.get("tool_choice")
+        plain = {key: value for key, value in asked.items() if key not in ("tools", "tool_choice")}
+        if not tools or choice == "none":
+            return ask(plain | {"messages": _in_words(asked["messages"], [])})
+        names = [_name(tool) for tool in tools]
+        if choice not in (None, "auto"):
+            wanted = names if choice == "required" else [_name(choice)]
+            properties = {"name": {"enum": wanted}, "arguments": {"type": "object"}}
+            schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+            schema["required"] = list(properties)
+            plain["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+        answer = ask(plain | {"messages": _in_words(asked["messages"], tools)})
+        content, found = parse_tool_calls(answer["content"])
+        calls = [call.to_openai() for call in found if call.name in names]
+        return answer | {"content": content, "tool_calls": calls, "finish_reason": "tool_calls"} if calls else answer
+
+    return described
+
+
+def _in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without calls and results of tools: these become texts."""
+    told = [dict(message) for message in messages]
+    if tools:
+        listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+        text = (
+            f"You can call these functions:\n{listed}\n"
+            'To call one, answer with nothing but {"name": …, "arguments": {…}}. Otherwise answer in words.'
+        )
+        if told and told[0]["role"] == "system":
+            told[0]["content"] = f"{told[0]['content']}\n\n{text}"
+        else:
+            told.insert(0, {"role": "system", "content": text})
+    for message in told:
+        made = message.pop("tool_calls", None)
+        if made:
+            calls = [{"name": one["function"]["name"], "arguments": one["function"]["arguments"]} for one in made]
+            message["content"] = "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
+        if message["role"] == "tool":
+            message |= {"role": "user", "content": f"Result of {message.pop('name', 'it')}: {message['content']}"}
+            message.pop("tool_call_id", None)
+    return told
+
+
+def similarity(params: Mapping[str, Any], embed: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
+    """The cosine of two vectors, or of the vectors of two texts.
+
+    Raises:
+        UsageError: Neither two texts nor two vectors of one length are given.
+    """
+    vectors = [params.get("vector_a"), params.get("vector_b")]
+    if all(vector is not None for vector in vectors):
+        return _compared(*[_numbers(vector) for vector in vectors])
+    texts = [params.get("text_a"), params.get("text_b")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("llm.similarity: expected text_a and text_b, or vector_a and vector_b")
+    made = embed([str(text) for text in texts])
+    more = {key: made[key] for key in ("model", "backend", "usage", "fallback_reason") if made.get(key)}
+    return _compared(*made["embedding"]) | {"text_a": texts[0], "text_b": texts[1]} | more
+
+
+def _compared(one: list[float], other: list[float]) -> dict[str, Any]:
+    if len(one) != len(other):
+        raise UsageError(f"llm.similarity: the vectors have different lengths, {len(one)} and {len(other)}")
+    length = math.hypot(*one) * math.hypot(*other)
+    score = sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
+    words = ((0.8, "Very similar"), (0.5, "Somewhat similar"), (0.2, "Not very similar"), (-2.0, "Unrelated"))
+    return {"cosine_similarity": score, "interpretation": next(word for least, word in words if score > least)}
+
+
+def _numbers(vector: Any) -> list[float]:
+    try:
+        return [float(value) for value in vector]
+    except (TypeError, ValueError):
+        raise UsageError("llm.similarity: expected vectors as lists of numbers") from None
+
+
+def _messages(params: Mapping[str, Any]) -> list[Any]:
+    if params.get("messages") is not None:
+        return list(params["messages"])
+    if not isinstance(params.get("prompt"), str):
+        raise UsageError("llm.tools: prompt or messages is missing")
+    start = [{"role": "system", "content": params["system"]}] if params.get("system") else []
+    return [*start, {"role": "user", "content": params["prompt"]}]
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    return str(tool.get("function", tool).get("name") or "")
+
+
+def _described(tool: Any) -> dict[str, Any]:
+    """A tool in OpenAI's form."""
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("function", {}), Mapping) or not _name(tool):
+        raise UsageError("tools: expected tools with a name")
+    if "function" in tool:
+        return {"type": "function", "function": dict(tool["function"])}
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    for name, said in (tool.get("parameters") or {}).items():
+        if not isinstance(said, Mapping):
+            properties[name] = {"type": str(said)}
+            continue
+        properties[name] = {key: value for key, value in said.items() if key != "required"}
+        properties[name].setdefault("type", "string")
+        if said.get("required") is True:
+            required.append(name)
+    schema = {"type": "object", "properties": properties, "required": required}
+    function = {"name": tool["name"], "description": tool.get("description", ""), "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = None
+    return {"id": call.get("id"), "name": function.get("name"), "arguments": arguments}
+
+
+def _run(
+    call: Mapping[str, Any],
+    offered: list[str],
+    targets: Mapping[str, str],
+    registry: Mapping[str, Callable[..., Any]],
+    state: Any,
+) -> str:
+    """What the model is told about its call, as JSON. A failed tool is something to tell, and no end."""
+    if call["name"] not in offered:
+        return json.dumps({"error": f"there is no tool {call['name']!r}; there are: {', '.join(offered)}"})
+    if not isinstance(call["arguments"], Mapping):
+        return json.dumps({"error": "the arguments are not a JSON object"})
+    if call["name"] not in targets:
+        note = f"Tool '{call['name']}' called but no action mapped"
+        return json.dumps({"note": note, "arguments": call["arguments"]}, default=str)
+    try:
+        return json.dumps(registry[targets[call["name"]]](state=state, **call["arguments"]), default=str)
+    except Exception as error:  # noqa: BLE001 - whatever an action of the workflow raises
+        return json.dumps({"error": str(error) or type(error).__name__})

@@ -1,0 +1,146 @@
+"""The Edge Agent's workflows: what of them is not part of this runner, and what they do otherwise there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tea_models.yamlfile import dotted
+from tea_runtime.errors import HostFeatureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tea_models.yamlfile import Document
+
+_PACKAGE = "tea_runtime"
+_IGNORED_NODE_KEYS = {
+    "action": "write `uses`",
+    "params": "write `with`",
+    "outputs": "write `output`, with templates over `result`",
+    "next": "write an edge",
+}
+# Keys of The Edge Agent's workflows that change what a workflow does and that this runner does not have.
+_HOST_NODE_KEYS = {
+    "steps": "several steps in a node", "type": "loop and fan-out nodes", "fan_in": "parallel branches",
+    "items": "fan-out nodes", "body": "loop nodes", "subgraph": "subgraphs", "on_error": "error handling of nodes",
+    "retry": "retries", "checkpoint": "checkpoints", "dynamic_parallel": "fan-out nodes", "while_loop": "loop nodes",
+}  # fmt: skip
+_HOST_EDGE_KEYS = {"fan_in": "parallel branches"}
+_HOST_KEYS = {
+    "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
+    "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
+}  # fmt: skip
+_DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that differs there.
+
+    Attributes:
+        file: The workflow.
+        line: Where, or None.
+        what: What differs, and what to write.
+    """
+
+    file: str
+    line: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.what}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"line": self.line, "what": self.what}
+
+
+def refuse_host_features(document: Document) -> None:
+    """Refuse by name what only The Edge Agent has.
+
+    Raises:
+        HostFeatureError: The workflow uses something of it; file, line and key are in the message.
+    """
+
+    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
+        raise HostFeatureError(
+            f"{what} are not part of this runner",
+            file=document.file,
+            line=document.line(path),
+            key=dotted(path),
+            hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
+        )
+
+    for key in document.data:
+        if key in _HOST_KEYS:
+            refuse(_HOST_KEYS[key], (key,))
+    for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
+        entries = document.data.get(section)
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            for key in entry if isinstance(entry, dict) else ():
+                if key in features:
+                    refuse(features[key], (section, index, key))
+            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
+                refuse("parallel branches", (section, index, "type"))
+
+
+def imports_our_actions(document: Document) -> bool:
+    """Whether a workflow imports this package, as one for The Edge Agent does."""
+    return any(True for _ in _our_imports(document))
+
+
+def host_differences(document: Document) -> list[Difference]:
+    """What The Edge Agent's Python engine does otherwise, in the order of the file."""
+    found = [*_of_imports(document), *_of_settings(document), *_of_nodes(document)]
+    return sorted(found, key=lambda one: one.line or 0)
+
+
+def _of_imports(document: Document) -> Iterator[Difference]:
+    ours = list(_our_imports(document))
+    if not ours:
+        yield _at(document, (), f"its own actions answer: import ours with {{package: {_PACKAGE}, namespace: ''}}")
+    for index, item in ours[:1]:
+        if item.get("namespace"):
+            text = f"`llm.call` stays the engine's own; ours is `{item['namespace']}.llm.call`"
+            yield _at(document, ("imports", index), text)
+    for index, _ in ours[1:]:
+        yield _at(document, ("imports", index), "a second import of one package is skipped")
+
+
+def _of_settings(document: Document) -> Iterator[Difference]:
+    block = document.data.get("settings")
+    llm = block.get("llm") if isinstance(block, dict) else None
+    for key in llm if isinstance(llm, dict) else ():
+        if key in _DROPPED_SETTINGS:
+            text = f"settings.llm.{key} is for these actions only: the engine's own (host.llm.…) do not see it"
+            yield _at(document, ("settings", "llm", key), text)
+
+
+def _of_nodes(document: Document) -> Iterator[Difference]:
+    for index, node in enumerate(_entries(document, "nodes")):
+        name = node.get("name")
+        for key, instead in _IGNORED_NODE_KEYS.items():
+            if key in node:
+                yield _at(document, ("nodes", index, key), f"node {name}: `{key}` does nothing: {instead}")
+        params = node.get("with") or node.get("params")
+        uses = node.get("uses") or node.get("action")
+        bare = isinstance(params, dict) and "prompt" in params and not {"system", "messages", "raw"} & params.keys()
+        if bare and uses in ("llm.call", "llm.stream"):
+            text = f"node {name}: {uses} chats with the prompt there and continues it here; `raw` says which"
+            yield _at(document, ("nodes", index), text)
+
+
+def _our_imports(document: Document) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, item in enumerate(_entries(document, "imports")):
+        if item.get("package") == _PACKAGE:
+            yield index, item
+
+
+def _entries(document: Document, key: str) -> list[dict[str, Any]]:
+    entries = document.data.get(key) if isinstance(document.data, dict) else None
+    return [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
+
+
+def _at(document: Document, path: tuple[str | int, ...], what: str) -> Difference:
+    return Difference(document.file, document.line(path) if path and document.lines else None, what)
