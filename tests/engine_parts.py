@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from tea_models.engine.catalog import Archive, Catalog, Prebuilt
+from tea_models.registry.engines import Archive, Catalog, Prebuilt
 
 ROOT = "llama_cpp_python-0.3.36"
 METADATA = "Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 0.3.36\nRequires-Dist: numpy>=1.20.0\n"

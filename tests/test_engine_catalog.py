@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tea_models.engine.catalog import Host, Target, load_catalog
 from tea_models.errors import ConfigError, NotAvailableError
+from tea_models.registry.engines import Host, Target, load_catalog
 
 HERE = Host("linux", "x86_64", "2.36")
 

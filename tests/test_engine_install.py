@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tea_models.engine import environment
-from tea_models.engine.catalog import Catalog
 from tea_models.errors import EngineError
+from tea_models.registry.engines import Catalog
 from tests.conftest import _HOME, _SHARED_STORE
 from tests.engine_parts import binding_of, catalog_of, library_wheel, prebuilt_of, source_distribution
 
@@ -25,7 +25,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from tea_models.caller import Caller
-from tea_models.engine.catalog import Host, load_catalog
+from tea_models.registry.engines import Host, load_catalog
 from tea_models.engine.install import Wanted, install
 from tea_models.errors import TeaModelsError
 catalog, wanted, host = sys.argv[1:]

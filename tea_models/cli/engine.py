@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.cli.frame import App
-    from tea_models.engine.catalog import Accelerator, Prebuilt
     from tea_models.engine.gate import Verdict
     from tea_models.engine.install import How, Installation
     from tea_models.engine.installed import InstalledEngine
+    from tea_models.registry.engines import Accelerator, Prebuilt
 
 _ACCELERATORS = ("cpu", "cuda", "vulkan", "metal")
 
@@ -63,9 +63,9 @@ def install(
     NAME is one of `tea-models engine list`. What is checked before anything is installed: every function that is
     called is there, structures have the binding's layout, it runs on this processor, and SmolLM2 answers as recorded.
     """
-    from tea_models.engine.catalog import Host
     from tea_models.engine.install import Wanted
     from tea_models.engine.install import install as install_engine
+    from tea_models.registry.engines import Host
 
     default: Accelerator = "metal" if Host.here().system == "darwin" else "cpu"
     wanted = Wanted(how, name, accelerator or default, force)
@@ -78,8 +78,8 @@ def install(
 @answering
 def list_(app: App) -> None:
     """Show the prebuilt engines that are known, and which of them fit this machine."""
-    from tea_models.engine.catalog import Host, load_catalog
     from tea_models.engine.wheel_cache import WheelCache
+    from tea_models.registry.engines import Host, load_catalog
 
     catalog, host, cache = load_catalog(), Host.here(), WheelCache(app.caller)
     rows: list[tuple[Prebuilt, str | None, bool]] = [

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"), show_default=True,
     help="The lock file.",
 )  # fmt: skip
+@click.option("--engine", is_flag=True, help="Pin the prebuilt engine that is installed here too; it stays locked.")
 @answering
-def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output: Path) -> None:
+def command(app: App, names: tuple[str, ...], *, check: bool, upgrade: bool, output: Path, engine: bool) -> None:
     """Write models.lock: of every file its sources, commit, size, hash, and the hash of its chat template.
 
     What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
@@ -37,14 +38,18 @@ def command(app: App, names: tuple[str, ...], check: bool, upgrade: bool, output
     if check:
         lock, changed = check_lock(output, names, caller=app.caller), False
     else:
-        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade)
+        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade, engine=engine)
     rows = [
         {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
          "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}
         for model in lock.models.values()
     ]  # fmt: skip
-    answer = {"lock": str(output), "changed": changed, "models": rows}
+    answer = {"lock": str(output), "changed": changed, "models": rows, "engines": _engines(lock)}
     app.out.answer(answer, lambda: _human(lock, output, changed=changed, check=check))
+
+
+def _engines(lock: Lock) -> list[str]:
+    return [entry.name for entry in lock.engine.engines] if lock.engine is not None else []
 
 
 def _size(files: tuple[ModelFile, ...]) -> int | None:
@@ -59,5 +64,6 @@ def _human(lock: Lock, path: Path, *, changed: bool, check: bool) -> str:
         rows.append(
             [model.reference, human_bytes(size) if size else "?", model.resolved, str(model.files[0].sha256)[:16]]
         )
+    rows += [[name, "", "engine", ""] for name in _engines(lock)]
     state = "up to date" if check or not changed else "written"
     return f"{table(rows, right=frozenset({1}))}\n{path} {state}; next: tea-models sync".lstrip()

@@ -67,6 +67,8 @@ def _human(report: SyncReport) -> str:
     rows = [[file.name, human_bytes(file.size), file.status, str(file.path)] for file in report.files]
     if rows:
         lines.append(table(rows, right=frozenset({1})))
+    if report.engine is not None:
+        lines.append(f"engine  {report.engine}")
     lines += [f"removed  {path}" for path in report.removed]
     lines += [f"not in the lock  {path}" for path in report.extra]
     if report.extra:

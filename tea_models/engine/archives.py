@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.engine.catalog import Archive
     from tea_models.progress import Progress
+    from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
 # would be three more packages to fetch; the metadata lies in the archive already.

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Literal
 from tea_models.disk.hashing import sha256_file
 from tea_models.disk.space import check_space
 from tea_models.engine.archives import Archives
-from tea_models.engine.catalog import Host, load_catalog
 from tea_models.engine.environment import check_environment, compiler, install_dependencies, pip_install
 from tea_models.engine.gate import Verdict, examine
 from tea_models.engine.installed import InstalledEngine, installed_engine
 from tea_models.engine.wheel import describe, lay_out, write_wheel
 from tea_models.engine.wheel_cache import WheelCache, unpack
 from tea_models.errors import EngineError, IntegrityError, NotAvailableError, OfflineError, TeaModelsError
+from tea_models.registry.engines import Host, load_catalog
 from tea_models.store import Store
 
 if TYPE_CHECKING:
     from tea_models.caller import Caller
-    from tea_models.engine.catalog import Accelerator, Catalog, Prebuilt
+    from tea_models.registry.engines import Accelerator, Catalog, Prebuilt
 
 How = Literal["auto", "prebuilt", "compile"]
 #: Brings the model of the self-test; None where it can't be had.

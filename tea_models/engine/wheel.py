@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tea_models.engine.catalog import Archive, Prebuilt
+    from tea_models.registry.engines import Archive, Prebuilt
 
 SCHEMA = "tea.prebuilt-engine/1"
 _FIRST_LINE = b"from . import _prebuilt  # added: loads the prebuilt library (tea-models engine)\n"

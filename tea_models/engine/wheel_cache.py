@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tea_models.caller import Caller
-    from tea_models.engine.catalog import Archive, Prebuilt
+    from tea_models.registry.engines import Archive, Prebuilt
 
 
 class WheelCache:

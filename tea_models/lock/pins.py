@@ -12,6 +12,7 @@ from tea_models.errors import IntegrityError, LockError, NotAvailableError, Usag
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import read_header
+from tea_models.lock.engine import lock_engine
 from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
 from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
@@ -36,6 +37,7 @@ def update_lock(
     *,
     caller: Caller,
     upgrade: bool = False,
+    engine: bool = False,
 ) -> tuple[Lock, bool]:
     """Write the lock of a project.
 
@@ -47,6 +49,7 @@ def update_lock(
         given: References, and paths of YAML files.
         caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
         upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
+        engine: Lock the engine that is installed here too.
 
     Returns:
         The lock, and whether the file changed.
@@ -63,6 +66,8 @@ def update_lock(
         given = [text for text in given if _is_yaml(text)]
     references, inputs, names = _asked(path, given, old)
     lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed)
+    if engine:
+        lock = replace(lock, engine=lock_engine(lock.engine, caller.settings.environ or None))
     gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
     if gone:
         caller.note(f"no longer locked: {', '.join(gone)}")
@@ -190,7 +195,8 @@ def make_lock(
     for text in references:
         shown = public(text)
         models[shown] = kept.get(shown) or _pin(text, caller, registry)
-    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)))
+    kept_engine = old.engine if old is not None else None
+    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), kept_engine)
 
 
 def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:

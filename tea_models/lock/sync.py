@@ -12,6 +12,7 @@ from tea_models.errors import (
     MissingFileError,
     OfflineError,
 )
+from tea_models.lock.engine import sync_engine
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
 from tea_models.lock.projects import locked_elsewhere, remember_lock
 from tea_models.lock.requirements import MODELS_FILE, combined
@@ -40,6 +41,7 @@ class SyncReport:
         files: The locked files, all of them in the store.
         extra: Paths of files in the store that the lock does not have.
         removed: Those of them that were removed.
+        engine: `present` or `installed`, where the lock names an engine.
     """
 
     lock: str
@@ -47,6 +49,7 @@ class SyncReport:
     files: tuple[PullResult, ...]
     extra: tuple[str, ...]
     removed: tuple[str, ...]
+    engine: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain data."""
@@ -85,6 +88,7 @@ def sync(
         OfflineError: Offline, and a locked file is not in the store.
         IntegrityError: A file does not have the locked size or hash, or the lock contradicts the file.
         NotAvailableError: No source can be reached.
+        EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
     taken, repaired = _take_bundle(bundle, lock_path, caller) if bundle is not None else (False, frozenset())
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)
@@ -101,6 +105,9 @@ def sync(
     locked = {file.sha256 for file in lock.files}
     if not caller.settings.offline:
         remember_lock(store, lock_path, locked)
+    engine = None
+    if lock.engine is not None:
+        engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and bundle is None)
     extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
     if prune is not None and not caller.settings.offline:
@@ -117,6 +124,7 @@ def sync(
         files=tuple(files),
         extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
         removed=tuple(str(store.root / record.file) for record in removed),
+        engine=engine,
     )
 
 
