@@ -13,11 +13,12 @@ PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 LOCK := requirements
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-newest test-lowest lint format docs lock dist check-python clean help
+.PHONY: demo test fuzz test-newest test-lowest lint format docs lock dist check-python clean help
 
 help:
 	@echo "make demo         set everything up and run the main job on a real model"
 	@echo "make test         set everything up, check the code, run all tests"
+	@echo "make fuzz         look further for what foreign bytes and texts break: an hour or more"
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       format the code"
 	@echo "make docs         make the command reference anew"
@@ -56,6 +57,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python $(PYTEST)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz tests/test_gguf_fuzz.py tests/test_http_fuzz.py \
+	  tests/test_provenance.py tests/test_prompt_inert.py tests/test_chat_schema.py
 
 format: $(STAMP)
 	$(BIN)/ruff format
