@@ -155,7 +155,7 @@ def main() -> None:
     import llama_cpp as engine
 
     worker = _worker()
-    base = ctypes.CDLL(str(Path(engine.__path__[0]) / "lib" / "libggml-base.so"))
+    base = engine.llama_cpp._lib  # names of ggml are found through it, whatever its files are called
     base.gguf_init_empty.restype = ctypes.c_void_p
     log = worker._Log(engine)
     engine.llama_backend_init()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import select
 import stat
 import subprocess
 import sys
@@ -128,8 +130,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(tmp_path, own_world):
             shown = _until(main, shown, b"w20")
             os.kill(process.pid, 2)
             shown = _until(main, shown, b"stopped")
-            os.write(main, b"/bye\r")
-            _drain(main)
+            _type_until_it_ends(process, main, b"/bye\r")
             assert process.wait(60) == 0
         finally:
             process.kill()
@@ -144,9 +145,12 @@ def _until(terminal: int, shown: bytes, wanted: bytes) -> bytes:
     return shown
 
 
-def _drain(terminal: int) -> None:
-    try:
-        while os.read(terminal, 4096):
-            pass
-    except OSError:
-        pass
+def _type_until_it_ends(process: subprocess.Popen[bytes], terminal: int, text: bytes) -> None:
+    """Type a line again each second: what comes before the prompt is there may be lost."""
+    for _ in range(120):
+        if process.poll() is not None:
+            return
+        os.write(terminal, text)
+        with contextlib.suppress(OSError):
+            while select.select([terminal], [], [], 1)[0] and os.read(terminal, 4096):
+                pass

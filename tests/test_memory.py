@@ -8,6 +8,7 @@ import pytest
 
 from tea_models.engine.estimator import ESTIMATE_ERROR, compute_bytes
 from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, pad, row_bytes
+from tea_models.engine.installed import installed_engine
 from tests.architectures import CASES, measure
 from tests.plan_profiles import GIB, profile_of
 
@@ -135,6 +136,10 @@ POINTS = [
 @pytest.fixture(scope="module")
 def engine_says() -> dict[str, list[dict[str, Any]]]:
     """What the engine itself reports for every architecture and point."""
+    engine = installed_engine()
+    if engine is None or engine.kind == "prebuilt":
+        # Of these models there are headers only, and newer builds of llama.cpp take none without tensors.
+        pytest.skip("measured with the engine that is compiled: tea-models engine install --compile")
     answers = measure([(architecture, facts, POINTS) for architecture, facts in CASES.values()])
     return dict(zip(CASES, answers, strict=True))
 
