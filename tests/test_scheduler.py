@@ -277,6 +277,7 @@ def test_a_prompt_is_given_up_in_the_middle_of_a_step(tmp_path):
 _INTERRUPTED = """
 import os, signal, sys, threading
 from tea_runtime import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run
 backend = LocalLlmBackend(sys.argv[1], n_threads=1)
 params = LlmCallParams("\\n", None, 0)
 def interrupt():
@@ -300,6 +301,7 @@ _LOADING = """
 import os, signal, sys, threading, time
 import tea_runtime.llama.weights as module
 from tea_runtime import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run
 loading = threading.Event()
 make = module.llama
 class Slow:

@@ -7,10 +7,11 @@ written anew.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
@@ -74,12 +75,13 @@ def _current(path: Path, store: Store, digest: str) -> bool:
 
 def _registries(settings: Settings) -> str:
     """What tells the present corrections from others: this release, and the texts of the registries."""
-    try:
-        release = version("tea-models")
-    except PackageNotFoundError:  # started from a source tree, or by somebody who may not read the installed one
-        release = ""
-    digest = hashlib.sha256((release + builtin_text()).encode())
+    digest = _release().copy()
     for path in settings.registry_files:
         with contextlib.suppress(OSError):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _release() -> hashlib._Hash:
+    return hashlib.sha256((version("tea-models") + builtin_text()).encode())
