@@ -109,7 +109,7 @@ def test_answers_are_recorded_once_and_replayed_without_model_and_engine(project
             "settings": {"llm": {"model": "smollm2-135m"}},
             "nodes": [{"name": "answer", "action": "llm.chat", "params": {
                 "temperature": 0, "max_tokens": 16, "system": "You are a helpful assistant.",
-                "prompt": "What is the capital of {{ state.country }}?"}}],
+                "prompt": "Name the capital of {{ state.country }}."}}],
         }
 
         @pytest.mark.tea_cassette
