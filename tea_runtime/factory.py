@@ -37,7 +37,7 @@ logger = logging.getLogger("tea_runtime")
 MadeT = TypeVar("MadeT")
 # What decides which file is loaded, how it is loaded, and which API is asked.
 _NAMES = ("profile", "model_path", "model", "auto_pull")
-_LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type")
+_LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type", "prompt_cache")
 _API = ("model", "api_base", "provider", "timeout", "max_retries")
 
 
@@ -177,6 +177,7 @@ class BackendPool:
             chat_format=block.chat_format,
             embedding=block.embedding,
             kv_type=block.kv_type,
+            prompt_cache=block.prompt_cache,
             profile=found.profile,
             settings=Settings.resolve(self.environ, cwd=Path.cwd()),
         )

@@ -72,6 +72,7 @@ class LlmSettings(BaseModel):
         max_retries: How often a failed API request is repeated.
         fallback: Whether the API may answer when the local model can't. Left out, it may under `auto` only.
         auto_pull: Whether a model that is not in the store is downloaded when it is first used.
+        prompt_cache: Whether long prompts are kept on disk for the next process, in the store or in a folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,6 +95,7 @@ class LlmSettings(BaseModel):
     max_retries: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=20)] | None = None
     fallback: Annotated[bool | None, BeforeValidator(_permission)] = None
     auto_pull: bool = False
+    prompt_cache: bool | str = False
 
     @model_validator(mode="before")
     @classmethod
@@ -148,8 +150,8 @@ class LlmSettings(BaseModel):
         """The same settings with `~` and `$VAR` expanded; a variable that is not set stays as it is written."""
         changes = {
             key: expand(value, environ)
-            for key in ("model", "model_path", "profile", "api_base")
-            if (value := getattr(self, key)) is not None
+            for key in ("model", "model_path", "profile", "api_base", "prompt_cache")
+            if isinstance(value := getattr(self, key), str)
         }
         return self.model_copy(update=changes)
 
@@ -201,6 +203,7 @@ _EXPECTED = {
     "embedding": "expected true or false",
     "fallback": "expected true or false",
     "auto_pull": "expected true or false",
+    "prompt_cache": "expected true, false or a folder",
 }
 
 

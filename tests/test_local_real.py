@@ -229,3 +229,30 @@ def test_memory_stays_within_the_plan_at_the_full_context_of_gemma(gemma_model):
     found = measured(gemma_model, 32768)
     assert found["n_ctx"] == 32768
     assert found["peak"] <= 1.1 * found["planned"]
+
+
+CACHING = """
+import json, sys
+from tea_runtime import create_llm_backend
+
+settings = {"backend": "local", "model_path": sys.argv[1], "prompt_cache": sys.argv[2], "n_threads": 1}
+with create_llm_backend(settings) as llm:
+    facts = "Berlin has a zoo and a river. " * 60
+    answer = llm.chat([{"role": "user", "content": facts + sys.argv[3]}], max_tokens=4, temperature=0)
+print(json.dumps(answer.usage["cached_tokens"]))
+"""
+
+
+def test_a_long_prompt_is_kept_on_disk_for_the_next_process(real_model, tmp_path):
+    def cached(question):
+        command = [sys.executable, "-c", CACHING, str(real_model), str(tmp_path), question]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+
+    assert cached("Is there a river?") == 0
+    assert cached("Is there a zoo?") > 400
+    (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    assert cached("Is there a zoo?") == 0, "a damaged file is not used"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == bytes(content)]

@@ -31,7 +31,7 @@ _HOST_KEYS = {
     "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
     "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
 }  # fmt: skip
-_DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens")
+_DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens", "prompt_cache")
 
 
 @dataclass(frozen=True, slots=True)
