@@ -95,7 +95,7 @@ class LocalLlmBackend(LlmBackend):
     ) -> None:
         llama()
         settings = settings or default_settings()
-        recorder = LoadRecorder(settings.store_dir)
+        recorder = self._recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         user = UserSettings.of(
             n_ctx=n_ctx,
@@ -415,7 +415,9 @@ class LocalLlmBackend(LlmBackend):
                 calls = [call.to_openai() for call in found]
                 reason = "tool_calls"
         self._check_form(generation, content, calls)
-        usage = generation.usage()
+        usage, timings = generation.usage(), generation.timings()
+        if generation.alone:
+            self._recorder.answered(timings)
         return LlmCallResult(
             content=content,
             model=self.model_path.name,
@@ -426,7 +428,7 @@ class LocalLlmBackend(LlmBackend):
             tool_calls=calls,
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
-            timings=generation.timings(),
+            timings=timings,
         )
 
     def _check_form(self, generation: Generation, content: str, calls: list[dict[str, Any]] | None) -> None:

@@ -10,6 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from tea_models.machine.detect import detect_machine
+from tea_models.plan.speed import speed_of
+from tea_models.settings import Settings
 from tea_runtime import LlmCallParams, LocalLlmBackend
 from tea_runtime.engine.thread import engine
 
@@ -229,6 +232,18 @@ def test_memory_stays_within_the_plan_at_the_full_context_of_gemma(gemma_model):
     found = measured(gemma_model, 32768)
     assert found["n_ctx"] == 32768
     assert found["peak"] <= 1.1 * found["planned"]
+
+
+def test_how_fast_it_was_is_what_a_plan_says(real_model, tmp_path):
+    settings = Settings.resolve({"TEA_MODELS_DIR": str(tmp_path)}, cwd=tmp_path)
+    with LocalLlmBackend(real_model, n_threads=1, settings=settings) as backend:
+        backend.call(greedy(PROMPTS[2], 4))
+        assert speed_of(backend.profile, backend.plan.settings, detect_machine(), tmp_path).method == "estimated"
+        answer = backend.call(greedy("One, two, three. " * 12, 24))
+        speed = speed_of(backend.profile, backend.plan.settings, detect_machine(), tmp_path)
+    assert speed.method == "measured"
+    assert speed.tokens_per_s == pytest.approx(answer.timings["predicted_per_second"], abs=0.1)
+    assert speed.prompt_tokens_per_s == pytest.approx(answer.timings["prompt_per_second"], abs=0.1)
 
 
 CACHING = """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _KEPT = 200
 _SAMPLES = 5
 # Shorter runs tell more about starting than about running.
-_LEAST_PROMPT, _LEAST_TOKENS = 32, 16
+_LEAST_PROMPT, LEAST_TOKENS = 32, 16
 # Measured on two cores with two models of 18 and 30 layers: what threads wait for each other, a layer and token.
 _LAYER_SECONDS = 55e-6
 # A context that answers are given at: its cache is read for each token too.
@@ -51,7 +51,7 @@ def record_speed(
         "n_threads": plan.settings.n_threads,
         "n_gpu_layers": plan.settings.n_gpu_layers,
         "prompt_tokens_per_s": _rate(prompt_tokens, prompt_seconds, _LEAST_PROMPT),
-        "tokens_per_s": _rate(tokens, seconds, _LEAST_TOKENS),
+        "tokens_per_s": _rate(tokens, seconds, LEAST_TOKENS),
     }
     if sample["prompt_tokens_per_s"] is None and sample["tokens_per_s"] is None:
         return

@@ -171,6 +171,7 @@ class Scheduler:
         finally:
             self._engine.end_step()
         for request, count, index in outputs:
+            request.generation.alone &= len(members) == 1
             self._evaluated(request, count)
             if index is not None:
                 self._choose(context, request, index)

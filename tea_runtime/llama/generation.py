@@ -72,6 +72,7 @@ class Generation:
         output: The tokens of the answer so far.
         finish_reason: Why it ended, or None.
         reused: Tokens of the prompt that were in memory already.
+        alone: No other request was decoded with it.
         started: When its evaluation began (`time.perf_counter`).
         logprobs: Where they are asked for: an entry a token.
     """
@@ -92,6 +93,7 @@ class Generation:
         self.output: list[int] = []
         self.finish_reason: str | None = None
         self.reused = 0
+        self.alone = True
         self.started = self._first = self._ended = time.perf_counter()
         self.logprobs: list[dict[str, Any]] | None = [] if params.logprobs not in (None, False) else None
         self.emit: Callable[[str], None] | None = None
