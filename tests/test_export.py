@@ -16,7 +16,7 @@ import yaml
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.plan.export import export_model
+from tea_models.plan.export import plan_for_export
 from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
 from tea_models.plan.resolve import plan_profile
 from tea_models.plan.user_settings import UserSettings
@@ -45,6 +45,10 @@ LOCALAI_KEYS = {
     "cache_type_v", "mmap", "mmlock", "template", "stopwords", "embeddings",
 }  # fmt: skip
 NASTY = '/models/it\'s "my" $HOME `x` ünï; rm -rf #1.gguf'
+
+
+def exported(reference: str, target: str, settings: Settings, user: UserSettings, path: str | None = None) -> str:
+    return export_plan(target, plan_for_export(reference, settings, user, path=path, measure=False)).text
 
 
 def given(
@@ -200,7 +204,7 @@ def test_a_relative_path_in_a_modelfile_is_not_a_model_name() -> None:
 @pytest.mark.skipif(engine_version() is None, reason="llama-cpp-python is not installed")
 def test_the_python_export_runs_as_it_stands(real_model: Path, tmp_path: Path) -> None:
     settings = Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path)
-    text = export_model(str(real_model), "python", settings, UserSettings(n_ctx=512), measure=False).text
+    text = exported(str(real_model), "python", settings, UserSettings(n_ctx=512))
     script = tmp_path / "run.py"
     script.write_text(
         text + "\nprint(llm.n_ctx(), llm('The capital of France is', max_tokens=4)['choices'][0]['text'])\n"
@@ -214,9 +218,9 @@ def test_the_path_on_another_machine_can_be_given(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(build_gguf())
     settings = Settings.resolve({"HOME": str(tmp_path), "TEA_OFFLINE": "1"}, cwd=tmp_path)
-    here = export_model(str(path), "env", settings, UserSettings(), measure=False).text
+    here = exported(str(path), "env", settings, UserSettings())
     assert f"LLAMA_ARG_MODEL={path}\n" in here
-    there = export_model(str(path), "env", settings, UserSettings(), path="/srv/m.gguf", measure=False).text
+    there = exported(str(path), "env", settings, UserSettings(), path="/srv/m.gguf")
     assert "LLAMA_ARG_MODEL=/srv/m.gguf\n" in there
     with pytest.raises(MissingFileError):
-        export_model(str(tmp_path / "absent.gguf"), "env", settings, UserSettings(), measure=False)
+        exported(str(tmp_path / "absent.gguf"), "env", settings, UserSettings())

@@ -18,6 +18,7 @@ DECLARED = {
     "base": PROJECT["project"]["dependencies"],
     "api": EXTRAS["api"],
     "server": EXTRAS["server"],
+    "mirror": EXTRAS["mirror"],
     "llm-local": EXTRAS["llm-local"],
     # What the engine's binding needs; the engine itself is installed by `tea-models engine install`.
     "engine": [text for text in EXTRAS["llm-local"] if not text.startswith("llama-cpp-python")],

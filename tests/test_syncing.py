@@ -215,7 +215,7 @@ def test_a_machine_without_network_is_served_from_a_bundle(project: Path, server
     away = tmp_path / "away"
     away.mkdir()
     offline = Settings.resolve({"HOME": str(away), "TEA_OFFLINE": "1"}, cwd=away, store_dir=away / "models")
-    report = sync(away / "models.lock", caller=Caller(offline), bundle=project / "models.tar", frozen=True)
+    report = sync(away / "models.lock", caller=Caller(offline), origin=str(project / "models.tar"), frozen=True)
     assert (away / "models" / "a-Q4_0.gguf").read_bytes() == MODEL
     assert report.updated
     report = sync(away / "models.lock", caller=Caller(offline), frozen=True)
@@ -231,7 +231,7 @@ def test_of_a_bundle_only_what_the_lock_has_is_taken(project: Path, server: Serv
     sync(other / "models.lock", caller=Caller(both))
     bundle(other / "models.tar", lock_path=other / "models.lock", caller=Caller(both))
     server.requests.clear()
-    sync(project / "models.lock", caller=Caller(mine), bundle=other / "models.tar", frozen=True)
+    sync(project / "models.lock", caller=Caller(mine), origin=str(other / "models.tar"), frozen=True)
     assert server.requests == []
     assert [item.record.file for item in Store(mine.store_dir).installed()] == ["a-Q4_0.gguf"]
 
@@ -303,7 +303,7 @@ def test_a_bundle_in_the_hand_heals_what_is_broken(project: Path, server: Server
     path.write_bytes(MODEL[:100])
     server.requests.clear()
     offline = settings(project, server, TEA_OFFLINE="1")
-    report = sync(project / "models.lock", caller=Caller(offline), frozen=True, bundle=project / "models.tar")
+    report = sync(project / "models.lock", caller=Caller(offline), frozen=True, origin=str(project / "models.tar"))
     assert [file.status for file in report.files] == ["repaired"]
     assert path.read_bytes() == MODEL
     assert server.requests == []

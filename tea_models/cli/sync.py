@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 )
 @click.option("--repair", is_flag=True, help="Fetch again what does not have the locked hash, also with --frozen.")
 @click.option(
-    "--from", "bundle", type=click.Path(dir_okay=False, path_type=Path), help="A file made by `tea-models bundle`."
+    "--from",
+    "origin",
+    metavar="FILE|TARGET",
+    help="A file made by `bundle`, or what `push` filled: oci://…, s3://…, a folder.",
 )
 @click.option(
     "--lock", "lock_path", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"),
@@ -45,7 +48,7 @@ def command(
     prune: Prune | None,
     verify: bool,
     repair: bool,
-    bundle: Path | None,
+    origin: str | None,
     lock_path: Path,
 ) -> None:
     """Pull what models.lock has and the store lacks, checked against the locked hashes.
@@ -58,7 +61,7 @@ def command(
 
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     everything = verify or (frozen and in_ci)
-    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, bundle=bundle, verify=everything, repair=repair)
+    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, origin=origin, verify=everything, repair=repair)
     app.out.answer(report.to_json(), lambda: _human(report))
 
 

@@ -60,7 +60,7 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
     with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller)
         store = Store.of(caller.settings)
-        files = [found for model in lock.models.values() for found in _located(store, model)]
+        files = [found for model in lock.models.values() for found in located(store, model)]
         unique = {item.record.sha256: item for item in files}
         small = {
             MANIFEST: json.dumps({"schema": SCHEMA, "files": [file.manifest() for file in files]}, indent=2) + "\n",
@@ -90,7 +90,13 @@ def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
     return Lock(models, (), tuple(models))
 
 
-def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
+def located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
+    """The files of a model in the store.
+
+    Raises:
+        MissingFileError: One is not there.
+        IntegrityError: One is not what it was.
+    """
     for file in model.files:
         path = store.path_of(file)
         if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
@@ -13,19 +14,22 @@ from tea_models.errors import (
     OfflineError,
 )
 from tea_models.lock.engine import sync_engine
+from tea_models.lock.mirror import read_mirrored_lock
 from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
 from tea_models.lock.projects import locked_elsewhere, remember_lock
 from tea_models.lock.requirements import MODELS_FILE, combined
 from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
+from tea_models.redact import redact
+from tea_models.sources.mirror import logged_in, mirrored
 from tea_models.store import Store, stamp_of
 from tea_models.verbs.pull import PullResult, Status, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
-    from pathlib import Path
 
     from tea_models.caller import Caller
+    from tea_models.files import Artifact
     from tea_models.store import Record
 
 Prune = Literal["unlocked", "all"]
@@ -62,7 +66,7 @@ def sync(
     *,
     frozen: bool = False,
     prune: Prune | None = None,
-    bundle: Path | None = None,
+    origin: str | None = None,
     verify: bool = False,
     repair: bool = False,
 ) -> SyncReport:
@@ -78,7 +82,8 @@ def sync(
             does not have the locked hash instead of fetching it again.
         prune: Remove models that the lock does not have: `unlocked`, those that no lock has that this store knows of;
             `all`, those of other projects too.
-        bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
+        origin: Where to take the models from, and the lock where there is none: a file made by `tea-models bundle`, or
+            what `tea-models push` filled.
         verify: Hash every locked file, also one that has not changed since it was hashed last.
         repair: Fetch again what does not have the locked hash, also if `frozen`.
 
@@ -90,7 +95,12 @@ def sync(
         NotAvailableError: No source can be reached.
         EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
-    taken, repaired = _take_bundle(bundle, lock_path, caller) if bundle is not None else (False, frozenset())
+    taken, repaired = False, frozenset[str]()
+    mirror = "" if origin is None or _is_bundle(origin) else origin
+    if mirror:
+        taken = _take_lock(mirror, lock_path, caller)
+    elif origin is not None:
+        taken, repaired = _take_bundle(Path(origin), lock_path, caller)
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)
     store = Store.of(caller.settings)
     broken = _broken(store, lock, caller, everything=verify)
@@ -100,14 +110,14 @@ def sync(
     for record in broken:
         path = store.root / record.file
         caller.note(f"{path} does not hold the locked bytes; moved to {store.set_aside(path)}")
-    files = _files(store, lock, caller, repaired | {record.sha256 for record in broken})
+    files = _files(store, lock, caller, mirror, repaired | {record.sha256 for record in broken})
     _check_templates(lock, files, caller, everything=verify)
     locked = {file.sha256 for file in lock.files}
     if not caller.settings.offline:
         remember_lock(store, lock_path, locked)
     engine = None
     if lock.engine is not None:
-        engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and bundle is None)
+        engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and origin is None)
     extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
     if prune is not None and not caller.settings.offline:
@@ -128,7 +138,7 @@ def sync(
     )
 
 
-def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str]) -> list[PullResult]:
+def _files(store: Store, lock: Lock, caller: Caller, mirror: str, repaired: AbstractSet[str]) -> list[PullResult]:
     """The locked files in the order of the lock; what the store lacks is brought."""
     files: dict[str, list[PullResult]] = {}
     lacking = []
@@ -150,10 +160,32 @@ def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str])
             " may be fetched",
             hint="tea-models sync, or sync --from models.tar, brings it",
         )
-    for result in pull_artifacts([model.artifact() for model in lacking], caller):
+    artifacts = [model.artifact() for model in lacking]
+    if mirror and artifacts:
+        caller = replace(caller, settings=logged_in(caller.settings, mirror))
+        artifacts = [_mirrored(artifact, mirror) for artifact in artifacts]
+    for result in pull_artifacts(artifacts, caller):
         status: Status = "repaired" if result.sha256 in repaired else result.status
         files.setdefault(result.name, []).append(replace(result, status=status))
     return [result for model in lock.models.values() for result in files[model.reference]]
+
+
+def _mirrored(artifact: Artifact, mirror: str) -> Artifact:
+    files = [replace(file, sources=(mirrored(mirror, str(file.sha256)),)) for file in artifact.files]
+    return replace(artifact, files=tuple(files))
+
+
+def _is_bundle(origin: str) -> bool:
+    return "://" not in origin and not Path(origin).is_dir()
+
+
+def _take_lock(mirror: str, lock_path: Path, caller: Caller) -> bool:
+    """Where there is no lock, that of the mirror becomes it."""
+    if lock_path.exists():
+        return False
+    lock = parse_lock(read_mirrored_lock(mirror, caller), f"{redact(mirror)}: models.lock")
+    caller.note(f"writing {lock_path}: taken from {redact(mirror)}")
+    return write_lock(lock_path, lock)
 
 
 def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> list[Record]:

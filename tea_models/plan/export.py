@@ -1,4 +1,4 @@
-"""`export_model`: plan a model and write the plan for another server."""
+"""`plan_for_export`: the plan of a model, with what another server has to know besides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError
 from tea_models.files import base_name
-from tea_models.plan.export_formats import Export, ExportInput, export_plan
+from tea_models.plan.export_formats import ExportInput
 from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
 
 if TYPE_CHECKING:
@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
 
 
-def export_model(
+def plan_for_export(
     reference: str,
-    target: str,
     settings: Settings,
     user: UserSettings,
     *,
     path: str | None = None,
     measure: bool = True,
-) -> Export:
-    """Plan a model and write the plan for a server.
+) -> ExportInput:
+    """Plan a model that another server is to run.
 
     Args:
         reference: A path, or a reference as a user types it.
-        target: One of `export.TARGETS`.
         settings: Where the store and the hosts are.
         user: What was asked for.
         path: Where the file lies on the machine that will serve it; by default where it lies here.
@@ -38,7 +36,6 @@ def export_model(
     Raises:
         MissingFileError: The file is not here, and no path was given.
         MemoryDoesNotFitError: What was asked for does not fit.
-        UsageError: The target is unknown, or a value can't be written in its format.
     """
     with open_for_plan(reference, settings, measure=measure) as opened:
         here, profile = opened.path, opened.profile
@@ -49,15 +46,8 @@ def export_model(
             )
         name = _short(reference, here)
         plan = plan_profile(profile, machine_now(settings, measure=measure), user, opened.measurer, name=name)
-    return export_plan(
-        target,
-        ExportInput(
-            plan=plan,
-            profile=profile,
-            path=path if path is not None else str(here.resolve() if here else ""),
-            name=name,
-        ),
-    )
+    where = path if path is not None else str(here.resolve() if here else "")
+    return ExportInput(plan=plan, profile=profile, path=where, name=name)
 
 
 def _short(reference: str, here: Path | None) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
-from tea_models.refs import FileRef, NameRef, Reference, parse_reference
+from tea_models.refs import FileRef, HubRef, NameRef, Reference, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +83,7 @@ class Entry:
         variants: By name, in the order of the file.
         overrides: Corrections of its metadata.
         description: A line for people.
+        upstream: Repository of the weights that its files were quantised from, if known.
         origin: The layer it came from (a path, or `built-in`).
     """
 
@@ -95,6 +96,7 @@ class Entry:
     overrides: Overrides
     description: str
     origin: str
+    upstream: HubRef | None = None
 
     def artifact(self, variant: Variant, text: str) -> Artifact:
         """A variant as something to fetch; `text` is how it was asked for."""
@@ -246,6 +248,7 @@ def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folde
     for variant in variants:
         if not _VARIANT.match(variant):
             raise error("expected a name such as Q4_K_M", (*path, "variants", variant))
+    upstream = parse_reference(data["upstream"]) if data.get("upstream") else None
     return Entry(
         name=name,
         kind=data.get("kind", "chat"),
@@ -256,6 +259,7 @@ def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folde
         overrides=_overrides(data.get("overrides", {}), error, (*path, "overrides"), folder),
         description=data.get("description", ""),
         origin=origin,
+        upstream=upstream if isinstance(upstream, HubRef) else None,
     )
 
 

@@ -129,11 +129,19 @@ class _OverridesModel(Strict):
 class _EntryModel(Strict):
     kind: Kind = "chat"
     license: str = "unknown"
+    upstream: str | None = None
     description: str = ""
     aliases: list[str] = []
     default: str | None = None
     variants: dict[str, _VariantModel] = Field(min_length=1)
     overrides: _OverridesModel = _OverridesModel()
+
+    @field_validator("upstream")
+    @classmethod
+    def _check_upstream(cls, value: str | None) -> str | None:
+        if value is not None and (not value.startswith("hf:") or ":" in value[3:]):
+            raise ValueError("expected hf:owner/repo or hf:owner/repo@revision")
+        return value
 
 
 class _RegistryModel(Strict):

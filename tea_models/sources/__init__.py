@@ -33,6 +33,7 @@ from tea_models.refs import (
     parse_reference,
 )
 from tea_models.registry.entries import Registry
+from tea_models.sources.mirror import is_mirror, logged_in, mirrored
 from tea_models.sources.parts import fetch_parts
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def fetch(file: ModelFile, destination: Path, caller: Caller) -> Fetched:
         DiskFullError: The bytes do not fit.
     """
     failures: list[tuple[Source, NotAvailableError | IntegrityError]] = []
+    if is_mirror(caller.settings.mirror) and file.sha256 is not None:
+        file = replace(file, sources=(mirrored(caller.settings.mirror, file.sha256), *file.sources))
+        caller = replace(caller, settings=logged_in(caller.settings, caller.settings.mirror))
     for source in file.sources:
         if caller.settings.offline and not isinstance(source.parts[0], FileRef):
             failures.append((source, OfflineError(f"{file.filename} is not in the store, and nothing may be fetched")))

@@ -11,6 +11,7 @@ from tea_models.gguf import size_by_header
 from tea_models.net import Client, HttpSource, Request, download
 from tea_models.net.retry import QUESTION
 from tea_models.refs import UrlRef
+from tea_models.sources.mirror import is_mirror
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,4 +99,5 @@ def _beside(reference: UrlRef, name: str, shard: str) -> UrlRef:
 
 def candidates(url: str, settings: Settings) -> list[str]:
     """The addresses to try: `MIRROR/https://host/path` before `https://host/path`."""
-    return [f"{settings.mirror}/{public(url)}", url] if settings.mirror else [url]
+    prefix = settings.mirror if not is_mirror(settings.mirror) else ""
+    return [f"{prefix}/{public(url)}", url] if prefix else [url]
