@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime.aio import in_thread
+from tea_runtime.server import page
 from tea_runtime.server import requests as wire
 from tea_runtime.server.answers import AnswerForm, error_event
 from tea_runtime.server.errors import (
@@ -72,6 +73,8 @@ def build_app(
     endpoint = _Endpoint(pool, key)
     app = Starlette(
         routes=[
+            Route("/", endpoint.page, methods=["GET"]),
+            Route("/about", endpoint.answered(endpoint.about), methods=["GET"]),
             Route("/health", endpoint.health, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/v1/models", endpoint.answered(endpoint.models), methods=["GET"]),
@@ -139,6 +142,16 @@ class _Endpoint:
 
     async def health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(page.page(), headers=page.HEADERS)
+
+    async def about(self, request: Request) -> Response:
+        model = self._pool.find(request.query_params.get("model"))
+        if request.query_params.get("live"):
+            return JSONResponse({"busy": page.busy(model.backend)})
+        async with self._pool.use(model) as backend:
+            return JSONResponse(await in_thread(lambda: page.about(backend.backend)))
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
