@@ -90,7 +90,7 @@ lock: $(UV)
 	$(COMPILE) pyproject.toml --extra llm-local --output-file $(LOCK)/llm-local.txt
 	$(COMPILE) pyproject.toml --extra api --output-file $(LOCK)/api.txt
 	$(COMPILE) pyproject.toml --extra server --output-file $(LOCK)/server.txt
-	$(COMPILE) pyproject.toml --extra mirror --output-file $(LOCK)/mirror.txt
+	for extra in mirror bom; do $(COMPILE) pyproject.toml --extra $$extra --output-file $(LOCK)/$$extra.txt || exit; done
 	# The engine itself is in llm-local.txt only: `tea-models engine install` brings a prebuilt one in its place.
 	$(COMPILE) pyproject.toml --extra llm-local --no-emit-package llama-cpp-python --output-file $(LOCK)/engine.txt
 	$(COMPILE) pyproject.toml --extra dev --extra llm-local --no-emit-package llama-cpp-python \

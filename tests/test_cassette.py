@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +131,29 @@ def test_asked_again_the_same_model_changes_nothing_and_an_edited_answer_shows(
     (change,) = check_cassette(read_cassette(recorded), llm)
     assert (change.status, "Lyon" in change.before, "Paris" in change.now) == ("changed", True, True)
     assert 0.5 < change.similarity < 1
+
+
+@pytest.mark.real
+def test_the_command_shows_what_answers_otherwise_now(recorded: Path, real_model: Path) -> None:
+    def check(*more: str) -> subprocess.CompletedProcess[str]:
+        program = "from tea_runtime.cli import main; main()"
+        line = [sys.executable, "-c", program, "cassette", "check", str(recorded), *more]
+        environ = os.environ | {"TEA_MODELS_DIR": str(real_model.parent)}
+        return subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=120)
+
+    lines = recorded.read_text("utf-8").splitlines(keepends=True)[:2]
+    recorded.write_text("".join(lines), "utf-8")
+    same = check("--n-ctx", "1024", "--json")
+    assert (same.returncode, json.loads(same.stdout)["same"]) == (0, 1), same.stderr
+    recorded.write_text("".join(lines).replace("Paris", "Lyon"), "utf-8")
+    changed = check("--model", str(real_model), "--n-ctx", "1024")
+    assert changed.returncode == 1
+    assert "  - The capital of France is Lyon." in changed.stdout
+    assert "  + The capital of France is Paris." in changed.stdout
+    assert check("--max-changed", "1", "--n-ctx", "1024").returncode == 0
+    recorded.write_text("".join(lines).replace(MODEL.sha256 or "", "0" * 64), "utf-8")
+    unknown = check()
+    assert (unknown.returncode, "--model" in unknown.stderr) == (2, True)
 
 
 @pytest.mark.real

@@ -19,6 +19,7 @@ DECLARED = {
     "api": EXTRAS["api"],
     "server": EXTRAS["server"],
     "mirror": EXTRAS["mirror"],
+    "bom": EXTRAS["bom"],
     "llm-local": EXTRAS["llm-local"],
     # What the engine's binding needs; the engine itself is installed by `tea-models engine install`.
     "engine": [text for text in EXTRAS["llm-local"] if not text.startswith("llama-cpp-python")],

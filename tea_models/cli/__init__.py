@@ -20,6 +20,7 @@ COMMANDS = {
     "path": "Where a model's file lies.",
     "lock": "Pin sources and hashes in models.lock.",
     "sync": "Make the store hold exactly what models.lock says.",
+    "cache-key": "What a cache of the store should be keyed by.",
     "push": "Fill a mirror with what models.lock names.",
     "bundle": "Pack locked models into one file for machines without network.",
     "add": "Write a pinned entry into the project's registry.yaml.",

@@ -26,8 +26,23 @@ if TYPE_CHECKING:
     help="The lock file.",
 )  # fmt: skip
 @click.option("--engine", is_flag=True, help="Pin the prebuilt engine that is installed here too; it stays locked.")
+@click.option(
+    "--strict", is_flag=True, help="Refuse a file whose hash nobody states, instead of trusting what arrives."
+)
+@click.option("--bom", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write a bill of materials too (CycloneDX).")  # fmt: skip
 @answering
-def command(app: App, names: tuple[str, ...], *, check: bool, upgrade: bool, output: Path, engine: bool) -> None:
+def command(
+    app: App,
+    names: tuple[str, ...],
+    *,
+    check: bool,
+    upgrade: bool,
+    output: Path,
+    engine: bool,
+    strict: bool,
+    bom: Path | None,
+) -> None:
     """Write models.lock: of every file its sources, commit, size, hash, and the hash of its chat template.
 
     What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
@@ -38,7 +53,12 @@ def command(app: App, names: tuple[str, ...], *, check: bool, upgrade: bool, out
     if check:
         lock, changed = check_lock(output, names, caller=app.caller), False
     else:
-        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade, engine=engine)
+        lock, changed = update_lock(output, names, caller=app.caller, upgrade=upgrade, engine=engine, strict=strict)
+    if bom is not None:
+        from tea_models.disk.atomic import write_document
+        from tea_models.lock.bom import bill_of_materials
+
+        write_document(bom, bill_of_materials(lock))
     rows = [
         {"name": model.reference, "resolved": model.resolved, "files": len(model.files), "size": _size(model.files),
          "sha256": [file.sha256 for file in model.files], "template_sha256": model.template_sha256}

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     "--lock", "lock_path", type=click.Path(dir_okay=False, path_type=Path), default=Path("models.lock"),
     show_default=True, help="The lock file.",
 )  # fmt: skip
+@click.option(
+    "--allow-license", metavar="ID,…", help="Refuse models under any other licence, before anything is fetched."
+)
 @answering
 def command(
     app: App,
@@ -50,6 +53,7 @@ def command(
     repair: bool,
     origin: str | None,
     lock_path: Path,
+    allow_license: str | None,
 ) -> None:
     """Pull what models.lock has and the store lacks, checked against the locked hashes.
 
@@ -61,7 +65,16 @@ def command(
 
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     everything = verify or (frozen and in_ci)
-    report = sync(lock_path, app.caller, frozen=frozen, prune=prune, origin=origin, verify=everything, repair=repair)
+    report = sync(
+        lock_path,
+        app.caller,
+        frozen=frozen,
+        prune=prune,
+        origin=origin,
+        verify=everything,
+        repair=repair,
+        licenses=allow_license.split(",") if allow_license is not None else None,
+    )
     app.out.answer(report.to_json(), lambda: _human(report))
 
 

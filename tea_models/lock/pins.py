@@ -38,6 +38,7 @@ def update_lock(
     caller: Caller,
     upgrade: bool = False,
     engine: bool = False,
+    strict: bool = False,
 ) -> tuple[Lock, bool]:
     """Write the lock of a project.
 
@@ -50,6 +51,7 @@ def update_lock(
         caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
         upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
         engine: Lock the engine that is installed here too.
+        strict: Refuse what is not pinned by its source.
 
     Returns:
         The lock, and whether the file changed.
@@ -65,7 +67,7 @@ def update_lock(
         renewed = some
         given = [text for text in given if _is_yaml(text)]
     references, inputs, names = _asked(path, given, old)
-    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed)
+    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed, strict=strict)
     if engine:
         lock = replace(lock, engine=lock_engine(lock.engine, caller.settings.environ or None))
     gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
@@ -163,6 +165,7 @@ def make_lock(
     names: Sequence[str] = (),
     old: Lock | None = None,
     upgrade: bool | Sequence[str] = False,
+    strict: bool = False,
 ) -> Lock:
     """Pin what references mean now.
 
@@ -177,10 +180,12 @@ def make_lock(
         names: Those of them that come from no file.
         old: The lock as it was.
         upgrade: Resolve anew: all (True), or these references.
+        strict: Refuse a file whose hash nobody states, and a source that names no commit or version.
 
     Raises:
         NotAvailableError: A reference can't be resolved from here.
         IntegrityError: Bytes that had to be fetched are wrong.
+        LockError: `strict`, and something is not pinned.
     """
     registry = Registry.load(caller.settings)
     kept = dict(old.models) if old is not None else {}
@@ -194,13 +199,19 @@ def make_lock(
     models = {}
     for text in references:
         shown = public(text)
-        models[shown] = kept.get(shown) or _pin(text, caller, registry)
+        models[shown] = kept.get(shown) or _pin(text, caller, registry, strict=strict)
     kept_engine = old.engine if old is not None else None
     return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), kept_engine)
 
 
-def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:
+def _pin(text: str, caller: Caller, registry: Registry, *, strict: bool) -> LockedModel:
     artifact = resolve(text, caller, registry)
+    loose = next((file for file in artifact.files if file.sha256 is None), None)
+    if strict and loose is not None:
+        raise LockError(
+            f"{text}: nobody states the sha256 of {loose.filename}, and it would be trusted on first use (--strict)",
+            hint="pin it in a registry.yaml, or by #sha256=… after its address",
+        )
     references = [part for file in artifact.files for source in file.sources[:1] for part in source.parts]
     if any(isinstance(part, FileRef) for part in references):
         caller.note(f"{text}: a path is only good on this machine")

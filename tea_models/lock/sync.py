@@ -26,6 +26,7 @@ from tea_models.store import Store, stamp_of
 from tea_models.verbs.pull import PullResult, Status, pull_artifacts
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from collections.abc import Set as AbstractSet
 
     from tea_models.caller import Caller
@@ -69,6 +70,7 @@ def sync(
     origin: str | None = None,
     verify: bool = False,
     repair: bool = False,
+    licenses: Collection[str] | None = None,
 ) -> SyncReport:
     """Make the store hold what a lock says.
 
@@ -86,6 +88,7 @@ def sync(
             what `tea-models push` filled.
         verify: Hash every locked file, also one that has not changed since it was hashed last.
         repair: Fetch again what does not have the locked hash, also if `frozen`.
+        licenses: Refuse models under any other licence (SPDX identifiers, in any case); None for no policy.
 
     Raises:
         LockError: `frozen`, and the lock is out of date.
@@ -102,6 +105,7 @@ def sync(
     elif origin is not None:
         taken, repaired = _take_bundle(Path(origin), lock_path, caller)
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)
+    _check_licenses(lock, licenses)
     store = Store.of(caller.settings)
     broken = _broken(store, lock, caller, everything=verify)
     if broken and (caller.settings.offline or (frozen and not repair)):
@@ -168,6 +172,21 @@ def _files(store: Store, lock: Lock, caller: Caller, mirror: str, repaired: Abst
         status: Status = "repaired" if result.sha256 in repaired else result.status
         files.setdefault(result.name, []).append(replace(result, status=status))
     return [result for model in lock.models.values() for result in files[model.reference]]
+
+
+def _check_licenses(lock: Lock, allowed: Collection[str] | None) -> None:
+    if allowed is None:
+        return
+    known = {name.strip().lower() for name in allowed}
+    wrong = [
+        f"{model.reference} ({model.license or 'unknown'})"
+        for model in lock.models.values()
+        if (model.license or "unknown").lower() not in known
+    ]
+    if wrong:
+        raise LockError(
+            f"not under an allowed licence: {', '.join(wrong)}", hint=f"allowed: {', '.join(sorted(known))}"
+        )
 
 
 def _mirrored(artifact: Artifact, mirror: str) -> Artifact:

@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": "Talk to a model.",
     "embed": "Turn texts into vectors.",
     "serve": "An OpenAI-compatible endpoint for a model.",
+    "cassette": "Ask a model the requests of a cassette again.",
     "selftest": "Check that a model works with this engine.",
 }
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.errors import TeaModelsError
 from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
     from tea_models.cli.output import Output as Screen
     from tea_runtime.mapping.local import Summary
-
-
-class RowsFailedError(TeaModelsError):
-    """More rows failed than `--max-errors` allows."""
 
 
 @click.command("map")
@@ -47,7 +42,7 @@ class RowsFailedError(TeaModelsError):
 def command(
     app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None, sample: int | None,
     max_errors: int, gguf: str | None, backend: str | None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Run WORKFLOW for every row: a line of OUT for each, with its index as `_row` and its state or `_error`.
 
     Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
@@ -75,11 +70,11 @@ def command(
         failed = written.errors
     data = {**asdict(summary), "errors": failed, "output": str(output)}
     app.out.answer(data, lambda: _told(summary, failed, output))
-    if failed > max_errors:
-        raise RowsFailedError(
-            f"{failed:,} row{'s' * (failed != 1)} failed; --max-errors allows {max_errors:,}",
-            hint=f"their lines in {output} have `_error`",
-        )
+    if failed <= max_errors:
+        return 0
+    rows_failed = f"{failed:,} row{'s' * (failed != 1)} failed"
+    app.out.note(f"{rows_failed}; --max-errors allows {max_errors:,}; their lines in {output} have `_error`")
+    return 1
 
 
 def _told(summary: Summary, failed: int, output: Path) -> str:
