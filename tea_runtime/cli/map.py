@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tea_models.cli.frame import App, answering
+from tea_models.errors import UsageError
 from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 @click.option(
     "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight at once."
 )
+@click.option("--engine", default="local", show_default=True, metavar="local|ray|ray://ADDRESS",
+              help="Where rows run: in this process, or on the nodes of a Ray cluster.")  # fmt: skip
+@click.option("--cpus", type=click.IntRange(min=1), help="With Ray: cores of each actor.  [default: a node's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
 @click.option(
     "--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random, the same ones each time."
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 @answering
 def command(
     app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None, sample: int | None,
-    max_errors: int, gguf: str | None, backend: str | None,
+    max_errors: int, engine: str, cpus: int | None, gguf: str | None, backend: str | None,
 ) -> int:  # fmt: skip
     """Run WORKFLOW for every row: a line of OUT for each, with its index as `_row` and its state or `_error`.
 
@@ -56,17 +60,22 @@ def command(
     identity = f"{workflow.read_text('utf-8') if workflow.is_file() else ''}\0{gguf or ''}\0{backend or ''}"
     source = read_workflow(workflow)
     count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
+    if engine not in {"local", "ray"} and not engine.startswith("ray://"):
+        raise UsageError(f"--engine {engine!r}: expected local, ray or ray://HOST:PORT")
     redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    with (
-        redirected,
-        logged(app.out),
-        Output(output, identity) as written,
-        LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded,
-        _counting(app.out, count, written.rows) as done,
-    ):
-        summary = map_rows(
-            loaded.run, read_rows(rows, limit=limit, sample=sample), written, concurrency=concurrency, done=done
-        )
+    given = read_rows(rows, limit=limit, sample=sample)
+    with redirected, logged(app.out), Output(output, identity) as written:
+        with _counting(app.out, count, written.rows) as done:
+            if engine == "local":
+                with LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded:
+                    summary = map_rows(loaded.run, given, written, concurrency=concurrency, done=done)
+            else:
+                from tea_runtime.mapping.ray import map_rows_on_ray
+
+                summary = map_rows_on_ray(
+                    workflow, given, written, address=engine if "://" in engine else None, concurrency=concurrency,
+                    cpus=cpus, gguf=gguf, backend=backend, done=done,
+                )  # fmt: skip
         failed = written.errors
     data = {**asdict(summary), "errors": failed, "output": str(output)}
     app.out.answer(data, lambda: _told(summary, failed, output))

@@ -71,7 +71,7 @@ def map_rows(
             if output.has(row.index):
                 present += 1
                 continue
-            flying[pool.submit(_answer, run, row)] = row
+            flying[pool.submit(answer_of, run, row)] = row
             land(room=concurrency - 1)
         land(room=0)
     finally:
@@ -79,7 +79,8 @@ def map_rows(
     return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
 
 
-def _answer(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], row: Row) -> Mapping[str, Any]:
+def answer_of(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], row: Row) -> Mapping[str, Any]:
+    """The state or the error of a row."""
     if row.values is None:
         return {"_error": row.error}
     try:

@@ -117,7 +117,8 @@ def run_workflow(
 class LoadedWorkflow:
     """A workflow that is read once and run many times, by several threads at once too; a context manager.
 
-    Arguments and errors as for `run_workflow`; the models that its actions open stay open until it is closed.
+    Arguments and errors as for `run_workflow`; `n_threads` is for settings that name none. The models that its actions
+    open stay open until it is closed.
     """
 
     def __init__(
@@ -130,11 +131,13 @@ class LoadedWorkflow:
         environ: Mapping[str, str] | None = None,
         max_steps: int = MAX_STEPS,
         cassette: Cassette | None = None,
+        n_threads: int | None = None,
     ) -> None:
         self._workflow = _read(workflow)
         self._max_steps = max_steps
         given = os.environ if environ is None else environ
         settings = self._workflow.llm_settings(given).overridden(backend=backend or ("local" if gguf else None))
+        settings = settings.overridden(n_threads=n_threads if settings.n_threads is None else None)
         environ = self._workflow.environment(given)
         self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
         actions = LlmActions(settings, self._pool, on_text=on_text)

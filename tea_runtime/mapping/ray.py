@@ -1,0 +1,162 @@
+"""`map` on Ray: Ray Data hands rows to a pool of actors, each with the workflow's models on the plan of its node.
+
+The folder of the workflow goes to the nodes as Ray's working directory, without models: each node brings those that
+the `models.lock` in it names by `sync --frozen`. Ray places the actors, restarts them, and asks rows again that were
+lost with a node; a row that comes back twice is written once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tea_models.errors import NotAvailableError, UsageError
+from tea_runtime.errors import MissingExtraError
+from tea_runtime.mapping.local import Summary, answer_of
+from tea_runtime.mapping.rows import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tea_runtime.mapping.output import Output
+
+#: What is not sent to the nodes with the workflow's folder.
+_NOT_SENT = ["*.gguf", "*.tar", ".git", ".venv", "__pycache__", "node_modules"]
+
+
+def map_rows_on_ray(
+    workflow: Path,
+    rows: Iterable[Row],
+    output: Output,
+    *,
+    address: str | None = None,
+    concurrency: int,
+    cpus: int | None = None,
+    gguf: str | None = None,
+    backend: str | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> Summary:
+    """As `map_rows`, on the nodes of a Ray cluster.
+
+    Args:
+        workflow: The workflow; the files that it uses lie in its folder.
+        rows: The rows; those that are not done yet are held in Ray's object store.
+        output: Where the answers go, on this machine.
+        address: Of the cluster (`ray://HOST:10001`); by default what `RAY_ADDRESS` names, or a cluster on this machine.
+        concurrency: Rows in flight together on each actor.
+        cpus: Cores of each actor; by default those of the smallest node, so that there is one actor a node.
+        gguf: As for `run_workflow`.
+        backend: As for `run_workflow`.
+        done: Called after each row.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        NotAvailableError: The cluster can't be reached, or has no cores.
+        UsageError: No node has that many cores.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError("--engine ray", package="ray", extra="ray") from None
+    began, failed_before, rows_before = time.monotonic(), output.errors, output.rows
+    pending, present = [], 0
+    for row in rows:
+        if output.has(row.index):
+            present += 1
+        elif row.values is None:
+            output.append(row.index, {"_error": row.error})
+            done()
+        else:
+            pending.append({"index": row.index, "values": json.dumps(row.values)})
+    if pending:
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"working_dir": str(workflow.resolve().parent), "excludes": _NOT_SENT},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                ignore_reinit_error=True,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise NotAvailableError(
+                f"Ray at {address or os.environ.get('RAY_ADDRESS', 'this machine')}: {error}"
+            ) from None
+        try:
+            job = _Job(workflow.name, concurrency, gguf, backend)
+            job.cpus, actors = _shares(ray, cpus)
+            _run(ray, pending, output, done, job, actors)
+        finally:
+            ray.shutdown()
+    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
+
+
+class _Job:
+    """What an actor is told."""
+
+    def __init__(self, workflow: str, concurrency: int, gguf: str | None, backend: str | None) -> None:
+        self.workflow, self.concurrency, self.gguf, self.backend = workflow, concurrency, gguf, backend
+        self.cpus = 1
+
+
+def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
+    """Cores of each actor, and how many actors the cluster has room for."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    nodes = [cores for cores in nodes if cores]
+    if not nodes:
+        raise NotAvailableError("the Ray cluster has no cores")
+    each = cpus or min(nodes)
+    actors = sum(cores // each for cores in nodes)
+    if not actors:
+        raise UsageError(f"no node of the cluster has {each} cores: the largest has {max(nodes)}")
+    return each, actors
+
+
+def _run(  # noqa: PLR0917 - one call
+    ray: Any, pending: list[dict[str, Any]], output: Output, done: Callable[[], object], job: _Job, actors: int
+) -> None:
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.data.dataset"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # A block is a batch of an actor: what is lost with a node, and what the driver waits for.
+    blocks = max(min(-(-len(pending) // (2 * job.concurrency)), 10_000), min(actors, len(pending)))
+    dataset = ray.data.from_items(pending, override_num_blocks=blocks).map_batches(
+        _Actor,
+        fn_constructor_args=[job],
+        batch_size=None,
+        num_cpus=job.cpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
+    )
+    for row in dataset.iter_rows():
+        if not output.has(row["index"]):
+            output.append(int(row["index"]), json.loads(row["answer"]))
+            done()
+
+
+class _Actor:
+    """Runs rows on one node. Its working directory is the workflow's folder."""
+
+    def __init__(self, job: _Job) -> None:
+        from tea_models.caller import Caller
+        from tea_models.lock.sync import sync
+        from tea_models.settings import Settings
+        from tea_runtime.workflow.runner import LoadedWorkflow
+
+        lock = Path("models.lock")
+        if lock.is_file():
+            sync(lock, Caller(Settings.resolve(os.environ, cwd=Path.cwd())), frozen=True)
+        os.environ.setdefault("OMP_NUM_THREADS", str(job.cpus))
+        self._loaded = LoadedWorkflow(Path(job.workflow), gguf=job.gguf, backend=job.backend, n_threads=job.cpus)
+        self._threads = ThreadPoolExecutor(job.concurrency, thread_name_prefix="tea-map")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        rows = [
+            Row(int(index), json.loads(values)) for index, values in zip(batch["index"], batch["values"], strict=True)
+        ]
+        answers = self._threads.map(lambda row: answer_of(self._loaded.run, row), rows)
+        texts = [json.dumps(answer, ensure_ascii=False, default=str) for answer in answers]
+        return {"index": [row.index for row in rows], "answer": texts}
