@@ -63,7 +63,7 @@ def test_a_small_file_cut_at_any_byte_is_refused_inside_what_is_left() -> None:
     for length in range(last_byte):
         error = refused(whole[:length])
         assert error.offset <= length
-    assert read(whole[:last_byte]).tensor_count == 2
+    assert len(read(whole[:last_byte]).tensors) == 2
 
 
 def test_a_file_cut_in_its_weights_says_which_tensor_and_how_much() -> None:

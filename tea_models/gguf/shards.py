@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_shards(headers: Sequence[Header]) -> None:
-    """Check that files are the parts of one model, in order.
-
-    Args:
-        headers: Of all files that the first one's name asks for.
+    """Check that the files that the first one's name asks for are the parts of one model, in order.
 
     Raises:
         IntegrityError: A part is another one than its name says, or they don't add up; names the file.

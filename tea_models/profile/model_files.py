@@ -163,4 +163,4 @@ def _size(source: ByteSource, known: int | None, header: Header) -> int:
         return source.size
     if known is not None:
         return known
-    return max((header.data_offset + info.offset + info.size for info in header.tensors), default=header.header_size)
+    return header.file_size
