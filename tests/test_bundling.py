@@ -17,8 +17,9 @@ import pytest
 
 from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
-from tea_models.lock.bundle import bundle, unpack_bundle
+from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import update_lock
+from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import read_lock
 from tea_models.settings import Settings
 from tea_models.store import Store

@@ -13,7 +13,7 @@ from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.lock.bundle import Bundle
+    from tea_models.lock.unbundle import Bundle
 
 
 @click.command("bundle", short_help="Pack locked models into one file for machines without network.")

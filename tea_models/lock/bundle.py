@@ -19,16 +19,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import (
-    ChecksumMismatchError,
-    MissingFileError,
-    TeaModelsError,
-    UsageError,
-)
+from tea_models.errors import ChecksumMismatchError, MissingFileError, TeaModelsError, UsageError
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
 from tea_models.lock.tarball import END, header, padding
-from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile, unpack_bundle
+from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
 from tea_models.store import Record, Store
 
@@ -39,17 +34,13 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.progress import Progress
 
-__all__ = ["Bundle", "BundledFile", "bundle", "unpack_bundle"]
+_BROKEN = "the file in the store is broken: tea-models verify --repair"
 
 
 def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str] = ()) -> Bundle:
-    """Write a bundle.
+    """Write the models of a lock, or those of `names`, into a tar file; replaced if there is one.
 
-    Args:
-        output: The tar file; replaced if there is one.
-        caller: Its settings say where the store is, which must have the models; told about bytes written.
-        lock_path: The lock whose models are bundled. If there is none, `names` are locked for the bundle alone.
-        names: References in the lock to bundle; all of them by default.
+    Without a lock, `names` are locked for the bundle alone.
 
     Raises:
         MissingFileError: There is no lock and no name, or a locked file is not in the store.
@@ -96,23 +87,16 @@ def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
         if path is None:
             for item in store.installed():
                 if item.state == "changed" and item.record.means(file):
-                    raise store.mismatch(item.record, "the file in the store is broken: tea-models verify --repair")
+                    raise store.mismatch(item.record, _BROKEN)
             raise MissingFileError(
                 f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
             )
         assert file.sha256 is not None
         source = file.sources[0]
         revision = next((source.revision for source in file.sources if source.revision), None)
-        values = (
-            file.filename,
-            path.stat().st_size,
-            file.sha256,
-            model.reference,
-            str(source),
-            revision,
-            model.license,
-        )
-        yield BundledFile(Record(*values), path, "bundled")
+        size, name = path.stat().st_size, model.reference
+        record = Record(file.filename, size, file.sha256, name, str(source), revision, model.license)
+        yield BundledFile(record, path, "bundled")
 
 
 def _licenses(files: list[BundledFile]) -> str:
@@ -153,11 +137,9 @@ def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progr
                     file.write(chunk)
                     copied += len(chunk)
                     progress.advance(len(chunk))
-            if digest.hexdigest() != model.record.sha256 or copied != model.record.size:
-                hint = "the file in the store is broken: tea-models verify --repair"
-                raise ChecksumMismatchError(
-                    str(model.path), expected=model.record.sha256, actual=digest.hexdigest(), hint=hint
-                )
+            actual, expected = digest.hexdigest(), model.record.sha256
+            if actual != expected or copied != model.record.size:
+                raise ChecksumMismatchError(str(model.path), expected=expected, actual=actual, hint=_BROKEN)
             file.write(padding(model.record.size))
     finally:
         progress.finish()

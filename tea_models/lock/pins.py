@@ -22,7 +22,7 @@ from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tea_models.caller import Caller
@@ -82,11 +82,8 @@ def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock
         MissingFileError: There is none.
     """
     lock = read_lock(path)
-    references, inputs, names = _asked(path, given, lock)
+    _, inputs, names = _asked(path, given, lock)
     require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, caller.settings)
-    missing = [text for text in references if public(text) not in lock.models]
-    if missing:
-        raise LockError(f"{path} is out of date: {', '.join(missing)} not locked", hint="tea-models lock")
     return lock
 
 
@@ -101,56 +98,37 @@ def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str
     if not given and old is not None:
         inputs = combined([inputs, old.inputs])
         texts = [] if has_file else list(old.names)
-    asked = wanted(folder, inputs)
+    asked = combined(read_requirements(folder / name) for name in inputs)
     if has_file:
         strange = next((text for text in texts if text not in asked), None)
         if strange is not None:
             raise UsageError(f"{folder / MODELS_FILE} does not ask for {strange}", hint="add it there, then lock again")
         texts = []
-    references = combined([asked, texts])
-    if not references and not inputs:
+    if not texts and not inputs:
         raise UsageError(
             f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}",
             hint=f"tea-models lock smollm2-135m, or write a {MODELS_FILE}",
         )
-    return references, inputs, texts
+    return combined([asked, texts]), inputs, texts
 
 
 def _is_yaml(text: str) -> bool:
     return text.endswith((".yaml", ".yml")) and "://" not in text
 
 
-def wanted(folder: Path, inputs: Iterable[str], names: Iterable[str] = ()) -> list[str]:
-    """The references that a lock in `folder` should hold: those of its inputs and of a `models.yaml` beside it.
-
-    Raises:
-        MissingFileError, ConfigError: An input can't be read.
-    """
-    files = combined([[MODELS_FILE] if (folder / MODELS_FILE).is_file() else [], inputs])
-    return combined([*(read_requirements(folder / name) for name in files), names])
-
-
-def asked_for(lock: Lock, folder: Path) -> list[str]:
-    """The references that a lock was made for, as its inputs have them now."""
-    named = lock.inputs or lock.names or (folder / MODELS_FILE).is_file()
-    return wanted(folder, lock.inputs, lock.names) if named else list(lock.models)
-
-
 def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
-    """Why a lock does not say what its project asks for: a sentence each; empty if it is up to date. Fetches nothing.
-
-    Args:
-        lock: The lock.
-        folder: Where it lies, with its inputs.
-        settings: Which registries there are.
+    """Why a lock in a folder does not say what its inputs there ask for: a sentence each. Fetches nothing.
 
     Raises:
         MissingFileError, ConfigError: An input or a registry can't be read.
         IntegrityError: A registry of the project says that the same place has other bytes.
     """
-    asked = asked_for(lock, folder)
-    reasons = [f"{text} is asked for and not locked" for text in asked if public(text) not in lock.models]
-    shown = {public(text) for text in asked}
+    beside = [MODELS_FILE] if (folder / MODELS_FILE).is_file() else []
+    asked = list(lock.models)
+    if lock.inputs or lock.names or beside:
+        asked = combined([*(read_requirements(folder / name) for name in combined([beside, lock.inputs])), lock.names])
+    shown = {public(text): text for text in asked}
+    reasons = [f"{text} is asked for and not locked" for key, text in shown.items() if key not in lock.models]
     reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
     return [*reasons, *_contradicted(lock, Registry.load(settings)).values()]
 
@@ -164,39 +142,25 @@ def make_lock(
     old: Lock | None = None,
     upgrade: bool | Sequence[str] = False,
 ) -> Lock:
-    """Pin what references mean now.
+    """Pin what references mean now; `inputs` and `names` are where they come from, for the lock to remember.
 
-    What the old lock says stays, so that adding one model changes nothing else. A file whose hash nobody states is
-    pulled and pinned by what arrived (trust on first use); the same is done where the chat template can be read in no
-    other way.
-
-    Args:
-        references: What to lock.
-        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
-        inputs: Files that they come from, for the lock to remember.
-        names: Those of them that come from no file.
-        old: The lock as it was.
-        upgrade: Resolve anew: all (True), or these references.
+    What the `old` lock says stays, so that adding one model changes nothing else, unless `upgrade` (True, or some
+    references) resolves it anew. A file whose hash nobody states is pulled and pinned by what arrived (trust on first
+    use); the same is done where the chat template can be read in no other way.
 
     Raises:
         NotAvailableError: A reference can't be resolved from here.
         IntegrityError: Bytes that had to be fetched are wrong.
     """
     registry = Registry.load(caller.settings)
-    kept = dict(old.models) if old is not None else {}
-    if old is not None:
-        for text in _contradicted(old, registry):
-            kept.pop(text)
-    if upgrade is True:
-        kept = {}
-    elif upgrade:
-        kept = {text: model for text, model in kept.items() if text not in upgrade}
+    old = old or Lock()
+    renewed = set(old.models if upgrade is True else upgrade or ()) | set(_contradicted(old, registry))
     models = {}
     for text in references:
         shown = public(text)
-        models[shown] = kept.get(shown) or _pin(text, caller, registry)
-    kept_engine = old.engine if old is not None else None
-    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), kept_engine)
+        keep = shown in old.models and shown not in renewed
+        models[shown] = old.models[shown] if keep else _pin(text, caller, registry)
+    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), old.engine)
 
 
 def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:
@@ -243,12 +207,7 @@ def _template_of(artifact: Artifact, caller: Caller) -> str | None:
 
 
 def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str | None:
-    """SHA-256 of the chat template in a model's (first) file, read here or where it is.
-
-    Raises:
-        NotAvailableError: It can't be read from here.
-        MalformedGGUFError: It is no GGUF file.
-    """
+    """SHA-256 of the chat template in a model's (first) file, read here or where it is; raises what reading it does."""
     source = FileSource(path) if path is not None else open_source(file, caller)
     try:
         template = read_header(source).metadata.get("tokenizer.chat_template")
@@ -296,11 +255,7 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
 
 
 def require_current(lock: Lock, path: Path, settings: Settings) -> None:
-    """Refuse a lock that is out of date.
-
-    Raises:
-        LockError: It is; the message says why.
-    """
+    """Refuse a lock that is out of date with a `LockError` that says why."""
     reasons = outdated(lock, path.parent, settings)
     if reasons:
         raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock")

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from tea_models.disk.hashing import sha256_files
 from tea_models.errors import (
     IntegrityError,
-    LockError,
     MissingFileError,
     OfflineError,
 )
 from tea_models.lock.engine import sync_engine
-from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
+from tea_models.lock.pins import outdated, require_current, template_sha256, update_lock
 from tea_models.lock.projects import locked_elsewhere, remember_lock
-from tea_models.lock.requirements import MODELS_FILE, combined
+from tea_models.lock.requirements import MODELS_FILE
 from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.store import Store, stamp_of
@@ -83,11 +82,9 @@ def sync(
         repair: Fetch again what does not have the locked hash, also if `frozen`.
 
     Raises:
-        LockError: `frozen`, and the lock is out of date.
-        MissingFileError: `frozen` or offline, and there is no lock.
-        OfflineError: Offline, and a locked file is not in the store.
+        LockError: `frozen` or offline, and the lock is out of date.
+        NotAvailableError: No lock, no source, or offline and a locked file is not in the store.
         IntegrityError: A file does not have the locked size or hash, or the lock contradicts the file.
-        NotAvailableError: No source can be reached.
         EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
     taken, repaired = _take_bundle(bundle, lock_path, caller) if bundle is not None else (False, frozenset())
@@ -138,11 +135,10 @@ def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str])
         if paths is None or any(path.name != file.filename for path, file in zip(paths, model.files, strict=True)):
             lacking.append(model)
             continue
+        records = [(known[path], path) for path in paths]
         files[model.reference] = [
-            PullResult.of(
-                model.reference, known[path], path, "repaired" if known[path].sha256 in repaired else "present"
-            )
-            for path in paths
+            PullResult.of(model.reference, record, path, "repaired" if record.sha256 in repaired else "present")
+            for record, path in records
         ]
     if lacking and caller.settings.offline:
         raise OfflineError(
@@ -195,8 +191,7 @@ def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, eve
 def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:
     """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
 
-    Returns:
-        Whether the lock was written; and the hashes of files that were broken in the store.
+    Returns whether the lock was written, and the hashes of files that were broken in the store.
     """
     only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
     unpacked = unpack_bundle(bundle, caller, only=only)
@@ -209,27 +204,16 @@ def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, f
 
 
 def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bool]:
-    settings = caller.settings
-    if frozen:
-        lock = read_lock(path)
-        require_current(lock, path, settings)
-        return lock, False
-    old = read_lock(path) if path.exists() else None
-    reasons = outdated(old, path.parent, settings) if old is not None else [f"{path} is not there"]
+    """The lock, and whether it was written anew because it was absent or out of date."""
+    old = read_lock(path) if frozen or path.exists() else None
+    if old is not None and (frozen or caller.settings.offline):
+        require_current(old, path, caller.settings)
+        return old, False
+    if old is None and (caller.settings.offline or not (path.parent / MODELS_FILE).is_file()):
+        hint = "tea-models lock NAME, or write a models.yaml"
+        raise MissingFileError(f"{path}: no such file, and no models.yaml to make it from", hint=hint)
+    reasons = outdated(old, path.parent, caller.settings) if old is not None else [f"{path} is not there"]
     if old is not None and not reasons:
         return old, False
-    if settings.offline:
-        if old is None:
-            raise MissingFileError(f"{path}: no such file", hint="tea-models lock")
-        raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock, without --offline")
-    lock = old or Lock()
-    asked = asked_for(lock, path.parent)
-    if not asked and old is None:
-        raise MissingFileError(
-            f"{path}: no such file, and no models.yaml beside it", hint="tea-models lock NAME, or write a models.yaml"
-        )
     caller.note(f"writing {path}: {'; '.join(reasons)}")
-    beside = [MODELS_FILE] if (path.parent / MODELS_FILE).is_file() else []
-    lock = make_lock(asked, caller, inputs=combined([beside, lock.inputs]), names=lock.names, old=old)
-    write_lock(path, lock)
-    return lock, True
+    return update_lock(path, caller=caller)

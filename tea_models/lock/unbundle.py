@@ -62,14 +62,7 @@ class BundledFile:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that was written or read.
-
-    Attributes:
-        path: The tar file.
-        size: Its bytes.
-        files: The model files in it.
-        lock_text: The text of the lock in it.
-    """
+    """A bundle that was written or read: the tar file, its bytes, its model files, and the text of its lock."""
 
     path: Path
     size: int
@@ -78,12 +71,7 @@ class Bundle:
 
 
 def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = None) -> Bundle:
-    """Bring the models of a bundle into the store, each checked before it gets its name.
-
-    Args:
-        path: The tar file.
-        caller: Its settings say where the store is; told about bytes read.
-        only: SHA-256 of the files to take; all by default.
+    """Bring the models of a bundle (all, or those whose SHA-256 is in `only`) into the store, each checked first.
 
     Raises:
         MissingFileError: There is no such file.
@@ -115,11 +103,7 @@ class _FileModel(BaseModel):
     license: Line | None = None
 
     def record(self) -> Record:
-        """What it says, checked.
-
-        Raises:
-            UsageError, StoreError: It names what can't be.
-        """
+        """What it says, checked; a `UsageError` or `StoreError` where it names what can't be."""
         check_name(self.filename)
         Source.parse(self.source)
         parse_reference(self.name)
@@ -162,9 +146,9 @@ class _Unpacking:
                 lock_text = self._small(size).decode("utf-8", "replace")
             elif name != LICENSES and not name.startswith("profiles/"):
                 raise self._damaged(f"{name} does not belong in a bundle")
-        lacking = next((records[0].filename for records in self._waiting.values()), None)
-        if lacking is not None or not seen:
-            raise self._damaged(f"{lacking or MANIFEST} is not in it")
+        lacking = [records[0].filename for records in self._waiting.values()] or ([] if seen else [MANIFEST])
+        if lacking:
+            raise self._damaged(f"{lacking[0]} is not in it")
         return Bundle(self._path, self._path.stat().st_size, tuple(self._done), lock_text)
 
     def _read_manifest(self, data: bytes) -> None:
