@@ -6,7 +6,7 @@ import pytest
 
 from tea_models.errors import ConfigError, UsageError
 from tea_runtime.workflow.conditions import check, decide
-from tea_runtime.workflow.file import parse_workflow
+from tests.workflows import parse_workflow
 
 STATE = {"n": 5, "name": "x", "empty": "", "no": "false", "evil": "' == '' or true or '", "words": "2 < 3", "list": [1]}
 CONTEXT = {"state": STATE, "variables": {"limit": 3}}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tea_runtime.workflow.file import parse_workflow, read_workflow
+from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.inputs import required_inputs
+from tests.workflows import parse_workflow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

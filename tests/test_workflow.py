@@ -9,8 +9,9 @@ import pytest
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.workflow.file import parse_workflow, read_workflow
+from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.runner import check_workflow, run_workflow
+from tests.workflows import parse_workflow
 
 ECHO = """
 def register_actions(registry, engine):

@@ -17,14 +17,10 @@ _ADVICE = "write the condition as one expression, such as: state.n < 3 and state
 
 
 def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
-    """Decide a condition.
+    """Decide a condition by the names that it may use, such as `state`.
 
     A bare name is a key of the state, and false where it is missing; `!` negates. `{{ state.n }} < 3` means what
     `state.n < 3` means: the values are compared, not their texts.
-
-    Args:
-        condition: As it stands in the workflow.
-        context: Names that it may use: `state`, `variables`, …
 
     Raises:
         UsageError: It does not parse, uses something that is not there, or comes out as neither true nor false.
@@ -46,11 +42,7 @@ def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
 
 
 def check(condition: bool | str) -> None:
-    """Parse a condition without deciding it.
-
-    Raises:
-        UsageError: It does not parse.
-    """
+    """Parse a condition without deciding it; raises as `decide` does."""
     if isinstance(condition, str):
         templating.check(_as_template(_negation(condition)[0]))
 
@@ -62,14 +54,10 @@ def _negation(condition: str) -> tuple[str, bool]:
 
 def _as_template(text: str) -> str:
     """One `{{ … }}`; a condition with statements (`{% … %}`) stays as it is."""
-    if "{%" in text or _is_one_template(text):
+    found = _TEMPLATE.match(text)
+    if "{%" in text or (found and found.end() == len(text)):
         return text
     return "{{ " + _as_expression(text) + " }}"
-
-
-def _is_one_template(text: str) -> bool:
-    found = _TEMPLATE.match(text)
-    return found is not None and found.end() == len(text)
 
 
 def _as_expression(text: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import is_registry
-from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
+from tea_models.yamlfile import Document, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
 from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.host_check import refuse_host_features
@@ -30,11 +30,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _or_empty(value: Any, empty: type) -> Any:
-    return empty() if value is None else value
+def _empty(kind: type) -> BeforeValidator:
+    """A key without a value means an empty list, mapping or text."""
+    return BeforeValidator(lambda value: kind() if value is None else value)
 
 
-Params = Annotated[dict[str, Any], BeforeValidator(lambda value: _or_empty(value, dict))]
+Params = Annotated[dict[str, Any], _empty(dict)]
 
 
 class _Strict(BaseModel):
@@ -46,7 +47,7 @@ class ImportSpec(_Strict):
 
     package: str | None = None
     path: str | None = None
-    namespace: Annotated[str, BeforeValidator(lambda value: _or_empty(value, str))] = ""
+    namespace: Annotated[str, _empty(str)] = ""
 
 
 class GotoRule(_Strict):
@@ -103,23 +104,24 @@ class WorkflowSpec(_Strict):
     initial_state: Params = Field(default_factory=dict)
     variables: Params = Field(default_factory=dict)
     settings: Params = Field(default_factory=dict)
-    imports: Annotated[list[ImportSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
-        default_factory=list
-    )
+    imports: Annotated[list[ImportSpec], _empty(list)] = Field(default_factory=list)
     nodes: list[NodeSpec] = Field(min_length=1)
-    edges: Annotated[list[EdgeSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
-        default_factory=list
-    )
+    edges: Annotated[list[EdgeSpec], _empty(list)] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way out of a node; `condition` is true for one that is always open, and `wanted` what it must come out as."""
+    """A way out of a node; `wanted` is what its condition must come out as."""
 
     target: str
     condition: bool | str
     wanted: bool
     path: tuple[str | int, ...]
+
+    @property
+    def always(self) -> bool:
+        """Whether it is open without a condition."""
+        return self.condition is True and self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +218,11 @@ def read_workflow(path: Path) -> Workflow:
     """
     if path.is_dir():
         raise MissingFileError(f"{path}: is a folder, expected a workflow file")
-    return _workflow(read_yaml(path), path.resolve().parent)
+    return workflow_of(read_yaml(path), path.resolve().parent)
 
 
-def parse_workflow(text: str, *, name: str = "workflow", folder: Path | None = None) -> Workflow:
-    """Read a workflow from a text; raises as `read_workflow` does."""
-    return _workflow(load_yaml(text, name), folder)
-
-
-def workflow_from_data(data: Mapping[str, Any], *, name: str = "workflow", folder: Path | None = None) -> Workflow:
-    """Make a workflow from plain data; raises as `read_workflow` does, without lines."""
-    return _workflow(Document(name, dict(data), {}), folder)
-
-
-def _workflow(document: Document, folder: Path | None) -> Workflow:
+def workflow_of(document: Document, folder: Path | None) -> Workflow:
+    """Make a workflow of a parsed document; raises as `read_workflow` does, without lines where it has none."""
     if not isinstance(document.data, dict):
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
     refuse_host_features(document)
@@ -275,29 +268,31 @@ def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
-    path = ("nodes", index)
     given = [key for key in ("action", "uses", "run", "script") if getattr(spec, key) is not None]
+    both = bool(spec.params and spec.with_)
+    problems = {
+        "name": f"{spec.name!r} is reserved" if spec.name in (START, END) else "",
+        "language": f"expected python, found {spec.language!r}" if spec.language not in (None, "python") else "",
+        "with": "params and with mean the same; use one of them" if both else "",
+    }
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
-        raise document.error(f"node {spec.name!r}: expected one of action, uses and run; found {found}", path)
-    if spec.name in (START, END):
-        raise document.error(f"{spec.name!r} is reserved", (*path, "name"))
-    if spec.language not in (None, "python"):
-        raise document.error(f"expected python, found {spec.language!r}", (*path, "language"))
-    if spec.params and spec.with_:
-        raise document.error("params and with mean the same; use one of them", (*path, "with"))
-    mapped = spec.output if isinstance(spec.output, dict) else None
-    code_key = "script" if spec.script is not None else "run"
+        problem = f"node {spec.name!r}: expected one of action, uses and run; found {found}"
+        raise document.error(problem, ("nodes", index))
+    for key, problem in problems.items():
+        if problem:
+            raise document.error(problem, ("nodes", index, key))
+    mapped = spec.output if isinstance(spec.output, dict) else {}
     return Node(
         name=spec.name,
         action=spec.action or spec.uses or "",
         params=spec.params or spec.with_,
         params_key="with" if spec.with_ else "params",
         output=spec.output if isinstance(spec.output, str) else "",
-        outputs={**(mapped or {}), **(spec.outputs or {})},
+        outputs={**mapped, **(spec.outputs or {})},
         outputs_key="output" if mapped else "outputs",
         code=spec.run or spec.script or "",
-        code_key=code_key,
+        code_key="script" if spec.script is not None else "run",
         index=index,
     )
 
@@ -313,32 +308,37 @@ def _check_templates(document: Document, nodes: Mapping[str, Node]) -> None:
 
 
 def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -> dict[str, list[Route]]:
+    names = list(nodes)
     routes: dict[str, list[Route]] = {}
     for index, edge in enumerate(spec.edges):
         path = ("edges", index)
-        _check_target(edge.source, [START, *nodes], document, (*path, "from"))
-        _check_target(edge.target, [*nodes, END], document, (*path, "to"))
-        condition, wanted = _condition(edge, document, path)
-        _check_condition(condition, document, path)
-        routes.setdefault(edge.source, []).append(Route(edge.target, condition, wanted, path))
-    names = list(nodes)
+        _check_target(edge.source, [START, *names], document, (*path, "from"))
+        routes.setdefault(edge.source, []).append(Route(edge.target, *_condition(edge, document, path), path))
     routes.setdefault(START, [Route(names[0], True, True, ("nodes", 0))])
     for index, node in enumerate(spec.nodes):
-        if node.goto is not None:
-            routes[node.name] = _goto(node.goto, index, names, document)
+        path = ("nodes", index, "goto")
+        if isinstance(node.goto, str):
+            routes[node.name] = [Route(node.goto, True, True, path)]
+        elif node.goto is not None:
+            rules = enumerate(node.goto)
+            routes[node.name] = [Route(rule.to, rule.condition, True, (*path, number)) for number, rule in rules]
         elif node.name not in routes:
             # As in The Edge Agent: without an edge of its own a node leads to the next one in the file.
             target = names[index + 1] if index + 1 < len(names) else END
             routes[node.name] = [Route(target, True, True, ("nodes", index))]
     for ways in routes.values():
-        # Conditions first; the way that is always open is what is left.
-        ways.sort(key=lambda way: way.condition is True and way.wanted)
-        if len(ways) > 1 and all(way.condition is True and way.wanted for way in ways[-2:]):
-            raise document.error(
-                "a second edge without a condition leaves the same node",
-                ways[-1].path,
-                hint="add a `when` to one of them",
+        for way in ways:
+            _check_target(
+                way.target, [*names, END], document, (*way.path, "to") if way.path[-1] != "goto" else way.path
             )
+            try:
+                conditions.check(way.condition)
+            except UsageError as error:
+                raise document.error(error.message, way.path, hint=error.hint) from None
+        ways.sort(key=lambda way: way.always)  # the way that is always open is what is left
+        if [way.always for way in ways[-2:]] == [True, True]:
+            problem = "a second edge without a condition leaves the same node"
+            raise document.error(problem, ways[-1].path, hint="add a `when` to one of them")
     return routes
 
 
@@ -358,26 +358,6 @@ def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) 
     if isinstance(wanted, str):
         raise document.error("expected true or false beside a condition", (*path, "when"))
     return condition, wanted is not False
-
-
-def _goto(goto: str | list[GotoRule], index: int, names: list[str], document: Document) -> list[Route]:
-    path = ("nodes", index, "goto")
-    rules = [GotoRule.model_validate({"to": goto})] if isinstance(goto, str) else goto
-    for number, rule in enumerate(rules):
-        where = path if isinstance(goto, str) else (*path, number)
-        _check_target(rule.to, [*names, END], document, where)
-        _check_condition(rule.condition, document, where)
-    return [
-        Route(rule.to, rule.condition, True, path if isinstance(goto, str) else (*path, number))
-        for number, rule in enumerate(rules)
-    ]
-
-
-def _check_condition(condition: bool | str, document: Document, path: tuple[str | int, ...]) -> None:
-    try:
-        conditions.check(condition)
-    except UsageError as error:
-        raise document.error(error.message, path, hint=error.hint) from None
 
 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:

@@ -12,16 +12,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from tea_models.errors import TeaModelsError
-from tea_models.yamlfile import dotted
+from tea_models.yamlfile import Document, dotted
 from tea_runtime.actions import LlmActions
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
 from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
-from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
+from tea_runtime.workflow.file import END, START, read_workflow, workflow_of
 
 if TYPE_CHECKING:
     from tea_runtime.cassette.entries import Cassette
@@ -37,14 +37,7 @@ _MAIN_KEYS = ("content", "embedding", "results")
 
 @dataclass(slots=True)
 class WorkflowEngine:
-    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as they matter to actions.
-
-    Attributes:
-        llm_actions: The `llm.*` actions, with `settings.llm` and the models that they opened.
-        environ: The environment.
-        variables: The workflow's constants.
-        actions_registry: All actions, by name.
-    """
+    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as actions need them."""
 
     llm_actions: LlmActions
     environ: Mapping[str, str]
@@ -57,19 +50,10 @@ class WorkflowEngine:
         return self.llm_actions.settings.model_dump(exclude_unset=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A node that has run.
-
-    Attributes:
-        node: Its name.
-        action: Its action, or "" for a block.
-        seconds: What it took.
-        result: What it gave.
-    """
+class Step(NamedTuple):
+    """A node that has run, what it took and what it gave."""
 
     node: str
-    action: str
     seconds: float
     result: Any
 
@@ -138,8 +122,10 @@ class LoadedWorkflow:
         environ = self._workflow.environment(given)
         self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
         actions = LlmActions(settings, self._pool, on_text=on_text)
-        self._engine = WorkflowEngine(actions, environ, variables=dict(self._workflow.spec.variables))
-        _register(self._workflow, self._engine)
+        registry: dict[str, Action] = actions.table()
+        self._engine = WorkflowEngine(actions, environ, dict(self._workflow.spec.variables), registry)
+        import_actions(self._workflow, registry, self._engine)
+        check_actions(self._workflow, registry)
 
     def run(
         self,
@@ -168,14 +154,10 @@ def check_workflow(
     *,
     environ: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Check a workflow and its input without running a node; its imports are executed.
+    """Check a workflow and its input without running a node; its imports are executed. Errors as of `run_workflow`.
 
     Returns:
         The names of the nodes, in the order of the file.
-
-    Raises:
-        ConfigError: The workflow is wrong; file, line and key are in the message.
-        UsageError: The input does not fit the workflow's `state_schema`.
     """
     workflow = _read(workflow)
     workflow.initial_state(input or {})
@@ -186,13 +168,9 @@ def check_workflow(
 def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     if isinstance(workflow, str | Path):
         return read_workflow(Path(workflow))
-    return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
-
-
-def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
-    engine.actions_registry.update(engine.llm_actions.table())
-    import_actions(workflow, engine.actions_registry, engine)
-    check_actions(workflow, engine.actions_registry)
+    if isinstance(workflow, Mapping):
+        return workflow_of(Document("workflow", dict(workflow), {}), Path.cwd())
+    return workflow
 
 
 @dataclass(slots=True)
@@ -221,74 +199,62 @@ class _Run:
         started = time.monotonic()
         if node.code:
             result = self._execute(node)
-            self._told(node, started, result)
-            self._merge(node, result)
+        else:
+            params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
+            result = self._call(node, params)
+        if self.on_step is not None:
+            self.on_step(Step(node.name, time.monotonic() - started, result))
+        self._keep(node, result)
+
+    def _keep(self, node: Node, result: Any) -> None:
+        """Put what a node gave where it belongs in the state."""
+        if node.code:
+            if isinstance(result, Mapping):
+                self.state.update(dict(result))
+            elif result is not None:
+                self.state[node.output or node.name] = result
             return
-        params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
-        result = self._call(node, params)
-        self._told(node, started, result)
-        if node.output:
-            self.state[node.output] = result
+        if node.output or not node.outputs:
+            self.state[node.output or node.name] = result if node.output else _main_value(result)
         for key, template in node.outputs.items():
             extra = {"action_result": result, "result": result}
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
-        if not node.output and not node.outputs:
-            self.state[node.name] = _main_value(result)
-
-    def _told(self, node: Node, started: float, result: Any) -> None:
-        if self.on_step is not None:
-            self.on_step(Step(node.name, node.action, time.monotonic() - started, result))
 
     def _call(self, node: Node, params: dict[str, Any]) -> Any:
-        try:
-            result = self.engine.actions_registry[node.action](self.state, **params)
-        except TeaModelsError as error:
-            raise _placed(error, self._place(node.name, node.path("action"))) from error.__cause__
-        except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
-            raise
-        except SystemExit as error:
-            raise self._failed(node, node.path(), f"{node.action}: {_exit(error)}") from error
-        except Exception as error:
-            raise self._failed(node, node.path(), f"{node.action}: {type(error).__name__}: {error}") from error
+        action = self.engine.actions_registry[node.action]
+        result = self._attempt(node, node.path("action"), lambda: action(self.state, **params))
         failed = isinstance(result, Mapping) and result.get("success") is False and "error" in result
         if failed and not node.output:
-            raise self._failed(node, node.path(), f"{node.action}: {result['error']}")
+            raise WorkflowError(f"{self._place(node.name)}: {node.action}: {result['error']}")
         return result
 
     def _execute(self, node: Node) -> Any:
         path = node.path(node.code_key)
         line = (self.workflow.document.line(path) or 1) + ("\n" in node.code)
+        names = {"variables": self.engine.variables, "actions": self.engine.actions_registry, "json": json}
         try:
-            function = _function(node.code, self.workflow.document.file, line)
+            function = _function(node.code, self.workflow.document.file, line, {**names, "__name__": "__workflow__"})
         except SyntaxError as error:
             where = f"line {error.lineno} of the block" if error.lineno else "the block"
-            raise self._failed(node, path, f"{where} is not Python: {error.msg}") from None
-        names = {
-            "variables": self.engine.variables,
-            "actions": self.engine.actions_registry,
-            "json": json,
-            "__name__": "__workflow__",
-        }
+            raise WorkflowError(f"{self._place(node.name, path)}: {where} is not Python: {error.msg}") from None
+        return self._attempt(node, path, lambda: function(self.state))
+
+    def _attempt(self, node: Node, path: _Keys, call: Callable[[], Any]) -> Any:
+        """What an action or a block answers; an error of it says where it happened."""
         try:
-            return function(names)(self.state)
+            return call()
         except TeaModelsError as error:
             raise _placed(error, self._place(node.name, path)) from error.__cause__
-        except BrokenPipeError:
+        except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
             raise
         except (Exception, SystemExit) as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == _FUNCTION]
-            absent = isinstance(error, KeyError) and error.args and error.args[0] not in self.state
-            hint = "give it with --input" if absent else ""
+            block = (self.workflow.document.file, _FUNCTION)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if (f.filename, f.name) == block]
             place = self._place(node.name, path, line=frames[-1].lineno if frames else None)
             problem = _exit(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-            raise WorkflowError(f"{place}: {problem}", hint=hint) from error
-
-    def _merge(self, node: Node, result: Any) -> None:
-        if isinstance(result, Mapping):
-            if result is not self.state:
-                self.state.update(result)
-        elif result is not None:
-            self.state[node.output or node.name] = result
+            absent = node.code and isinstance(error, KeyError) and error.args and error.args[0] not in self.state
+            what = f"{node.action}: " if node.action else ""
+            raise WorkflowError(f"{place}: {what}{problem}", hint="give it with --input" if absent else "") from error
 
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
@@ -315,13 +281,8 @@ class _Run:
             raise _placed(error, f"{self._place(node.name, node.path(*keys))}: {dotted(keys[1:])}") from None
 
     def _context(self) -> dict[str, Any]:
-        spec = self.workflow.spec
-        return {
-            "state": self.state,
-            "variables": self.engine.variables,
-            "settings": spec.settings,
-            "env": self.engine.environ,
-        }
+        settings, variables = self.workflow.spec.settings, self.engine.variables
+        return {"state": self.state, "variables": variables, "settings": settings, "env": self.engine.environ}
 
     def _place(self, name: str, path: tuple[str | int, ...] = (), *, line: int | None = None) -> str:
         document = self.workflow.document
@@ -331,29 +292,21 @@ class _Run:
         place = document.file + (f":{line}" if line else "")
         return f"{place}: node {name}" if name != START else place
 
-    def _failed(self, node: Node, path: tuple[str | int, ...], problem: str, *, hint: str = "") -> WorkflowError:
-        return WorkflowError(f"{self._place(node.name, path)}: {problem}", hint=hint)
-
 
 _FUNCTION = "run"
 
 
-def _function(code: str, file: str, line: int) -> Callable[[dict[str, Any]], Callable[[dict[str, Any]], Any]]:
-    """Compile a block as the body of a function of `state`, so that it may `return`; lines are those of the file."""
+def _function(code: str, file: str, line: int, names: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """A block as the body of a function of `state`, so that it may `return`; lines are those of the file."""
     tree = ast.parse(code, file)
     wrapper = ast.parse(f"def {_FUNCTION}(state): pass")
     definition = wrapper.body[0]
     assert isinstance(definition, ast.FunctionDef)
     ast.increment_lineno(tree, line - 1)
     definition.body = tree.body or definition.body
-    compiled = compile(wrapper, file, "exec")
-
-    def bind(names: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-        exec(compiled, names)  # noqa: S102 - workflows are code, as the documentation says
-        function: Callable[[dict[str, Any]], Any] = names[_FUNCTION]
-        return function
-
-    return bind
+    exec(compile(wrapper, file, "exec"), names)  # noqa: S102 - workflows are code, as the documentation says
+    function: Callable[[dict[str, Any]], Any] = names[_FUNCTION]
+    return function
 
 
 def _exit(error: SystemExit) -> str:
