@@ -36,16 +36,13 @@ class RowsFailedError(TeaModelsError):
     "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight at once."
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
-@click.option(
-    "--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random, the same ones each time."
-)
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True,
               help="End with 0 although so many rows failed.")  # fmt: skip
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
 @click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
 @answering
 def command(
-    app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None, sample: int | None,
+    app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None,
     max_errors: int, gguf: str | None, backend: str | None,
 ) -> None:  # fmt: skip
     """Run WORKFLOW for every row: a line of OUT for each, with its index as `_row` and its state or `_error`.
@@ -60,7 +57,7 @@ def command(
 
     identity = f"{workflow.read_text('utf-8') if workflow.is_file() else ''}\0{gguf or ''}\0{backend or ''}"
     source = read_workflow(workflow)
-    count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
+    count = sum(1 for _ in read_rows(rows, limit=limit))
     redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
     with (
         redirected,
@@ -69,9 +66,7 @@ def command(
         LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded,
         _counting(app.out, count, written.rows) as done,
     ):
-        summary = map_rows(
-            loaded.run, read_rows(rows, limit=limit, sample=sample), written, concurrency=concurrency, done=done
-        )
+        summary = map_rows(loaded.run, read_rows(rows, limit=limit), written, concurrency=concurrency, done=done)
         failed = written.errors
     data = {**asdict(summary), "errors": failed, "output": str(output)}
     app.out.answer(data, lambda: _told(summary, failed, output))

@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run of `map` did.
-
-    Attributes:
-        rows: Rows that were done in this run, failed ones among them.
-        failed: Of these, the ones whose line has `_error`.
-        present: Rows that were in the output before.
-        seconds: How long it took.
-    """
+    """What a run of `map` did: rows done, failed ones among them, rows that were there before, and its seconds."""
 
     rows: int
     failed: int
@@ -41,17 +34,10 @@ def map_rows(
     concurrency: int,
     done: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """Run every row that is not in the output yet, and append its state or its error.
+    """Run every row that is not in the output yet, and append its state or its error; `run` is called by threads.
 
     Memory is bounded by the rows in flight, however long the file is. An interrupt ends it at once; what is whole in
     the output stays, and the next run does the rest.
-
-    Args:
-        run: From what a row holds to the final state; called by several threads at once.
-        rows: All rows.
-        output: Where the answers go.
-        concurrency: Rows in flight at once.
-        done: Called after each row.
 
     Raises:
         StoreError: The output can't be written.

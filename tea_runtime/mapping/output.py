@@ -18,18 +18,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SCHEMA = "tea.map/1"
-_BLOCK = 1 << 20
 
 
 class Output:
     """An append-only file of JSON lines, for one process at a time; a context manager.
 
     A line is whole when it ends: what a killed process left of its last one is cut off. A small file beside it,
-    `.NAME.map`, says which workflow wrote it, so that the rows of two workflows are never mixed.
-
-    Args:
-        path: The file.
-        workflow: The workflow's text and what else decides its answers.
+    `.NAME.map`, says which workflow wrote it (a hash of its text), so that the rows of two are never mixed.
 
     Raises:
         UsageError: Another process writes it, another workflow wrote it, or it is no output of `map`.
@@ -42,8 +37,8 @@ class Output:
         self._identity = {"schema": SCHEMA, "workflow_sha256": hashlib.sha256(workflow.encode()).hexdigest()}
         self._beside = path.with_name(f".{path.name}.map")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        self._done = bytearray()
-        self.rows = self.errors = 0
+        self._done: set[int] = set()
+        self.errors = 0
 
     def __enter__(self) -> Self:
         try:
@@ -70,14 +65,15 @@ class Output:
 
     def has(self, index: int) -> bool:
         """Whether a row is done."""
-        return index >> 3 < len(self._done) and bool(self._done[index >> 3] & 1 << (index & 7))
+        return index in self._done
+
+    @property
+    def rows(self) -> int:
+        """How many rows are done."""
+        return len(self._done)
 
     def append(self, index: int, values: Mapping[str, Any]) -> None:
-        """Write the state, or `_error`, of a row.
-
-        Raises:
-            StoreError: It can't be written; what is whole in the file stays.
-        """
+        """Write the state, or `_error`, of a row; a `StoreError` where that can't be, and what is whole stays."""
         line = json.dumps({"_row": index, **values}, ensure_ascii=False, default=str).encode() + b"\n"
         end = os.fstat(self._descriptor).st_size
         try:
@@ -87,7 +83,8 @@ class Output:
                 raise StoreError(f"{self.path}: no space is left", hint="make room and run the command again")
         except OSError as error:
             raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
-        self._mark(index, failed="_error" in values)
+        self._done.add(index)
+        self.errors += "_error" in values
 
     def _check_owner(self) -> None:
         if not self.path.exists() or not self.path.stat().st_size:
@@ -114,15 +111,9 @@ class Output:
                     break
                 try:
                     values = json.loads(line)
-                    self._mark(values["_row"], failed="_error" in values)
+                    self._done.add(values["_row"])
+                    self.errors += "_error" in values
                 except (ValueError, TypeError, KeyError):
                     raise ConfigError("a damaged line", file=str(self.path), line=number) from None
                 end += len(line)
         os.truncate(self._descriptor, end)
-
-    def _mark(self, index: int, *, failed: bool) -> None:
-        if index >> 3 >= len(self._done):
-            self._done.extend(bytes((index >> 3) + 1 - len(self._done)))
-        self._done[index >> 3] |= 1 << (index & 7)
-        self.rows += 1
-        self.errors += failed

@@ -316,12 +316,12 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
         routes.setdefault(edge.source, []).append(Route(edge.target, *_condition(edge, document, path), path))
     routes.setdefault(START, [Route(names[0], True, True, ("nodes", 0))])
     for index, node in enumerate(spec.nodes):
-        path = ("nodes", index, "goto")
+        goto = ("nodes", index, "goto")
         if isinstance(node.goto, str):
-            routes[node.name] = [Route(node.goto, True, True, path)]
+            routes[node.name] = [Route(node.goto, True, True, goto)]
         elif node.goto is not None:
             rules = enumerate(node.goto)
-            routes[node.name] = [Route(rule.to, rule.condition, True, (*path, number)) for number, rule in rules]
+            routes[node.name] = [Route(rule.to, rule.condition, True, (*goto, number)) for number, rule in rules]
         elif node.name not in routes:
             # As in The Edge Agent: without an edge of its own a node leads to the next one in the file.
             target = names[index + 1] if index + 1 < len(names) else END

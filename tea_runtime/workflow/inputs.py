@@ -101,7 +101,7 @@ def _of_code(node: Node) -> tuple[list[str], set[str] | None]:
             else:
                 read.append(str(part.slice.value))
         elif isinstance(part, ast.Return) and isinstance(part.value, ast.Dict):
-            written |= {key.value for key in part.value.keys if isinstance(key, ast.Constant)}
+            written |= {str(key.value) for key in part.value.keys if isinstance(key, ast.Constant)}
             unknown = unknown or not all(isinstance(key, ast.Constant) for key in part.value.keys)
         else:  # a call that gets the state or is a method of it, a return of who knows what
             unknown = unknown or _may_change_state(part)
