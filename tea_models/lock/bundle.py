@@ -1,21 +1,17 @@
 """Bundles: the files of a lock in one tar file, for machines without network.
 
-    tea-bundle.json     what is in it: of each file its name, size, SHA-256, source, licence
     models.lock         the lock of exactly these models
     LICENSES.txt        the licence of each model, and where its files say it is
-    profiles/….json     the resolved profile of each file, for people and other tools
     models/<sha256>     the files
 
 Hashes are checked when a bundle is written (a store may have rotted) and when it is read, before a file gets its name.
-The profiles are not taken over when it is read: they are made again from the files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
@@ -23,9 +19,9 @@ from tea_models.errors import ChecksumMismatchError, MissingFileError, TeaModels
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
 from tea_models.lock.tarball import END, header, padding
-from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile
+from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
-from tea_models.store import Record, Store
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,19 +48,12 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
         lock = _chosen(lock_path, names, caller)
         store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in _located(store, model)]
-        unique = {item.record.sha256: item for item in files}
-        small = {
-            MANIFEST: json.dumps({"schema": SCHEMA, "files": [file.manifest() for file in files]}, indent=2) + "\n",
-            LOCK: format_lock(lock),
-            LICENSES: _licenses(files),
-            **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
-        }
-        for name, text in small.items():
+        for name, text in ((LOCK, format_lock(lock)), (LICENSES, _licenses(files))):
             data = text.encode()
             file.write(header(name, len(data)) + data + padding(len(data)))
-        _write_models(file, list(unique.values()), output, caller.progress)
+        _write_models(file, list({item.record.sha256: item for item in files}.values()), output, caller.progress)
         file.write(END)
-    return Bundle(output, output.stat().st_size, tuple(files), small[LOCK])
+    return Bundle(output, output.stat().st_size, tuple(files), lock)
 
 
 def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
@@ -91,12 +80,7 @@ def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
             raise MissingFileError(
                 f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
             )
-        assert file.sha256 is not None
-        source = file.sources[0]
-        revision = next((source.revision for source in file.sources if source.revision), None)
-        size, name = path.stat().st_size, model.reference
-        record = Record(file.filename, size, file.sha256, name, str(source), revision, model.license)
-        yield BundledFile(record, path, "bundled")
+        yield BundledFile(record_of(model, file, path.stat().st_size), path, "bundled")
 
 
 def _licenses(files: list[BundledFile]) -> str:
@@ -117,12 +101,6 @@ def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
         for key, value in read_header(source).metadata.items():
             if key.startswith("general.license") and isinstance(value, str):
                 yield key, " ".join(value.split())
-
-
-def _profiles(store: Store, files: Any) -> Iterator[tuple[str, str]]:
-    for file in files:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            yield file.record.sha256, store.profile_path(file.path).read_text("utf-8")
 
 
 def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from tea_models.lock.pins import outdated, require_current, template_sha256, upd
 from tea_models.lock.projects import locked_elsewhere, remember_lock
 from tea_models.lock.requirements import MODELS_FILE
 from tea_models.lock.unbundle import unpack_bundle
-from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
+from tea_models.lockfile import Lock, read_lock, write_lock
 from tea_models.store import Store, stamp_of
 from tea_models.verbs.pull import PullResult, Status, pull_artifacts
 
@@ -198,9 +198,8 @@ def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, f
     repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")
     if only is not None:
         return False, repaired
-    lock = parse_lock(unpacked.lock_text, f"{bundle}: models.lock")
     caller.note(f"writing {lock_path}: taken from {bundle}")
-    return write_lock(lock_path, lock), repaired
+    return write_lock(lock_path, unpacked.lock), repaired
 
 
 def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bool]:
