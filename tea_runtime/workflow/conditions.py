@@ -11,6 +11,8 @@ from tea_runtime.workflow import templating
 
 _KEY = re.compile(r"[A-Za-z_]\w*")
 _TEMPLATE = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
+# A template that is all of a quoted text; a template; any other quoted text.
+_PARTS = re.compile(rf"(['\"]){_TEMPLATE.pattern}\1|{_TEMPLATE.pattern}|'[^']*'|\"[^\"]*\"", re.DOTALL)
 _FALSE = ("", "false", "0", "no", "none")
 _TRUE = ("true", "1", "yes")
 _ADVICE = "write the condition as one expression, such as: state.n < 3 and state.name == 'x'"
@@ -62,27 +64,15 @@ def _as_template(text: str) -> str:
 
 def _as_expression(text: str) -> str:
     """The condition with each `{{ x }}` as `(x)`, and each `'{{ x }}'` as the text of x."""
-    parts: list[str] = []
-    quote = ""
-    position = 0
-    while position < len(text):
-        found = _TEMPLATE.match(text, position)
-        if found is None:
-            character = text[position]
-            if character in "'\"":
-                quote = "" if character == quote else quote or character
-            parts.append(character)
-            position += 1
-            continue
-        position = found.end()
-        if not found[1].strip():
+
+    def replaced(part: re.Match[str]) -> str:
+        quoted, plain = part[2], part[3]
+        if quoted is None and plain is None:
+            if _TEMPLATE.search(part[0]):
+                raise UsageError(f"{text}: a template inside a quoted text", hint=_ADVICE)
+            return part[0]
+        if not (quoted or plain or "").strip():
             raise UsageError(f"{text}: an empty template", hint=_ADVICE)
-        if not quote:
-            parts.append(f"({found[1]})")
-        elif parts[-1] == quote and text[position : position + 1] == quote:
-            parts[-1] = f"(({found[1]}) | string)"
-            quote = ""
-            position += 1
-        else:
-            raise UsageError(f"{text}: a template inside a quoted text", hint=_ADVICE)
-    return "".join(parts)
+        return f"({plain})" if quoted is None else f"(({quoted}) | string)"
+
+    return _PARTS.sub(replaced, text)

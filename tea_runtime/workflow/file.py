@@ -149,8 +149,6 @@ class Workflow:
     """A validated workflow.
 
     Attributes:
-        document: The file, for places in messages.
-        spec: What it says.
         nodes: By name, in the order of the file.
         routes: Ways out of each node and of `__start__`, in the order in which they are tried.
         folder: Folder of the file, for paths in it; None for a workflow that is not a file.
@@ -167,10 +165,8 @@ class Workflow:
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
         """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
 
-        A relative path that is not found from the working directory is looked for beside the workflow.
-
-        Raises:
-            ConfigError: An unknown key or a wrong value.
+        A relative path that is not found from the working directory is looked for beside the workflow. An unknown key
+        or a wrong value is a `ConfigError`.
         """
         names = {"env": environ, "variables": self.spec.variables}
         settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
@@ -191,8 +187,7 @@ class Workflow:
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
 
-        Raises:
-            UsageError: A value has another type than `state_schema` says.
+        A value of another type than `state_schema` says is a `UsageError`.
         """
         state: dict[str, Any] = {}
         for key, kind in self.spec.state_schema.items():
