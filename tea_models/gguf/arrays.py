@@ -18,21 +18,10 @@ _CHUNK = 1 << 16
 
 
 class ArrayValue:
-    """An array in the metadata: its type and length are known, its items stay in the file.
-
-    Attributes:
-        item_type: Type of the items.
-        count: Number of items.
-        start: Byte offset of the first item.
-        end: Byte offset after the last item.
-    """
+    """An array in the metadata: its type and length are known, its items stay in the file from `start` to `end`."""
 
     def __init__(self, window: Window, what: str) -> None:
-        """Read an array's type and length at the window's position and step over its items.
-
-        Raises:
-            MalformedGGUFError: An item type is unknown, a boolean is neither 0 nor 1, or the items do not fit.
-        """
+        """Read an array's type and length at the window's position and step over its items, which must fit."""
         self._source = window.source
         self._byte_order = window.byte_order
         self.item_type, self.count, at = _read_head(window, what)

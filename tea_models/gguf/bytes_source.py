@@ -61,8 +61,7 @@ class FileSource:
     """A regular file, links followed; read by calls, because a mapping would kill the process if the file shrank.
 
     Raises:
-        MissingFileError: There is no such file, or the path is not a regular file.
-        AccessDeniedError: It may not be read.
+        NotAvailableError: There is no such file, the path is not a regular file, or it may not be read.
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tea_models.errors import MalformedGGUFError, TeaModelsError
 from tea_models.gguf.arrays import ArrayValue, read_value_type
@@ -41,14 +41,7 @@ Value = int | float | bool | str | ArrayValue
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An entry of the tensor table.
-
-    Attributes:
-        name: Name such as `blk.0.attn_q.weight`.
-        shape: Dimensions as in the file, the contiguous one first.
-        type: How the weights are stored.
-        offset: Start in the data section, in bytes after `Header.data_offset`.
-    """
+    """An entry of the tensor table; its offset is in bytes after `Header.data_offset`, its shape as in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -70,25 +63,15 @@ class TensorInfo:
 class Header:
     """What a GGUF file says before its weights.
 
-    Attributes:
-        version: 2 or 3.
-        byte_order: `little` or `big`.
-        alignment: Of the tensor data, in bytes.
-        header_size: Bytes up to the end of the tensor infos.
-        data_offset: Where the tensor data start: `header_size` rounded up to the alignment.
-        metadata: Values by key in the file's order; arrays read their items from the source when asked.
-        value_types: Types of the values.
-        tensors: The tensor table in the file's order.
-        problems: Why llama.cpp would not load it although it can be read.
-        notes: What is odd about it and does no harm.
-        source: Where it was read from; must be open for arrays to be read.
+    `problems` say why llama.cpp would not load it although it can be read, `notes` what is odd and does no harm. The
+    source must be open for arrays to be read.
     """
 
     version: int
-    byte_order: str
+    byte_order: str  # `little` or `big`
     alignment: int
-    header_size: int
-    data_offset: int
+    header_size: int  # bytes up to the end of the tensor infos
+    data_offset: int  # `header_size` rounded up to the alignment
     metadata: Mapping[str, Value]
     value_types: Mapping[str, ValueType]
     tensors: tuple[TensorInfo, ...]
@@ -155,15 +138,13 @@ def _read_version(source: ByteSource) -> tuple[int, str]:
     if not head.startswith(MAGIC):
         found, hint = explain_foreign(head)
         raise MalformedGGUFError(source.name, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)
-    version = int.from_bytes(head[4:8], "little")
-    byte_order = "little"
     # A version is a small number: with the lower half empty it was written in the other byte order.
-    if version and not version & 0xFFFF:
-        version, byte_order = int.from_bytes(head[4:8], "big"), "big"
+    byte_order: Literal["little", "big"] = "big" if head[4:6] == b"\0\0" and any(head[6:8]) else "little"
+    version = int.from_bytes(head[4:8], byte_order)
     if version not in (2, 3):
-        hint = "get a newer upload of the model; version 1 was replaced in 2023" if version == 1 else ""
-        if version > 3:
-            hint = "the file may be newer than this program: update tea-models"
+        hint = "the file may be newer than this program: update tea-models"
+        if version < 2:
+            hint = "get a newer upload of the model; version 1 was replaced in 2023"
         raise MalformedGGUFError(source.name, offset=4, problem=f"expected version 2 or 3, found {version}", hint=hint)
     return version, byte_order
 
@@ -232,9 +213,8 @@ class _Reader:
         value = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         value_type = self.value_types.get("general.alignment", ValueType.UINT32)
         if value_type is not ValueType.UINT32 or not isinstance(value, int):
-            raise self.window.malformed(
-                f"expected a uint32 for general.alignment, found {value_type.label}", at=self._alignment_at
-            )
+            problem = f"expected a uint32 for general.alignment, found {value_type.label}"
+            raise self.window.malformed(problem, at=self._alignment_at)
         if value == 0:
             raise self.window.malformed("expected an alignment above 0, found 0", at=self._alignment_at + 4)
         if value & (value - 1):
@@ -266,9 +246,7 @@ class _Reader:
         at = window.position
         dimensions = window.unsigned(4, f"the number of dimensions of tensor {name}")
         if dimensions > MAX_DIMENSIONS:
-            raise window.malformed(
-                f"expected up to {MAX_DIMENSIONS} dimensions for tensor {name}, found {dimensions:,}", at=at
-            )
+            raise window.malformed(f"tensor {name}: expected up to 4 dimensions, found {dimensions:,}", at=at)
         at = window.position
         shape = tuple(window.unsigned(8, f"a dimension of tensor {name}") for _ in range(dimensions))
         if max(math.prod(shape), *shape, 0) > _LARGEST:
@@ -302,7 +280,7 @@ class _Reader:
             name, start, end = _short(info.name), data_offset + info.offset, data_offset + info.offset + info.size
             if info.offset % alignment:
                 raise window.malformed(
-                    f"tensor {name}: its offset {info.offset:,} is not a multiple of {alignment}", at=at
+                    f"tensor {name}: its offset {info.offset:,} is not aligned to {alignment}", at=at
                 )
             if file_size is not None and info.size and end > file_size:
                 problem = f"tensor {name} needs bytes {start:,} to {end:,}, the file ends at byte {file_size:,}"

@@ -32,55 +32,37 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def update_lock(
-    path: Path,
-    given: Sequence[str] = (),
-    *,
-    caller: Caller,
-    upgrade: bool = False,
-    engine: bool = False,
+    path: Path, given: Sequence[str] = (), *, caller: Caller, upgrade: bool = False, engine: bool = False
 ) -> tuple[Lock, bool]:
-    """Write the lock of a project.
+    """Write the lock of a project, and say whether the file changed.
 
     With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more.
-    Without one, `given` is what is locked; without anything, what was locked before.
-
-    Args:
-        path: The lock.
-        given: References, and paths of YAML files.
-        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
-        upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
-        engine: Lock the engine that is installed here too.
-
-    Returns:
-        The lock, and whether the file changed.
+    Without one, `given` (references, and paths of YAML files) is what is locked; without anything, what was locked
+    before. `upgrade` resolves anew what is locked already; only `given`, where that names locked references.
 
     Raises:
         UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
         TeaModelsError: As for `make_lock` and `read_lock`.
     """
     old = read_lock(path) if path.exists() else None
-    renewed: bool | list[str] = upgrade
+    locked = old.models if old is not None else {}
+    renewed = list(locked) if upgrade else []
     some = [text for text in given if not _is_yaml(text)]
-    if upgrade and some and old is not None and all(public(text) in old.models for text in some):
+    if upgrade and some and all(public(text) in locked for text in some):
         renewed = some
         given = [text for text in given if _is_yaml(text)]
     references, inputs, names = _asked(path, given, old)
-    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed)
+    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, renewed=renewed)
     if engine:
         lock = replace(lock, engine=lock_engine(lock.engine, caller.settings.environ or None))
-    gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
+    gone = [text for text in locked if text not in lock.models]
     if gone:
         caller.note(f"no longer locked: {', '.join(gone)}")
     return lock, write_lock(path, lock)
 
 
 def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock:
-    """Read the lock of a project if it is up to date; fetches nothing and writes nothing.
-
-    Raises:
-        LockError: It is out of date; the message says why.
-        MissingFileError: There is none.
-    """
+    """Read the lock of a project if it is up to date (else a `LockError`); fetches nothing and writes nothing."""
     lock = read_lock(path)
     _, inputs, names = _asked(path, given, lock)
     require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, caller.settings)
@@ -140,13 +122,13 @@ def make_lock(
     inputs: Sequence[str] = (),
     names: Sequence[str] = (),
     old: Lock | None = None,
-    upgrade: bool | Sequence[str] = False,
+    renewed: Sequence[str] = (),
 ) -> Lock:
     """Pin what references mean now; `inputs` and `names` are where they come from, for the lock to remember.
 
-    What the `old` lock says stays, so that adding one model changes nothing else, unless `upgrade` (True, or some
-    references) resolves it anew. A file whose hash nobody states is pulled and pinned by what arrived (trust on first
-    use); the same is done where the chat template can be read in no other way.
+    What the `old` lock says stays, so that adding one model changes nothing else, unless it is to be `renewed`. A file
+    whose hash nobody states is pulled and pinned by what arrived (trust on first use); the same is done where the chat
+    template can be read in no other way.
 
     Raises:
         NotAvailableError: A reference can't be resolved from here.
@@ -154,12 +136,9 @@ def make_lock(
     """
     registry = Registry.load(caller.settings)
     old = old or Lock()
-    renewed = set(old.models if upgrade is True else upgrade or ()) | set(_contradicted(old, registry))
-    models = {}
-    for text in references:
-        shown = public(text)
-        keep = shown in old.models and shown not in renewed
-        models[shown] = old.models[shown] if keep else _pin(text, caller, registry)
+    anew = {*renewed, *_contradicted(old, registry)}
+    kept = {text: model for text, model in old.models.items() if text not in anew}
+    models = {public(text): kept.get(public(text)) or _pin(text, caller, registry) for text in references}
     return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), old.engine)
 
 
@@ -172,13 +151,8 @@ def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:
         replace(file, sources=tuple(_committed(source, caller) for source in file.sources)) for file in artifact.files
     )
     artifact = measured(replace(artifact, files=files), caller)
-    return LockedModel(
-        reference=public(text),
-        resolved=public(artifact.name),
-        files=artifact.files,
-        license=artifact.license,
-        template_sha256=_template_of(artifact, caller),
-    )
+    template = _template_of(artifact, caller)
+    return LockedModel(public(text), public(artifact.name), artifact.files, artifact.license, template)
 
 
 def _committed(source: Source, caller: Caller) -> Source:

@@ -6,11 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
-from tea_models.errors import (
-    IntegrityError,
-    MissingFileError,
-    OfflineError,
-)
+from tea_models.errors import IntegrityError, MissingFileError, OfflineError
 from tea_models.lock.engine import sync_engine
 from tea_models.lock.pins import outdated, require_current, template_sha256, update_lock
 from tea_models.lock.projects import locked_elsewhere, remember_lock
@@ -32,16 +28,7 @@ Prune = Literal["unlocked", "all"]
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What `sync` found and did.
-
-    Attributes:
-        lock: Path of the lock.
-        updated: Whether the lock was written anew because it was absent or out of date.
-        files: The locked files, all of them in the store.
-        extra: Paths of files in the store that the lock does not have.
-        removed: Those of them that were removed.
-        engine: `present` or `installed`, where the lock names an engine.
-    """
+    """What `sync` found and did: its keys are those of the report in docs/ci.md."""
 
     lock: str
     updated: bool
@@ -75,8 +62,8 @@ def sync(
         caller: Its settings name the store and the hosts; told about bytes as they arrive.
         frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
             does not have the locked hash instead of fetching it again.
-        prune: Remove models that the lock does not have: `unlocked`, those that no lock has that this store knows of;
-            `all`, those of other projects too.
+        prune: Which models to remove: `unlocked`, those that no lock has that this store knows of; `all`, those of
+            other projects too.
         bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
         verify: Hash every locked file, also one that has not changed since it was hashed last.
         repair: Fetch again what does not have the locked hash, also if `frozen`.

@@ -38,35 +38,22 @@ END: Final = b"\0" * (20 * BLOCK)
 
 
 class Reader:
-    """Goes through a tar file from its beginning to its end.
-
-    Args:
-        file: Open for reading.
-        name: For messages.
-    """
+    """Goes through a tar file from its beginning to its end; `name` is for messages."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
         self._left = 0  # bytes of the current member that were not read
-        self._pad = 0
 
     def members(self) -> Iterator[tuple[str, int]]:
-        """Name and size of each member; `chunks` reads its bytes.
-
-        Raises:
-            IntegrityError: It is cut, damaged, or has something else in it than plain files.
-        """
-        while True:
-            for _ in self.chunks():
-                pass
-            self._exactly(self._pad)
-            block = self._exactly(BLOCK)
-            if block == b"\0" * BLOCK:
-                return
-            name, size = self._parse(block)
-            self._left, self._pad = size, -size % BLOCK
+        """Name and size of each member; an `IntegrityError` where it is cut, damaged, or no plain file."""
+        while any(block := self._exactly(BLOCK)):
+            name, self._left = self._parse(block)
+            size = self._left
             yield name, size
+            for _ in self.chunks():
+                pass  # what nobody wanted
+            self._exactly(-size % BLOCK)
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes of the current member."""

@@ -30,13 +30,9 @@ _AGAIN: Final = "copy the bundle again, or make it again with `tea-models bundle
 
 @dataclass(frozen=True, slots=True)
 class BundledFile:
-    """A model file of a bundle.
+    """A model file of a bundle: what the lock says of it, where it lies in the store, and what was done with it.
 
-    Attributes:
-        record: What the lock says about it.
-        path: Where it lies in the store.
-        status: `bundled`; or, when a bundle is read, `unpacked`, `present` (the store had it) or `repaired` (the store
-            had other bytes in its place).
+    `repaired`: the store had other bytes in its place; `present`: it had the right ones.
     """
 
     record: Record
