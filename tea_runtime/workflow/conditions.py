@@ -50,8 +50,8 @@ def check(condition: bool | str) -> None:
 
 
 def _negation(condition: str) -> tuple[str, bool]:
-    text = condition.strip()
-    return (text[1:].strip(), True) if text.startswith("!") else (text, False)
+    text = condition.lstrip("! \t\r\n")
+    return text.rstrip(), condition[: -len(text) or None].count("!") % 2 == 1
 
 
 def _as_template(text: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -60,7 +60,7 @@ class GotoRule(_Strict):
 class ConditionSpec(_Strict):
     """The long form of an edge's condition."""
 
-    type: str = "expression"
+    type: Literal["expression"] = "expression"
     value: str | bool
 
 
@@ -87,7 +87,7 @@ class NodeSpec(_Strict):
     outputs: dict[str, Any] | None = None
     run: str | None = None
     script: str | None = None
-    language: str | None = None
+    language: Literal["python"] | None = None
     goto: str | list[GotoRule] | None = None
 
 
@@ -111,17 +111,11 @@ class WorkflowSpec(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way out of a node; `wanted` is what its condition must come out as."""
+    """A way out of a node; `condition` is True for one that is always open."""
 
     target: str
     condition: bool | str
-    wanted: bool
     path: tuple[str | int, ...]
-
-    @property
-    def always(self) -> bool:
-        """Whether it is open without a condition."""
-        return self.condition is True and self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,27 +250,21 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
 def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
     """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
     for key in spec.settings:
-        if key != "llm" and difflib.SequenceMatcher(None, key.lower(), "llm").ratio() >= _ALIKE:
-            line = document.line(("settings", key))
-            place = document.file + (f":{line}" if line and document.lines else "")
-            logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
+        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
+            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
+            logger.warning("%s", problem.message)
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
     given = [key for key in ("action", "uses", "run", "script") if getattr(spec, key) is not None]
-    both = bool(spec.params and spec.with_)
-    problems = {
-        "name": f"{spec.name!r} is reserved" if spec.name in (START, END) else "",
-        "language": f"expected python, found {spec.language!r}" if spec.language not in (None, "python") else "",
-        "with": "params and with mean the same; use one of them" if both else "",
-    }
+    if spec.name in (START, END):
+        raise document.error(f"{spec.name!r} is reserved", ("nodes", index, "name"))
+    if spec.params and spec.with_:
+        raise document.error("params and with mean the same; use one of them", ("nodes", index, "with"))
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
         problem = f"node {spec.name!r}: expected one of action, uses and run; found {found}"
         raise document.error(problem, ("nodes", index))
-    for key, problem in problems.items():
-        if problem:
-            raise document.error(problem, ("nodes", index, key))
     mapped = spec.output if isinstance(spec.output, dict) else {}
     return Node(
         name=spec.name,
@@ -308,51 +296,45 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
     for index, edge in enumerate(spec.edges):
         path = ("edges", index)
         _check_target(edge.source, [START, *names], document, (*path, "from"))
-        routes.setdefault(edge.source, []).append(Route(edge.target, *_condition(edge, document, path), path))
-    routes.setdefault(START, [Route(names[0], True, True, ("nodes", 0))])
+        routes.setdefault(edge.source, []).append(Route(edge.target, _condition(edge, document, path), path))
+    routes.setdefault(START, [Route(names[0], True, ("nodes", 0))])
     for index, node in enumerate(spec.nodes):
         goto = ("nodes", index, "goto")
         if isinstance(node.goto, str):
-            routes[node.name] = [Route(node.goto, True, True, goto)]
+            routes[node.name] = [Route(node.goto, True, goto)]
         elif node.goto is not None:
             rules = enumerate(node.goto)
-            routes[node.name] = [Route(rule.to, rule.condition, True, (*goto, number)) for number, rule in rules]
+            routes[node.name] = [Route(rule.to, rule.condition, (*goto, number)) for number, rule in rules]
         elif node.name not in routes:
             # As in The Edge Agent: without an edge of its own a node leads to the next one in the file.
             target = names[index + 1] if index + 1 < len(names) else END
-            routes[node.name] = [Route(target, True, True, ("nodes", index))]
+            routes[node.name] = [Route(target, True, ("nodes", index))]
     for ways in routes.values():
         for way in ways:
-            _check_target(
-                way.target, [*names, END], document, (*way.path, "to") if way.path[-1] != "goto" else way.path
-            )
+            place = way.path if way.path[-1] == "goto" else (*way.path, "to")
+            _check_target(way.target, [*names, END], document, place)
             try:
                 conditions.check(way.condition)
             except UsageError as error:
                 raise document.error(error.message, way.path, hint=error.hint) from None
-        ways.sort(key=lambda way: way.always)  # the way that is always open is what is left
-        if [way.always for way in ways[-2:]] == [True, True]:
+        ways.sort(key=lambda way: way.condition is True)  # the way that is always open is what is left
+        if [way.condition for way in ways[-2:]] == [True, True]:
             problem = "a second edge without a condition leaves the same node"
             raise document.error(problem, ways[-1].path, hint="add a `when` to one of them")
     return routes
 
 
-def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> tuple[bool | str, bool]:
+def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> bool | str:
     if edge.condition is None:
-        if edge.when is True:
-            return "true", True  # said aloud it may stand beside an edge without a condition, and is tried first
-        return (True if edge.when is None else edge.when), True
-    condition = edge.condition
-    if isinstance(condition, ConditionSpec):
-        if condition.type != "expression":
-            raise document.error(f"expected expression, found {condition.type!r}", (*path, "condition", "type"))
-        condition = condition.value
-    wanted = edge.when
-    if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
-        wanted = wanted.lower() == "true"
-    if isinstance(wanted, str):
+        # `when: true` said aloud may stand beside an edge without a condition, and is tried first.
+        return "true" if edge.when is True else True if edge.when is None else edge.when
+    condition = edge.condition.value if isinstance(edge.condition, ConditionSpec) else edge.condition
+    wanted = str(edge.when).lower()
+    if wanted not in ("none", "true", "false"):
         raise document.error("expected true or false beside a condition", (*path, "when"))
-    return condition, wanted is not False
+    if wanted == "false":
+        return not condition if isinstance(condition, bool) else f"!{condition}"
+    return condition
 
 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:

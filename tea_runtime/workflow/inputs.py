@@ -54,7 +54,7 @@ def _certain(workflow: Workflow) -> Iterator[Node]:
     current = START
     while True:
         ways = workflow.routes[current]
-        if len(ways) != 1 or ways[0].condition is not True or not ways[0].wanted:
+        if len(ways) != 1 or ways[0].condition is not True:
             return
         current = ways[0].target
         if current == END or current in seen:

@@ -259,7 +259,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if conditions.decide(route.condition, self._context()) is route.wanted:
+                if conditions.decide(route.condition, self._context()):
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
