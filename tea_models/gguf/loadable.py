@@ -90,12 +90,9 @@ class _Hyperparameters:
     """`llama_model_base::load_hparams`."""
 
     def __init__(self, header: Header, architecture: str) -> None:
-        prefix = f"{architecture}."
-        self.values = {
-            key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)
-        }
+        self.prefix = f"{architecture}."
+        self.values = _under(self.prefix, header.metadata)
         self.types = header.value_types
-        self.prefix = prefix
         self.shown = architecture if len(architecture) <= 40 else f"{architecture[:39]}…"
         self.problems: list[str] = []
 

@@ -10,9 +10,10 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.errors import TeaModelsError
 from tea_models.yamlfile import Document, dotted
@@ -41,8 +42,8 @@ class WorkflowEngine:
 
     llm_actions: LlmActions
     environ: Mapping[str, str]
-    variables: dict[str, Any] = field(default_factory=dict)
-    actions_registry: dict[str, Action] = field(default_factory=dict)
+    variables: dict[str, Any]
+    actions_registry: dict[str, Action]
 
     @property
     def llm_settings(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def run_workflow(
         return loaded.run(input or {}, on_step=on_step)
 
 
-class LoadedWorkflow:
+class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
     """A workflow that is read once and run many times, by several threads at once too; a context manager.
 
     Arguments and errors as for `run_workflow`; the models that its actions open stay open until it is closed.
@@ -137,15 +138,8 @@ class LoadedWorkflow:
         state = copy.deepcopy(self._workflow.initial_state(input))
         return _Run(self._workflow, self._engine, state, self._max_steps, on_step).to_the_end()
 
-    def close(self) -> None:
-        """Close the models that were opened."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._pool.close()
 
 
 def check_workflow(
@@ -154,15 +148,14 @@ def check_workflow(
     *,
     environ: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Check a workflow and its input without running a node; its imports are executed. Errors as of `run_workflow`.
+    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order.
 
-    Returns:
-        The names of the nodes, in the order of the file.
+    Errors as of `run_workflow`.
     """
     workflow = _read(workflow)
     workflow.initial_state(input or {})
-    LoadedWorkflow(workflow, environ=environ).close()
-    return list(workflow.nodes)
+    with LoadedWorkflow(workflow, environ=environ):
+        return list(workflow.nodes)
 
 
 def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
@@ -214,8 +207,11 @@ class _Run:
             elif result is not None:
                 self.state[node.output or node.name] = result
             return
-        if node.output or not node.outputs:
-            self.state[node.output or node.name] = result if node.output else _main_value(result)
+        if node.output:
+            self.state[node.output] = result
+        elif not node.outputs:
+            parts = (result[key] for key in _MAIN_KEYS if isinstance(result, Mapping) and key in result)
+            self.state[node.name] = next(parts, result)
         for key, template in node.outputs.items():
             extra = {"action_result": result, "result": result}
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
@@ -251,7 +247,10 @@ class _Run:
             block = (self.workflow.document.file, _FUNCTION)
             frames = [f for f in traceback.extract_tb(error.__traceback__) if (f.filename, f.name) == block]
             place = self._place(node.name, path, line=frames[-1].lineno if frames else None)
-            problem = _exit(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, SystemExit):  # which would have ended the whole process
+                code = "" if error.code is None else repr(error.code)
+                problem = f"it called sys.exit({code}); a node ends by return, and a run by an edge to __end__"
             absent = node.code and isinstance(error, KeyError) and error.args and error.args[0] not in self.state
             what = f"{node.action}: " if node.action else ""
             raise WorkflowError(f"{place}: {what}{problem}", hint="give it with --input" if absent else "") from error
@@ -264,10 +263,8 @@ class _Run:
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
         where = "at the start" if name == START else f"after {name!r}"
-        path = self.workflow.routes[name][0].path
-        raise WorkflowError(
-            f"{self._place(name, path)}: no edge applies {where}", hint="add one without a condition for what is left"
-        )
+        place = self._place(name, self.workflow.routes[name][0].path)
+        raise WorkflowError(f"{place}: no edge applies {where}", hint="add one without a condition for what is left")
 
     def _render(self, node: Node, keys: _Keys, value: Any, extra: Mapping[str, Any] | None = None) -> Any:
         """Fill in the templates of a value; an error names the place of the very text it is in."""
@@ -284,7 +281,7 @@ class _Run:
         settings, variables = self.workflow.spec.settings, self.engine.variables
         return {"state": self.state, "variables": variables, "settings": settings, "env": self.engine.environ}
 
-    def _place(self, name: str, path: tuple[str | int, ...] = (), *, line: int | None = None) -> str:
+    def _place(self, name: str, path: _Keys = (), *, line: int | None = None) -> str:
         document = self.workflow.document
         if not path and name in self.workflow.nodes:
             path = self.workflow.nodes[name].path()
@@ -307,20 +304,6 @@ def _function(code: str, file: str, line: int, names: dict[str, Any]) -> Callabl
     exec(compile(wrapper, file, "exec"), names)  # noqa: S102 - workflows are code, as the documentation says
     function: Callable[[dict[str, Any]], Any] = names[_FUNCTION]
     return function
-
-
-def _exit(error: SystemExit) -> str:
-    """What to say of a node that would have ended the whole process."""
-    code = "" if error.code is None else repr(error.code)
-    return f"it called sys.exit({code}); a node ends by return, and a run by an edge to __end__"
-
-
-def _main_value(result: Any) -> Any:
-    if isinstance(result, Mapping):
-        for key in _MAIN_KEYS:
-            if key in result:
-                return result[key]
-    return result
 
 
 def _placed(error: TeaModelsError, place: str) -> TeaModelsError:

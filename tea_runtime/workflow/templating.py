@@ -76,11 +76,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def check(value: Any) -> None:
-    """Parse every template of a value without running it.
-
-    Raises:
-        UsageError: One does not parse.
-    """
+    """Parse every template of a value without running it; a `UsageError` where one does not parse."""
     for text in texts(value):
         _compile(text)
 
@@ -113,15 +109,9 @@ def _needed(value: Any, keys: frozenset[str] | None) -> Any:
 
 def _problem(result: Mapping[str, Any]) -> str:
     kind, message = result["kind"], str(result["error"])
-    match kind:
-        case "undefined" | "raised":
-            return message
-        case "syntax":
-            return f"not a valid template: {message}"
-        case "security":
-            return f"not allowed in a template: {message}"
-    if kind.startswith("Template"):
-        return message
+    words = {"syntax": "not a valid template: ", "security": "not allowed in a template: "}
+    if kind in ("undefined", "raised", *words) or kind.startswith("Template"):
+        return words.get(kind, "") + message
     return broken_limit(result, LIMITS) or f"{kind}: {message}"
 
 
