@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from typing import TYPE_CHECKING, BinaryIO
+import io
+import tarfile
+from typing import TYPE_CHECKING
 
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import ChecksumMismatchError, MissingFileError, TeaModelsError, UsageError
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
-from tea_models.lock.tarball import END, header, padding
 from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
 from tea_models.store import Store
@@ -39,8 +40,7 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
     Without a lock, `names` are locked for the bundle alone.
 
     Raises:
-        MissingFileError: There is no lock and no name, or a locked file is not in the store.
-        UsageError: A name is not in the lock.
+        NotAvailableError, UsageError: There is no lock and no name, a file is not in the store, a name not in the lock.
         ChecksumMismatchError: A file in the store is not what its lock says.
         DiskFullError, StoreError: The bundle can't be written.
     """
@@ -48,11 +48,17 @@ def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str
         lock = _chosen(lock_path, names, caller)
         store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in _located(store, model)]
-        for name, text in ((LOCK, format_lock(lock)), (LICENSES, _licenses(files))):
-            data = text.encode()
-            file.write(header(name, len(data)) + data + padding(len(data)))
-        _write_models(file, list({item.record.sha256: item for item in files}.values()), output, caller.progress)
-        file.write(END)
+        models = {item.record.sha256: item for item in files}.values()
+        caller.progress.start(output.name, sum(model.record.size for model in models), 0)
+        try:
+            # Every `tar` can list and unpack GNU's format, also with files over 8 GiB.
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+                for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
+                    archive.addfile(_member(name, len(data)), io.BytesIO(data))
+                for model in models:
+                    _add(archive, model, caller.progress)
+        finally:
+            caller.progress.finish()
     return Bundle(output, output.stat().st_size, tuple(files), lock)
 
 
@@ -77,9 +83,8 @@ def _located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
             for item in store.installed():
                 if item.state == "changed" and item.record.means(file):
                     raise store.mismatch(item.record, _BROKEN)
-            raise MissingFileError(
-                f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
-            )
+            what = f"{model.reference}: {file.filename}"
+            raise MissingFileError(f"{what} is not in the store ({store.root})", hint="tea-models sync")
         yield BundledFile(record_of(model, file, path.stat().st_size), path, "bundled")
 
 
@@ -103,21 +108,25 @@ def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
                 yield key, " ".join(value.split())
 
 
-def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress) -> None:
-    progress.start(output.name, sum(model.record.size for model in models), 0)
-    try:
-        for model in models:
-            file.write(header(f"models/{model.record.sha256}", model.record.size))
-            digest, copied = hashlib.sha256(), 0
-            with open_regular(model.path) as reader:
-                while chunk := reader.read(min(1 << 20, model.record.size - copied)):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    copied += len(chunk)
-                    progress.advance(len(chunk))
-            actual, expected = digest.hexdigest(), model.record.sha256
-            if actual != expected or copied != model.record.size:
-                raise ChecksumMismatchError(str(model.path), expected=expected, actual=actual, hint=_BROKEN)
-            file.write(padding(model.record.size))
-    finally:
-        progress.finish()
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info
+
+
+def _add(archive: tarfile.TarFile, model: BundledFile, progress: Progress) -> None:
+    digest, expected = hashlib.sha256(), model.record.sha256
+
+    class Hashed(io.RawIOBase):
+        """The file, hashed as it is read."""
+
+        def read(self, size: int = -1) -> bytes:
+            chunk = reader.read(size)
+            digest.update(chunk)
+            progress.advance(len(chunk))
+            return chunk
+
+    with open_regular(model.path) as reader:
+        archive.addfile(_member(f"models/{expected}", model.record.size), Hashed())
+    if digest.hexdigest() != expected:
+        raise ChecksumMismatchError(str(model.path), expected=expected, actual=digest.hexdigest(), hint=_BROKEN)

@@ -26,18 +26,12 @@ MODELS_FILE = "models.yaml"
 
 
 def read_requirements(path: Path) -> list[str]:
-    """The references that a `models.yaml` or a workflow asks for, in its order.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: It is neither; file, line, key and what was expected.
-    """
+    """The references that a `models.yaml` or a workflow asks for, in its order; a `ConfigError` where it is neither."""
     document = read_yaml(path)
     data = document.data
     if isinstance(data, list):
-        document = Document(
-            document.file, {"models": data}, {("models", *key): at for key, at in document.lines.items()}
-        )
+        lines = {("models", *key): at for key, at in document.lines.items()}
+        document = Document(document.file, {"models": data}, lines)
     elif isinstance(data, dict) and ("nodes" in data or "settings" in data) and "models" not in data:
         return _of_workflow(document)
     elif data is None:
@@ -45,7 +39,6 @@ def read_requirements(path: Path) -> list[str]:
     texts = validate(_ModelsFile, document).models
     for index, text in enumerate(texts):
         _check(text, document, ("models", index))
-    for index, text in enumerate(texts):
         if text in texts[:index]:
             raise document.error(f"{text!r} is there twice", ("models", index))
     return texts

@@ -14,7 +14,7 @@ from tea_models.lock.requirements import MODELS_FILE
 from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, read_lock, write_lock
 from tea_models.store import Store, stamp_of
-from tea_models.verbs.pull import PullResult, Status, pull_artifacts
+from tea_models.verbs.pull import PullResult, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -52,21 +52,10 @@ def sync(
     verify: bool = False,
     repair: bool = False,
 ) -> SyncReport:
-    """Make the store hold what a lock says.
+    """Make the store hold what a lock says; the options are those of `tea-models sync`.
 
     A lock that is absent or out of date is made first, unless `frozen`. Offline, nothing is changed: the store is only
     checked. Files that the lock does not have are reported, and removed with `prune`.
-
-    Args:
-        lock_path: The lock; the files it was made from lie beside it.
-        caller: Its settings name the store and the hosts; told about bytes as they arrive.
-        frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
-            does not have the locked hash instead of fetching it again.
-        prune: Which models to remove: `unlocked`, those that no lock has that this store knows of; `all`, those of
-            other projects too.
-        bundle: A file made by `tea-models bundle` to take the models from, and the lock where there is none.
-        verify: Hash every locked file, also one that has not changed since it was hashed last.
-        repair: Fetch again what does not have the locked hash, also if `frozen`.
 
     Raises:
         LockError: `frozen` or offline, and the lock is out of date.
@@ -96,20 +85,15 @@ def sync(
     removed = []
     if prune is not None and not caller.settings.offline:
         kept = {} if prune == "all" else locked_elsewhere(store, lock_path)
+        removed = [record for record in extra if record.sha256 not in kept]
         for record in extra:
             if record.sha256 in kept:
                 caller.note(f"kept {record.file}: locked by {kept[record.sha256]} (--prune=all removes it too)")
-            else:
-                store.remove(store.root / record.file)
-                removed.append(record)
-    return SyncReport(
-        lock=str(lock_path),
-        updated=updated or taken,
-        files=tuple(files),
-        extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
-        removed=tuple(str(store.root / record.file) for record in removed),
-        engine=engine,
-    )
+        for record in removed:
+            store.remove(store.root / record.file)
+    left = tuple(str(store.root / record.file) for record in extra if record not in removed)
+    gone = tuple(str(store.root / record.file) for record in removed)
+    return SyncReport(str(lock_path), updated or taken, tuple(files), left, gone, engine)
 
 
 def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str]) -> list[PullResult]:
@@ -118,25 +102,19 @@ def _files(store: Store, lock: Lock, caller: Caller, repaired: AbstractSet[str])
     lacking = []
     known = {store.root / record.file: record for record in store.records()}
     for model in lock.models.values():
-        paths = store.paths_of(model.files)
-        if paths is None or any(path.name != file.filename for path, file in zip(paths, model.files, strict=True)):
+        name, paths = model.reference, store.paths_of(model.files)
+        if paths is not None and [path.name for path in paths] == [file.filename for file in model.files]:
+            files[name] = [PullResult.of(name, known[path], path, "present") for path in paths]
+        else:
             lacking.append(model)
-            continue
-        records = [(known[path], path) for path in paths]
-        files[model.reference] = [
-            PullResult.of(model.reference, record, path, "repaired" if record.sha256 in repaired else "present")
-            for record, path in records
-        ]
     if lacking and caller.settings.offline:
-        raise OfflineError(
-            f"{lacking[0].reference}: {lacking[0].files[0].filename} is not in the store ({store.root}), and nothing"
-            " may be fetched",
-            hint="tea-models sync, or sync --from models.tar, brings it",
-        )
+        what = f"{lacking[0].reference}: {lacking[0].files[0].filename} is not in the store ({store.root})"
+        hint = "tea-models sync, or sync --from models.tar, brings it"
+        raise OfflineError(f"{what}, and nothing may be fetched", hint=hint)
     for result in pull_artifacts([model.artifact() for model in lacking], caller):
-        status: Status = "repaired" if result.sha256 in repaired else result.status
-        files.setdefault(result.name, []).append(replace(result, status=status))
-    return [result for model in lock.models.values() for result in files[model.reference]]
+        files.setdefault(result.name, []).append(result)
+    every = [result for model in lock.models.values() for result in files[model.reference]]
+    return [replace(result, status="repaired") if result.sha256 in repaired else result for result in every]
 
 
 def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> list[Record]:
@@ -151,13 +129,10 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
         digests = sha256_files([item.path for item in items], caller.progress.advance)
     finally:
         caller.progress.finish()
-    broken = []
     for item, stamp, digest in zip(items, stamps, digests, strict=True):
         if digest == item.record.sha256:
             store.confirm(item.record, stamp)
-        else:
-            broken.append(item.record)
-    return broken
+    return [item.record for item, digest in zip(items, digests, strict=True) if digest != item.record.sha256]
 
 
 def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, everything: bool) -> None:
@@ -176,10 +151,7 @@ def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, eve
 
 
 def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:
-    """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
-
-    Returns whether the lock was written, and the hashes of files that were broken in the store.
-    """
+    """Bring the locked models of a bundle into the store; whether a lock was written, and which files were broken."""
     only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
     unpacked = unpack_bundle(bundle, caller, only=only)
     repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")

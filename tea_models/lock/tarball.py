@@ -1,8 +1,7 @@
-"""Tar files that hold nothing but plain files under plain names, written and read strictly.
+"""Tar files that hold nothing but plain files under plain names, read strictly.
 
 `tarfile` understands links, devices, sparse files and headers of any length; a file from a stranger is read here by
-something that understands none of that. The format is the oldest common one (ustar, with GNU's sizes over 8 GiB), so
-every `tar` can list and unpack what is written.
+something that understands none of that.
 """
 
 from __future__ import annotations
@@ -20,21 +19,6 @@ BLOCK: Final = 512
 # One folder deep, letters, digits, `.`, `_` and `-`: nothing that could leave a folder or mean something to a shell.
 _NAME: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,60}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,80}\Z")
 _MAX_SIZE: Final = 1 << 50
-
-
-def header(name: str, size: int) -> bytes:
-    """The header block of a file."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-def padding(size: int) -> bytes:
-    """What fills the last block of a file."""
-    return b"\0" * (-size % BLOCK)
-
-
-END: Final = b"\0" * (20 * BLOCK)
 
 
 class Reader:
