@@ -29,17 +29,11 @@ class ArrayValue:
         _step_over(window, self.item_type, self.count, what, at=at)
         self.end = window.position
 
-    def __repr__(self) -> str:
-        return f"ArrayValue({self.item_type.label}, count={self.count})"
-
     def __len__(self) -> int:
         return self.count
 
-    def items(self) -> tuple[Any, ...]:
-        """All items; bad bytes in strings are shown as escapes, inner arrays are `ArrayValue`s."""
-        return tuple(self)
-
     def __iter__(self) -> Iterator[Any]:
+        """Its items; bad bytes in strings are shown as escapes, inner arrays are `ArrayValue`s."""
         if self.item_type is ValueType.STRING:
             return (raw.decode("utf-8", "backslashreplace") for raw in self.strings)
         window = self._window()

@@ -1,18 +1,16 @@
-"""Where the bytes of a header come from: a file or bytes in memory (`net/http_source` has the remote one)."""
+"""Where the bytes of a header come from: a file (`net/http_source` has the remote one)."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol
 
 from tea_models.disk.regular import open_regular
 from tea_models.errors import AccessDeniedError, MissingFileError, NotAvailableError, SourceUnavailableError
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -41,23 +39,7 @@ class ByteSource(Protocol):
         """Give back what is held open."""
 
 
-class BytesSource:
-    """Bytes in memory; `name` is what the file is called in messages."""
-
-    def __init__(self, data: bytes, name: str = "bytes") -> None:
-        self.name = name
-        self.size: int | None = len(data)
-        self._data = data
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes at `offset`, or fewer at the end."""
-        return self._data[offset : offset + length]
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class FileSource:
+class FileSource(AbstractContextManager["FileSource"]):
     """A regular file, links followed; read by calls, because a mapping would kill the process if the file shrank.
 
     Raises:
@@ -89,12 +71,7 @@ class FileSource:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _explained(self, error: OSError | ValueError) -> NotAvailableError:
@@ -106,7 +83,6 @@ class FileSource:
             dangling = Path(self.name).is_symlink()
             return MissingFileError(f"{self.name}: " + ("the link leads nowhere" if dangling else "no such file"))
         if error.errno in (errno.EACCES, errno.EPERM):
-            return AccessDeniedError(
-                f"{self.name}: may not be read (permission denied)", hint=f"see: ls -l {self.name}"
-            )
+            problem = f"{self.name}: may not be read (permission denied)"
+            return AccessDeniedError(problem, hint=f"see: ls -l {self.name}")
         return NotAvailableError(f"{self.name}: can't be opened: {error.strerror}")
