@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from tea_models.errors import IntegrityError
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import default_adds, default_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tea_models.gguf.header import Header, Value
 
@@ -286,3 +288,31 @@ def _unescape_first(raw: bytes) -> tuple[int, bool] | None:
         return None
     high, low = (digit - 87 if digit >= 97 else digit - 48 for digit in raw[2:4])
     return ((high << 4) + low) & 255, len(raw) == 4
+
+
+def check_shards(headers: Sequence[Header]) -> None:
+    """Check that files are the parts of one model, in order (`llama_model_loader`, the `split.*` keys).
+
+    Raises:
+        IntegrityError: A part is another one than its name says, or they don't add up; names the file.
+    """
+    if len(headers) == 1:
+        return
+    hint = "the parts do not belong together: fetch the model again"
+    seen: dict[str, str] = {}
+    for index, header in enumerate(headers):
+        name = PurePath(header.source.name).name
+        for key, expected in (("split.no", index), ("split.count", len(headers))):
+            found = header.metadata.get(key)
+            if found != expected:
+                shown = "missing" if found is None else str(found)[:20]
+                raise IntegrityError(f"{name}: {key} is {shown}, expected {expected}", hint=hint)
+        for info in header.tensors:
+            if info.name in seen:
+                raise IntegrityError(f"{name}: tensor {info.name[:80]} is in {seen[info.name]} too")
+            seen[info.name] = name
+    stated = headers[0].metadata.get("split.tensors.count", len(seen))
+    if stated != len(seen):
+        name, shown = PurePath(headers[0].source.name).name, str(stated)[:20]
+        problem = f"{name}: split.tensors.count is {shown}, the parts have {len(seen):,} tensors"
+        raise IntegrityError(problem, hint=hint)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
-from tea_models.errors import IntegrityError, MissingFileError, OfflineError
+from tea_models.disk.regular import read_own
+from tea_models.errors import (
+    DiskFullError,
+    IntegrityError,
+    MissingFileError,
+    OfflineError,
+    StoreError,
+    TeaModelsError,
+)
 from tea_models.lock.engine import sync_engine
-from tea_models.lock.pins import outdated, require_current, template_sha256, update_lock
-from tea_models.lock.projects import locked_elsewhere, remember_lock
-from tea_models.lock.requirements import MODELS_FILE
+from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
 from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, read_lock, write_lock
 from tea_models.store import Store, stamp_of
@@ -18,7 +28,6 @@ from tea_models.verbs.pull import PullResult, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
-    from pathlib import Path
 
     from tea_models.caller import Caller
     from tea_models.store import Record
@@ -77,14 +86,14 @@ def sync(
     _check_templates(lock, files, caller, everything=verify)
     locked = {file.sha256 for file in lock.files}
     if not caller.settings.offline:
-        remember_lock(store, lock_path, locked)
+        _remember_lock(store, lock_path, locked)
     engine = None
     if lock.engine is not None:
         engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and bundle is None)
     extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
     if prune is not None and not caller.settings.offline:
-        kept = {} if prune == "all" else locked_elsewhere(store, lock_path)
+        kept = {} if prune == "all" else _locked_elsewhere(store, lock_path)
         removed = [record for record in extra if record.sha256 not in kept]
         for record in extra:
             if record.sha256 in kept:
@@ -175,3 +184,31 @@ def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bo
         return old, False
     caller.note(f"writing {path}: {'; '.join(reasons)}")
     return update_lock(path, caller=caller)
+
+
+def _remember_lock(store: Store, lock_path: Path, sha256: AbstractSet[str | None]) -> None:
+    """Note in the store that a project's lock names files of it, so that cleaning up for another spares them."""
+    lock = str(lock_path.resolve())
+    digest = hashlib.sha256(lock.encode("utf-8", "surrogatepass")).hexdigest()
+    path = store.hidden / "projects" / f"{digest[:32]}.json"
+    text = json.dumps({"lock": lock, "sha256": sorted(map(str, sha256))}, indent=2) + "\n"
+    if store.root.is_dir() and read_own(path) != text.encode():
+        with contextlib.suppress(StoreError, DiskFullError):  # a store that can't be written
+            store.write_hidden(path, text)
+
+
+def _locked_elsewhere(store: Store, lock_path: Path) -> dict[str, Path]:
+    """The hashes that other projects' locks name, each with such a lock. A lock that is gone names nothing."""
+    found: dict[str, Path] = {}
+    for path in sorted((store.hidden / "projects").glob("*.json")):
+        try:
+            document = json.loads(read_own(path) or b"")
+            lock, noted = Path(document["lock"]), set(document["sha256"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if lock == lock_path.resolve() or not lock.exists():
+            continue
+        with contextlib.suppress(TeaModelsError):  # what it named when it could be read
+            noted = {str(file.sha256) for file in read_lock(lock).files}
+        found |= dict.fromkeys(noted, lock)
+    return found

@@ -1,10 +1,16 @@
-"""Reading bundles (see `bundle`): a tar file from anybody, every file of which is checked before it gets its name."""
+"""Reading bundles (see `bundle`): a tar file from anybody, every file of which is checked before it gets its name.
+
+`tarfile` understands links, devices, sparse files and headers of any length; here the file is read by something that
+understands none of that: nothing but plain files under plain names.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
+import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
@@ -12,11 +18,11 @@ from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import check_space
 from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
 from tea_models.gguf import FileSource, read_header
-from tea_models.lock.tarball import Reader
 from tea_models.lockfile import Lock, LockedModel, parse_lock
 from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tea_models.caller import Caller
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
 _MAX_LOCK: Final = 4 << 20
+_MAX_SIZE: Final = 1 << 50
+# One folder deep, letters, digits, `.`, `_` and `-`: nothing that could leave a folder or mean something to a shell.
+_NAME: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,60}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,80}\Z")
 _AGAIN: Final = "copy the bundle again, or make it again with `tea-models bundle`"
 
 
@@ -89,7 +98,7 @@ class _Unpacking:
     def __init__(self, path: Path, file: BinaryIO, caller: Caller, only: frozenset[str] | None) -> None:
         self._path, self._progress, self._only = path, caller.progress, only
         self._store = Store.of(caller.settings)
-        self._reader = Reader(file, str(path))
+        self._file, self._left = file, 0  # bytes of the current member that were not read
         self._waiting: dict[str, list[tuple[LockedModel, ModelFile]]] = {}
         self._broken: set[str] = set()
         self._done: list[BundledFile] = []
@@ -97,7 +106,7 @@ class _Unpacking:
     def run(self) -> Bundle:
         lock: Lock | None = None
         seen: set[str] = set()
-        for name, size in self._reader.members():
+        for name, size in self._members():
             if name in seen:
                 raise self._damaged(f"{name} is in it twice")
             seen.add(name)
@@ -112,11 +121,42 @@ class _Unpacking:
             raise self._damaged(f"{lacking[0] if lacking else LOCK} is not in it")
         return Bundle(self._path, self._path.stat().st_size, tuple(self._done), lock)
 
+    def _members(self) -> Iterator[tuple[str, int]]:
+        """Name and size of each member, whose bytes `_chunks` reads."""
+        while any(block := self._exactly(tarfile.BLOCKSIZE)):
+            try:
+                info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
+            except tarfile.HeaderError as error:
+                raise self._damaged(f"it is no tar file, or it is damaged ({error})") from None
+            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                raise self._damaged(f"{info.name[:60]!r} is no plain file, and a bundle has nothing else")
+            if not _NAME.match(info.name) or not 0 <= info.size < _MAX_SIZE:
+                raise self._damaged(f"no bundle has a member {info.name[:60]!r} of {info.size:,} bytes")
+            self._left = info.size
+            yield info.name, info.size
+            for _ in self._chunks():
+                pass  # what nobody wanted
+            self._exactly(-info.size % tarfile.BLOCKSIZE)
+
+    def _chunks(self) -> Iterator[bytes]:
+        while self._left:
+            chunk = self._file.read(min(self._left, 1 << 20))
+            if not chunk:
+                raise self._damaged("it is cut off")
+            self._left -= len(chunk)
+            yield chunk
+
+    def _exactly(self, length: int) -> bytes:
+        data = self._file.read(length)
+        if len(data) != length:
+            raise self._damaged("it is cut off")
+        return data
+
     def _read_lock(self, size: int) -> Lock:
         if size > _MAX_LOCK:
             raise self._damaged(f"its {LOCK} has {size:,} bytes")
         try:
-            lock = parse_lock(b"".join(self._reader.chunks()).decode("utf-8", "replace"), LOCK)
+            lock = parse_lock(b"".join(self._chunks()).decode("utf-8", "replace"), LOCK)
         except ConfigError as error:
             raise self._damaged(error.message) from None
         for model in lock.models.values():
@@ -131,7 +171,7 @@ class _Unpacking:
         wanted = self._only is None or sha256 in self._only
         lacking = [(model, file) for model, file in waiting if wanted and not self._present(model, file, size)]
         if not lacking:
-            for chunk in self._reader.chunks():
+            for chunk in self._chunks():
                 self._progress.advance(len(chunk))
             return
         model, file = lacking[0]
@@ -159,7 +199,7 @@ class _Unpacking:
         remove_partial(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
         with writing(self._store.root), writing_own(partial) as writer:
-            for chunk in self._reader.chunks():
+            for chunk in self._chunks():
                 digest.update(chunk)
                 writer.write(chunk)
                 self._progress.advance(len(chunk))

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
-from tea_models.gguf.loadable import check_loadable, check_tokenizable
-from tea_models.gguf.shards import check_shards
+from tea_models.gguf.loadable import check_loadable, check_shards, check_tokenizable
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
 from tea_models.settings import Settings

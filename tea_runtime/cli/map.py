@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tea_models.cli.output import Output as Screen
-    from tea_runtime.mapping.local import Summary
+    from tea_runtime.mapping.output import Summary
 
 
 class RowsFailedError(TeaModelsError):
@@ -49,8 +49,7 @@ def command(
 
     Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
     """
-    from tea_runtime.mapping.local import map_rows
-    from tea_runtime.mapping.output import Output
+    from tea_runtime.mapping.output import Output, map_rows
     from tea_runtime.mapping.rows import read_rows
     from tea_runtime.workflow.file import read_workflow
     from tea_runtime.workflow.runner import LoadedWorkflow

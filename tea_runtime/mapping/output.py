@@ -1,21 +1,25 @@
-"""The file that answers are appended to, one line a row: what is whole in it is done, and is not done again."""
+"""Rows in flight together, and the file that answers are appended to: what is whole in it is not done again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 from tea_models.disk.atomic import write_atomically
-from tea_models.errors import ConfigError, StoreError, UsageError
+from tea_models.errors import ConfigError, StoreError, TeaModelsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-    from types import TracebackType
+
+    from tea_runtime.mapping.rows import Row
 
 SCHEMA = "tea.map/1"
 
@@ -57,9 +61,7 @@ class Output:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self._lock.release()
 
@@ -117,3 +119,61 @@ class Output:
                     raise ConfigError("a damaged line", file=str(self.path), line=number) from None
                 end += len(line)
         os.truncate(self._descriptor, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run of `map` did: rows done, failed ones among them, rows that were there before, and its seconds."""
+
+    rows: int
+    failed: int
+    present: int
+    seconds: float
+
+
+def map_rows(
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    rows: Iterable[Row],
+    output: Output,
+    *,
+    concurrency: int,
+    done: Callable[[], object] = lambda: None,
+) -> Summary:
+    """Run every row that is not in the output yet, and append its state or its error; `run` is called by threads.
+
+    Memory is bounded by the rows in flight, however long the file is. An interrupt ends it at once; what is whole in
+    the output stays, and the next run does the rest.
+
+    Raises:
+        StoreError: The output can't be written.
+    """
+    began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, output.rows
+    flying: dict[Future[Mapping[str, Any]], Row] = {}
+
+    def land(*, room: int) -> None:
+        while len(flying) > room:
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                output.append(flying.pop(future).index, future.result())
+                done()
+
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="tea-map")
+    try:
+        for row in rows:
+            if output.has(row.index):
+                present += 1
+                continue
+            flying[pool.submit(_answer, run, row)] = row
+            land(room=concurrency - 1)
+        land(room=0)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
+
+
+def _answer(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], row: Row) -> Mapping[str, Any]:
+    if row.values is None:
+        return {"_error": row.error}
+    try:
+        return run(row.values)
+    except TeaModelsError as error:
+        return {"_error": error.message, "_error_type": error.type}
