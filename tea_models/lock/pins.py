@@ -99,10 +99,8 @@ def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str
             raise UsageError(f"{folder / MODELS_FILE} does not ask for {strange}", hint="add it there, then lock again")
         texts = []
     if not texts and not inputs:
-        raise UsageError(
-            f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}",
-            hint=f"tea-models lock smollm2-135m, or write a {MODELS_FILE}",
-        )
+        hint = f"tea-models lock smollm2-135m, or write a {MODELS_FILE}"
+        raise UsageError(f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}", hint=hint)
     return combined([asked, texts]), inputs, texts
 
 
@@ -159,10 +157,8 @@ def _pin(text: str, caller: Caller, registry: Registry) -> LockedModel:
     references = [part for file in artifact.files for source in file.sources[:1] for part in source.parts]
     if any(isinstance(part, FileRef) for part in references):
         caller.note(f"{text}: a path is only good on this machine")
-    files = tuple(
-        replace(file, sources=tuple(_committed(source, caller) for source in file.sources)) for file in artifact.files
-    )
-    artifact = measured(replace(artifact, files=files), caller)
+    files = [replace(file, sources=tuple(_committed(one, caller) for one in file.sources)) for file in artifact.files]
+    artifact = measured(replace(artifact, files=tuple(files)), caller)
     template = _template_of(artifact, caller)
     return LockedModel(public(text), public(artifact.name), artifact.files, artifact.license, template)
 

@@ -153,10 +153,9 @@ def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, eve
             continue
         found = template_sha256(model.files[0], result.path, caller)
         if found != model.template_sha256:
-            raise IntegrityError(
-                f"{model.reference}: the lock says template_sha256 {model.template_sha256}, the file's is {found}",
-                hint="the lock was altered: tea-models lock --upgrade writes it anew",
-            )
+            problem = f"the lock says template_sha256 {model.template_sha256}, the file's is {found}"
+            hint = "the lock was altered: tea-models lock --upgrade writes it anew"
+            raise IntegrityError(f"{model.reference}: {problem}", hint=hint)
 
 
 def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:

@@ -99,10 +99,8 @@ class Output:
         if found.get("schema") != SCHEMA:
             raise UsageError(f"{self.path}: it was not written by map", hint="name another --output")
         if found != self._identity:
-            raise UsageError(
-                f"{self.path}: another workflow wrote it, or this one before it was changed",
-                hint="name another --output, or remove it to begin anew",
-            )
+            hint = "name another --output, or remove it to begin anew"
+            raise UsageError(f"{self.path}: another workflow wrote it, or this one before it was changed", hint=hint)
 
     def _read(self) -> None:
         """Find what is done, and cut off a last line that is not whole."""

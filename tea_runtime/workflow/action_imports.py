@@ -22,12 +22,7 @@ Action = Callable[..., Any]
 
 
 def import_actions(workflow: Workflow, registry: dict[str, Action], engine: Any) -> None:
-    """Register the actions of the modules that a workflow imports; the modules are executed.
-
-    Raises:
-        ConfigError: A module can't be imported, or registers nothing.
-        MissingFileError: There is no such file.
-    """
+    """Register the actions of the modules that a workflow imports; the modules are executed."""
     for index, item in enumerate(workflow.spec.imports):
         path = ("imports", index)
         name = item.package or item.path or ""
@@ -64,21 +59,15 @@ def _module(item: ImportSpec, folder: Path) -> Any:
 
 
 def check_actions(workflow: Workflow, registry: Mapping[str, Action]) -> None:
-    """Find actions that do not exist and parameters that they do not take, before anything runs.
-
-    Raises:
-        ConfigError: There is one; file, line and key are in the message.
-    """
+    """Refuse actions that do not exist and parameters that they do not take, before anything runs."""
     for node in workflow.nodes.values():
         if not node.action:
             continue
         key = "action" if workflow.spec.nodes[node.index].action else "uses"
         action = registry.get(node.action)
         if action is None:
-            known = sorted(registry)
-            raise workflow.document.error(
-                f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
-            )
+            hint = nearest(node.action, sorted(registry))
+            raise workflow.document.error(f"there is no action {node.action!r}", node.path(key), hint=hint)
         try:
             _check_parameters(node, action)
         except UsageError as error:

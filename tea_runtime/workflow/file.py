@@ -190,21 +190,17 @@ class Workflow:
             value = given.get(key, self.spec.initial_state.get(key))
             if allowed in ((list,), (dict,)) and value is None:
                 state[key] = allowed[0]()
-            elif allowed and value is not None and not _fits(value, allowed):
+            elif allowed and value is not None:
                 found = type(value).__name__
-                raise UsageError(f"input {key!r}: {self.document.file} declares {kind}, found {found}")
+                if not isinstance(value, allowed) or isinstance(value, bool) != (bool in allowed):  # which is an int
+                    raise UsageError(f"input {key!r}: {self.document.file} declares {kind}, found {found}")
         state.update({key: value for key, value in self.spec.initial_state.items() if value is not None})
         state.update({key: value for key, value in given.items() if value is not None or key not in state})
         return state
 
 
 def read_workflow(path: Path) -> Workflow:
-    """Read a workflow file.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: The file is wrong; the message says file, line, key and what was expected.
-    """
+    """Read a workflow file; where it is wrong, the `ConfigError` says file, line, key and what was expected."""
     if path.is_dir():
         raise MissingFileError(f"{path}: is a folder, expected a workflow file")
     return workflow_of(read_yaml(path), path.resolve().parent)
@@ -226,11 +222,11 @@ def workflow_of(document: Document, folder: Path | None) -> Workflow:
         node = _node(node_spec, index, document)
         if node.name in nodes:
             raise document.error(f"there are two nodes with the name {node.name!r}", node.path("name"))
+        _check_templates(document, node)
         nodes[node.name] = node
     for index, item in enumerate(spec.imports):
         if (item.package is None) == (item.path is None):
             raise document.error("expected package or path, one of them", ("imports", index))
-    _check_templates(document, nodes)
     return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder, settings)
 
 
@@ -280,14 +276,13 @@ def _node(spec: NodeSpec, index: int, document: Document) -> Node:
     )
 
 
-def _check_templates(document: Document, nodes: Mapping[str, Node]) -> None:
-    for node in nodes.values():
-        for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
-            for name, value in values.items():
-                try:
-                    templating.check(value)
-                except UsageError as error:
-                    raise document.error(error.message, node.path(key, name)) from None
+def _check_templates(document: Document, node: Node) -> None:
+    for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
+        for name, value in values.items():
+            try:
+                templating.check(value)
+            except UsageError as error:
+                raise document.error(error.message, node.path(key, name)) from None
 
 
 def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -> dict[str, list[Route]]:
@@ -340,7 +335,3 @@ def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:
     if name not in known:
         raise document.error(f"there is no node {name!r}", path, hint=nearest(name, known))
-
-
-def _fits(value: Any, allowed: tuple[type, ...]) -> bool:
-    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.yamlfile import dotted
 from tea_runtime.errors import HostFeatureError
@@ -50,8 +50,7 @@ class Difference(NamedTuple):
 
 def refuse_host_features(document: Document) -> None:
     """Refuse by name what only The Edge Agent has, with a `HostFeatureError` that says file, line and key."""
-
-    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
+    for what, path in _host_features(document):
         raise HostFeatureError(
             f"{what} are not part of this runner",
             file=document.file,
@@ -60,15 +59,16 @@ def refuse_host_features(document: Document) -> None:
             hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
         )
 
-    for key in document.data:
-        if key in _HOST_KEYS:
-            refuse(_HOST_KEYS[key], (key,))
+
+def _host_features(document: Document) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    for key in _HOST_KEYS.keys() & document.data.keys():
+        yield _HOST_KEYS[key], (key,)
     for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
         for index, entry in enumerate(_entries(document, section)):
             for key in features.keys() & entry.keys():
-                refuse(features[key], (section, index, key))
+                yield features[key], (section, index, key)
             if section == "edges" and entry.get("type") == "parallel":
-                refuse("parallel branches", (section, index, "type"))
+                yield "parallel branches", (section, index, "type")
 
 
 def imports_our_actions(document: Document) -> bool:
