@@ -40,11 +40,7 @@ class ByteSource(Protocol):
 
 
 class FileSource(AbstractContextManager["FileSource"]):
-    """A regular file, links followed; read by calls, because a mapping would kill the process if the file shrank.
-
-    Raises:
-        NotAvailableError: There is no such file, the path is not a regular file, or it may not be read.
-    """
+    """A regular file, links followed; read by calls, because a mapping would kill the process if the file shrank."""
 
     def __init__(self, path: Path | str) -> None:
         self.name = str(path)

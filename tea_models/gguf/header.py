@@ -61,11 +61,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says before its weights.
-
-    `problems` say why llama.cpp would not load it although it can be read, `notes` what is odd and does no harm. The
-    source must be open for arrays to be read.
-    """
+    """What a GGUF file says before its weights; its source must be open for arrays to be read."""
 
     version: int
     byte_order: str  # `little` or `big`
@@ -75,8 +71,8 @@ class Header:
     metadata: Mapping[str, Value]
     value_types: Mapping[str, ValueType]
     tensors: tuple[TensorInfo, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: tuple[str, ...]  # why llama.cpp would not load it although it can be read
+    notes: tuple[str, ...]  # what is odd about it and does no harm
     source: ByteSource = field(repr=False, compare=False)
 
     @property
@@ -87,11 +83,7 @@ class Header:
 
 
 def read_header(source: ByteSource) -> Header:
-    """Read and check the header of a GGUF file; reads are forward and no larger than needed.
-
-    Raises:
-        MalformedGGUFError: The file is not GGUF or breaks the specification; says at which byte and what was expected.
-    """
+    """Read and check the header of a GGUF file; a `MalformedGGUFError` says at which byte what was expected."""
     version, byte_order = _read_version(source)
     window = Window(source, byte_order=byte_order, start=8)
     reader = _Reader(window)

@@ -42,9 +42,7 @@ _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
     """Reasons why the native loader must not be given this file (its source open); empty when there are none.
 
-    Args:
-        header: Of a model in several files, the first is judged by what it says and the others by their layout.
-        thorough: Also look for a token that is there twice, which takes 0.1 s for a large vocabulary.
+    `thorough` also looks for a token that is there twice, which takes 0.1 s for a large vocabulary.
     """
     found = list(header.problems)
     if header.byte_order != sys.byteorder:
@@ -64,18 +62,14 @@ def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
 
 
 def check_tokenizable(header: Header) -> tuple[str, ...]:
-    """Reasons why llama.cpp would load this file and then die of the first text; empty when there are none.
-
-    Only for a (first) file that `check_loadable` has no objection to, its source open.
-    """
+    """Reasons why llama.cpp would load this file (its source open) and then die of the first text."""
     return tuple(_Vocabulary(header.metadata).check_tokenizing()) if is_loaded(header) else ()
 
 
 def is_loaded(header: Header) -> bool:
     """Whether llama.cpp's loader of models is given this file by its name.
 
-    It is not given adapters, projectors and importance matrices, nor the later files of a model, which it finds itself:
-    all that describes the model is in the first.
+    Not adapters, projectors and importance matrices, nor the later files of a model, which it finds itself.
     """
     metadata = header.metadata
     part = metadata.get("split.no")
@@ -291,11 +285,7 @@ def _unescape_first(raw: bytes) -> tuple[int, bool] | None:
 
 
 def check_shards(headers: Sequence[Header]) -> None:
-    """Check that files are the parts of one model, in order (`llama_model_loader`, the `split.*` keys).
-
-    Raises:
-        IntegrityError: A part is another one than its name says, or they don't add up; names the file.
-    """
+    """Refuse files that are not the parts of one model, in order (`llama_model_loader`, the `split.*` keys)."""
     if len(headers) == 1:
         return
     hint = "the parts do not belong together: fetch the model again"

@@ -36,8 +36,7 @@ def file_type_mismatch(file_type: int, tensors: Sequence[TensorInfo]) -> str | N
     """Say how the tensors contradict `general.file_type`, or None where they don't.
 
     A mix such as Q4_K_M has several types, so the type a file is named for only has to be there; where it does not
-    divide the rows, llama-quantize takes another (`tensor_type_fallback`). A file named for an unquantised type must
-    not have quantised matrices.
+    divide the rows, llama-quantize takes another (`tensor_type_fallback`).
     """
     number = file_type & ~FILE_TYPE_GUESSED
     matrices = [info for info in tensors if len(info.shape) > 1 and info.elements]

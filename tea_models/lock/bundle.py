@@ -37,12 +37,7 @@ _BROKEN = "the file in the store is broken: tea-models verify --repair"
 def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str] = ()) -> Bundle:
     """Write the models of a lock, or those of `names`, into a tar file; replaced if there is one.
 
-    Without a lock, `names` are locked for the bundle alone.
-
-    Raises:
-        NotAvailableError, UsageError: There is no lock and no name, a file is not in the store, a name not in the lock.
-        ChecksumMismatchError: A file in the store is not what its lock says.
-        DiskFullError, StoreError: The bundle can't be written.
+    Without a lock, `names` are locked for the bundle alone. What the store lacks or has broken is an error.
     """
     with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -> Catalog:
     """What a lock says of the engine that is installed here, besides those of other machines that it has already.
 
-    Raises:
-        LockError: No prebuilt engine of the catalogue is installed: nobody else could install the same one.
+    Only a prebuilt engine of the catalogue can be locked: nobody else could install another.
     """
     known = load_catalog()
     engine = installed_engine(environ)
@@ -40,13 +39,7 @@ def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -
 
 
 def sync_engine(catalog: Catalog, caller: Caller, *, only_check: bool) -> str:
-    """Install exactly the locked engine, unless it is there: `present` or `installed`.
-
-    Raises:
-        LockError: None of the locked engines is for this machine.
-        OfflineError: It is not installed, and `only_check` forbids it.
-        TeaModelsError: As for `install`.
-    """
+    """Install exactly the locked engine, unless it is there or `only_check` forbids it: `present` or `installed`."""
     host = Host.here()
     entry = next((entry for entry in catalog.engines if host.objection(entry.target) is None), None)
     if entry is None:

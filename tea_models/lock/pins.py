@@ -51,10 +51,6 @@ def update_lock(
     With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more.
     Without one, `given` (references, and paths of YAML files) is what is locked; without anything, what was locked
     before. `upgrade` resolves anew what is locked already; only `given`, where that names locked references.
-
-    Raises:
-        UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
-        TeaModelsError: As for `make_lock` and `read_lock`.
     """
     old = read_lock(path) if path.exists() else None
     locked = old.models if old is not None else {}
@@ -109,12 +105,7 @@ def _is_yaml(text: str) -> bool:
 
 
 def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
-    """Why a lock in a folder does not say what its inputs there ask for: a sentence each. Fetches nothing.
-
-    Raises:
-        MissingFileError, ConfigError: An input or a registry can't be read.
-        IntegrityError: A registry of the project says that the same place has other bytes.
-    """
+    """Why a lock in a folder does not say what its inputs there ask for: a sentence each. Fetches nothing."""
     beside = [MODELS_FILE] if (folder / MODELS_FILE).is_file() else []
     asked = list(lock.models)
     if lock.inputs or lock.names or beside:
@@ -137,12 +128,7 @@ def make_lock(
     """Pin what references mean now; `inputs` and `names` are where they come from, for the lock to remember.
 
     What the `old` lock says stays, so that adding one model changes nothing else, unless it is to be `renewed`. A file
-    whose hash nobody states is pulled and pinned by what arrived (trust on first use); the same is done where the chat
-    template can be read in no other way.
-
-    Raises:
-        NotAvailableError: A reference can't be resolved from here.
-        IntegrityError: Bytes that had to be fetched are wrong.
+    whose hash nobody states is pulled and pinned by what arrived (trust on first use).
     """
     registry = Registry.load(caller.settings)
     old = old or Lock()
@@ -204,9 +190,6 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
     """Locked names of which a registry of the user or the project says something else now, each with what.
 
     The built-in registry does not count: a new release of this program must not put every lock out of date.
-
-    Raises:
-        IntegrityError: The lock and the registry name the same place at the same commit, and other bytes there.
     """
     found = {}
     for text, model in lock.models.items():

@@ -65,12 +65,6 @@ def sync(
 
     A lock that is absent or out of date is made first, unless `frozen`. Offline, nothing is changed: the store is only
     checked. Files that the lock does not have are reported, and removed with `prune`.
-
-    Raises:
-        LockError: `frozen` or offline, and the lock is out of date.
-        NotAvailableError: No lock, no source, or offline and a locked file is not in the store.
-        IntegrityError: A file does not have the locked size or hash, or the lock contradicts the file.
-        EngineError: The lock names an engine, and another one is installed that is not ours to replace.
     """
     taken, repaired = _take_bundle(bundle, lock_path, caller) if bundle is not None else (False, frozenset())
     lock, updated = _current_lock(lock_path, caller, frozen=frozen)

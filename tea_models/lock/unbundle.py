@@ -39,10 +39,7 @@ _AGAIN: Final = "copy the bundle again, or make it again with `tea-models bundle
 
 @dataclass(frozen=True, slots=True)
 class BundledFile:
-    """A model file of a bundle: what the lock says of it, where it lies in the store, and what was done with it.
-
-    `repaired`: the store had other bytes in its place; `present`: it had the right ones.
-    """
+    """A model file of a bundle: what the lock says of it, where it lies in the store, and what was done with it."""
 
     record: Record
     path: Path
@@ -72,13 +69,7 @@ def record_of(model: LockedModel, file: ModelFile, size: int) -> Record:
 
 
 def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = None) -> Bundle:
-    """Bring the models of a bundle (all, or those whose SHA-256 is in `only`) into the store, each checked first.
-
-    Raises:
-        MissingFileError: There is no such file.
-        IntegrityError: It is no bundle, cut, damaged, or a file in it is not what it should be.
-        DiskFullError, StoreError: The store can't be written.
-    """
+    """Bring the models of a bundle (all, or those whose SHA-256 is in `only`) into the store, each checked first."""
     try:
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")

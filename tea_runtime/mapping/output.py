@@ -29,11 +29,6 @@ class Output:
 
     A line is whole when it ends: what a killed process left of its last one is cut off. A small file beside it,
     `.NAME.map`, says which workflow wrote it (a hash of its text), so that the rows of two are never mixed.
-
-    Raises:
-        UsageError: Another process writes it, another workflow wrote it, or it is no output of `map`.
-        ConfigError: A line in its middle is damaged: file and line.
-        StoreError: It can't be written.
     """
 
     def __init__(self, path: Path, workflow: str) -> None:
@@ -139,11 +134,7 @@ def map_rows(
 ) -> Summary:
     """Run every row that is not in the output yet, and append its state or its error; `run` is called by threads.
 
-    Memory is bounded by the rows in flight, however long the file is. An interrupt ends it at once; what is whole in
-    the output stays, and the next run does the rest.
-
-    Raises:
-        StoreError: The output can't be written.
+    Memory is bounded by the rows in flight. An interrupt ends it at once; what is whole in the output stays.
     """
     began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, output.rows
     flying: dict[Future[Mapping[str, Any]], Row] = {}

@@ -29,13 +29,7 @@ class Row:
 
 
 def read_rows(path: Path, *, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a `.jsonl`, `.ndjson`, `.csv` or `.parquet` file in order, or the first `limit` of them.
-
-    Raises:
-        MissingFileError: There is no such file, or it can't be read.
-        UsageError: It ends in something else, or is no file of that kind.
-        MissingExtraError: Parquet is read by pyarrow, which is not installed.
-    """
+    """The rows of a `.jsonl`, `.ndjson`, `.csv` or `.parquet` file in order, or the first `limit` of them."""
     if not path.is_file():
         raise MissingFileError(f"{path}: " + ("it is a folder" if path.is_dir() else "no such file of rows"))
     reader = _READERS.get(path.suffix.lower())

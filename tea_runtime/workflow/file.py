@@ -140,27 +140,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A validated workflow.
-
-    Attributes:
-        nodes: By name, in the order of the file.
-        routes: Ways out of each node and of `__start__`, in the order in which they are tried.
-        folder: Folder of the file, for paths in it; None for a workflow that is not a file.
-        settings: `settings.llm`; None where it has templates, which need the environment.
-    """
+    """A validated workflow: its nodes in the order of the file, its ways in the order in which they are tried."""
 
     document: Document
     spec: WorkflowSpec
     nodes: Mapping[str, Node]
     routes: Mapping[str, Sequence[Route]]
-    folder: Path | None
-    settings: LlmSettings | None
+    folder: Path | None  # of the file, for paths in it
+    settings: LlmSettings | None  # None where it has templates, which need the environment
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
         """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
 
-        A relative path that is not found from the working directory is looked for beside the workflow. An unknown key
-        or a wrong value is a `ConfigError`.
+        A relative path that is not found from the working directory is looked for beside the workflow.
         """
         names = {"env": environ, "variables": self.spec.variables}
         settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
@@ -179,10 +171,7 @@ class Workflow:
         return {**environ, "TEA_REGISTRY": str(beside)}
 
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
-
-        A value of another type than `state_schema` says is a `UsageError`.
-        """
+        """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty."""
         state: dict[str, Any] = {}
         for key, kind in self.spec.state_schema.items():
             # `list[dict]` says more than is checked here.

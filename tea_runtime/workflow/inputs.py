@@ -32,8 +32,7 @@ class RequiredInput(NamedTuple):
 def required_inputs(workflow: Workflow) -> list[RequiredInput]:
     """The keys that must be given, in the order in which they are used.
 
-    Only nodes that every run passes are looked at, and only uses that have no default: a key that is not listed may
-    still be missed, a key that is listed is needed.
+    Only nodes that every run passes are looked at, and only uses that have no default: some may be missed.
     """
     made = set(workflow.initial_state({}))
     needed: dict[str, RequiredInput] = {}

@@ -148,10 +148,7 @@ def check_workflow(
     *,
     environ: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order.
-
-    Errors as of `run_workflow`.
-    """
+    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order."""
     workflow = _read(workflow)
     workflow.initial_state(input or {})
     with LoadedWorkflow(workflow, environ=environ):

@@ -40,11 +40,7 @@ class _Template(NamedTuple):
 
 
 def render(value: Any, context: Mapping[str, Any]) -> Any:
-    """Fill in the templates of a text by the names that they may use (`state`, `variables`, …); other values stay.
-
-    Raises:
-        UsageError: A template does not parse, or uses something that is not there.
-    """
+    """Fill in the templates of a text by the names they may use (`state`, …); other values stay as they are."""
     template = _compile(value) if isinstance(value, str) else None
     if template is None:
         return value
