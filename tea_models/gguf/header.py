@@ -265,7 +265,7 @@ class _Reader:
 
     def check_layout(self, data_offset: int, alignment: int) -> None:
         """Check that the tensors' data are aligned, apart from each other and inside the file."""
-        window, file_size = self.window, self.window.source.size
+        window, file_size = self.window, self.window.size
         expected = 0
         contiguous = True
         for info, at in zip(self.tensors, self._offsets_at, strict=True):

@@ -29,7 +29,8 @@ class Window:
         self.byte_order = byte_order
         self.prefix = "<" if byte_order == "little" else ">"
         self.position = start
-        self._end = MAX_HEADER if source.size is None else min(source.size, MAX_HEADER)
+        self.size = source.size  # as it is known before the first read: of a stream that ends later nothing is judged
+        self._end = MAX_HEADER if self.size is None else min(self.size, MAX_HEADER)
         self._steps = MAX_STEPS
         self._text = MAX_TEXT
         self._buffer = b""
