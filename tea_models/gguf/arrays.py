@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+from array import array
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +41,10 @@ class ArrayValue:
         window = self._window()
         if self.item_type is ValueType.ARRAY:
             return (ArrayValue(window, "an inner array") for _ in range(self.count))
-        values = (value for (value,) in struct.iter_unpack(window.prefix + SCALARS[self.item_type][0], self._read()))
-        return map(bool, values) if self.item_type is ValueType.BOOL else values
+        values = array(SCALARS[self.item_type][0], self._read())
+        if self._byte_order != sys.byteorder:
+            values.byteswap()
+        return map(bool, values) if self.item_type is ValueType.BOOL else iter(values)
 
     @cached_property
     def strings(self) -> list[bytes]:
@@ -48,10 +52,11 @@ class ArrayValue:
         found: list[bytes] = []
         if self.item_type is ValueType.STRING:
             data, unpack, at = self._read(), struct.Struct(self._window().prefix + "Q").unpack_from, 0
-            while at < len(data):
+            end, append = len(data), found.append  # a quarter of a million turns
+            while at < end:
                 begin = at + 8
                 at = begin + unpack(data, at)[0]
-                found.append(data[begin:at])
+                append(data[begin:at])
         return found
 
     def text(self, index: int) -> str | None:
