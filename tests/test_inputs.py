@@ -25,6 +25,7 @@ def needed(text):
         ("- {name: a, action: llm.call, params: {prompt: \"{{ state.q | default('x') }}\"}}", []),
         ("- {name: a, action: llm.call, params: {prompt: \"{{ state.q | default('x') | upper }}\"}}", []),
         ("- {name: a, action: llm.call, params: {prompt: '{{ state.q | upper }}'}}", ["q"]),
+        ("- {name: a, action: llm.call, params: {prompt: '{{ state.q is defined }}'}}", []),
         ("- {name: a, action: llm.call, params: {prompt: '{% if state.q %}{{ state.q }}{% endif %}'}}", []),
         ("- {name: a, run: \"return {'x': state['q']}\"}", ["q"]),
         ("- {name: a, run: \"return {'x': state.get('q')}\"}", []),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tea_runtime.workflow.file import Node, Workflow
 
 _BRANCHES = (ast.If, ast.Try, ast.IfExp, ast.Compare, ast.BoolOp, ast.While)
+_DEFAULT = ("default", "d")
 _GUARDS = (nodes.If, nodes.CondExpr, nodes.Test, nodes.Or, nodes.And, nodes.Filter, nodes.For)
 
 
@@ -70,7 +71,9 @@ def _of_action(node: Node) -> tuple[list[str], set[str] | None]:
             tree = PARSER.parse(text)
         except TemplateSyntaxError:
             continue
-        guards = [part for part in tree.find_all(_GUARDS) if getattr(part, "name", "default") in ("default", "d")]
+        guards = (
+            part for part in tree.find_all(_GUARDS) if not isinstance(part, nodes.Filter) or part.name in _DEFAULT
+        )
         guarded = {key for part in guards for key in _state_keys(part)}
         read += [key for key in _state_keys(tree) if key not in guarded]
     if not node.action.startswith("llm."):
@@ -97,8 +100,8 @@ def _of_code(node: Node) -> tuple[list[str], set[str] | None]:
         if isinstance(part, ast.Subscript) and _is_state(part.value) and isinstance(part.slice, ast.Constant):
             if isinstance(part.ctx, ast.Store):
                 written.add(str(part.slice.value))
-            else:
-                read.append(str(part.slice.value))
+            elif isinstance(part.slice.value, str):
+                read.append(part.slice.value)
         elif isinstance(part, ast.Return) and isinstance(part.value, ast.Dict):
             written |= {str(key.value) for key in part.value.keys if isinstance(key, ast.Constant)}
             unknown = unknown or not all(isinstance(key, ast.Constant) for key in part.value.keys)
