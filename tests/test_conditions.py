@@ -50,7 +50,14 @@ def test_a_condition_compares_values(condition, value):
 
 @pytest.mark.parametrize(
     "condition",
-    ["{{ state.n }} and then some", "'n is {{ state.n }}' == 'n is 5'", "{{ state.n }} <", "state.n >", "{{ }} < 3"],
+    [
+        "{{ state.n }} and then some",
+        "'{{ state.n }} of ' == '{{ state.n }}'",
+        "'n is {{ state.n }}' == 'n is 5'",
+        "{{ state.n }} <",
+        "state.n >",
+        "{{ }} < 3",
+    ],
 )
 def test_what_can_not_be_meant_is_refused_with_the_right_spelling(condition):
     with pytest.raises(UsageError):

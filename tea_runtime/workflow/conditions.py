@@ -10,7 +10,7 @@ from tea_models.errors import UsageError
 from tea_runtime.workflow import templating
 
 _KEY = re.compile(r"[A-Za-z_]\w*")
-_TEMPLATE = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
+_TEMPLATE = re.compile(r"\{\{[-+]?((?:(?!\}\}).)*?)[-+]?\}\}", re.DOTALL)
 # A template that is all of a quoted text; a template; any other quoted text.
 _PARTS = re.compile(rf"(['\"]){_TEMPLATE.pattern}\1|{_TEMPLATE.pattern}|'[^']*'|\"[^\"]*\"", re.DOTALL)
 _FALSE = ("", "false", "0", "no", "none")
