@@ -28,6 +28,21 @@ BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256,
 F32, F16, Q4_0, Q8_0, Q4_K, Q6_K = 0, 1, 2, 8, 12, 14
 
 
+class BytesSource:
+    """Bytes in memory; `name` is what the file is called in messages."""
+
+    def __init__(self, data: bytes, name: str = "bytes") -> None:
+        self.name = name
+        self.size: int | None = len(data)
+        self._data = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Typed:
     """A metadata value with an explicit type; for arrays `type` is "array" and `item` the items' type."""

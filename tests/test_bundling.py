@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tea_models.caller import Caller
 from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
-from tea_models.lock.bundle import bundle, unpack_bundle
+from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import update_lock
-from tea_models.lockfile import read_lock
+from tea_models.lock.unbundle import unpack_bundle
+from tea_models.lockfile import parse_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tea_models.verbs.pull import pull
@@ -123,9 +125,9 @@ def test_a_second_time_everything_is_present(packed, there):
 
 def test_the_lock_in_it_is_for_exactly_its_models_and_needs_no_other_file(tmp_path, here):
     lock_path = tmp_path / "models.lock"
-    made = bundle(tmp_path / "one.tar", lock_path=lock_path, names=["one"], caller=Caller(here))
-    (tmp_path / "inner.lock").write_text(made.lock_text)
-    lock = read_lock(tmp_path / "inner.lock")
+    bundle(tmp_path / "one.tar", lock_path=lock_path, names=["one"], caller=Caller(here))
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        lock = parse_lock(tar.extractfile("models.lock").read().decode(), "models.lock")
     assert (list(lock.models), lock.inputs, lock.names) == (["one"], (), ("one",))
 
 
@@ -133,9 +135,8 @@ def test_every_tar_can_read_it_and_it_is_the_same_every_time(packed, tmp_path, h
     with tarfile.open(packed) as tar:
         names = tar.getnames()
         licenses = tar.extractfile("LICENSES.txt").read().decode()
-    assert names[:3] == ["tea-bundle.json", "models.lock", "LICENSES.txt"]
-    assert set(names[-2:]) == {f"models/{sha(ONE)}", f"models/{sha(TWO)}"}
-    assert len([name for name in names if name.startswith("profiles/")]) == 2
+    assert names[:2] == ["models.lock", "LICENSES.txt"]
+    assert set(names[2:]) == {f"models/{sha(ONE)}", f"models/{sha(TWO)}"}
     assert "mit" in licenses
     before = packed.read_bytes()
     bundle(packed, lock_path=tmp_path / "models.lock", caller=Caller(here))
@@ -190,39 +191,45 @@ def test_a_changed_bit_is_found(packed, there):
     assert not any(Store(there.store_dir).partials_dir.iterdir())
 
 
-def evil_manifest(**changes):
+def lock_with(edit):
+    """The lock of the bundle changed: `edit` gets its models."""
+
     def change(name, data):
-        if name == "tea-bundle.json":
-            document = json.loads(data)
-            document["files"][0] |= changes
-            data = json.dumps(document).encode()
+        if name == "models.lock":
+            document = yaml.safe_load(data)
+            edit(document["models"])
+            data = yaml.safe_dump(document).encode()
         return [(name, data)]
 
     return change
 
 
+def evil_file(**changes):
+    return lock_with(lambda models: models["one"]["files"][0].update(changes))
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        evil_manifest(filename="../../evil.gguf"),
-        evil_manifest(filename="/etc/evil.gguf"),
-        evil_manifest(filename="a\nb.gguf"),
-        evil_manifest(filename="C:evil.gguf"),
-        evil_manifest(size=5),
-        evil_manifest(size=-1),
-        evil_manifest(size=1 << 60),
-        evil_manifest(sha256="0" * 64),
-        evil_manifest(sha256="A" * 64),
-        evil_manifest(sha256=5),
-        evil_manifest(extra=1),
-        evil_manifest(source="no reference at all!"),
-        evil_manifest(source="one"),
-        evil_manifest(source="hf:o/r/x.gguf\n"),
-        evil_manifest(name="one\ntwo"),
-        evil_manifest(license="mit\nGPL"),
-        lambda name, data: [(name, b"[" * 100_000 if name == "tea-bundle.json" else data)],
-        lambda name, data: [(name, b"\xff\xfe" if name == "tea-bundle.json" else data)],
-        lambda name, data: [] if name == "tea-bundle.json" else [(name, data)],
+        evil_file(filename="../../evil.gguf"),
+        evil_file(filename="/etc/evil.gguf"),
+        evil_file(filename="a\nb.gguf"),
+        evil_file(filename="C:evil.gguf"),
+        evil_file(size=5),
+        evil_file(size=-1),
+        evil_file(size=1 << 60),
+        evil_file(sha256="0" * 64),
+        evil_file(sha256="A" * 64),
+        evil_file(sha256=5),
+        evil_file(sha256=None),
+        evil_file(extra=1),
+        evil_file(sources=["no reference at all!"]),
+        evil_file(sources=["one"]),
+        evil_file(sources=["hf:o/r/x.gguf\n"]),
+        lock_with(lambda models: models.update({"one\ntwo": models.pop("one")})),
+        lambda name, data: [(name, b"[" * 100_000 if name == "models.lock" else data)],
+        lambda name, data: [(name, b"\xff\xfe" if name == "models.lock" else data)],
+        lambda name, data: [] if name == "models.lock" else [(name, data)],
         lambda name, data: [(name, data), (name, data)],
         lambda name, data: [(name, data), ("models/more", b"x")] if name == "LICENSES.txt" else [(name, data)],
         lambda name, data: [("../" + name, data)],
@@ -239,9 +246,21 @@ def test_a_bundle_made_to_do_harm_is_refused(packed, there, tmp_path, change):
     assert set(after) - set(before) <= {there.store_dir}
 
 
+def test_a_bundle_of_an_earlier_release_is_read(packed, there):
+    def change(name, data):
+        return (
+            [("tea-bundle.json", b"{}"), (name, data), ("profiles/x.json", b"{}")]
+            if name == "models.lock"
+            else [(name, data)]
+        )
+
+    rewritten(packed, change)
+    assert [file.status for file in unpack_bundle(packed, caller=Caller(there)).files] == ["unpacked", "unpacked"]
+
+
 def test_a_bundle_of_a_later_release_is_told_as_such(packed, there):
     def change(name, data):
-        return [(name, data.replace(b"tea.bundle/1", b"tea.bundle/2") if name == "tea-bundle.json" else data)]
+        return [(name, data.replace(b"tea.models-lock/1", b"tea.models-lock/2") if name == "models.lock" else data)]
 
     rewritten(packed, change)
     with pytest.raises(IntegrityError, match="written by a newer tea-models"):
@@ -250,17 +269,14 @@ def test_a_bundle_of_a_later_release_is_told_as_such(packed, there):
 
 def test_shards_of_a_bundle_lie_in_one_folder_though_the_name_of_one_is_taken(packed, there):
     """`llama.cpp` finds the parts of a model beside the first only."""
-    names = {"one.gguf": "m-00001-of-00002.gguf", "two.gguf": "m-00002-of-00002.gguf"}
 
-    def change(name, data):
-        if name == "tea-bundle.json":
-            document = json.loads(data)
-            for file in document["files"]:
-                file |= {"name": "m", "filename": names[file["filename"]]}
-            data = json.dumps(document).encode()
-        return [(name, data)]
+    def edit(models):
+        parts = (models.pop("one")["files"][0], models["two"]["files"][0])
+        for number, part in enumerate(parts, start=1):
+            part["filename"] = f"m-{number:05d}-of-00002.gguf"
+        models["m"] = models.pop("two") | {"files": list(parts)}
 
-    rewritten(packed, change)
+    rewritten(packed, lock_with(edit))
     other = there.store_dir.parent / "m-00002-of-00002.gguf"
     other.write_bytes(model("other"))
     pull(str(other.rename(other.with_name("x.gguf"))), settings=there)

@@ -6,7 +6,7 @@ import pytest
 
 from tea_models.errors import ConfigError, UsageError
 from tea_runtime.workflow.conditions import check, decide
-from tea_runtime.workflow.file import parse_workflow
+from tests.workflows import parse_workflow
 
 STATE = {"n": 5, "name": "x", "empty": "", "no": "false", "evil": "' == '' or true or '", "words": "2 < 3", "list": [1]}
 CONTEXT = {"state": STATE, "variables": {"limit": 3}}
@@ -50,7 +50,14 @@ def test_a_condition_compares_values(condition, value):
 
 @pytest.mark.parametrize(
     "condition",
-    ["{{ state.n }} and then some", "'n is {{ state.n }}' == 'n is 5'", "{{ state.n }} <", "state.n >", "{{ }} < 3"],
+    [
+        "{{ state.n }} and then some",
+        "'{{ state.n }} of ' == '{{ state.n }}'",
+        "'n is {{ state.n }}' == 'n is 5'",
+        "{{ state.n }} <",
+        "state.n >",
+        "{{ }} < 3",
+    ],
 )
 def test_what_can_not_be_meant_is_refused_with_the_right_spelling(condition):
     with pytest.raises(UsageError):

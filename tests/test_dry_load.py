@@ -14,12 +14,12 @@ from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.probe import engine_version
 from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
-from tea_models.gguf import BytesSource, check_loadable, read_header
+from tea_models.gguf import check_loadable, read_header
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 from tea_models.verbs.verify import verify
-from tests.gguf_build import Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
+from tests.gguf_build import BytesSource, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 
 pytestmark = [
     pytest.mark.skipif(engine_version() is None, reason="llama-cpp-python is not installed"),

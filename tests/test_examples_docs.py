@@ -11,8 +11,9 @@ import pytest
 
 from tea_runtime import action_parameters, actions
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.workflow.file import WorkflowSpec, parse_workflow
+from tea_runtime.workflow.file import WorkflowSpec
 from tea_runtime.workflow.runner import run_workflow
+from tests.workflows import parse_workflow
 
 PAGE = (Path(__file__).parent.parent / "docs" / "yaml.md").read_text("utf-8")
 RUNNABLE = re.findall(r"<!-- run (\{.*?\}) -->\n```yaml\n(.*?)```", PAGE, re.DOTALL)

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tea_models.errors import TeaModelsError
-from tea_models.gguf import ArrayValue, BytesSource, check_loadable, check_tokenizable, read_header
+from tea_models.gguf import ArrayValue, check_loadable, check_tokenizable, read_header
 from tea_models.profile.document import from_json, to_json
 from tea_models.profile.facts import ProfileFile
 from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.inspection import json_value
 from tests.gguf_build import (
     Q4_K,
+    BytesSource,
     Tensor,
     Typed,
     array,

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tea_models.gguf import BytesSource, check_loadable, check_tokenizable, read_header
+from tea_models.gguf import check_loadable, check_tokenizable, read_header
 from tests.gguf_build import (
+    BytesSource,
     Tensor,
     array,
     build_gguf,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tea_runtime.workflow.file import parse_workflow, read_workflow
+from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.inputs import required_inputs
+from tests.workflows import parse_workflow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -24,6 +25,7 @@ def needed(text):
         ("- {name: a, action: llm.call, params: {prompt: \"{{ state.q | default('x') }}\"}}", []),
         ("- {name: a, action: llm.call, params: {prompt: \"{{ state.q | default('x') | upper }}\"}}", []),
         ("- {name: a, action: llm.call, params: {prompt: '{{ state.q | upper }}'}}", ["q"]),
+        ("- {name: a, action: llm.call, params: {prompt: '{{ state.q is defined }}'}}", []),
         ("- {name: a, action: llm.call, params: {prompt: '{% if state.q %}{{ state.q }}{% endif %}'}}", []),
         ("- {name: a, run: \"return {'x': state['q']}\"}", ["q"]),
         ("- {name: a, run: \"return {'x': state.get('q')}\"}", []),

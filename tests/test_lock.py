@@ -10,8 +10,7 @@ import pytest
 from tea_models.caller import Caller
 from tea_models.errors import ConfigError, LockError, MissingFileError, NotAvailableError, UsageError
 from tea_models.lock.bundle import bundle
-from tea_models.lock.pins import check_lock, outdated, update_lock
-from tea_models.lock.requirements import read_requirements
+from tea_models.lock.pins import check_lock, outdated, read_requirements, update_lock
 from tea_models.lock.sync import sync
 from tea_models.lockfile import Lock, format_lock, read_lock, write_lock
 from tea_models.settings import Settings

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UsageError
-from tea_runtime.mapping.local import map_rows
-from tea_runtime.mapping.output import Output
+from tea_runtime.mapping.output import Output, map_rows
 from tea_runtime.mapping.rows import LONGEST_ROW, Row, read_rows
 from tea_runtime.workflow.runner import LoadedWorkflow
 
@@ -172,6 +171,7 @@ def test_rows_are_read_and_a_bad_one_is_an_error_of_its_own(
 
 def test_a_sample_is_the_same_each_time_and_a_limit_comes_first(tmp_path: Path) -> None:
     path = numbers(tmp_path / "r.jsonl", 100)
+    assert [row.index for row in read_rows(path, limit=3)] == [0, 1, 2]
     chosen = [row.index for row in read_rows(path, sample=10)]
     assert chosen == [row.index for row in read_rows(path, sample=10)]
     assert len(set(chosen)) == 10

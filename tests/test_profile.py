@@ -13,13 +13,13 @@ from tea_models import pull
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
-from tea_models.gguf import BytesSource, read_header
+from tea_models.gguf import read_header
 from tea_models.profile.document import from_json, load_profile, profile_differences, to_json
 from tea_models.profile.facts import Fact, ModelProfile, ProfileFile
 from tea_models.profile.header_facts import profile_from_headers, resolve_profile
 from tea_models.registry.entries import Entry, MetadataOverride, Overrides, TemplateOverride
 from tea_models.settings import Settings
-from tests.gguf_build import CHATML, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
+from tests.gguf_build import CHATML, BytesSource, Tensor, array, build_gguf, small_llama_metadata, small_llama_tensors
 
 SCHEMA_FILE = Path(__file__).parent.parent / "docs" / "profile.schema.json"
 PLAIN = small_llama_metadata(tokenizer__chat_template=None)

@@ -207,7 +207,7 @@ def test_a_key_that_nearly_says_llm_is_remarked(cli, flow, argv):
     text = "nodes: [{name: a, run: 'return 1'}]\nsettings:\n  lm: {}\n  opik: {}\n"
     code, _, err = cli("run", flow(text), *argv)
     assert code == 0
-    assert "flow.yaml:3: settings.lm means nothing here; did you mean settings.llm?" in err
+    assert "flow.yaml:3: settings.lm: means nothing here; did you mean settings.llm?" in err
     assert "opik" not in err
 
 

@@ -9,8 +9,9 @@ import pytest
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime.errors import WorkflowError
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.workflow.file import parse_workflow, read_workflow
+from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.runner import check_workflow, run_workflow
+from tests.workflows import parse_workflow
 
 ECHO = """
 def register_actions(registry, engine):
@@ -287,7 +288,7 @@ def test_a_failed_result_that_is_kept_whole_does_not_end_the_run(run):
         ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: a}\n  - {from: a, to: __end__}\n", "a second edge without a condition", "when"),
         ("nodes:\n  - {name: a, steps: []}\n", "flow.yaml:3: nodes[0].steps: several steps in a node are not part", "Edge Agent"),
         ("nodes:\n  - {name: a, run: pass}\nedges:\n  - {from: a, to: __end__, type: parallel}\n", "parallel branches", "Edge Agent"),
-        ("nodes:\n  - {name: a, run: pass, language: lua}\n", "expected python, found 'lua'", ""),
+        ("nodes:\n  - {name: a, run: pass, language: lua}\n", "expected 'python', got 'lua'", ""),
         ("nodes:\n  - {name: __start__, run: pass}\n", "reserved", ""),
         ("nodes: [{name: a, run: pass}]\nsecrets: {}\n", "flow.yaml:3: secrets: secrets are not part", "Edge Agent"),
     ],

@@ -13,7 +13,7 @@ from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.lock.bundle import Bundle
+    from tea_models.lock.unbundle import Bundle
 
 
 @click.command("bundle", short_help="Pack locked models into one file for machines without network.")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @answering
 def command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> None:
-    """Write the models of models.lock (all, or those named), their lock, profiles and licences into one tar file.
+    """Write the models of models.lock (all, or those named), their lock and licences into one tar file.
 
     On the other machine: tea-models sync --from models.tar
     """

@@ -77,7 +77,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
         ("license", one_line(profile.license.value or "not stated", 60)),
         ("needs", _needs(found)),
         ("file", one_line(file, 90)),
-        ("gguf", f"version {header.version}{order} · {header.kv_count:,} keys · {len(found.tensors):,} tensors"),
+        ("gguf", f"version {header.version}{order} · {len(header.metadata):,} keys · {len(found.tensors):,} tensors"),
     ]
     if found.transfer is not None:
         seen = found.transfer

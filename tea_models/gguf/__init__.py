@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from tea_models.gguf.arrays import ArrayValue
-from tea_models.gguf.bytes_source import ByteSource, BytesSource, FileSource
-from tea_models.gguf.header import Header, TensorInfo, Value, read_header, size_by_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import Header, read_header, size_by_header
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 
-__all__ = [
-    "ArrayValue",
-    "ByteSource",
-    "BytesSource",
-    "FileSource",
-    "Header",
-    "TensorInfo",
-    "Value",
-    "check_loadable",
-    "check_tokenizable",
-    "read_header",
-    "size_by_header",
-]
+__all__ = ["ArrayValue", "FileSource", "Header", "check_loadable", "check_tokenizable", "read_header", "size_by_header"]

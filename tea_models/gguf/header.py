@@ -10,14 +10,15 @@ is read and the reason is kept in `Header.problems`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tea_models.errors import MalformedGGUFError, TeaModelsError
-from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.arrays import ArrayValue, read_value_type
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.gguf.types import GGML_TYPES, REMOVED_GGML_TYPES, SCALARS, GgmlType, ValueType
-from tea_models.gguf.window import Window
+from tea_models.gguf.window import CUT_SHORT, Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,83 +41,56 @@ Value = int | float | bool | str | ArrayValue
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An entry of the tensor table.
-
-    Attributes:
-        name: Name such as `blk.0.attn_q.weight`.
-        shape: Dimensions as in the file, the contiguous one first.
-        type: How the weights are stored.
-        offset: Start in the data section, in bytes after `Header.data_offset`.
-        size: Bytes of its data.
-    """
+    """An entry of the tensor table; its offset is in bytes after `Header.data_offset`, its shape as in the file."""
 
     name: str
     shape: tuple[int, ...]
     type: GgmlType
     offset: int
-    size: int
 
     @property
     def elements(self) -> int:
         """Number of weights."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        return self.elements // self.type.block_size * self.type.type_size
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says before its weights.
-
-    Attributes:
-        version: 2 or 3.
-        byte_order: `little` or `big`.
-        alignment: Of the tensor data, in bytes.
-        kv_count: Number of metadata pairs.
-        tensor_count: Number of tensors.
-        header_size: Bytes up to the end of the tensor infos.
-        data_offset: Where the tensor data start: `header_size` rounded up to the alignment.
-        metadata: Values by key in the file's order; arrays read their items from the source when asked.
-        value_types: Types of the values.
-        tensors: The tensor table in the file's order.
-        problems: Why llama.cpp would not load it although it can be read.
-        notes: What is odd about it and does no harm.
-        source: Where it was read from; must be open for arrays to be read.
-    """
+    """What a GGUF file says before its weights; its source must be open for arrays to be read."""
 
     version: int
-    byte_order: str
+    byte_order: str  # `little` or `big`
     alignment: int
-    kv_count: int
-    tensor_count: int
-    header_size: int
-    data_offset: int
+    header_size: int  # bytes up to the end of the tensor infos
+    data_offset: int  # `header_size` rounded up to the alignment
     metadata: Mapping[str, Value]
     value_types: Mapping[str, ValueType]
     tensors: tuple[TensorInfo, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: tuple[str, ...]  # why llama.cpp would not load it although it can be read
+    notes: tuple[str, ...]  # what is odd about it and does no harm
     source: ByteSource = field(repr=False, compare=False)
+
+    @property
+    def file_size(self) -> int:
+        """How big the file must be: up to the end of its last tensor."""
+        ends = (self.data_offset + info.offset + info.size for info in self.tensors)
+        return max(ends, default=self.header_size)
 
 
 def read_header(source: ByteSource) -> Header:
-    """Read and check the header of a GGUF file.
-
-    Args:
-        source: Its bytes; reads are forward and no larger than needed.
-
-    Raises:
-        MalformedGGUFError: The file is not GGUF or breaks the specification; says at which byte and what was expected.
-    """
+    """Read and check the header of a GGUF file; a `MalformedGGUFError` says at which byte what was expected."""
     version, byte_order = _read_version(source)
-    reader = _Reader(Window(source, byte_order=byte_order, start=8))
-    window = reader.window
-    at = window.position
+    window = Window(source, byte_order=byte_order, start=8)
+    reader = _Reader(window)
     tensor_count = window.unsigned(8, "the number of tensors")
     kv_count = window.unsigned(8, "the number of metadata pairs")
-    window.check_count(tensor_count, _SMALLEST_TENSOR, "tensors", at=at, most=MAX_TENSORS)
-    window.check_count(kv_count, _SMALLEST_PAIR, "metadata pairs", at=at + 8, most=MAX_KEYS)
+    window.check_count(tensor_count, _SMALLEST_TENSOR, "tensors", at=8, most=MAX_TENSORS)
+    window.check_count(kv_count, _SMALLEST_PAIR, "metadata pairs", at=16, most=MAX_KEYS)
     for index in range(kv_count):
         reader.read_pair(index)
     alignment = reader.alignment()
@@ -129,8 +103,6 @@ def read_header(source: ByteSource) -> Header:
         version=version,
         byte_order=byte_order,
         alignment=alignment,
-        kv_count=kv_count,
-        tensor_count=tensor_count,
         header_size=header_size,
         data_offset=data_offset,
         metadata=reader.metadata,
@@ -145,41 +117,26 @@ def read_header(source: ByteSource) -> Header:
 def size_by_header(source: ByteSource) -> int | None:
     """How big the file must be that a source is the beginning of; None if its header can't be read (yet)."""
     try:
-        header = read_header(source)
+        return read_header(source).file_size
     except TeaModelsError:
         return None
-    ends = [header.data_offset + info.offset + info.size for info in header.tensors]
-    return max(ends, default=header.header_size)
 
 
 def _read_version(source: ByteSource) -> tuple[int, str]:
     head = source.read(0, 512)
+    if head and len(head) < 8 and (head.startswith(MAGIC) or MAGIC.startswith(head)):
+        problem = f"expected the magic 'GGUF' and a version (8 bytes), the file ends at byte {len(head)}"
+        raise MalformedGGUFError(source.name, offset=len(head) // 4 * 4, problem=problem, hint=CUT_SHORT)
     if not head.startswith(MAGIC):
-        if head and MAGIC.startswith(head):
-            raise MalformedGGUFError(
-                source.name,
-                offset=0,
-                problem=f"expected the magic 'GGUF', the file ends after {len(head)} bytes",
-                hint="the file was cut short: fetch it again",
-            )
         found, hint = explain_foreign(head)
         raise MalformedGGUFError(source.name, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)
-    if len(head) < 8:
-        raise MalformedGGUFError(
-            source.name,
-            offset=4,
-            problem=f"expected the version (4 bytes), the file ends at byte {len(head)}",
-            hint="the file was cut short: fetch it again",
-        )
-    version = int.from_bytes(head[4:8], "little")
-    byte_order = "little"
     # A version is a small number: with the lower half empty it was written in the other byte order.
-    if version and not version & 0xFFFF:
-        version, byte_order = int.from_bytes(head[4:8], "big"), "big"
+    byte_order: Literal["little", "big"] = "big" if head[4:6] == b"\0\0" and any(head[6:8]) else "little"
+    version = int.from_bytes(head[4:8], byte_order)
     if version not in (2, 3):
-        hint = "get a newer upload of the model; version 1 was replaced in 2023" if version == 1 else ""
-        if version > 3:
-            hint = "the file may be newer than this program: update tea-models"
+        hint = "the file may be newer than this program: update tea-models"
+        if version < 2:
+            hint = "get a newer upload of the model; version 1 was replaced in 2023"
         raise MalformedGGUFError(source.name, offset=4, problem=f"expected version 2 or 3, found {version}", hint=hint)
     return version, byte_order
 
@@ -205,64 +162,51 @@ class _Reader:
         length = window.unsigned(8, f"the length of key {index}")
         if not 1 <= length <= MAX_KEY:
             raise window.malformed(f"expected a key of 1 to {MAX_KEY:,} bytes, its length is {length:,}", at=at)
-        raw = window.take_text(length, f"key {index}", at=at)
+        raw = window.take_text(length, f"key {index}", at=at, most=MAX_KEY)
         if not raw.isascii():
             raise window.malformed(f"expected a key in ASCII, found {raw[:80]!r}", at=at + 8)
         key = raw.decode("ascii")
         if key in self.metadata:
             raise window.malformed(f"expected each key once, {_short(key)} is there twice", at=at)
-        at = window.position
-        number = window.unsigned(4, f"the type of {_short(key)}")
-        if number > ValueType.FLOAT64:
-            raise window.malformed(f"expected a value type from 0 to 12 for {_short(key)}, found {number}", at=at)
-        value_type = ValueType(number)
-        self.value_types[key] = value_type
         if key == "general.alignment":
-            self._alignment_at = at
-        self.metadata[key] = self._read_value(key, value_type)
+            self._alignment_at = window.position
+        self.value_types[key] = read_value_type(window, f"the type of {_short(key)}")
+        self.metadata[key] = self._read_value(_short(key), self.value_types[key])
 
     def _read_value(self, key: str, value_type: ValueType) -> Value:
         window = self.window
         if value_type is ValueType.STRING:
             return self._read_string(key)
         if value_type is ValueType.ARRAY:
-            array = ArrayValue.read(window, _short(key))
+            array = ArrayValue(window, key)
             if array.item_type is ValueType.ARRAY:
-                self.problems.append(f"{_short(key)} is an array of arrays, which llama.cpp does not read")
+                self.problems.append(f"{key} is an array of arrays, which llama.cpp does not read")
             return array
         at = window.position
-        code, size = SCALARS[value_type]
-        value: int | float = window.scalar(code, size, f"the value of {_short(key)} ({value_type.label})")
+        value = window.scalar(*SCALARS[value_type], f"the value of {key} ({value_type.label})")
         if value_type is ValueType.BOOL:
             if value not in (0, 1):
-                raise window.malformed(f"expected 0 or 1 for the boolean {_short(key)}, found {value}", at=at)
+                raise window.malformed(f"expected 0 or 1 for the boolean {key}, found {value}", at=at)
             return bool(value)
         return value
 
     def _read_string(self, key: str) -> str:
-        window = self.window
-        at = window.position
-        length = window.unsigned(8, f"the length of {_short(key)}")
-        window.check_length(length, _short(key), at=at, most=MAX_STRING)
-        raw = window.take_text(length, _short(key), at=at)
+        at = self.window.position
+        length = self.window.unsigned(8, f"the length of {key}")
+        raw = self.window.take_text(length, key, at=at, most=MAX_STRING)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            self.notes.append(
-                f"{_short(key)} is not UTF-8 (byte {at + 8 + error.start:,}); bad bytes are shown as \\xNN"
-            )
+            self.notes.append(f"{key} is not UTF-8 (byte {at + 8 + error.start:,}); bad bytes are shown as \\xNN")
             return raw.decode("utf-8", "backslashreplace")
 
     def alignment(self) -> int:
         """The alignment of the tensor data, from `general.alignment` or the default."""
-        value = self.metadata.get("general.alignment")
-        if value is None:
-            return DEFAULT_ALIGNMENT
-        value_type = self.value_types["general.alignment"]
+        value = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        value_type = self.value_types.get("general.alignment", ValueType.UINT32)
         if value_type is not ValueType.UINT32 or not isinstance(value, int):
-            raise self.window.malformed(
-                f"expected a uint32 for general.alignment, found {value_type.label}", at=self._alignment_at
-            )
+            problem = f"expected a uint32 for general.alignment, found {value_type.label}"
+            raise self.window.malformed(problem, at=self._alignment_at)
         if value == 0:
             raise self.window.malformed("expected an alignment above 0, found 0", at=self._alignment_at + 4)
         if value & (value - 1):
@@ -276,104 +220,75 @@ class _Reader:
         window = self.window
         at = window.position
         length = window.unsigned(8, f"the length of the name of tensor {index}")
-        window.check_length(length, f"the name of tensor {index}", at=at, most=MAX_KEY)
-        name = window.take_text(length, f"the name of tensor {index}", at=at).decode("utf-8", "backslashreplace")
+        raw = window.take_text(length, f"the name of tensor {index}", at=at, most=MAX_KEY)
+        name = raw.decode("utf-8", "backslashreplace")
+        shown = _short(name)
         if name in self._names:
-            raise window.malformed(f"expected each tensor once, {_short(name)} is there twice", at=at)
+            raise window.malformed(f"expected each tensor once, {shown} is there twice", at=at)
         self._names.add(name)
         if length > MAX_TENSOR_NAME:
-            self.problems.append(f"tensor {_short(name)}: its name has {length} bytes, llama.cpp reads up to 63")
-        shape = self._read_shape(name)
-        kind = self._read_type(name, shape)
+            self.problems.append(f"tensor {shown}: its name has {length} bytes, llama.cpp reads up to 63")
+        shape = self._read_shape(shown)
+        kind = self._read_type(shown, shape)
         self._offsets_at.append(window.position)
-        offset = window.unsigned(8, f"the offset of tensor {_short(name)}")
-        elements = 1
-        for extent in shape:
-            elements *= extent
-        size = elements // kind.block_size * kind.type_size
-        self.tensors.append(TensorInfo(name, shape, kind, offset, size))
+        self.tensors.append(TensorInfo(name, shape, kind, window.unsigned(8, f"the offset of tensor {shown}")))
 
     def _read_shape(self, name: str) -> tuple[int, ...]:
         window = self.window
         at = window.position
-        dimensions = window.unsigned(4, f"the number of dimensions of tensor {_short(name)}")
+        dimensions = window.unsigned(4, f"the number of dimensions of tensor {name}")
         if dimensions > MAX_DIMENSIONS:
-            raise window.malformed(
-                f"expected up to {MAX_DIMENSIONS} dimensions for tensor {_short(name)}, found {dimensions:,}", at=at
-            )
+            raise window.malformed(f"tensor {name}: expected up to 4 dimensions, found {dimensions:,}", at=at)
         at = window.position
-        shape = tuple(window.unsigned(8, f"a dimension of tensor {_short(name)}") for _ in range(dimensions))
-        elements = 1
-        for extent in shape:
-            elements *= extent
-        if elements > _LARGEST or any(extent > _LARGEST for extent in shape):
-            raise window.malformed(
-                f"tensor {_short(name)}: its shape {'x'.join(map(str, shape))} overflows 63 bits", at=at
-            )
-        if not elements:
-            self.problems.append(f"tensor {_short(name)} is empty (a dimension is 0)")
+        shape = tuple(window.unsigned(8, f"a dimension of tensor {name}") for _ in range(dimensions))
+        if max(math.prod(shape), *shape, 0) > _LARGEST:
+            raise window.malformed(f"tensor {name}: its shape {'x'.join(map(str, shape))} overflows 63 bits", at=at)
+        if not math.prod(shape):
+            self.problems.append(f"tensor {name} is empty (a dimension is 0)")
         return shape
 
     def _read_type(self, name: str, shape: tuple[int, ...]) -> GgmlType:
         window = self.window
         at = window.position
-        number = window.unsigned(4, f"the type of tensor {_short(name)}")
+        number = window.unsigned(4, f"the type of tensor {name}")
         kind = GGML_TYPES.get(number)
         if kind is None:
             removed = REMOVED_GGML_TYPES.get(number)
             found = f"{number} ({removed}, which ggml has removed)" if removed else f"{number:,}, which is unknown"
             hint = "get a newer upload of the model" if removed else "a newer tea-models may know it"
-            raise window.malformed(f"tensor {_short(name)}: its type is {found}", at=at, hint=hint)
+            raise window.malformed(f"tensor {name}: its type is {found}", at=at, hint=hint)
         row = shape[0] if shape else 1
         if row % kind.block_size:
-            raise window.malformed(
-                f"tensor {_short(name)}: its rows of {row:,} are not a multiple of {kind.name}'s {kind.block_size}",
-                at=at,
-            )
+            problem = f"tensor {name}: its rows of {row:,} are not a multiple of {kind.name}'s {kind.block_size}"
+            raise window.malformed(problem, at=at)
         return kind
 
     def check_layout(self, data_offset: int, alignment: int) -> None:
         """Check that the tensors' data are aligned, apart from each other and inside the file."""
-        window = self.window
+        window, file_size = self.window, self.window.size
         expected = 0
         contiguous = True
         for info, at in zip(self.tensors, self._offsets_at, strict=True):
+            name, start, end = _short(info.name), data_offset + info.offset, data_offset + info.offset + info.size
             if info.offset % alignment:
                 raise window.malformed(
-                    f"tensor {_short(info.name)}: its offset {info.offset:,} is not a multiple of {alignment}", at=at
+                    f"tensor {name}: its offset {info.offset:,} is not aligned to {alignment}", at=at
                 )
-            self._check_inside(info, data_offset, at)
+            if file_size is not None and info.size and end > file_size:
+                problem = f"tensor {name} needs bytes {start:,} to {end:,}, the file ends at byte {file_size:,}"
+                raise window.malformed(problem, at=at if start > file_size else file_size, hint=CUT_SHORT)
             contiguous = contiguous and info.offset == expected
             expected += -(-info.size // alignment) * alignment
         if contiguous:
             return
-        by_offset = sorted(zip(self.tensors, self._offsets_at, strict=True), key=lambda item: item[0].offset)
         end, before = 0, ""
+        by_offset = sorted(zip(self.tensors, self._offsets_at, strict=True), key=lambda item: item[0].offset)
         for info, at in by_offset:
             if info.size and info.offset < end:
                 raise window.malformed(f"tensor {_short(info.name)} overlaps tensor {_short(before)}", at=at)
             if info.offset + info.size > end:
                 end, before = info.offset + info.size, info.name
         self.problems.append("the tensors' data are not one after the other, as llama.cpp wants them")
-
-    def _check_inside(self, info: TensorInfo, data_offset: int, at: int) -> None:
-        size = self.window.size
-        if size is None:
-            return
-        start = data_offset + info.offset
-        if start + info.size <= size or not info.size:
-            return
-        if start > size:
-            raise self.window.malformed(
-                f"tensor {_short(info.name)}: its data start at byte {start:,}, the file ends at byte {size:,}",
-                at=at,
-                hint="the file was cut short, or is damaged: fetch it again",
-            )
-        raise self.window.malformed(
-            f"the file ends here, tensor {_short(info.name)} needs bytes {start:,} to {start + info.size:,}",
-            at=size,
-            hint="the file was cut short: fetch it again",
-        )
 
 
 def _short(name: str) -> str:

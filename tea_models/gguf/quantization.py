@@ -11,25 +11,6 @@ if TYPE_CHECKING:
 
     from tea_models.gguf.header import TensorInfo
 
-# What llama-quantize takes where a row is no multiple of the type's block (llama-quant.cpp, tensor_type_fallback).
-_FALLBACKS = {
-    "IQ1_S": "IQ4_NL",
-    "IQ1_M": "IQ4_NL",
-    "IQ2_XXS": "IQ4_NL",
-    "IQ2_XS": "IQ4_NL",
-    "IQ2_S": "IQ4_NL",
-    "IQ3_XXS": "IQ4_NL",
-    "IQ3_S": "IQ4_NL",
-    "IQ4_XS": "IQ4_NL",
-    "Q2_0": "Q4_0",
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "TQ1_0": "Q4_0",
-    "TQ2_0": "Q4_0",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
 _BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
 _PLAIN = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 
@@ -54,9 +35,8 @@ def tensor_type_shares(tensors: Iterable[TensorInfo]) -> list[tuple[str, float]]
 def file_type_mismatch(file_type: int, tensors: Sequence[TensorInfo]) -> str | None:
     """Say how the tensors contradict `general.file_type`, or None where they don't.
 
-    A mix such as Q4_K_M has several types, and rows that don't divide into blocks get another one; so the type a file
-    is named for only has to be there, or what llama-quantize takes for it. A file named for an unquantised type must
-    not have quantised matrices.
+    A mix such as Q4_K_M has several types, so the type a file is named for only has to be there; where it does not
+    divide the rows, llama-quantize takes another (`tensor_type_fallback`).
     """
     number = file_type & ~FILE_TYPE_GUESSED
     matrices = [info for info in tensors if len(info.shape) > 1 and info.elements]
@@ -67,13 +47,8 @@ def file_type_mismatch(file_type: int, tensors: Sequence[TensorInfo]) -> str | N
     if wanted in _PLAIN:
         agrees = wanted in present and present <= _PLAIN and (wanted != "F32" or present == {"F32"})
     else:
-        agrees = wanted in present or _fell_back(wanted, matrices)
+        agrees = wanted in present or any(info.shape[0] % _BLOCKS[wanted] for info in matrices)
     if agrees:
         return None
     shares = ", ".join(f"{kind} {share:.0%}" for kind, share in tensor_type_shares(matrices)[:3])
     return f"general.file_type says {name}, but the weights are {shares}"
-
-
-def _fell_back(wanted: str, matrices: Sequence[TensorInfo]) -> bool:
-    block = _BLOCKS[wanted]
-    return any(info.type.name in (_FALLBACKS.get(wanted), "F16") and info.shape[0] % block for info in matrices)

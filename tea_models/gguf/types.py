@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -30,30 +31,12 @@ class ValueType(IntEnum):
 
 
 #: `struct` format and size in bytes of each scalar type; booleans are bytes, because any but 0 and 1 are malformed.
-SCALARS: dict[int, tuple[str, int]] = {
-    0: ("B", 1),
-    1: ("b", 1),
-    2: ("H", 2),
-    3: ("h", 2),
-    4: ("I", 4),
-    5: ("i", 4),
-    6: ("f", 4),
-    7: ("B", 1),
-    10: ("Q", 8),
-    11: ("q", 8),
-    12: ("d", 8),
-}
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+SCALARS = {number: (code, struct.calcsize("<" + code)) for number, code in _FORMATS.items()}
 
 
 class GgmlType(NamedTuple):
-    """How the weights of a tensor are stored.
-
-    Attributes:
-        id: Number in the file, `enum ggml_type`.
-        name: Name as people write it.
-        block_size: Weights in a block.
-        type_size: Bytes of a block.
-    """
+    """How the weights of a tensor are stored: blocks of so many weights, of so many bytes each."""
 
     id: int
     name: str
@@ -61,7 +44,8 @@ class GgmlType(NamedTuple):
     type_size: int
 
 
-_TYPES = (
+#: Every tensor type of today's ggml by its number.
+GGML_TYPES: dict[int, GgmlType] = {item.id: item for item in (
     GgmlType(0, "F32", 1, 4),
     GgmlType(1, "F16", 1, 2),
     GgmlType(2, "Q4_0", 32, 18),
@@ -97,10 +81,7 @@ _TYPES = (
     GgmlType(40, "NVFP4", 64, 36),
     GgmlType(41, "Q1_0", 128, 18),
     GgmlType(42, "Q2_0", 64, 18),
-)
-
-#: Every tensor type of today's ggml by its number.
-GGML_TYPES: dict[int, GgmlType] = {item.id: item for item in _TYPES}
+)}  # fmt: skip
 
 #: Numbers that ggml has taken out of use; a file that has them needs to be converted again.
 REMOVED_GGML_TYPES: dict[int, str] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.types import ValueType
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
     from tea_models.gguf.header import Value
 
-TOKENS = "tokenizer.ggml.tokens"
-TOKEN_TYPES = "tokenizer.ggml.token_type"  # noqa: S105 - a key of the metadata
 _CONTROL = 3
 MOST_CONTROL_TOKENS = 512
 
@@ -63,13 +62,6 @@ _PRE_WITH_BOS = frozenset(
 )
 
 
-class Found(NamedTuple):
-    """A value and where it came from (as in `Fact`)."""
-
-    value: int | None
-    source: str
-
-
 def default_ids(model: str | None) -> tuple[int | None, int | None]:
     """BOS and EOS of a tokenizer when the file names none."""
     return _DEFAULT_IDS.get(model or "", (None, None))
@@ -84,31 +76,21 @@ def default_adds(model: str | None, pre: str | None) -> tuple[bool, bool]:
 
 def token_texts(metadata: Mapping[str, Value]) -> ArrayValue | None:
     """The vocabulary, or None where the file has none."""
-    tokens = metadata.get(TOKENS)
+    tokens = metadata.get("tokenizer.ggml.tokens")
     return tokens if isinstance(tokens, ArrayValue) and tokens.item_type is ValueType.STRING else None
 
 
-def find_turn_end(tokens: ArrayValue | None, template: str | None) -> Found:
-    """The token that ends a turn, found by its text.
-
-    Args:
-        tokens: The vocabulary.
-        template: The chat template: a turn end that it writes is preferred.
-    """
-    if tokens is None:
-        return Found(None, "derived:not in the file")
-    preferred = [text for text in TURN_ENDS if template and text in template]
-    others = [text for text in TURN_ENDS if text not in preferred]
-    found = tokens.find_first([*preferred, *others])
-    if found is None:
-        return Found(None, "derived:not in the file")
-    return Found(found[1], f"derived:the token {found[0]}")
+def find_turn_end(tokens: ArrayValue | None, template: str | None) -> tuple[int | None, str]:
+    """The token that ends a turn by its text, and where that comes from; one that the template writes is preferred."""
+    texts = sorted(TURN_ENDS, key=lambda text: not template or text not in template)
+    found = tokens.find_first(texts) if tokens is not None else None
+    return (found[1], f"derived:the token {found[0]}") if found else (None, "derived:not in the file")
 
 
 def control_tokens(metadata: Mapping[str, Value]) -> tuple[str, ...]:
     """Texts of the control tokens, at most the first `MOST_CONTROL_TOKENS`."""
-    tokens, types = token_texts(metadata), metadata.get(TOKEN_TYPES)
+    tokens, types = token_texts(metadata), metadata.get("tokenizer.ggml.token_type")
     if tokens is None or not isinstance(types, ArrayValue) or types.item_type is not ValueType.INT32:
         return ()
-    indices = types.positions(_CONTROL, most=MOST_CONTROL_TOKENS)
-    return tuple(tokens.texts([index for index in indices if index < tokens.count]))
+    control = (raw for raw, kind in zip(tokens.strings, types, strict=False) if kind == _CONTROL)
+    return tuple(raw.decode("utf-8", "backslashreplace") for raw in islice(control, MOST_CONTROL_TOKENS))

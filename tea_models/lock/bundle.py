@@ -1,36 +1,28 @@
 """Bundles: the files of a lock in one tar file, for machines without network.
 
-    tea-bundle.json     what is in it: of each file its name, size, SHA-256, source, licence
     models.lock         the lock of exactly these models
     LICENSES.txt        the licence of each model, and where its files say it is
-    profiles/….json     the resolved profile of each file, for people and other tools
     models/<sha256>     the files
 
 Hashes are checked when a bundle is written (a store may have rotted) and when it is read, before a file gets its name.
-The profiles are not taken over when it is read: they are made again from the files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from typing import TYPE_CHECKING, Any, BinaryIO
+import io
+import tarfile
+from typing import TYPE_CHECKING
 
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import (
-    ChecksumMismatchError,
-    MissingFileError,
-    TeaModelsError,
-    UsageError,
-)
+from tea_models.errors import ChecksumMismatchError, MissingFileError, TeaModelsError, UsageError
 from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
-from tea_models.lock.tarball import END, header, padding
-from tea_models.lock.unbundle import LICENSES, LOCK, MANIFEST, SCHEMA, Bundle, BundledFile, unpack_bundle
+from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
-from tea_models.store import Record, Store
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,41 +31,30 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.progress import Progress
 
-__all__ = ["Bundle", "BundledFile", "bundle", "unpack_bundle"]
+_BROKEN = "the file in the store is broken: tea-models verify --repair"
 
 
 def bundle(output: Path, caller: Caller, *, lock_path: Path, names: Sequence[str] = ()) -> Bundle:
-    """Write a bundle.
+    """Write the models of a lock, or those of `names`, into a tar file; replaced if there is one.
 
-    Args:
-        output: The tar file; replaced if there is one.
-        caller: Its settings say where the store is, which must have the models; told about bytes written.
-        lock_path: The lock whose models are bundled. If there is none, `names` are locked for the bundle alone.
-        names: References in the lock to bundle; all of them by default.
-
-    Raises:
-        MissingFileError: There is no lock and no name, or a locked file is not in the store.
-        UsageError: A name is not in the lock.
-        ChecksumMismatchError: A file in the store is not what its lock says.
-        DiskFullError, StoreError: The bundle can't be written.
+    Without a lock, `names` are locked for the bundle alone. What the store lacks or has broken is an error.
     """
     with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller)
         store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in located(store, model)]
-        unique = {item.record.sha256: item for item in files}
-        small = {
-            MANIFEST: json.dumps({"schema": SCHEMA, "files": [file.manifest() for file in files]}, indent=2) + "\n",
-            LOCK: format_lock(lock),
-            LICENSES: _licenses(files),
-            **{f"profiles/{sha256}.json": text for sha256, text in _profiles(store, unique.values())},
-        }
-        for name, text in small.items():
-            data = text.encode()
-            file.write(header(name, len(data)) + data + padding(len(data)))
-        _write_models(file, list(unique.values()), output, caller.progress)
-        file.write(END)
-    return Bundle(output, output.stat().st_size, tuple(files), small[LOCK])
+        models = {item.record.sha256: item for item in files}.values()
+        caller.progress.start(output.name, sum(model.record.size for model in models), 0)
+        try:
+            # Every `tar` can list and unpack GNU's format, also with files over 8 GiB.
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+                for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
+                    archive.addfile(_member(name, len(data)), io.BytesIO(data))
+                for model in models:
+                    _add(archive, model, caller.progress)
+        finally:
+            caller.progress.finish()
+    return Bundle(output, output.stat().st_size, tuple(files), lock)
 
 
 def _chosen(lock_path: Path, names: Sequence[str], caller: Caller) -> Lock:
@@ -102,23 +83,10 @@ def located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
         if path is None:
             for item in store.installed():
                 if item.state == "changed" and item.record.means(file):
-                    raise store.mismatch(item.record, "the file in the store is broken: tea-models verify --repair")
-            raise MissingFileError(
-                f"{model.reference}: {file.filename} is not in the store ({store.root})", hint="tea-models sync"
-            )
-        assert file.sha256 is not None
-        source = file.sources[0]
-        revision = next((source.revision for source in file.sources if source.revision), None)
-        values = (
-            file.filename,
-            path.stat().st_size,
-            file.sha256,
-            model.reference,
-            str(source),
-            revision,
-            model.license,
-        )
-        yield BundledFile(Record(*values), path, "bundled")
+                    raise store.mismatch(item.record, _BROKEN)
+            what = f"{model.reference}: {file.filename}"
+            raise MissingFileError(f"{what} is not in the store ({store.root})", hint="tea-models sync")
+        yield BundledFile(record_of(model, file, path.stat().st_size), path, "bundled")
 
 
 def _licenses(files: list[BundledFile]) -> str:
@@ -141,29 +109,25 @@ def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
                 yield key, " ".join(value.split())
 
 
-def _profiles(store: Store, files: Any) -> Iterator[tuple[str, str]]:
-    for file in files:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            yield file.record.sha256, store.profile_path(file.path).read_text("utf-8")
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info
 
 
-def _write_models(file: BinaryIO, models: list[BundledFile], output: Path, progress: Progress) -> None:
-    progress.start(output.name, sum(model.record.size for model in models), 0)
-    try:
-        for model in models:
-            file.write(header(f"models/{model.record.sha256}", model.record.size))
-            digest, copied = hashlib.sha256(), 0
-            with open_regular(model.path) as reader:
-                while chunk := reader.read(min(1 << 20, model.record.size - copied)):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    copied += len(chunk)
-                    progress.advance(len(chunk))
-            if digest.hexdigest() != model.record.sha256 or copied != model.record.size:
-                hint = "the file in the store is broken: tea-models verify --repair"
-                raise ChecksumMismatchError(
-                    str(model.path), expected=model.record.sha256, actual=digest.hexdigest(), hint=hint
-                )
-            file.write(padding(model.record.size))
-    finally:
-        progress.finish()
+def _add(archive: tarfile.TarFile, model: BundledFile, progress: Progress) -> None:
+    digest, expected = hashlib.sha256(), model.record.sha256
+
+    class Hashed(io.RawIOBase):
+        """The file, hashed as it is read."""
+
+        def read(self, size: int = -1) -> bytes:
+            chunk = reader.read(size)
+            digest.update(chunk)
+            progress.advance(len(chunk))
+            return chunk
+
+    with open_regular(model.path) as reader:
+        archive.addfile(_member(f"models/{expected}", model.record.size), Hashed())
+    if digest.hexdigest() != expected:
+        raise ChecksumMismatchError(str(model.path), expected=expected, actual=digest.hexdigest(), hint=_BROKEN)

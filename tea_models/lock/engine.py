@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from tea_models.engine.install import Wanted, install
 from tea_models.engine.installed import installed_engine
-from tea_models.engine.wheel_cache import WheelCache
-from tea_models.errors import LockError, MissingFileError, OfflineError
+from tea_models.errors import LockError, OfflineError
 from tea_models.registry.engines import Catalog, Host, load_catalog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from tea_models.caller import Caller
     from tea_models.engine.installed import InstalledEngine
@@ -22,12 +20,7 @@ if TYPE_CHECKING:
 def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -> Catalog:
     """What a lock says of the engine that is installed here, besides those of other machines that it has already.
 
-    Args:
-        old: What the lock says now.
-        environ: The environment of the engine.
-
-    Raises:
-        LockError: No prebuilt engine of the catalogue is installed: nobody else could install the same one.
+    Only a prebuilt engine of the catalogue can be locked: nobody else could install another.
     """
     known = load_catalog()
     engine = installed_engine(environ)
@@ -36,7 +29,8 @@ def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -
         what = "no engine is installed" if engine is None else f"the installed engine is {engine.kind}: {engine.source}"
         raise LockError(f"{what}; only a prebuilt one can be locked", hint="tea-models engine install --prebuilt")
     others = old.engines if old is not None and old.binding == known.binding else ()
-    kept = [entry for entry in others if (entry.target.system, entry.target.machine) != _machine(here)]
+    own = (here.target.system, here.target.machine)
+    kept = [entry for entry in others if (entry.target.system, entry.target.machine) != own]
     return Catalog.model_validate({
         "schema": "tea.engines/1",
         "binding": known.binding,
@@ -45,22 +39,13 @@ def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -
 
 
 def sync_engine(catalog: Catalog, caller: Caller, *, only_check: bool) -> str:
-    """Install exactly the locked engine, unless it is there.
-
-    Args:
-        catalog: From the lock.
-        caller: Where the store is.
-        only_check: Install nothing.
-
-    Returns:
-        `present` or `installed`.
-
-    Raises:
-        LockError: None of the locked engines is for this machine.
-        OfflineError: It is not installed, and may not be.
-        TeaModelsError: As for `install`.
-    """
-    entry = locked_entry(catalog)
+    """Install exactly the locked engine, unless it is there or `only_check` forbids it: `present` or `installed`."""
+    host = Host.here()
+    entry = next((entry for entry in catalog.engines if host.objection(entry.target) is None), None)
+    if entry is None:
+        names = ", ".join(entry.name for entry in catalog.engines)
+        hint = "lock one here: tea-models lock --engine"
+        raise LockError(f"no locked engine is for this machine: {names}", hint=hint)
     if only_check:
         engine = installed_engine(caller.settings.environ or None)
         if engine is None or not _is_entry(engine, entry, catalog):
@@ -69,43 +54,6 @@ def sync_engine(catalog: Catalog, caller: Caller, *, only_check: bool) -> str:
     return install(Wanted("prebuilt", entry.name), caller, catalog=catalog).status
 
 
-def locked_entry(catalog: Catalog) -> Prebuilt:
-    """The locked engine for this machine.
-
-    Raises:
-        LockError: There is none.
-    """
-    host = Host.here()
-    entry = next((entry for entry in catalog.engines if host.objection(entry.target) is None), None)
-    if entry is None:
-        names = ", ".join(entry.name for entry in catalog.engines)
-        raise LockError(
-            f"no locked engine is for this machine: {names}", hint="lock one here: tea-models lock --engine"
-        )
-    return entry
-
-
-def kept_wheel(catalog: Catalog, caller: Caller) -> Path:
-    """The wheel of the locked engine for this machine, in the store.
-
-    Raises:
-        MissingFileError: It is not there.
-    """
-    entry = locked_entry(catalog)
-    wheel = WheelCache(caller).find(entry, catalog.binding)
-    if wheel is None:
-        hint = f"tea-models engine install {entry.name} --force"
-        raise MissingFileError(f"the wheel of {entry.name} is not in the store", hint=hint)
-    return wheel
-
-
-def _machine(entry: Prebuilt) -> tuple[str, str]:
-    return entry.target.system, entry.target.machine
-
-
 def _is_entry(engine: InstalledEngine, entry: Prebuilt, catalog: Catalog) -> bool:
-    return (engine.kind, engine.about.get("sha256"), engine.version) == (
-        "prebuilt",
-        entry.sha256,
-        catalog.binding.version,
-    )
+    found = (engine.kind, engine.about.get("sha256"), engine.version)
+    return found == ("prebuilt", entry.sha256, catalog.binding.version)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.lock.bundle import BundledFile
+    from tea_models.lock.unbundle import BundledFile
     from tea_models.lockfile import Lock
     from tea_models.settings import Settings
     from tea_models.sources.mirror import OciRepository

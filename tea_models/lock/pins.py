@@ -1,4 +1,13 @@
-"""From references to pins: what a lock should hold, whether it is up to date, and making it."""
+"""From references to pins: what a lock should hold, whether it is up to date, and making it.
+
+What a project asks for are the references in its `models.yaml` and in its workflows (`settings.llm.model`, unless that
+is a model of an API):
+
+    # models.yaml
+    models:
+    - smollm2-135m
+    - hf:owner/repo:Q4_K_M
+"""
 
 from __future__ import annotations
 
@@ -6,20 +15,22 @@ import hashlib
 import os
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tea_models.errors import IntegrityError, LockError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import read_header
 from tea_models.lock.engine import lock_engine
-from tea_models.lock.requirements import MODELS_FILE, combined, read_requirements
 from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
+from tea_models.yamlfile import Document, read_yaml, validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.settings import Settings
 
+MODELS_FILE = "models.yaml"
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
@@ -40,55 +52,35 @@ def update_lock(
     engine: bool = False,
     strict: bool = False,
 ) -> tuple[Lock, bool]:
-    """Write the lock of a project.
+    """Write the lock of a project, and say whether the file changed.
 
     With a `models.yaml` beside the lock, that says what is locked, and `given` names workflows that ask for more.
-    Without one, `given` is what is locked; without anything, what was locked before.
-
-    Args:
-        path: The lock.
-        given: References, and paths of YAML files.
-        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
-        upgrade: Resolve anew what is locked already; only `given`, where that names locked references.
-        engine: Lock the engine that is installed here too.
-        strict: Refuse what is not pinned by its source.
-
-    Returns:
-        The lock, and whether the file changed.
-
-    Raises:
-        UsageError: There is nothing to lock, or a name that `models.yaml` does not have.
-        TeaModelsError: As for `make_lock` and `read_lock`.
+    Without one, `given` (references, and paths of YAML files) is what is locked; without anything, what was locked
+    before. `upgrade` resolves anew what is locked already; only `given`, where that names locked references. `strict`
+    refuses what would be trusted on first use.
     """
     old = read_lock(path) if path.exists() else None
-    renewed: bool | list[str] = upgrade
+    locked = old.models if old is not None else {}
+    renewed = list(locked) if upgrade else []
     some = [text for text in given if not _is_yaml(text)]
-    if upgrade and some and old is not None and all(public(text) in old.models for text in some):
+    if upgrade and some and all(public(text) in locked for text in some):
         renewed = some
         given = [text for text in given if _is_yaml(text)]
     references, inputs, names = _asked(path, given, old)
-    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, upgrade=renewed, strict=strict)
+    lock = make_lock(references, caller, inputs=inputs, names=names, old=old, renewed=renewed, strict=strict)
     if engine:
         lock = replace(lock, engine=lock_engine(lock.engine, caller.settings.environ or None))
-    gone = [text for text in (old.models if old is not None else ()) if text not in lock.models]
+    gone = [text for text in locked if text not in lock.models]
     if gone:
         caller.note(f"no longer locked: {', '.join(gone)}")
     return lock, write_lock(path, lock)
 
 
 def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock:
-    """Read the lock of a project if it is up to date; fetches nothing and writes nothing.
-
-    Raises:
-        LockError: It is out of date; the message says why.
-        MissingFileError: There is none.
-    """
+    """Read the lock of a project if it is up to date (else a `LockError`); fetches nothing and writes nothing."""
     lock = read_lock(path)
-    references, inputs, names = _asked(path, given, lock)
+    _, inputs, names = _asked(path, given, lock)
     require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, caller.settings)
-    missing = [text for text in references if public(text) not in lock.models]
-    if missing:
-        raise LockError(f"{path} is out of date: {', '.join(missing)} not locked", hint="tea-models lock")
     return lock
 
 
@@ -102,57 +94,32 @@ def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str
         inputs.insert(0, MODELS_FILE)
     if not given and old is not None:
         inputs = combined([inputs, old.inputs])
-        texts = [] if has_file else list(old.names)
-    asked = wanted(folder, inputs)
+        # A lock that somebody wrote by hand asks for what it has.
+        texts = [] if has_file else list(old.names or (() if old.inputs else old.models))
+    asked = combined(read_requirements(folder / name) for name in inputs)
     if has_file:
         strange = next((text for text in texts if text not in asked), None)
         if strange is not None:
             raise UsageError(f"{folder / MODELS_FILE} does not ask for {strange}", hint="add it there, then lock again")
         texts = []
-    references = combined([asked, texts])
-    if not references and not inputs:
-        raise UsageError(
-            f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}",
-            hint=f"tea-models lock smollm2-135m, or write a {MODELS_FILE}",
-        )
-    return references, inputs, texts
+    if not texts and not inputs:
+        hint = f"tea-models lock smollm2-135m, or write a {MODELS_FILE}"
+        raise UsageError(f"nothing to lock: no NAME given, and no {MODELS_FILE} beside {path}", hint=hint)
+    return combined([asked, texts]), inputs, texts
 
 
 def _is_yaml(text: str) -> bool:
     return text.endswith((".yaml", ".yml")) and "://" not in text
 
 
-def wanted(folder: Path, inputs: Iterable[str], names: Iterable[str] = ()) -> list[str]:
-    """The references that a lock in `folder` should hold: those of its inputs and of a `models.yaml` beside it.
-
-    Raises:
-        MissingFileError, ConfigError: An input can't be read.
-    """
-    files = combined([[MODELS_FILE] if (folder / MODELS_FILE).is_file() else [], inputs])
-    return combined([*(read_requirements(folder / name) for name in files), names])
-
-
-def asked_for(lock: Lock, folder: Path) -> list[str]:
-    """The references that a lock was made for, as its inputs have them now."""
-    named = lock.inputs or lock.names or (folder / MODELS_FILE).is_file()
-    return wanted(folder, lock.inputs, lock.names) if named else list(lock.models)
-
-
 def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
-    """Why a lock does not say what its project asks for: a sentence each; empty if it is up to date. Fetches nothing.
-
-    Args:
-        lock: The lock.
-        folder: Where it lies, with its inputs.
-        settings: Which registries there are.
-
-    Raises:
-        MissingFileError, ConfigError: An input or a registry can't be read.
-        IntegrityError: A registry of the project says that the same place has other bytes.
-    """
-    asked = asked_for(lock, folder)
-    reasons = [f"{text} is asked for and not locked" for text in asked if public(text) not in lock.models]
-    shown = {public(text) for text in asked}
+    """Why a lock in a folder does not say what its inputs there ask for: a sentence each. Fetches nothing."""
+    beside = [MODELS_FILE] if (folder / MODELS_FILE).is_file() else []
+    asked = list(lock.models)
+    if lock.inputs or lock.names or beside:
+        asked = combined([*(read_requirements(folder / name) for name in combined([beside, lock.inputs])), lock.names])
+    shown = {public(text): text for text in asked}
+    reasons = [f"{text} is asked for and not locked" for key, text in shown.items() if key not in lock.models]
     reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
     return [*reasons, *_contradicted(lock, Registry.load(settings)).values()]
 
@@ -164,44 +131,22 @@ def make_lock(
     inputs: Sequence[str] = (),
     names: Sequence[str] = (),
     old: Lock | None = None,
-    upgrade: bool | Sequence[str] = False,
+    renewed: Sequence[str] = (),
     strict: bool = False,
 ) -> Lock:
-    """Pin what references mean now.
+    """Pin what references mean now; `inputs` and `names` are where they come from, for the lock to remember.
 
-    What the old lock says stays, so that adding one model changes nothing else. A file whose hash nobody states is
-    pulled and pinned by what arrived (trust on first use); the same is done where the chat template can be read in no
-    other way.
-
-    Args:
-        references: What to lock.
-        caller: Its settings name the store and the hosts; told what was fetched and what could not be found out.
-        inputs: Files that they come from, for the lock to remember.
-        names: Those of them that come from no file.
-        old: The lock as it was.
-        upgrade: Resolve anew: all (True), or these references.
-        strict: Refuse a file whose hash nobody states, and a source that names no commit or version.
-
-    Raises:
-        NotAvailableError: A reference can't be resolved from here.
-        IntegrityError: Bytes that had to be fetched are wrong.
-        LockError: `strict`, and something is not pinned.
+    What the `old` lock says stays, so that adding one model changes nothing else, unless it is to be `renewed`. A file
+    whose hash nobody states is pulled and pinned by what arrived (trust on first use), or refused if `strict`.
     """
     registry = Registry.load(caller.settings)
-    kept = dict(old.models) if old is not None else {}
-    if old is not None:
-        for text in _contradicted(old, registry):
-            kept.pop(text)
-    if upgrade is True:
-        kept = {}
-    elif upgrade:
-        kept = {text: model for text, model in kept.items() if text not in upgrade}
-    models = {}
-    for text in references:
-        shown = public(text)
-        models[shown] = kept.get(shown) or _pin(text, caller, registry, strict=strict)
-    kept_engine = old.engine if old is not None else None
-    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), kept_engine)
+    old = old or Lock()
+    anew = {*renewed, *_contradicted(old, registry)}
+    kept = {text: model for text, model in old.models.items() if text not in anew}
+    models = {
+        public(text): kept.get(public(text)) or _pin(text, caller, registry, strict=strict) for text in references
+    }
+    return Lock(dict(sorted(models.items())), tuple(inputs), tuple(map(public, names)), old.engine)
 
 
 def _pin(text: str, caller: Caller, registry: Registry, *, strict: bool) -> LockedModel:
@@ -215,17 +160,10 @@ def _pin(text: str, caller: Caller, registry: Registry, *, strict: bool) -> Lock
     references = [part for file in artifact.files for source in file.sources[:1] for part in source.parts]
     if any(isinstance(part, FileRef) for part in references):
         caller.note(f"{text}: a path is only good on this machine")
-    files = tuple(
-        replace(file, sources=tuple(_committed(source, caller) for source in file.sources)) for file in artifact.files
-    )
-    artifact = measured(replace(artifact, files=files), caller)
-    return LockedModel(
-        reference=public(text),
-        resolved=public(artifact.name),
-        files=artifact.files,
-        license=artifact.license,
-        template_sha256=_template_of(artifact, caller),
-    )
+    files = [replace(file, sources=tuple(_committed(one, caller) for one in file.sources)) for file in artifact.files]
+    artifact = measured(replace(artifact, files=tuple(files)), caller)
+    template = _template_of(artifact, caller)
+    return LockedModel(public(text), public(artifact.name), artifact.files, artifact.license, template)
 
 
 def _committed(source: Source, caller: Caller) -> Source:
@@ -254,12 +192,7 @@ def _template_of(artifact: Artifact, caller: Caller) -> str | None:
 
 
 def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str | None:
-    """SHA-256 of the chat template in a model's (first) file, read here or where it is.
-
-    Raises:
-        NotAvailableError: It can't be read from here.
-        MalformedGGUFError: It is no GGUF file.
-    """
+    """SHA-256 of the chat template in a model's (first) file, read here or where it is; raises what reading it does."""
     source = FileSource(path) if path is not None else open_source(file, caller)
     try:
         template = read_header(source).metadata.get("tokenizer.chat_template")
@@ -274,9 +207,6 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
     """Locked names of which a registry of the user or the project says something else now, each with what.
 
     The built-in registry does not count: a new release of this program must not put every lock out of date.
-
-    Raises:
-        IntegrityError: The lock and the registry name the same place at the same commit, and other bytes there.
     """
     found = {}
     for text, model in lock.models.items():
@@ -307,11 +237,60 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
 
 
 def require_current(lock: Lock, path: Path, settings: Settings) -> None:
-    """Refuse a lock that is out of date.
-
-    Raises:
-        LockError: It is; the message says why.
-    """
+    """Refuse a lock that is out of date with a `LockError` that says why."""
     reasons = outdated(lock, path.parent, settings)
     if reasons:
         raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock")
+
+
+def read_requirements(path: Path) -> list[str]:
+    """The references that a `models.yaml` or a workflow asks for, in its order; a `ConfigError` where it is neither."""
+    document = read_yaml(path)
+    data = document.data
+    if isinstance(data, list):
+        lines = {("models", *key): at for key, at in document.lines.items()}
+        document = Document(document.file, {"models": data}, lines)
+    elif isinstance(data, dict) and ("nodes" in data or "settings" in data) and "models" not in data:
+        return _of_workflow(document)
+    elif data is None:
+        return []
+    texts = validate(_ModelsFile, document).models
+    for index, text in enumerate(texts):
+        _check(text, document, ("models", index))
+        if text in texts[:index]:
+            raise document.error(f"{text!r} is there twice", ("models", index))
+    return texts
+
+
+def combined(lists: Iterable[Iterable[str]]) -> list[str]:
+    """The references of several places, each once, in order."""
+    return list(dict.fromkeys(text for texts in lists for text in texts))
+
+
+class _ModelsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    schema_: Literal["tea.models/1"] = Field(default="tea.models/1", alias="schema")
+    models: list[str]
+
+
+def _of_workflow(document: Document) -> list[str]:
+    settings = document.data.get("settings")
+    llm = settings.get("llm") if isinstance(settings, dict) else None
+    if not isinstance(llm, dict) or "model" not in llm or llm.get("backend") == "api":
+        return []
+    model = llm["model"]
+    place = ("settings", "llm", "model")
+    if not isinstance(model, str):
+        raise document.error(f"expected a reference to a model, got {model!r}", place)
+    if "{{" in model:
+        raise document.error(f"{model!r} is only known when the workflow runs", place, hint="list it in models.yaml")
+    _check(model, document, place)
+    return [model]
+
+
+def _check(text: str, document: Document, place: tuple[str | int, ...]) -> None:
+    try:
+        parse_reference(text)
+    except UsageError as error:
+        raise document.error(error.message, place, hint=error.hint) from None

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_files
+from tea_models.disk.regular import read_own
 from tea_models.errors import (
+    DiskFullError,
     IntegrityError,
     LockError,
     MissingFileError,
     OfflineError,
+    StoreError,
+    TeaModelsError,
 )
 from tea_models.lock.engine import sync_engine
 from tea_models.lock.mirror import read_mirrored_lock
-from tea_models.lock.pins import asked_for, make_lock, outdated, require_current, template_sha256
-from tea_models.lock.projects import locked_elsewhere, remember_lock
-from tea_models.lock.requirements import MODELS_FILE, combined
+from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
 from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
 from tea_models.sources.mirror import logged_in, mirrored
 from tea_models.store import Store, stamp_of
-from tea_models.verbs.pull import PullResult, Status, pull_artifacts
+from tea_models.verbs.pull import PullResult, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -38,16 +43,7 @@ Prune = Literal["unlocked", "all"]
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What `sync` found and did.
-
-    Attributes:
-        lock: Path of the lock.
-        updated: Whether the lock was written anew because it was absent or out of date.
-        files: The locked files, all of them in the store.
-        extra: Paths of files in the store that the lock does not have.
-        removed: Those of them that were removed.
-        engine: `present` or `installed`, where the lock names an engine.
-    """
+    """What `sync` found and did: its keys are those of the report in docs/ci.md."""
 
     lock: str
     updated: bool
@@ -72,31 +68,11 @@ def sync(
     repair: bool = False,
     licenses: Collection[str] | None = None,
 ) -> SyncReport:
-    """Make the store hold what a lock says.
+    """Make the store hold what a lock says; the options are those of `tea-models sync`.
 
     A lock that is absent or out of date is made first, unless `frozen`. Offline, nothing is changed: the store is only
-    checked. Files that the lock does not have are reported, and removed with `prune`.
-
-    Args:
-        lock_path: The lock; the files it was made from lie beside it.
-        caller: Its settings name the store and the hosts; told about bytes as they arrive.
-        frozen: Take the lock as it is: fail if it is out of date, resolve nothing, and refuse a file in the store that
-            does not have the locked hash instead of fetching it again.
-        prune: Remove models that the lock does not have: `unlocked`, those that no lock has that this store knows of;
-            `all`, those of other projects too.
-        origin: Where to take the models from, and the lock where there is none: a file made by `tea-models bundle`, or
-            what `tea-models push` filled.
-        verify: Hash every locked file, also one that has not changed since it was hashed last.
-        repair: Fetch again what does not have the locked hash, also if `frozen`.
-        licenses: Refuse models under any other licence (SPDX identifiers, in any case); None for no policy.
-
-    Raises:
-        LockError: `frozen`, and the lock is out of date.
-        MissingFileError: `frozen` or offline, and there is no lock.
-        OfflineError: Offline, and a locked file is not in the store.
-        IntegrityError: A file does not have the locked size or hash, or the lock contradicts the file.
-        NotAvailableError: No source can be reached.
-        EngineError: The lock names an engine, and another one is installed that is not ours to replace.
+    checked. Files that the lock does not have are reported, and removed with `prune`. `licenses`
+    are those that are allowed.
     """
     taken, repaired = False, frozenset[str]()
     mirror = "" if origin is None or _is_bundle(origin) else origin
@@ -118,28 +94,23 @@ def sync(
     _check_templates(lock, files, caller, everything=verify)
     locked = {file.sha256 for file in lock.files}
     if not caller.settings.offline:
-        remember_lock(store, lock_path, locked)
+        _remember_lock(store, lock_path, locked)
     engine = None
     if lock.engine is not None:
         engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and origin is None)
     extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
     if prune is not None and not caller.settings.offline:
-        kept = {} if prune == "all" else locked_elsewhere(store, lock_path)
+        kept = {} if prune == "all" else _locked_elsewhere(store, lock_path)
+        removed = [record for record in extra if record.sha256 not in kept]
         for record in extra:
             if record.sha256 in kept:
                 caller.note(f"kept {record.file}: locked by {kept[record.sha256]} (--prune=all removes it too)")
-            else:
-                store.remove(store.root / record.file)
-                removed.append(record)
-    return SyncReport(
-        lock=str(lock_path),
-        updated=updated or taken,
-        files=tuple(files),
-        extra=tuple(str(store.root / record.file) for record in extra if record not in removed),
-        removed=tuple(str(store.root / record.file) for record in removed),
-        engine=engine,
-    )
+        for record in removed:
+            store.remove(store.root / record.file)
+    left = tuple(str(store.root / record.file) for record in extra if record not in removed)
+    gone = tuple(str(store.root / record.file) for record in removed)
+    return SyncReport(str(lock_path), updated or taken, tuple(files), left, gone, engine)
 
 
 def _files(store: Store, lock: Lock, caller: Caller, mirror: str, repaired: AbstractSet[str]) -> list[PullResult]:
@@ -148,30 +119,23 @@ def _files(store: Store, lock: Lock, caller: Caller, mirror: str, repaired: Abst
     lacking = []
     known = {store.root / record.file: record for record in store.records()}
     for model in lock.models.values():
-        paths = store.paths_of(model.files)
-        if paths is None or any(path.name != file.filename for path, file in zip(paths, model.files, strict=True)):
+        name, paths = model.reference, store.paths_of(model.files)
+        if paths is not None and [path.name for path in paths] == [file.filename for file in model.files]:
+            files[name] = [PullResult.of(name, known[path], path, "present") for path in paths]
+        else:
             lacking.append(model)
-            continue
-        files[model.reference] = [
-            PullResult.of(
-                model.reference, known[path], path, "repaired" if known[path].sha256 in repaired else "present"
-            )
-            for path in paths
-        ]
     if lacking and caller.settings.offline:
-        raise OfflineError(
-            f"{lacking[0].reference}: {lacking[0].files[0].filename} is not in the store ({store.root}), and nothing"
-            " may be fetched",
-            hint="tea-models sync, or sync --from models.tar, brings it",
-        )
+        what = f"{lacking[0].reference}: {lacking[0].files[0].filename} is not in the store ({store.root})"
+        hint = "tea-models sync, or sync --from models.tar, brings it"
+        raise OfflineError(f"{what}, and nothing may be fetched", hint=hint)
     artifacts = [model.artifact() for model in lacking]
     if mirror and artifacts:
         caller = replace(caller, settings=logged_in(caller.settings, mirror))
         artifacts = [_mirrored(artifact, mirror) for artifact in artifacts]
     for result in pull_artifacts(artifacts, caller):
-        status: Status = "repaired" if result.sha256 in repaired else result.status
-        files.setdefault(result.name, []).append(replace(result, status=status))
-    return [result for model in lock.models.values() for result in files[model.reference]]
+        files.setdefault(result.name, []).append(result)
+    every = [result for model in lock.models.values() for result in files[model.reference]]
+    return [replace(result, status="repaired") if result.sha256 in repaired else result for result in every]
 
 
 def _check_licenses(lock: Lock, allowed: Collection[str] | None) -> None:
@@ -219,13 +183,10 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
         digests = sha256_files([item.path for item in items], caller.progress.advance)
     finally:
         caller.progress.finish()
-    broken = []
     for item, stamp, digest in zip(items, stamps, digests, strict=True):
         if digest == item.record.sha256:
             store.confirm(item.record, stamp)
-        else:
-            broken.append(item.record)
-    return broken
+    return [item.record for item, digest in zip(items, digests, strict=True) if digest != item.record.sha256]
 
 
 def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, everything: bool) -> None:
@@ -237,50 +198,61 @@ def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, eve
             continue
         found = template_sha256(model.files[0], result.path, caller)
         if found != model.template_sha256:
-            raise IntegrityError(
-                f"{model.reference}: the lock says template_sha256 {model.template_sha256}, the file's is {found}",
-                hint="the lock was altered: tea-models lock --upgrade writes it anew",
-            )
+            problem = f"the lock says template_sha256 {model.template_sha256}, the file's is {found}"
+            hint = "the lock was altered: tea-models lock --upgrade writes it anew"
+            raise IntegrityError(f"{model.reference}: {problem}", hint=hint)
 
 
 def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:
-    """Bring the locked models of a bundle into the store; where there is no lock, the bundle's becomes it.
-
-    Returns:
-        Whether the lock was written; and the hashes of files that were broken in the store.
-    """
+    """Bring the locked models of a bundle into the store; whether a lock was written, and which files were broken."""
     only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
     unpacked = unpack_bundle(bundle, caller, only=only)
     repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")
     if only is not None:
         return False, repaired
-    lock = parse_lock(unpacked.lock_text, f"{bundle}: models.lock")
     caller.note(f"writing {lock_path}: taken from {bundle}")
-    return write_lock(lock_path, lock), repaired
+    return write_lock(lock_path, unpacked.lock), repaired
 
 
 def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bool]:
-    settings = caller.settings
-    if frozen:
-        lock = read_lock(path)
-        require_current(lock, path, settings)
-        return lock, False
-    old = read_lock(path) if path.exists() else None
-    reasons = outdated(old, path.parent, settings) if old is not None else [f"{path} is not there"]
+    """The lock, and whether it was written anew because it was absent or out of date."""
+    old = read_lock(path) if frozen or path.exists() else None
+    if old is not None and (frozen or caller.settings.offline):
+        require_current(old, path, caller.settings)
+        return old, False
+    if old is None and (caller.settings.offline or not (path.parent / MODELS_FILE).is_file()):
+        hint = "tea-models lock NAME, or write a models.yaml"
+        raise MissingFileError(f"{path}: no such file, and no models.yaml to make it from", hint=hint)
+    reasons = outdated(old, path.parent, caller.settings) if old is not None else [f"{path} is not there"]
     if old is not None and not reasons:
         return old, False
-    if settings.offline:
-        if old is None:
-            raise MissingFileError(f"{path}: no such file", hint="tea-models lock")
-        raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock, without --offline")
-    lock = old or Lock()
-    asked = asked_for(lock, path.parent)
-    if not asked and old is None:
-        raise MissingFileError(
-            f"{path}: no such file, and no models.yaml beside it", hint="tea-models lock NAME, or write a models.yaml"
-        )
     caller.note(f"writing {path}: {'; '.join(reasons)}")
-    beside = [MODELS_FILE] if (path.parent / MODELS_FILE).is_file() else []
-    lock = make_lock(asked, caller, inputs=combined([beside, lock.inputs]), names=lock.names, old=old)
-    write_lock(path, lock)
-    return lock, True
+    return update_lock(path, caller=caller)
+
+
+def _remember_lock(store: Store, lock_path: Path, sha256: AbstractSet[str | None]) -> None:
+    """Note in the store that a project's lock names files of it, so that cleaning up for another spares them."""
+    lock = str(lock_path.resolve())
+    digest = hashlib.sha256(lock.encode("utf-8", "surrogatepass")).hexdigest()
+    path = store.hidden / "projects" / f"{digest[:32]}.json"
+    text = json.dumps({"lock": lock, "sha256": sorted(map(str, sha256))}, indent=2) + "\n"
+    if store.root.is_dir() and read_own(path) != text.encode():
+        with contextlib.suppress(StoreError, DiskFullError):  # a store that can't be written
+            store.write_hidden(path, text)
+
+
+def _locked_elsewhere(store: Store, lock_path: Path) -> dict[str, Path]:
+    """The hashes that other projects' locks name, each with such a lock. A lock that is gone names nothing."""
+    found: dict[str, Path] = {}
+    for path in sorted((store.hidden / "projects").glob("*.json")):
+        try:
+            document = json.loads(read_own(path) or b"")
+            lock, noted = Path(document["lock"]), set(document["sha256"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if lock == lock_path.resolve() or not lock.exists():
+            continue
+        with contextlib.suppress(TeaModelsError):  # what it named when it could be read
+            noted = {str(file.sha256) for file in read_lock(lock).files}
+        found |= dict.fromkeys(noted, lock)
+    return found

@@ -1,95 +1,75 @@
-"""Reading bundles (see `bundling`): a tar file from anybody, every file of which is checked before it gets its name."""
+"""Reading bundles (see `bundle`): a tar file from anybody, every file of which is checked before it gets its name.
+
+`tarfile` understands links, devices, sparse files and headers of any length; here the file is read by something that
+understands none of that: nothing but plain files under plain names.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
+import re
+import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import check_space
-from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, StoreError, UsageError
-from tea_models.files import ModelFile, Source
+from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
 from tea_models.gguf import FileSource, read_header
-from tea_models.lock.tarball import Reader
-from tea_models.refs import parse_reference
-from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
-from tea_models.yamlfile import newer_schema
+from tea_models.lockfile import Lock, LockedModel, parse_lock
+from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tea_models.caller import Caller
+    from tea_models.files import ModelFile
 
-SCHEMA: Final = "tea.bundle/1"
-MANIFEST: Final = "tea-bundle.json"
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-_MAX_SMALL: Final = 16 << 20
+_MAX_LOCK: Final = 4 << 20
+_MAX_SIZE: Final = 1 << 50
+# One folder deep, letters, digits, `.`, `_` and `-`: nothing that could leave a folder or mean something to a shell.
+_NAME: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,60}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,80}\Z")
 _AGAIN: Final = "copy the bundle again, or make it again with `tea-models bundle`"
 
 
 @dataclass(frozen=True, slots=True)
 class BundledFile:
-    """A model file of a bundle.
-
-    Attributes:
-        record: What the bundle says about it; `model` is the reference in the lock that it belongs to.
-        path: Where it lies in the store.
-        status: `bundled`; or, when a bundle is read, `unpacked`, `present` (the store had it) or `repaired` (the store
-            had other bytes in its place).
-    """
+    """A model file of a bundle: what the lock says of it, where it lies in the store, and what was done with it."""
 
     record: Record
     path: Path
     status: Literal["bundled", "unpacked", "present", "repaired"]
 
-    def manifest(self) -> dict[str, Any]:
-        """As the bundle's own list has it."""
-        names = ("size", "sha256", "source", "revision", "license")
-        document = {name: getattr(self.record, name) for name in names}
-        return {"name": self.record.model, "filename": self.record.filename} | document
-
     def to_json(self) -> dict[str, Any]:
-        return self.manifest() | {"status": self.status, "path": str(self.path)}
+        names = ("filename", "size", "sha256", "source", "revision", "license")
+        values = {name: getattr(self.record, name) for name in names}
+        return {"name": self.record.model, **values, "status": self.status, "path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that was written or read.
-
-    Attributes:
-        path: The tar file.
-        size: Its bytes.
-        files: The model files in it.
-        lock_text: The text of the lock in it.
-    """
+    """A bundle that was written or read: the tar file, its bytes, its model files, and the lock in it."""
 
     path: Path
     size: int
     files: tuple[BundledFile, ...]
-    lock_text: str
+    lock: Lock
+
+
+def record_of(model: LockedModel, file: ModelFile, size: int) -> Record:
+    """What the store is to know of a locked file."""
+    revision = next((source.revision for source in file.sources if source.revision), None)
+    source, sha256 = str(file.sources[0]), str(file.sha256)
+    return Record(file.filename, size, sha256, model.reference, source, revision, model.license)
 
 
 def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = None) -> Bundle:
-    """Bring the models of a bundle into the store, each checked before it gets its name.
-
-    Args:
-        path: The tar file.
-        caller: Its settings say where the store is; told about bytes read.
-        only: SHA-256 of the files to take; all by default.
-
-    Raises:
-        MissingFileError: There is no such file.
-        IntegrityError: It is no bundle, cut, damaged, or a file in it is not what it should be.
-        DiskFullError, StoreError: The store can't be written.
-    """
+    """Bring the models of a bundle (all, or those whose SHA-256 is in `only`) into the store, each checked first."""
     try:
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
@@ -103,159 +83,142 @@ def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = N
         raise StoreError(f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}") from None
 
 
-class _FileModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: Line
-    filename: str
-    size: int = Field(gt=0, lt=1 << 50)
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    source: Line
-    revision: Line | None = None
-    license: Line | None = None
-
-    def record(self) -> Record:
-        """What it says, checked.
-
-        Raises:
-            UsageError, StoreError: It names what can't be.
-        """
-        check_name(self.filename)
-        Source.parse(self.source)
-        parse_reference(self.name)
-        return Record(self.filename, self.size, self.sha256, self.name, self.source, self.revision, self.license)
-
-
-class _ManifestModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    schema_: Literal["tea.bundle/1"] = Field(alias="schema")
-    files: list[_FileModel]
-
-
 class _Unpacking:
     """The reading of one bundle."""
 
     def __init__(self, path: Path, file: BinaryIO, caller: Caller, only: frozenset[str] | None) -> None:
         self._path, self._progress, self._only = path, caller.progress, only
         self._store = Store.of(caller.settings)
-        self._reader = Reader(file, str(path))
-        self._waiting: dict[str, list[Record]] = {}
-        self._models: dict[str, tuple[ModelFile, ...]] = {}
+        self._file, self._left = file, 0  # bytes of the current member that were not read
+        self._waiting: dict[str, list[tuple[LockedModel, ModelFile]]] = {}
         self._broken: set[str] = set()
         self._done: list[BundledFile] = []
 
     def run(self) -> Bundle:
-        lock_text = ""
+        lock: Lock | None = None
         seen: set[str] = set()
-        for name, size in self._reader.members():
+        for name, size in self._members():
             if name in seen:
                 raise self._damaged(f"{name} is in it twice")
             seen.add(name)
-            if len(seen) == 1:
-                if name != MANIFEST:
-                    raise self._damaged("it does not begin as `tea-models bundle` writes it")
-                self._read_manifest(self._small(size))
-            elif name.startswith("models/"):
+            if name == LOCK:
+                lock = self._read_lock(size)
+            elif name.startswith("models/") and lock is not None:
                 self._model(name.removeprefix("models/"), size)
-            elif name == LOCK:
-                lock_text = self._small(size).decode("utf-8", "replace")
-            elif name != LICENSES and not name.startswith("profiles/"):
-                raise self._damaged(f"{name} does not belong in a bundle")
-        lacking = next((records[0].filename for records in self._waiting.values()), None)
-        if lacking is not None or not seen:
-            raise self._damaged(f"{lacking or MANIFEST} is not in it")
-        return Bundle(self._path, self._path.stat().st_size, tuple(self._done), lock_text)
+            elif name not in (LICENSES, "tea-bundle.json") and not name.startswith("profiles/"):  # earlier releases'
+                raise self._damaged(f"{name} does not belong there in a bundle")
+        lacking = [waiting[0][1].filename for waiting in self._waiting.values()]
+        if lock is None or lacking:
+            raise self._damaged(f"{lacking[0] if lacking else LOCK} is not in it")
+        return Bundle(self._path, self._path.stat().st_size, tuple(self._done), lock)
 
-    def _read_manifest(self, data: bytes) -> None:
+    def _members(self) -> Iterator[tuple[str, int]]:
+        """Name and size of each member, whose bytes `_chunks` reads."""
+        while any(block := self._exactly(tarfile.BLOCKSIZE)):
+            try:
+                info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
+            except tarfile.HeaderError as error:
+                raise self._damaged(f"it is no tar file, or it is damaged ({error})") from None
+            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                raise self._damaged(f"{info.name[:60]!r} is no plain file, and a bundle has nothing else")
+            if not _NAME.match(info.name) or not 0 <= info.size < _MAX_SIZE:
+                raise self._damaged(f"no bundle has a member {info.name[:60]!r} of {info.size:,} bytes")
+            self._left = info.size
+            yield info.name, info.size
+            for _ in self._chunks():
+                pass  # what nobody wanted
+            self._exactly(-info.size % tarfile.BLOCKSIZE)
+
+    def _chunks(self) -> Iterator[bytes]:
+        while self._left:
+            chunk = self._file.read(min(self._left, 1 << 20))
+            if not chunk:
+                raise self._damaged("it is cut off")
+            self._left -= len(chunk)
+            yield chunk
+
+    def _exactly(self, length: int) -> bytes:
+        data = self._file.read(length)
+        if len(data) != length:
+            raise self._damaged("it is cut off")
+        return data
+
+    def _read_lock(self, size: int) -> Lock:
+        if size > _MAX_LOCK:
+            raise self._damaged(f"its {LOCK} has {size:,} bytes")
         try:
-            document = json.loads(data)
-            newer = newer_schema(document, SCHEMA)
-            if newer:
-                raise self._damaged(newer)
-            records = [file.record() for file in _ManifestModel.model_validate(document).files]
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise self._damaged(f"{MANIFEST}: {place}: {first['msg']}") from None
-        except (ValueError, RecursionError, UsageError, StoreError) as error:
-            raise self._damaged(f"{MANIFEST}: {getattr(error, 'message', None) or error}") from None
-        for record in records:
-            self._waiting.setdefault(record.sha256, []).append(record)
-            self._models[record.model] = (*self._models.get(record.model, ()), record.as_file())
+            lock = parse_lock(b"".join(self._chunks()).decode("utf-8", "replace"), LOCK)
+        except ConfigError as error:
+            raise self._damaged(error.message) from None
+        for model in lock.models.values():
+            for file in model.files:
+                self._waiting.setdefault(str(file.sha256), []).append((model, file))
+        return lock
 
     def _model(self, sha256: str, size: int) -> None:
-        records = self._waiting.pop(sha256, None)
-        if records is None or any(record.size != size for record in records):
-            raise self._damaged(f"models/{sha256} is not as {MANIFEST} says")
-        lacking = []
-        if self._only is None or sha256 in self._only:
-            lacking = [record for record in records if not self._present(record)]
+        waiting = self._waiting.pop(sha256, None)
+        if waiting is None or any(file.size not in (None, size) for _, file in waiting):
+            raise self._damaged(f"models/{sha256} is not as {LOCK} says")
+        wanted = self._only is None or sha256 in self._only
+        lacking = [(model, file) for model, file in waiting if wanted and not self._present(model, file, size)]
         if not lacking:
-            for chunk in self._reader.chunks():
+            for chunk in self._chunks():
                 self._progress.advance(len(chunk))
             return
-        check_space(self._store.root, size, lacking[0].filename)
+        model, file = lacking[0]
+        check_space(self._store.root, size, file.filename)
         with self._store.partial(key_of(sha256, "")) as partial:
-            self._receive(partial, lacking[0])
-            self._publish(partial, lacking[0])
-        for record in lacking[1:]:
-            existing = self._store.path_with(sha256)
-            assert existing is not None
-            self._add(record, self._store.link_in(existing, self._folder(record) / record.filename, record))
+            self._receive(partial, file)
+            existing = self._publish(partial, self._target(model, file), record_of(model, file, size))
+        for model, file in lacking[1:]:
+            record = record_of(model, file, size)
+            self._add(record, self._store.link_in(existing, self._target(model, file), record))
 
-    def _present(self, record: Record) -> bool:
+    def _present(self, model: LockedModel, file: ModelFile, size: int) -> bool:
         """Whether the store has a file where its model is, or is to be."""
-        file = record.as_file()
-        files = self._models[record.model]
         if self._store.set_aside_broken(file):
-            self._broken.add(record.sha256)
-        paths = self._store.paths_of(files)
-        path = paths[files.index(file)] if paths is not None else self._folder(record) / record.filename
+            self._broken.add(str(file.sha256))
+        paths = self._store.paths_of(model.files)
+        path = paths[model.files.index(file)] if paths is not None else self._target(model, file)
         known = self._store.record_of(path)
         if known is None or path.name != file.filename or not known.means(file) or not self._store.intact(known):
             return False
-        self._done.append(BundledFile(record, path, "present"))
+        self._done.append(BundledFile(record_of(model, file, size), path, "present"))
         return True
 
-    def _receive(self, partial: Path, record: Record) -> None:
+    def _receive(self, partial: Path, file: ModelFile) -> None:
         remove_partial(partial)  # what a download of the same file may have begun
         digest = hashlib.sha256()
         with writing(self._store.root), writing_own(partial) as writer:
-            for chunk in self._reader.chunks():
+            for chunk in self._chunks():
                 digest.update(chunk)
                 writer.write(chunk)
                 self._progress.advance(len(chunk))
         try:
-            if digest.hexdigest() != record.sha256:
-                what, actual = f"{self._path}: {record.filename}", digest.hexdigest()
-                raise ChecksumMismatchError(what, expected=record.sha256, actual=actual, hint=_AGAIN)
+            if digest.hexdigest() != file.sha256:
+                what, expected = f"{self._path}: {file.filename}", str(file.sha256)
+                raise ChecksumMismatchError(what, expected=expected, actual=digest.hexdigest(), hint=_AGAIN)
             with FileSource(partial) as source:
                 read_header(source)
         except IntegrityError:
             partial.unlink(missing_ok=True)
             raise
 
-    def _publish(self, partial: Path, record: Record) -> None:
+    def _publish(self, partial: Path, target: Path, record: Record) -> Path:
         for _ in range(3):
             with contextlib.suppress(NameTakenError):
-                self._add(record, self._store.publish(partial, self._folder(record) / record.filename, record))
-                return
+                return self._add(record, self._store.publish(partial, target, record))
         raise StoreError(f"{record.filename}: other processes keep taking the name", hint="run the command again")
 
-    def _folder(self, record: Record) -> Path:
-        """Where all files of a model can lie together."""
-        files = self._models[record.model]
-        return self._store.folder_for(files, ["bundle", f"bundle/{str(files[0].sha256)[:12]}"])
+    def _target(self, model: LockedModel, file: ModelFile) -> Path:
+        """Where a file lies, in a folder where all files of its model can lie together."""
+        folders = ["bundle", f"bundle/{str(model.files[0].sha256)[:12]}"]
+        return self._store.folder_for(model.files, folders) / file.filename
 
-    def _add(self, record: Record, path: Path) -> None:
+    def _add(self, record: Record, path: Path) -> Path:
         status: Literal["repaired", "unpacked"] = "repaired" if record.sha256 in self._broken else "unpacked"
         self._done.append(BundledFile(record, path, status))
-
-    def _small(self, size: int) -> bytes:
-        if size > _MAX_SMALL:
-            raise self._damaged(f"its bookkeeping has {size:,} bytes")
-        return b"".join(self._reader.chunks())
+        return path
 
     def _damaged(self, problem: str) -> IntegrityError:
         return IntegrityError(f"{self._path}: {problem}", hint=_AGAIN)

@@ -86,7 +86,7 @@ class Inspection:
                 "version": header.version,
                 "byte_order": header.byte_order,
                 "alignment": header.alignment,
-                "kv_count": header.kv_count,
+                "kv_count": len(header.metadata),
                 "tensor_count": len(self.tensors),
                 "header_size": header.header_size,
             },

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Self
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
-from tea_models.gguf.loadable import check_loadable, check_tokenizable
-from tea_models.gguf.shards import check_shards
+from tea_models.gguf.loadable import check_loadable, check_shards, check_tokenizable
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
 from tea_models.settings import Settings
@@ -163,4 +162,4 @@ def _size(source: ByteSource, known: int | None, header: Header) -> int:
         return source.size
     if known is not None:
         return known
-    return max((header.data_offset + info.offset + info.size for info in header.tensors), default=header.header_size)
+    return header.file_size

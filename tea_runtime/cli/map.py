@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tea_models.cli.output import Output as Screen
-    from tea_runtime.mapping.local import Summary
+    from tea_runtime.mapping.output import Summary
 
 
 @click.command("map")
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
               help="Where rows run: in this process, or on the nodes of a Ray cluster.")  # fmt: skip
 @click.option("--cpus", type=click.IntRange(min=1), help="With Ray: cores of each actor.  [default: a node's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
-@click.option(
-    "--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random, the same ones each time."
-)
+@click.option("--sample", type=click.IntRange(min=1),
+              help="Only so many rows, chosen at random, the same ones each time.")  # fmt: skip
 @click.option("--max-errors", type=click.IntRange(min=0), default=0, show_default=True,
               help="End with 0 although so many rows failed.")  # fmt: skip
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
@@ -51,8 +50,7 @@ def command(
 
     Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
     """
-    from tea_runtime.mapping.local import map_rows
-    from tea_runtime.mapping.output import Output
+    from tea_runtime.mapping.output import Output, map_rows
     from tea_runtime.mapping.rows import read_rows
     from tea_runtime.workflow.file import read_workflow
     from tea_runtime.workflow.runner import LoadedWorkflow

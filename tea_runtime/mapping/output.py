@@ -1,40 +1,34 @@
-"""The file that answers are appended to, one line a row: what is whole in it is done, and is not done again."""
+"""Rows in flight together, and the file that answers are appended to: what is whole in it is not done again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
 from tea_models.disk.atomic import write_atomically
-from tea_models.errors import ConfigError, StoreError, UsageError
+from tea_models.errors import ConfigError, StoreError, TeaModelsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-    from types import TracebackType
+
+    from tea_runtime.mapping.rows import Row
 
 SCHEMA = "tea.map/1"
-_BLOCK = 1 << 20
 
 
 class Output:
     """An append-only file of JSON lines, for one process at a time; a context manager.
 
     A line is whole when it ends: what a killed process left of its last one is cut off. A small file beside it,
-    `.NAME.map`, says which workflow wrote it, so that the rows of two workflows are never mixed.
-
-    Args:
-        path: The file.
-        workflow: The workflow's text and what else decides its answers.
-
-    Raises:
-        UsageError: Another process writes it, another workflow wrote it, or it is no output of `map`.
-        ConfigError: A line in its middle is damaged: file and line.
-        StoreError: It can't be written.
+    `.NAME.map`, says which workflow wrote it (a hash of its text), so that the rows of two are never mixed.
     """
 
     def __init__(self, path: Path, workflow: str) -> None:
@@ -42,8 +36,8 @@ class Output:
         self._identity = {"schema": SCHEMA, "workflow_sha256": hashlib.sha256(workflow.encode()).hexdigest()}
         self._beside = path.with_name(f".{path.name}.map")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        self._done = bytearray()
-        self.rows = self.errors = 0
+        self._done: set[int] = set()
+        self.errors = 0
 
     def __enter__(self) -> Self:
         try:
@@ -62,22 +56,21 @@ class Output:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
         self._lock.release()
 
     def has(self, index: int) -> bool:
         """Whether a row is done."""
-        return index >> 3 < len(self._done) and bool(self._done[index >> 3] & 1 << (index & 7))
+        return index in self._done
+
+    @property
+    def rows(self) -> int:
+        """How many rows are done."""
+        return len(self._done)
 
     def append(self, index: int, values: Mapping[str, Any]) -> None:
-        """Write the state, or `_error`, of a row.
-
-        Raises:
-            StoreError: It can't be written; what is whole in the file stays.
-        """
+        """Write the state, or `_error`, of a row; a `StoreError` where that can't be, and what is whole stays."""
         line = json.dumps({"_row": index, **values}, ensure_ascii=False, default=str).encode() + b"\n"
         end = os.fstat(self._descriptor).st_size
         try:
@@ -87,7 +80,8 @@ class Output:
                 raise StoreError(f"{self.path}: no space is left", hint="make room and run the command again")
         except OSError as error:
             raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
-        self._mark(index, failed="_error" in values)
+        self._done.add(index)
+        self.errors += "_error" in values
 
     def _check_owner(self) -> None:
         if not self.path.exists() or not self.path.stat().st_size:
@@ -100,10 +94,8 @@ class Output:
         if found.get("schema") != SCHEMA:
             raise UsageError(f"{self.path}: it was not written by map", hint="name another --output")
         if found != self._identity:
-            raise UsageError(
-                f"{self.path}: another workflow wrote it, or this one before it was changed",
-                hint="name another --output, or remove it to begin anew",
-            )
+            hint = "name another --output, or remove it to begin anew"
+            raise UsageError(f"{self.path}: another workflow wrote it, or this one before it was changed", hint=hint)
 
     def _read(self) -> None:
         """Find what is done, and cut off a last line that is not whole."""
@@ -114,15 +106,64 @@ class Output:
                     break
                 try:
                     values = json.loads(line)
-                    self._mark(values["_row"], failed="_error" in values)
+                    self._done.add(values["_row"])
+                    self.errors += "_error" in values
                 except (ValueError, TypeError, KeyError):
                     raise ConfigError("a damaged line", file=str(self.path), line=number) from None
                 end += len(line)
         os.truncate(self._descriptor, end)
 
-    def _mark(self, index: int, *, failed: bool) -> None:
-        if index >> 3 >= len(self._done):
-            self._done.extend(bytes((index >> 3) + 1 - len(self._done)))
-        self._done[index >> 3] |= 1 << (index & 7)
-        self.rows += 1
-        self.errors += failed
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run of `map` did: rows done, failed ones among them, rows that were there before, and its seconds."""
+
+    rows: int
+    failed: int
+    present: int
+    seconds: float
+
+
+def map_rows(
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    rows: Iterable[Row],
+    output: Output,
+    *,
+    concurrency: int,
+    done: Callable[[], object] = lambda: None,
+) -> Summary:
+    """Run every row that is not in the output yet, and append its state or its error; `run` is called by threads.
+
+    Memory is bounded by the rows in flight. An interrupt ends it at once; what is whole in the output stays.
+    """
+    began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, output.rows
+    flying: dict[Future[Mapping[str, Any]], Row] = {}
+
+    def land(*, room: int) -> None:
+        while len(flying) > room:
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                output.append(flying.pop(future).index, future.result())
+                done()
+
+    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="tea-map")
+    try:
+        for row in rows:
+            if output.has(row.index):
+                present += 1
+                continue
+            flying[pool.submit(answer_of, run, row)] = row
+            land(room=concurrency - 1)
+        land(room=0)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
+
+
+def answer_of(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], row: Row) -> Mapping[str, Any]:
+    """The state or the error of a row."""
+    if row.values is None:
+        return {"_error": row.error}
+    try:
+        return run(row.values)
+    except TeaModelsError as error:
+        return {"_error": error.message, "_error_type": error.type}

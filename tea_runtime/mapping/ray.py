@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_runtime.errors import MissingExtraError
-from tea_runtime.mapping.local import Summary, answer_of
+from tea_runtime.mapping.output import Summary, answer_of
 from tea_runtime.mapping.rows import Row
 
 if TYPE_CHECKING:

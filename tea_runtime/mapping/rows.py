@@ -22,13 +22,7 @@ LONGEST_ROW = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row.
-
-    Attributes:
-        index: Its place in the file, from 0.
-        values: What a workflow's state starts with; None if it can't be used.
-        error: Why it can't be used, or "".
-    """
+    """One row: its place in the file from 0, and what a workflow's state starts with; None, and why, if it can't."""
 
     index: int
     values: Mapping[str, Any] | None
@@ -36,29 +30,20 @@ class Row:
 
 
 def read_rows(path: Path, *, limit: int | None = None, sample: int | None = None) -> Iterator[Row]:
-    """The rows of a file, in order.
+    """The rows of a `.jsonl`, `.ndjson`, `.csv` or `.parquet` file in order, or the first `limit` of them.
 
-    Args:
-        path: A file that ends in `.jsonl`, `.ndjson`, `.csv` or `.parquet`.
-        limit: Only so many from the beginning.
-        sample: Only so many, chosen evenly at random and the same ones each time.
-
-    Raises:
-        MissingFileError: There is no such file, or it can't be read.
-        UsageError: It ends in something else, or is no file of that kind.
-        MissingExtraError: Parquet is read by pyarrow, which is not installed.
+    With `sample`, only so many of these, chosen at random and the same ones each time.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: " + ("it is a folder" if path.is_dir() else "no such file of rows"))
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"{path}: expected a file of rows that ends in {', '.join(_READERS)}")
-    rows = islice(reader(path), limit)
     if sample is None:
-        return rows
+        return islice(reader(path), limit)
     count = sum(1 for _ in islice(reader(path), limit))
     chosen = set(random.Random(0).sample(range(count), min(sample, count)))  # noqa: S311 - a sample, no secret
-    return (row for row in rows if row.index in chosen)
+    return (row for row in islice(reader(path), limit) if row.index in chosen)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -115,9 +100,4 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise UsageError(f"{path}: not a Parquet file: {error}") from None
 
 
-_READERS = {
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".csv": _comma_separated,
-    ".parquet": _parquet,
-}
+_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _comma_separated, ".parquet": _parquet}

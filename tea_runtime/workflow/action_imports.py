@@ -22,37 +22,26 @@ Action = Callable[..., Any]
 
 
 def import_actions(workflow: Workflow, registry: dict[str, Action], engine: Any) -> None:
-    """Register the actions of the modules that a workflow imports; the modules are executed.
-
-    Raises:
-        ConfigError: A module can't be imported, or registers nothing.
-        MissingFileError: There is no such file.
-    """
+    """Register the actions of the modules that a workflow imports; the modules are executed."""
     for index, item in enumerate(workflow.spec.imports):
         path = ("imports", index)
         name = item.package or item.path or ""
+        registered: dict[str, Action] = {}
+        failed = ""
         try:
-            module = _module(item, workflow.folder or Path.cwd())
+            register = getattr(_module(item, workflow.folder or Path.cwd()), "register_actions", None)
+            failed = "register_actions failed: "
+            if callable(register):
+                register(registered, engine)
         except MissingFileError as error:
-            raise _at_line(error, workflow, path) from None
+            place = f"{workflow.document.file}:{workflow.document.line(path)}"
+            raise MissingFileError(f"{place}: {error.message}", hint=error.hint) from None
         except (Exception, SystemExit) as error:
-            raise workflow.document.error(f"{name}: {type(error).__name__}: {error}", path) from error
-        register = getattr(module, "register_actions", None)
+            raise workflow.document.error(f"{name}: {failed}{type(error).__name__}: {error}", path) from error
         if not callable(register):
             raise workflow.document.error(f"{name}: has no register_actions(registry, engine)", path)
-        registered: dict[str, Action] = {}
-        try:
-            register(registered, engine)
-        except (Exception, SystemExit) as error:
-            problem = f"{name}: register_actions failed: {type(error).__name__}: {error}"
-            raise workflow.document.error(problem, path) from error
         prefix = f"{item.namespace}." if item.namespace else ""
         registry.update({prefix + key: action for key, action in registered.items()})
-
-
-def _at_line(error: MissingFileError, workflow: Workflow, path: tuple[str | int, ...]) -> MissingFileError:
-    place = f"{workflow.document.file}:{workflow.document.line(path)}"
-    return MissingFileError(f"{place}: {error.message}", hint=error.hint)
 
 
 def _module(item: ImportSpec, folder: Path) -> Any:
@@ -70,21 +59,15 @@ def _module(item: ImportSpec, folder: Path) -> Any:
 
 
 def check_actions(workflow: Workflow, registry: Mapping[str, Action]) -> None:
-    """Find actions that do not exist and parameters that they do not take, before anything runs.
-
-    Raises:
-        ConfigError: There is one; file, line and key are in the message.
-    """
+    """Refuse actions that do not exist and parameters that they do not take, before anything runs."""
     for node in workflow.nodes.values():
         if not node.action:
             continue
         key = "action" if workflow.spec.nodes[node.index].action else "uses"
         action = registry.get(node.action)
         if action is None:
-            known = sorted(registry)
-            raise workflow.document.error(
-                f"there is no action {node.action!r}", node.path(key), hint=nearest(node.action, known)
-            )
+            hint = nearest(node.action, sorted(registry))
+            raise workflow.document.error(f"there is no action {node.action!r}", node.path(key), hint=hint)
         try:
             _check_parameters(node, action)
         except UsageError as error:

@@ -10,24 +10,19 @@ from tea_models.errors import UsageError
 from tea_runtime.workflow import templating
 
 _KEY = re.compile(r"[A-Za-z_]\w*")
-_TEMPLATE = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
+_TEMPLATE = re.compile(r"\{\{[-+]?((?:(?!\}\}).)*?)[-+]?\}\}", re.DOTALL)
+# A template that is all of a quoted text; a template; any other quoted text.
+_PARTS = re.compile(rf"(['\"]){_TEMPLATE.pattern}\1|{_TEMPLATE.pattern}|'[^']*'|\"[^\"]*\"", re.DOTALL)
 _FALSE = ("", "false", "0", "no", "none")
 _TRUE = ("true", "1", "yes")
 _ADVICE = "write the condition as one expression, such as: state.n < 3 and state.name == 'x'"
 
 
 def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
-    """Decide a condition.
+    """Decide a condition by the names that it may use, such as `state`; a `UsageError` where it has no answer.
 
     A bare name is a key of the state, and false where it is missing; `!` negates. `{{ state.n }} < 3` means what
     `state.n < 3` means: the values are compared, not their texts.
-
-    Args:
-        condition: As it stands in the workflow.
-        context: Names that it may use: `state`, `variables`, …
-
-    Raises:
-        UsageError: It does not parse, uses something that is not there, or comes out as neither true nor false.
     """
     if isinstance(condition, bool):
         return condition
@@ -46,55 +41,35 @@ def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
 
 
 def check(condition: bool | str) -> None:
-    """Parse a condition without deciding it.
-
-    Raises:
-        UsageError: It does not parse.
-    """
+    """Parse a condition without deciding it; raises as `decide` does."""
     if isinstance(condition, str):
         templating.check(_as_template(_negation(condition)[0]))
 
 
 def _negation(condition: str) -> tuple[str, bool]:
-    text = condition.strip()
-    return (text[1:].strip(), True) if text.startswith("!") else (text, False)
+    text = condition.lstrip("! \t\r\n")
+    return text.rstrip(), condition[: -len(text) or None].count("!") % 2 == 1
 
 
 def _as_template(text: str) -> str:
     """One `{{ … }}`; a condition with statements (`{% … %}`) stays as it is."""
-    if "{%" in text or _is_one_template(text):
+    found = _TEMPLATE.match(text)
+    if "{%" in text or (found and found.end() == len(text)):
         return text
     return "{{ " + _as_expression(text) + " }}"
 
 
-def _is_one_template(text: str) -> bool:
-    found = _TEMPLATE.match(text)
-    return found is not None and found.end() == len(text)
-
-
 def _as_expression(text: str) -> str:
     """The condition with each `{{ x }}` as `(x)`, and each `'{{ x }}'` as the text of x."""
-    parts: list[str] = []
-    quote = ""
-    position = 0
-    while position < len(text):
-        found = _TEMPLATE.match(text, position)
-        if found is None:
-            character = text[position]
-            if character in "'\"":
-                quote = "" if character == quote else quote or character
-            parts.append(character)
-            position += 1
-            continue
-        position = found.end()
-        if not found[1].strip():
+
+    def replaced(part: re.Match[str]) -> str:
+        quoted, plain = part[2], part[3]
+        if quoted is None and plain is None:
+            if _TEMPLATE.search(part[0]):
+                raise UsageError(f"{text}: a template inside a quoted text", hint=_ADVICE)
+            return part[0]
+        if not (quoted or plain or "").strip():
             raise UsageError(f"{text}: an empty template", hint=_ADVICE)
-        if not quote:
-            parts.append(f"({found[1]})")
-        elif parts[-1] == quote and text[position : position + 1] == quote:
-            parts[-1] = f"(({found[1]}) | string)"
-            quote = ""
-            position += 1
-        else:
-            raise UsageError(f"{text}: a template inside a quoted text", hint=_ADVICE)
-    return "".join(parts)
+        return f"({plain})" if quoted is None else f"(({quoted}) | string)"
+
+    return _PARTS.sub(replaced, text)

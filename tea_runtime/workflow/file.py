@@ -6,13 +6,13 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import is_registry
-from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
+from tea_models.yamlfile import Document, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
 from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.host_check import refuse_host_features
@@ -30,11 +30,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _or_empty(value: Any, empty: type) -> Any:
-    return empty() if value is None else value
+def _empty(kind: type) -> BeforeValidator:
+    """A key without a value means an empty list, mapping or text."""
+    return BeforeValidator(lambda value: kind() if value is None else value)
 
 
-Params = Annotated[dict[str, Any], BeforeValidator(lambda value: _or_empty(value, dict))]
+Params = Annotated[dict[str, Any], _empty(dict)]
 
 
 class _Strict(BaseModel):
@@ -46,7 +47,7 @@ class ImportSpec(_Strict):
 
     package: str | None = None
     path: str | None = None
-    namespace: Annotated[str, BeforeValidator(lambda value: _or_empty(value, str))] = ""
+    namespace: Annotated[str, _empty(str)] = ""
 
 
 class GotoRule(_Strict):
@@ -59,7 +60,7 @@ class GotoRule(_Strict):
 class ConditionSpec(_Strict):
     """The long form of an edge's condition."""
 
-    type: str = "expression"
+    type: Literal["expression"] = "expression"
     value: str | bool
 
 
@@ -86,7 +87,7 @@ class NodeSpec(_Strict):
     outputs: dict[str, Any] | None = None
     run: str | None = None
     script: str | None = None
-    language: str | None = None
+    language: Literal["python"] | None = None
     goto: str | list[GotoRule] | None = None
 
 
@@ -103,22 +104,17 @@ class WorkflowSpec(_Strict):
     initial_state: Params = Field(default_factory=dict)
     variables: Params = Field(default_factory=dict)
     settings: Params = Field(default_factory=dict)
-    imports: Annotated[list[ImportSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
-        default_factory=list
-    )
+    imports: Annotated[list[ImportSpec], _empty(list)] = Field(default_factory=list)
     nodes: list[NodeSpec] = Field(min_length=1)
-    edges: Annotated[list[EdgeSpec], BeforeValidator(lambda value: _or_empty(value, list))] = Field(
-        default_factory=list
-    )
+    edges: Annotated[list[EdgeSpec], _empty(list)] = Field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way out of a node; `condition` is true for one that is always open, and `wanted` what it must come out as."""
+    """A way out of a node; `condition` is True for one that is always open."""
 
     target: str
     condition: bool | str
-    wanted: bool
     path: tuple[str | int, ...]
 
 
@@ -144,31 +140,19 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A validated workflow.
-
-    Attributes:
-        document: The file, for places in messages.
-        spec: What it says.
-        nodes: By name, in the order of the file.
-        routes: Ways out of each node and of `__start__`, in the order in which they are tried.
-        folder: Folder of the file, for paths in it; None for a workflow that is not a file.
-        settings: `settings.llm`; None where it has templates, which need the environment.
-    """
+    """A validated workflow: its nodes in the order of the file, its ways in the order in which they are tried."""
 
     document: Document
     spec: WorkflowSpec
     nodes: Mapping[str, Node]
     routes: Mapping[str, Sequence[Route]]
-    folder: Path | None
-    settings: LlmSettings | None
+    folder: Path | None  # of the file, for paths in it
+    settings: LlmSettings | None  # None where it has templates, which need the environment
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
         """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
 
         A relative path that is not found from the working directory is looked for beside the workflow.
-
-        Raises:
-            ConfigError: An unknown key or a wrong value.
         """
         names = {"env": environ, "variables": self.spec.variables}
         settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
@@ -187,11 +171,7 @@ class Workflow:
         return {**environ, "TEA_REGISTRY": str(beside)}
 
     def initial_state(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty.
-
-        Raises:
-            UsageError: A value has another type than `state_schema` says.
-        """
+        """The state a run starts with: `initial_state`, then what was given; declared lists and dicts start empty."""
         state: dict[str, Any] = {}
         for key, kind in self.spec.state_schema.items():
             # `list[dict]` says more than is checked here.
@@ -199,37 +179,24 @@ class Workflow:
             value = given.get(key, self.spec.initial_state.get(key))
             if allowed in ((list,), (dict,)) and value is None:
                 state[key] = allowed[0]()
-            elif allowed and value is not None and not _fits(value, allowed):
+            elif allowed and value is not None:
                 found = type(value).__name__
-                raise UsageError(f"input {key!r}: {self.document.file} declares {kind}, found {found}")
+                if not isinstance(value, allowed) or isinstance(value, bool) != (bool in allowed):  # which is an int
+                    raise UsageError(f"input {key!r}: {self.document.file} declares {kind}, found {found}")
         state.update({key: value for key, value in self.spec.initial_state.items() if value is not None})
         state.update({key: value for key, value in given.items() if value is not None or key not in state})
         return state
 
 
 def read_workflow(path: Path) -> Workflow:
-    """Read a workflow file.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: The file is wrong; the message says file, line, key and what was expected.
-    """
+    """Read a workflow file; where it is wrong, the `ConfigError` says file, line, key and what was expected."""
     if path.is_dir():
         raise MissingFileError(f"{path}: is a folder, expected a workflow file")
-    return _workflow(read_yaml(path), path.resolve().parent)
+    return workflow_of(read_yaml(path), path.resolve().parent)
 
 
-def parse_workflow(text: str, *, name: str = "workflow", folder: Path | None = None) -> Workflow:
-    """Read a workflow from a text; raises as `read_workflow` does."""
-    return _workflow(load_yaml(text, name), folder)
-
-
-def workflow_from_data(data: Mapping[str, Any], *, name: str = "workflow", folder: Path | None = None) -> Workflow:
-    """Make a workflow from plain data; raises as `read_workflow` does, without lines."""
-    return _workflow(Document(name, dict(data), {}), folder)
-
-
-def _workflow(document: Document, folder: Path | None) -> Workflow:
+def workflow_of(document: Document, folder: Path | None) -> Workflow:
+    """Make a workflow of a parsed document; raises as `read_workflow` does, without lines where it has none."""
     if not isinstance(document.data, dict):
         raise document.error("expected a workflow: keys such as name and nodes", hint="docs/yaml.md shows one")
     refuse_host_features(document)
@@ -244,11 +211,11 @@ def _workflow(document: Document, folder: Path | None) -> Workflow:
         node = _node(node_spec, index, document)
         if node.name in nodes:
             raise document.error(f"there are two nodes with the name {node.name!r}", node.path("name"))
+        _check_templates(document, node)
         nodes[node.name] = node
     for index, item in enumerate(spec.imports):
         if (item.package is None) == (item.path is None):
             raise document.error("expected package or path, one of them", ("imports", index))
-    _check_templates(document, nodes)
     return Workflow(document, spec, nodes, _routes(spec, nodes, document), folder, settings)
 
 
@@ -268,122 +235,92 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
 def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
     """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
     for key in spec.settings:
-        if key != "llm" and difflib.SequenceMatcher(None, key.lower(), "llm").ratio() >= _ALIKE:
-            line = document.line(("settings", key))
-            place = document.file + (f":{line}" if line and document.lines else "")
-            logger.warning("%s: settings.%s means nothing here; did you mean settings.llm?", place, key)
+        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
+            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
+            logger.warning("%s", problem.message)
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
-    path = ("nodes", index)
     given = [key for key in ("action", "uses", "run", "script") if getattr(spec, key) is not None]
+    if spec.name in (START, END):
+        raise document.error(f"{spec.name!r} is reserved", ("nodes", index, "name"))
+    if spec.params and spec.with_:
+        raise document.error("params and with mean the same; use one of them", ("nodes", index, "with"))
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
-        raise document.error(f"node {spec.name!r}: expected one of action, uses and run; found {found}", path)
-    if spec.name in (START, END):
-        raise document.error(f"{spec.name!r} is reserved", (*path, "name"))
-    if spec.language not in (None, "python"):
-        raise document.error(f"expected python, found {spec.language!r}", (*path, "language"))
-    if spec.params and spec.with_:
-        raise document.error("params and with mean the same; use one of them", (*path, "with"))
-    mapped = spec.output if isinstance(spec.output, dict) else None
-    code_key = "script" if spec.script is not None else "run"
+        problem = f"node {spec.name!r}: expected one of action, uses and run; found {found}"
+        raise document.error(problem, ("nodes", index))
+    mapped = spec.output if isinstance(spec.output, dict) else {}
     return Node(
         name=spec.name,
         action=spec.action or spec.uses or "",
         params=spec.params or spec.with_,
         params_key="with" if spec.with_ else "params",
         output=spec.output if isinstance(spec.output, str) else "",
-        outputs={**(mapped or {}), **(spec.outputs or {})},
+        outputs={**mapped, **(spec.outputs or {})},
         outputs_key="output" if mapped else "outputs",
         code=spec.run or spec.script or "",
-        code_key=code_key,
+        code_key="script" if spec.script is not None else "run",
         index=index,
     )
 
 
-def _check_templates(document: Document, nodes: Mapping[str, Node]) -> None:
-    for node in nodes.values():
-        for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
-            for name, value in values.items():
-                try:
-                    templating.check(value)
-                except UsageError as error:
-                    raise document.error(error.message, node.path(key, name)) from None
+def _check_templates(document: Document, node: Node) -> None:
+    for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
+        for name, value in values.items():
+            try:
+                templating.check(value)
+            except UsageError as error:
+                raise document.error(error.message, node.path(key, name)) from None
 
 
 def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -> dict[str, list[Route]]:
+    names = list(nodes)
     routes: dict[str, list[Route]] = {}
     for index, edge in enumerate(spec.edges):
         path = ("edges", index)
-        _check_target(edge.source, [START, *nodes], document, (*path, "from"))
-        _check_target(edge.target, [*nodes, END], document, (*path, "to"))
-        condition, wanted = _condition(edge, document, path)
-        _check_condition(condition, document, path)
-        routes.setdefault(edge.source, []).append(Route(edge.target, condition, wanted, path))
-    names = list(nodes)
-    routes.setdefault(START, [Route(names[0], True, True, ("nodes", 0))])
+        _check_target(edge.source, [START, *names], document, (*path, "from"))
+        routes.setdefault(edge.source, []).append(Route(edge.target, _condition(edge, document, path), path))
+    routes.setdefault(START, [Route(names[0], True, ("nodes", 0))])
     for index, node in enumerate(spec.nodes):
-        if node.goto is not None:
-            routes[node.name] = _goto(node.goto, index, names, document)
+        goto = ("nodes", index, "goto")
+        if isinstance(node.goto, str):
+            routes[node.name] = [Route(node.goto, True, goto)]
+        elif node.goto is not None:
+            rules = enumerate(node.goto)
+            routes[node.name] = [Route(rule.to, rule.condition, (*goto, number)) for number, rule in rules]
         elif node.name not in routes:
             # As in The Edge Agent: without an edge of its own a node leads to the next one in the file.
             target = names[index + 1] if index + 1 < len(names) else END
-            routes[node.name] = [Route(target, True, True, ("nodes", index))]
+            routes[node.name] = [Route(target, True, ("nodes", index))]
     for ways in routes.values():
-        # Conditions first; the way that is always open is what is left.
-        ways.sort(key=lambda way: way.condition is True and way.wanted)
-        if len(ways) > 1 and all(way.condition is True and way.wanted for way in ways[-2:]):
-            raise document.error(
-                "a second edge without a condition leaves the same node",
-                ways[-1].path,
-                hint="add a `when` to one of them",
-            )
+        for way in ways:
+            place = way.path if way.path[-1] == "goto" else (*way.path, "to")
+            _check_target(way.target, [*names, END], document, place)
+            try:
+                conditions.check(way.condition)
+            except UsageError as error:
+                raise document.error(error.message, way.path, hint=error.hint) from None
+        ways.sort(key=lambda way: way.condition is True)  # the way that is always open is what is left
+        if [way.condition for way in ways[-2:]] == [True, True]:
+            problem = "a second edge without a condition leaves the same node"
+            raise document.error(problem, ways[-1].path, hint="add a `when` to one of them")
     return routes
 
 
-def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> tuple[bool | str, bool]:
+def _condition(edge: EdgeSpec, document: Document, path: tuple[str | int, ...]) -> bool | str:
     if edge.condition is None:
-        if edge.when is True:
-            return "true", True  # said aloud it may stand beside an edge without a condition, and is tried first
-        return (True if edge.when is None else edge.when), True
-    condition = edge.condition
-    if isinstance(condition, ConditionSpec):
-        if condition.type != "expression":
-            raise document.error(f"expected expression, found {condition.type!r}", (*path, "condition", "type"))
-        condition = condition.value
-    wanted = edge.when
-    if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
-        wanted = wanted.lower() == "true"
-    if isinstance(wanted, str):
+        # `when: true` said aloud may stand beside an edge without a condition, and is tried first.
+        return "true" if edge.when is True else True if edge.when is None else edge.when
+    condition = edge.condition.value if isinstance(edge.condition, ConditionSpec) else edge.condition
+    wanted = str(edge.when).lower()
+    if wanted not in ("none", "true", "false"):
         raise document.error("expected true or false beside a condition", (*path, "when"))
-    return condition, wanted is not False
-
-
-def _goto(goto: str | list[GotoRule], index: int, names: list[str], document: Document) -> list[Route]:
-    path = ("nodes", index, "goto")
-    rules = [GotoRule.model_validate({"to": goto})] if isinstance(goto, str) else goto
-    for number, rule in enumerate(rules):
-        where = path if isinstance(goto, str) else (*path, number)
-        _check_target(rule.to, [*names, END], document, where)
-        _check_condition(rule.condition, document, where)
-    return [
-        Route(rule.to, rule.condition, True, path if isinstance(goto, str) else (*path, number))
-        for number, rule in enumerate(rules)
-    ]
-
-
-def _check_condition(condition: bool | str, document: Document, path: tuple[str | int, ...]) -> None:
-    try:
-        conditions.check(condition)
-    except UsageError as error:
-        raise document.error(error.message, path, hint=error.hint) from None
+    if wanted == "false":
+        return not condition if isinstance(condition, bool) else f"!{condition}"
+    return condition
 
 
 def _check_target(name: str, known: list[str], document: Document, path: tuple[str | int, ...]) -> None:
     if name not in known:
         raise document.error(f"there is no node {name!r}", path, hint=nearest(name, known))
-
-
-def _fits(value: Any, allowed: tuple[type, ...]) -> bool:
-    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))

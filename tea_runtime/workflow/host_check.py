@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.yamlfile import dotted
 from tea_runtime.errors import HostFeatureError
@@ -34,15 +33,8 @@ _HOST_KEYS = {
 _DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens", "prompt_cache")
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One thing that differs there.
-
-    Attributes:
-        file: The workflow.
-        line: Where, or None.
-        what: What differs, and what to write.
-    """
+class Difference(NamedTuple):
+    """One thing that differs there: what, and what to write."""
 
     file: str
     line: int | None
@@ -57,13 +49,8 @@ class Difference:
 
 
 def refuse_host_features(document: Document) -> None:
-    """Refuse by name what only The Edge Agent has.
-
-    Raises:
-        HostFeatureError: The workflow uses something of it; file, line and key are in the message.
-    """
-
-    def refuse(what: str, path: tuple[str | int, ...]) -> NoReturn:
+    """Refuse by name what only The Edge Agent has, with a `HostFeatureError` that says file, line and key."""
+    for what, path in _host_features(document):
         raise HostFeatureError(
             f"{what} are not part of this runner",
             file=document.file,
@@ -72,22 +59,21 @@ def refuse_host_features(document: Document) -> None:
             hint="The Edge Agent runs such workflows, with the same llm.* actions: see docs/tea.md",
         )
 
-    for key in document.data:
-        if key in _HOST_KEYS:
-            refuse(_HOST_KEYS[key], (key,))
+
+def _host_features(document: Document) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    for key in _HOST_KEYS.keys() & document.data.keys():
+        yield _HOST_KEYS[key], (key,)
     for section, features in (("nodes", _HOST_NODE_KEYS), ("edges", _HOST_EDGE_KEYS)):
-        entries = document.data.get(section)
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            for key in entry if isinstance(entry, dict) else ():
-                if key in features:
-                    refuse(features[key], (section, index, key))
-            if section == "edges" and isinstance(entry, dict) and entry.get("type") == "parallel":
-                refuse("parallel branches", (section, index, "type"))
+        for index, entry in enumerate(_entries(document, section)):
+            for key in features.keys() & entry.keys():
+                yield features[key], (section, index, key)
+            if section == "edges" and entry.get("type") == "parallel":
+                yield "parallel branches", (section, index, "type")
 
 
 def imports_our_actions(document: Document) -> bool:
     """Whether a workflow imports this package, as one for The Edge Agent does."""
-    return any(True for _ in _our_imports(document))
+    return bool(_our_imports(document))
 
 
 def host_differences(document: Document) -> list[Difference]:
@@ -97,15 +83,15 @@ def host_differences(document: Document) -> list[Difference]:
 
 
 def _of_imports(document: Document) -> Iterator[Difference]:
-    ours = list(_our_imports(document))
+    ours = _our_imports(document)
     if not ours:
         yield _at(document, (), f"its own actions answer: import ours with {{package: {_PACKAGE}, namespace: ''}}")
-    for index, item in ours[:1]:
-        if item.get("namespace"):
+    for number, (index, item) in enumerate(ours):
+        if number:
+            yield _at(document, ("imports", index), "a second import of one package is skipped")
+        elif item.get("namespace"):
             text = f"`llm.call` stays the engine's own; ours is `{item['namespace']}.llm.call`"
             yield _at(document, ("imports", index), text)
-    for index, _ in ours[1:]:
-        yield _at(document, ("imports", index), "a second import of one package is skipped")
 
 
 def _of_settings(document: Document) -> Iterator[Difference]:
@@ -131,10 +117,9 @@ def _of_nodes(document: Document) -> Iterator[Difference]:
             yield _at(document, ("nodes", index), text)
 
 
-def _our_imports(document: Document) -> Iterator[tuple[int, dict[str, Any]]]:
-    for index, item in enumerate(_entries(document, "imports")):
-        if item.get("package") == _PACKAGE:
-            yield index, item
+def _our_imports(document: Document) -> list[tuple[int, dict[str, Any]]]:
+    entries = enumerate(_entries(document, "imports"))
+    return [(index, item) for index, item in entries if item.get("package") == _PACKAGE]
 
 
 def _entries(document: Document, key: str) -> list[dict[str, Any]]:

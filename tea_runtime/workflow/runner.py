@@ -10,18 +10,19 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.errors import TeaModelsError
-from tea_models.yamlfile import dotted
+from tea_models.yamlfile import Document, dotted
 from tea_runtime.actions import LlmActions
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
 from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
-from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
+from tea_runtime.workflow.file import END, START, read_workflow, workflow_of
 
 if TYPE_CHECKING:
     from tea_runtime.cassette.entries import Cassette
@@ -37,19 +38,12 @@ _MAIN_KEYS = ("content", "embedding", "results")
 
 @dataclass(slots=True)
 class WorkflowEngine:
-    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as they matter to actions.
-
-    Attributes:
-        llm_actions: The `llm.*` actions, with `settings.llm` and the models that they opened.
-        environ: The environment.
-        variables: The workflow's constants.
-        actions_registry: All actions, by name.
-    """
+    """What modules of actions see of the run: attributes of The Edge Agent's engine, as far as actions need them."""
 
     llm_actions: LlmActions
     environ: Mapping[str, str]
-    variables: dict[str, Any] = field(default_factory=dict)
-    actions_registry: dict[str, Action] = field(default_factory=dict)
+    variables: dict[str, Any]
+    actions_registry: dict[str, Action]
 
     @property
     def llm_settings(self) -> dict[str, Any]:
@@ -57,19 +51,10 @@ class WorkflowEngine:
         return self.llm_actions.settings.model_dump(exclude_unset=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A node that has run.
-
-    Attributes:
-        node: Its name.
-        action: Its action, or "" for a block.
-        seconds: What it took.
-        result: What it gave.
-    """
+class Step(NamedTuple):
+    """A node that has run, what it took and what it gave."""
 
     node: str
-    action: str
     seconds: float
     result: Any
 
@@ -114,7 +99,7 @@ def run_workflow(
         return loaded.run(input or {}, on_step=on_step)
 
 
-class LoadedWorkflow:
+class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
     """A workflow that is read once and run many times, by several threads at once too; a context manager.
 
     Arguments and errors as for `run_workflow`; `n_threads` is for settings that name none. The models that its actions
@@ -141,8 +126,10 @@ class LoadedWorkflow:
         environ = self._workflow.environment(given)
         self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
         actions = LlmActions(settings, self._pool, on_text=on_text)
-        self._engine = WorkflowEngine(actions, environ, variables=dict(self._workflow.spec.variables))
-        _register(self._workflow, self._engine)
+        registry: dict[str, Action] = actions.table()
+        self._engine = WorkflowEngine(actions, environ, dict(self._workflow.spec.variables), registry)
+        import_actions(self._workflow, registry, self._engine)
+        check_actions(self._workflow, registry)
 
     def run(
         self,
@@ -154,15 +141,8 @@ class LoadedWorkflow:
         state = copy.deepcopy(self._workflow.initial_state(input))
         return _Run(self._workflow, self._engine, state, self._max_steps, on_step).to_the_end()
 
-    def close(self) -> None:
-        """Close the models that were opened."""
-        self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._pool.close()
 
 
 def check_workflow(
@@ -171,31 +151,19 @@ def check_workflow(
     *,
     environ: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Check a workflow and its input without running a node; its imports are executed.
-
-    Returns:
-        The names of the nodes, in the order of the file.
-
-    Raises:
-        ConfigError: The workflow is wrong; file, line and key are in the message.
-        UsageError: The input does not fit the workflow's `state_schema`.
-    """
+    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order."""
     workflow = _read(workflow)
     workflow.initial_state(input or {})
-    LoadedWorkflow(workflow, environ=environ).close()
-    return list(workflow.nodes)
+    with LoadedWorkflow(workflow, environ=environ):
+        return list(workflow.nodes)
 
 
 def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
     if isinstance(workflow, str | Path):
         return read_workflow(Path(workflow))
-    return workflow_from_data(workflow, folder=Path.cwd()) if isinstance(workflow, Mapping) else workflow
-
-
-def _register(workflow: Workflow, engine: WorkflowEngine) -> None:
-    engine.actions_registry.update(engine.llm_actions.table())
-    import_actions(workflow, engine.actions_registry, engine)
-    check_actions(workflow, engine.actions_registry)
+    if isinstance(workflow, Mapping):
+        return workflow_of(Document("workflow", dict(workflow), {}), Path.cwd())
+    return workflow
 
 
 @dataclass(slots=True)
@@ -224,87 +192,79 @@ class _Run:
         started = time.monotonic()
         if node.code:
             result = self._execute(node)
-            self._told(node, started, result)
-            self._merge(node, result)
+        else:
+            params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
+            result = self._call(node, params)
+        if self.on_step is not None:
+            self.on_step(Step(node.name, time.monotonic() - started, result))
+        self._keep(node, result)
+
+    def _keep(self, node: Node, result: Any) -> None:
+        """Put what a node gave where it belongs in the state."""
+        if node.code:
+            if isinstance(result, Mapping):
+                self.state.update(dict(result))
+            elif result is not None:
+                self.state[node.output or node.name] = result
             return
-        params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
-        result = self._call(node, params)
-        self._told(node, started, result)
         if node.output:
             self.state[node.output] = result
+        elif not node.outputs:
+            parts = (result[key] for key in _MAIN_KEYS if isinstance(result, Mapping) and key in result)
+            self.state[node.name] = next(parts, result)
         for key, template in node.outputs.items():
             extra = {"action_result": result, "result": result}
             self.state[key] = self._render(node, (node.outputs_key, key), template, extra)
-        if not node.output and not node.outputs:
-            self.state[node.name] = _main_value(result)
-
-    def _told(self, node: Node, started: float, result: Any) -> None:
-        if self.on_step is not None:
-            self.on_step(Step(node.name, node.action, time.monotonic() - started, result))
 
     def _call(self, node: Node, params: dict[str, Any]) -> Any:
-        try:
-            result = self.engine.actions_registry[node.action](self.state, **params)
-        except TeaModelsError as error:
-            raise _placed(error, self._place(node.name, node.path("action"))) from error.__cause__
-        except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
-            raise
-        except SystemExit as error:
-            raise self._failed(node, node.path(), f"{node.action}: {_exit(error)}") from error
-        except Exception as error:
-            raise self._failed(node, node.path(), f"{node.action}: {type(error).__name__}: {error}") from error
+        action = self.engine.actions_registry[node.action]
+        result = self._attempt(node, node.path("action"), lambda: action(self.state, **params))
         failed = isinstance(result, Mapping) and result.get("success") is False and "error" in result
         if failed and not node.output:
-            raise self._failed(node, node.path(), f"{node.action}: {result['error']}")
+            raise WorkflowError(f"{self._place(node.name)}: {node.action}: {result['error']}")
         return result
 
     def _execute(self, node: Node) -> Any:
         path = node.path(node.code_key)
         line = (self.workflow.document.line(path) or 1) + ("\n" in node.code)
+        names = {"variables": self.engine.variables, "actions": self.engine.actions_registry, "json": json}
         try:
-            function = _function(node.code, self.workflow.document.file, line)
+            function = _function(node.code, self.workflow.document.file, line, {**names, "__name__": "__workflow__"})
         except SyntaxError as error:
             where = f"line {error.lineno} of the block" if error.lineno else "the block"
-            raise self._failed(node, path, f"{where} is not Python: {error.msg}") from None
-        names = {
-            "variables": self.engine.variables,
-            "actions": self.engine.actions_registry,
-            "json": json,
-            "__name__": "__workflow__",
-        }
+            raise WorkflowError(f"{self._place(node.name, path)}: {where} is not Python: {error.msg}") from None
+        return self._attempt(node, path, lambda: function(self.state))
+
+    def _attempt(self, node: Node, path: _Keys, call: Callable[[], Any]) -> Any:
+        """What an action or a block answers; an error of it says where it happened."""
         try:
-            return function(names)(self.state)
+            return call()
         except TeaModelsError as error:
             raise _placed(error, self._place(node.name, path)) from error.__cause__
-        except BrokenPipeError:
+        except BrokenPipeError:  # whoever reads the streamed text went away: no fault of the node
             raise
         except (Exception, SystemExit) as error:
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == _FUNCTION]
-            absent = isinstance(error, KeyError) and error.args and error.args[0] not in self.state
-            hint = "give it with --input" if absent else ""
+            block = (self.workflow.document.file, _FUNCTION)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if (f.filename, f.name) == block]
             place = self._place(node.name, path, line=frames[-1].lineno if frames else None)
-            problem = _exit(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-            raise WorkflowError(f"{place}: {problem}", hint=hint) from error
-
-    def _merge(self, node: Node, result: Any) -> None:
-        if isinstance(result, Mapping):
-            if result is not self.state:
-                self.state.update(result)
-        elif result is not None:
-            self.state[node.output or node.name] = result
+            problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, SystemExit):  # which would have ended the whole process
+                code = "" if error.code is None else repr(error.code)
+                problem = f"it called sys.exit({code}); a node ends by return, and a run by an edge to __end__"
+            absent = node.code and isinstance(error, KeyError) and error.args and error.args[0] not in self.state
+            what = f"{node.action}: " if node.action else ""
+            raise WorkflowError(f"{place}: {what}{problem}", hint="give it with --input" if absent else "") from error
 
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if conditions.decide(route.condition, self._context()) is route.wanted:
+                if conditions.decide(route.condition, self._context()):
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
         where = "at the start" if name == START else f"after {name!r}"
-        path = self.workflow.routes[name][0].path
-        raise WorkflowError(
-            f"{self._place(name, path)}: no edge applies {where}", hint="add one without a condition for what is left"
-        )
+        place = self._place(name, self.workflow.routes[name][0].path)
+        raise WorkflowError(f"{place}: no edge applies {where}", hint="add one without a condition for what is left")
 
     def _render(self, node: Node, keys: _Keys, value: Any, extra: Mapping[str, Any] | None = None) -> Any:
         """Fill in the templates of a value; an error names the place of the very text it is in."""
@@ -318,15 +278,10 @@ class _Run:
             raise _placed(error, f"{self._place(node.name, node.path(*keys))}: {dotted(keys[1:])}") from None
 
     def _context(self) -> dict[str, Any]:
-        spec = self.workflow.spec
-        return {
-            "state": self.state,
-            "variables": self.engine.variables,
-            "settings": spec.settings,
-            "env": self.engine.environ,
-        }
+        settings, variables = self.workflow.spec.settings, self.engine.variables
+        return {"state": self.state, "variables": variables, "settings": settings, "env": self.engine.environ}
 
-    def _place(self, name: str, path: tuple[str | int, ...] = (), *, line: int | None = None) -> str:
+    def _place(self, name: str, path: _Keys = (), *, line: int | None = None) -> str:
         document = self.workflow.document
         if not path and name in self.workflow.nodes:
             path = self.workflow.nodes[name].path()
@@ -334,43 +289,21 @@ class _Run:
         place = document.file + (f":{line}" if line else "")
         return f"{place}: node {name}" if name != START else place
 
-    def _failed(self, node: Node, path: tuple[str | int, ...], problem: str, *, hint: str = "") -> WorkflowError:
-        return WorkflowError(f"{self._place(node.name, path)}: {problem}", hint=hint)
-
 
 _FUNCTION = "run"
 
 
-def _function(code: str, file: str, line: int) -> Callable[[dict[str, Any]], Callable[[dict[str, Any]], Any]]:
-    """Compile a block as the body of a function of `state`, so that it may `return`; lines are those of the file."""
+def _function(code: str, file: str, line: int, names: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """A block as the body of a function of `state`, so that it may `return`; lines are those of the file."""
     tree = ast.parse(code, file)
     wrapper = ast.parse(f"def {_FUNCTION}(state): pass")
     definition = wrapper.body[0]
     assert isinstance(definition, ast.FunctionDef)
     ast.increment_lineno(tree, line - 1)
     definition.body = tree.body or definition.body
-    compiled = compile(wrapper, file, "exec")
-
-    def bind(names: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-        exec(compiled, names)  # noqa: S102 - workflows are code, as the documentation says
-        function: Callable[[dict[str, Any]], Any] = names[_FUNCTION]
-        return function
-
-    return bind
-
-
-def _exit(error: SystemExit) -> str:
-    """What to say of a node that would have ended the whole process."""
-    code = "" if error.code is None else repr(error.code)
-    return f"it called sys.exit({code}); a node ends by return, and a run by an edge to __end__"
-
-
-def _main_value(result: Any) -> Any:
-    if isinstance(result, Mapping):
-        for key in _MAIN_KEYS:
-            if key in result:
-                return result[key]
-    return result
+    exec(compile(wrapper, file, "exec"), names)  # noqa: S102 - workflows are code, as the documentation says
+    function: Callable[[dict[str, Any]], Any] = names[_FUNCTION]
+    return function
 
 
 def _placed(error: TeaModelsError, place: str) -> TeaModelsError:

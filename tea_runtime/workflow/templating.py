@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, nodes
 from jinja2.exceptions import TemplateSyntaxError
@@ -19,48 +19,42 @@ from tea_models.chat.sandbox import SANDBOX, Limits, broken_limit
 from tea_models.errors import UsageError
 from tea_models.yamlfile import nearest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 LIMITS = Limits(seconds=10.0, output=64 * 1024 * 1024)
 
 _BRACES = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
-_PARSER = Environment(autoescape=False)  # noqa: S701 - it renders nothing
-_FILTERS = sorted({*_PARSER.filters, "json", "fromjson", "sha256"})
+PARSER = Environment(autoescape=False)  # noqa: S701 - it renders nothing
+_FILTERS = sorted({*PARSER.filters, "json", "fromjson", "sha256"})
 _NOT_FOUND = object()
 
 
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """A text with templates in it.
+class _Template(NamedTuple):
+    """A text with templates in it."""
 
-    Attributes:
-        source: The text, or the expression alone.
-        expression: Whether the text is a single expression.
-        path: Where an expression that only follows a path leads, from a name on; else None.
-        uses: The names it uses, each with the keys that it asks for, or None where it uses the whole value.
-    """
-
-    source: str
-    expression: bool
-    path: tuple[str | int, ...] | None
-    uses: Mapping[str, frozenset[str] | None]
+    source: str  # the text, or the expression alone
+    expression: bool  # whether the text is a single expression
+    path: tuple[str | int, ...] | None  # where an expression that only follows a path leads, from a name on
+    uses: Mapping[str, frozenset[str] | None]  # its names with the keys asked of each; None: the whole value
 
 
 def render(value: Any, context: Mapping[str, Any]) -> Any:
-    """Replace the templates in a value, in lists and mappings too.
-
-    Args:
-        value: Plain data as it comes from YAML.
-        context: Names that templates may use: `state`, `variables`, …
-
-    Raises:
-        UsageError: A template does not parse, or uses something that is not there.
-    """
-    if isinstance(value, str):
-        return _render_text(value, context)
-    if isinstance(value, Mapping):
-        return {key: render(item, context) for key, item in value.items()}
-    if isinstance(value, list):
-        return [render(item, context) for item in value]
-    return value
+    """Fill in the templates of a text by the names they may use (`state`, …); other values stay as they are."""
+    template = _compile(value) if isinstance(value, str) else None
+    if template is None:
+        return value
+    if template.path is not None:
+        found = _follow(context, template.path)
+        if found is not _NOT_FOUND:
+            return found
+    names = {name: _needed(context[name], keys) for name, keys in template.uses.items() if name in context}
+    result = SANDBOX.evaluate(template.source, names, expression=template.expression, limits=LIMITS)
+    if "error" in result:
+        absent = result["kind"] == "undefined" and ("state." in value or "state[" in value)
+        hint = "give it with --input, or write a fallback: {{ state.key | default('…') }}" if absent else ""
+        raise UsageError(f"{_shown(value)}: {_problem(result)}", hint=hint)
+    return result["value"]
 
 
 def is_template(value: Any) -> bool:
@@ -68,37 +62,19 @@ def is_template(value: Any) -> bool:
     return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
 
 
-def check(value: Any) -> None:
-    """Parse every template of a value without running it.
-
-    Raises:
-        UsageError: One does not parse.
-    """
+def texts(value: Any) -> Iterator[str]:
+    """All texts in a value, in lists and mappings too."""
     if isinstance(value, str):
-        _compile(value)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            check(item)
-    elif isinstance(value, list):
-        for item in value:
-            check(item)
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts(item)
 
 
-def _render_text(text: str, context: Mapping[str, Any]) -> Any:
-    template = _compile(text)
-    if template is None:
-        return text
-    if template.path is not None:
-        value = _follow(context, template.path)
-        if value is not _NOT_FOUND:
-            return value
-    names = {name: _needed(context[name], keys) for name, keys in template.uses.items() if name in context}
-    result = SANDBOX.evaluate(template.source, names, expression=template.expression, limits=LIMITS)
-    if "error" in result:
-        raise UsageError(
-            f"{_shown(text)}: {_problem(result)}", hint=_hint(text) if result["kind"] == "undefined" else ""
-        )
-    return result["value"]
+def check(value: Any) -> None:
+    """Parse every template of a value without running it; a `UsageError` where one does not parse."""
+    for text in texts(value):
+        _compile(text)
 
 
 def _follow(context: Mapping[str, Any], path: tuple[str | int, ...]) -> Any:
@@ -129,22 +105,10 @@ def _needed(value: Any, keys: frozenset[str] | None) -> Any:
 
 def _problem(result: Mapping[str, Any]) -> str:
     kind, message = result["kind"], str(result["error"])
-    match kind:
-        case "undefined" | "raised":
-            return message
-        case "syntax":
-            return f"not a valid template: {message}"
-        case "security":
-            return f"not allowed in a template: {message}"
-    if kind.startswith("Template"):
-        return message
+    words = {"syntax": "not a valid template: ", "security": "not allowed in a template: "}
+    if kind in ("undefined", "raised", *words) or kind.startswith("Template"):
+        return words.get(kind, "") + message
     return broken_limit(result, LIMITS) or f"{kind}: {message}"
-
-
-def _hint(text: str) -> str:
-    if "state." in text or "state[" in text:
-        return "give it with --input, or write a fallback: {{ state.key | default('…') }}"
-    return ""
 
 
 @functools.lru_cache(maxsize=512)
@@ -153,24 +117,21 @@ def _compile(text: str) -> _Template | None:
     if not is_template(text):
         return None
     try:
-        tree = _PARSER.parse(text.strip())
-        for kind, known in ((nodes.Filter, _FILTERS), (nodes.Test, list(_PARSER.tests))):
+        tree = PARSER.parse(text.strip())
+        for kind, known in ((nodes.Filter, _FILTERS), (nodes.Test, list(PARSER.tests))):
             for used in tree.find_all(kind):
                 if used.name not in known:
-                    what = kind.__name__.lower()
-                    raise UsageError(
-                        f"{_shown(text)}: there is no {what} {used.name!r}", hint=nearest(used.name, known)
-                    )
+                    problem = f"{_shown(text)}: there is no {kind.__name__.lower()} {used.name!r}"
+                    raise UsageError(problem, hint=nearest(used.name, known))
         whole = _BRACES.fullmatch(text.strip())
         parts = tree.body[0].nodes if len(tree.body) == 1 and isinstance(tree.body[0], nodes.Output) else []
         if whole and len(parts) == 1 and not isinstance(parts[0], nodes.TemplateData):
             return _Template(whole[1].strip(), True, _path(parts[0]), _uses(tree))
         return _Template(text, False, None, _uses(tree))
-    except TemplateSyntaxError as error:
-        raise UsageError(f"{_shown(text)}: not a valid template: {error.message}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; parentheses without end
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UsageError(f"{_shown(text)}: not a valid template: {reason}") from None
+    except (TemplateSyntaxError, ValueError) as error:  # also: a number of thousands of digits
+        raise UsageError(f"{_shown(text)}: not a valid template: {getattr(error, 'message', error)}") from None
+    except RecursionError:  # parentheses without end
+        raise UsageError(f"{_shown(text)}: not a valid template: nested too deeply") from None
 
 
 def _path(node: nodes.Node) -> tuple[str | int, ...] | None:
@@ -196,15 +157,19 @@ def _step(node: nodes.Node) -> str | int | None:
 
 def _uses(tree: nodes.Template) -> dict[str, frozenset[str] | None]:
     keys: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
-    for name in tree.find_all(nodes.Name):
-        counts[name.name] = counts.get(name.name, 0) + 1
+    counts = Counter(name.name for name in tree.find_all(nodes.Name))
+    for name, key in keys_asked(tree):
+        keys.setdefault(name, set()).add(key)
+        counts[name] -= 1
+    return {name: frozenset(keys[name]) if name in keys and not left else None for name, left in counts.items()}
+
+
+def keys_asked(tree: nodes.Node) -> Iterator[tuple[str, str]]:
+    """A name and the key that is asked of it, wherever a template does that (`state.x`, `state['x']`)."""
     for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
         inner, step = node.node, _step(node)  # type: ignore[attr-defined]  # both have it
         if isinstance(inner, nodes.Name) and isinstance(step, str):
-            keys.setdefault(inner.name, set()).add(step)
-            counts[inner.name] -= 1
-    return {name: frozenset(keys[name]) if name in keys and not left else None for name, left in counts.items()}
+            yield inner.name, step
 
 
 def _shown(text: str) -> str:
