@@ -234,9 +234,7 @@ def test_loopback_is_this_machine_only(host, expected):
 
 @pytest.fixture
 def partial(tmp_path):
-    made = PartialFile(tmp_path / "x.part")
-    yield made
-    made.leave()
+    return PartialFile(tmp_path / "x.part")
 
 
 def test_buffers_land_one_after_the_other(partial):
@@ -269,11 +267,8 @@ def test_a_folder_in_the_way_is_an_error_that_says_so(tmp_path):
 def test_a_full_device_is_a_disk_full_error(tmp_path):
     """/dev/full answers every write with ENOSPC."""
     made = PartialFile(tmp_path / "x.part")
-    try:
-        descriptor = os.open("/dev/full", os.O_WRONLY)
-        os.dup2(descriptor, made.descriptor)
-        os.close(descriptor)
-        with pytest.raises(DiskFullError):
-            made.write([b"x"], 0)
-    finally:
-        made.leave()
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(descriptor, made.descriptor)
+    os.close(descriptor)
+    with pytest.raises(DiskFullError):
+        made.write([b"x"], 0)

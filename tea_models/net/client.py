@@ -7,41 +7,35 @@ import ipaddress
 import logging
 import socket
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urljoin, urlsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net.answers import byte_count, explain_failure, is_transient, refusal
+from tea_models.net.answers import Answer, explain_failure, is_transient, read_answer, refusal
 from tea_models.net.credentials import split_credentials, stored_authorization
 from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
 from tea_models.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import httpx2
+
+    from tea_models.net.partial import Beginning
+
+    SizeByHeader = Callable[[Beginning], int | None]
 
 CONNECT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 10
-_SMALL_BODY: Final = 16 << 10
 # What may follow a redirect to another origin. Everything else (Authorization, Cookie, whatever a caller added) stays.
 _HARMLESS: Final = frozenset({"range", "if-range", "accept", "accept-encoding", "user-agent", "host"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class Client:
-    """Sends requests; proxies and certificates come from the environment as usual.
-
-    Args:
-        connections: Parallel connections that one download may open.
-        read_seconds: How long a connection may be silent before it counts as stalled.
-        environ: Where credentials are looked up; see `stored_authorization`.
-
-    Raises:
-        SourceUnavailableError: A proxy is configured that this installation can't speak to.
-        UsageError: A proxy's address can't be understood.
-    """
+    """Sends requests; proxies and certificates come from the environment as usual, credentials from `environ`."""
 
     def __init__(
         self,
@@ -67,16 +61,7 @@ class Client:
         """Send a GET and follow redirects, without reading the body; the caller closes the response.
 
         Credentials go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
-
-        Args:
-            url: Where to start.
-            headers: Sent with the request.
-            pinned: A SHA-256 is known, so that plain http can do no harm to the bytes.
-
-        Raises:
-            UsageError: Plain http without a pin.
-            TransientError: It may work later.
-            SourceUnavailableError: A redirect that must not be followed, or a server that can't be talked to.
+        `pinned`: a SHA-256 is known, so that plain http can do no harm to the bytes.
         """
         return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
 
@@ -89,22 +74,10 @@ class Client:
         most: int = 0,
         policy: RetryPolicy = QUESTION,
     ) -> tuple[httpx2.Response, bytes]:
-        """What a host states (a listing, a manifest): its own answer, tried again while it is busy.
+        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes.
 
-        Redirects are followed on the same host only: what another one says about hashes would not count.
-
-        Args:
-            url: The address.
-            headers: Sent with the request.
-            method: `GET` or `HEAD`.
-            most: The longest body that is read, in bytes.
-            policy: How often it is tried.
-
-        Returns:
-            The answer, of any status that another try would not change, and its body.
-
-        Raises:
-            SourceUnavailableError: No answer, or one that is too long.
+        It is asked again while it is busy. Redirects are followed on the same host only: what another one says about
+        hashes would not count.
         """
         retries = Retries(policy, redact(url))
         while True:
@@ -139,12 +112,11 @@ class Client:
                 return response
             try:
                 there = next_address(here, response.headers["location"], pinned=pinned)
-                if not leave and origin(there) != first:
-                    return response
-                _read_small_body(response)
             except BaseException:
                 response.close()
                 raise
+            if not leave and origin(there) != first:
+                return response
             response.close()
             if origin(there) != first:
                 carried = {name: value for name, value in carried.items() if name in _HARMLESS}
@@ -160,6 +132,46 @@ class Client:
             return self._http.send(request, stream=True, follow_redirects=False)
         except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
             raise explain_failure(error, shown, proxy=proxy_before(url)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, and how."""
+
+    client: Client
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # for the origin of `url` only
+    sha256: str | None = None
+    size: int | None = None
+    name: str = ""  # how people call the file
+    connections: int = 1
+    size_by_header: SizeByHeader | None = None  # how big a GGUF file must be by its beginning; None for other formats
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+    @property
+    def shown(self) -> str:
+        """The address, fit for messages."""
+        return redact(self.url)
+
+    def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
+        """Ask for bytes `start` to `end` (None: to the end), or for the whole file; the caller closes the response.
+
+        Raises:
+            TransientError: Try again.
+            StaleError: The range was not answered as asked.
+            NotAvailableError, UsageError: Give up.
+        """
+        headers = dict(self.headers)
+        if ranged:
+            headers["range"] = f"bytes={start}-" + ("" if end is None else str(end - 1))
+            if if_range:
+                headers["if-range"] = if_range
+        response = self.client.stream(self.url, headers, pinned=self.sha256 is not None)
+        try:
+            return response, read_answer(response, self.shown, start=start, asked_range=ranged)
+        except BaseException:
+            response.close()
+            raise
 
 
 def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
@@ -216,22 +228,8 @@ def proxy_before(url: str) -> str:
     return redact(found if "://" in found else f"http://{found}")
 
 
-def _read_small_body(response: httpx2.Response) -> None:
-    """Read the body of a redirect, so that its connection can be used again."""
-    length = byte_count(response.headers.get("content-length"))
-    if length is not None and length <= _SMALL_BODY:
-        for _ in chunks(response, ""):
-            pass
-
-
 def chunks(response: httpx2.Response, shown: str, *, decoded: bool = False) -> Iterator[bytes]:
-    """The body as it comes; what the HTTP client raises is explained.
-
-    Args:
-        response: An answer whose body was not read.
-        shown: The address, fit for messages.
-        decoded: Undo compression.
-    """
+    """The body as it comes, or `decoded`; what the HTTP client raises is explained."""
     try:
         yield from response.iter_bytes() if decoded else response.iter_raw()
     except Exception as error:  # noqa: BLE001 - told apart in one place
@@ -239,12 +237,7 @@ def chunks(response: httpx2.Response, shown: str, *, decoded: bool = False) -> I
 
 
 def next_address(here: str, location: str, *, pinned: bool) -> str:
-    """Where a redirect leads, without the credentials that it may name.
-
-    Raises:
-        SourceUnavailableError: Out of the web, or from https to http.
-        UsageError: To plain http without a pin.
-    """
+    """Where a redirect leads, without the credentials that it may name; refused out of the web, and to plain http."""
     try:
         there = split_credentials(urljoin(here, location))[0]
         parts = urlsplit(there)
@@ -280,9 +273,6 @@ def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
 
     To this machine itself it is always allowed. To other hosts only with a pinned SHA-256, which protects the
     bytes, and never with credentials, which it would not protect.
-
-    Raises:
-        UsageError: The address may not be used.
     """
     if is_private(url):
         return

@@ -28,13 +28,8 @@ def split_credentials(url: str) -> tuple[str, str]:
 def stored_authorization(url: str, environ: Mapping[str, str]) -> str:
     """The value of `Authorization` that the user keeps for the host of an address, or "".
 
-    Args:
-        url: The address that is asked.
-        environ: `TEA_MODELS_AUTH_<HOST>` (upper case, `.`, `-` and `:` as `_`; with the port first, then without) is
-            `user:password` or a bearer token. Else `NETRC` or `~/.netrc` is looked at; its `default` is not for us.
-
-    Raises:
-        UsageError: The netrc names the host and can't be parsed.
+    `TEA_MODELS_AUTH_<HOST>` (upper case, `.`, `-` and `:` as `_`; with the port first, then without) is `user:password`
+    or a bearer token. Else `NETRC` or `~/.netrc` is looked at; its `default` is not for us.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""

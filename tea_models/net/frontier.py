@@ -17,28 +17,23 @@ _STRIDE: Final = 8 << 20
 class FrontierHasher:
     """Hashes a partial in its own thread (reading and hashing leave Python's lock, so the network goes on).
 
-    Args:
-        partial: The file.
-        checked: How many bytes at its beginning were hashed in an earlier run, and what their SHA-256 was.
+    `promised` is how many bytes at its beginning an earlier run has hashed, and their SHA-256.
     """
 
-    def __init__(self, partial: PartialFile, checked: tuple[int, str]) -> None:
+    def __init__(self, partial: PartialFile, promised: tuple[int, str]) -> None:
         self.checkpoint = (0, hashlib.sha256().hexdigest())
         self.error: OSError | None = None
-        self.foreign = False
-        self._partial = partial
-        self._promised = checked
+        self.foreign = False  # the beginning is not what the earlier run has hashed
+        self._partial, self._promised = partial, promised
         self._target = 0
         self._stopped = False
         self._wake = threading.Condition()
         self._digest = hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-        partial.enter()
         self._thread.start()
 
     @property
     def failed(self) -> bool:
-        """Whether it has given up: the file can't be read, or its beginning is not what it was."""
         return self.error is not None or self.foreign
 
     def follow(self, frontier: int) -> None:
@@ -48,59 +43,51 @@ class FrontierHasher:
                 self._target = frontier
                 self._wake.notify()
 
-    def done(self, total: int) -> bool:
-        """Whether all of `total` bytes are hashed."""
-        return self.checkpoint[0] >= total or self.failed
-
-    def wait(self, total: int, timeout: float) -> bool:
-        """Wait until all of `total` bytes are hashed, or the time is over."""
+    def wait(self, length: int, timeout: float) -> bool:
+        """Wait until `length` bytes are hashed, or it has failed, or the time is over (then False)."""
         with self._wake:
-            return self._wake.wait_for(lambda: self.done(total), timeout)
+            return self._wake.wait_for(lambda: self.checkpoint[0] >= length or self.failed, timeout)
 
     @property
     def checked(self) -> tuple[int, str]:
         """The longest beginning whose hash is known, be it from this run or an earlier one."""
         return max(self.checkpoint, self._promised) if not self.foreign else (0, "")
 
-    def stop(self, patience: float = 0.5) -> None:
+    def stop(self) -> None:
         """End the thread; for a moment it may catch up with what was written, so that a later run can trust that."""
+        self.wait(self._target, 0.5)
         with self._wake:
-            self._wake.wait_for(lambda: self.done(self._target), patience)
             self._stopped = True
             self._wake.notify_all()
         self._thread.join(5)
 
     def _run(self) -> None:
         try:
-            while True:
+            while not self._stopped and not self.foreign:
                 with self._wake:
                     self._wake.wait_for(lambda: self._stopped or self._target > self.checkpoint[0])
                     target = self._target
-                if self._stopped or not self._advance(target):
-                    return
+                self._advance(target)
         except OSError as error:
             self.error = error
         finally:
-            self._partial.leave()
             with self._wake:
                 self._wake.notify_all()
 
-    def _advance(self, target: int) -> bool:
+    def _advance(self, target: int) -> None:
         position = self.checkpoint[0]
         length, expected = self._promised
         while position < target and not self._stopped:
             end = min(target, position + _STRIDE)
             if position < length < end:
                 end = length
-            reached = hash_range(self._partial.descriptor, position, end, self._digest)
-            if reached != end:
+            if hash_range(self._partial.descriptor, position, end, self._digest) != end:
                 raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
             position = end
             digest = self._digest.copy().hexdigest()
             if position == length and expected and digest != expected:
                 self.foreign = True
-                return False
+                return
             with self._wake:
                 self.checkpoint = (position, digest)
                 self._wake.notify_all()
-        return True
