@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
-from tea_models.disk.positional import read_at
 from tea_models.errors import AccessDeniedError, MissingFileError, NotAvailableError, SourceUnavailableError
 
 if TYPE_CHECKING:
@@ -98,9 +97,9 @@ class FileSource:
     def read(self, offset: int, length: int) -> bytes:
         """Read `length` bytes at `offset`, or fewer at the end (or where the file has shrunk)."""
         try:
-            data = read_at(self._descriptor, length, offset)
+            data = os.pread(self._descriptor, length, offset)
             while len(data) < length:
-                more = read_at(self._descriptor, length - len(data), offset + len(data))
+                more = os.pread(self._descriptor, length - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
