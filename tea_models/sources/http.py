@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
+from tea_models.errors import AccessDeniedError, NotAvailableError, OfflineError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
 from tea_models.gguf import size_by_header
 from tea_models.net import Client, HttpSource, Request, download
 from tea_models.net.retry import QUESTION
-from tea_models.refs import UrlRef
+from tea_models.refs import Reference, UrlRef
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 
 
 def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
-    """The file behind the address, with the pin that the address carries; all shards if it is one without a pin.
-
-    Raises:
-        UsageError: The address ends in no file name.
-    """
+    """The file behind the address, with the pin that the address carries; all shards if it is one without a pin."""
     name = base_name(reference.url)
     if not name:
         raise UsageError(f"{public(reference)}: the address ends in no file name")
@@ -38,7 +35,7 @@ def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - on
 
 def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download, from the mirror first if one is configured."""
-    pinned = ModelFile(file.filename, file.size, file.sha256 or reference.sha256, file.sources)
+    pinned = replace(file, sha256=file.sha256 or reference.sha256)
     *mirrors, address = candidates(reference.url, caller.settings)
     for mirror in mirrors:
         try:
@@ -55,18 +52,19 @@ def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
     return open_address(candidates(reference.url, caller.settings)[0], caller.settings)
 
 
+def refuse_offline(reference: Reference, settings: Settings) -> None:
+    """Ask no host where nothing may be asked."""
+    if settings.offline:
+        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
+
+
 def client_for(settings: Settings) -> Client:
     """The client for whatever is asked on behalf of a user."""
     return Client(connections=settings.connections, environ=settings.environ)
 
 
 def download_file(
-    url: str,
-    destination: Path,
-    *,
-    file: ModelFile,
-    caller: Caller,
-    headers: dict[str, str] | None = None,
+    url: str, destination: Path, *, file: ModelFile, caller: Caller, headers: dict[str, str] | None = None
 ) -> Fetched:
     """Download a file from an address; see `tea_models.net.download`."""
     with client_for(caller.settings) as client:

@@ -18,7 +18,6 @@ from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
-    OfflineError,
     SourceUnavailableError,
     UnknownModelError,
     UsageError,
@@ -28,7 +27,7 @@ from tea_models.net.answers import byte_count, refusal
 from tea_models.refs import HubRef, quantization_of
 from tea_models.settings import DEFAULT_HF_ENDPOINT
 from tea_models.sizes import human_bytes
-from tea_models.sources.http import client_for, download_file, open_address
+from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,16 +44,7 @@ _MAX_LISTING = 64 << 20
 
 
 def resolve(reference: HubRef, caller: Caller) -> Artifact:
-    """Ask the Hub which files a reference means, at which commit, with sizes and hashes.
-
-    Raises:
-        OfflineError: Nothing may be asked.
-        AccessDeniedError: Gated or private.
-        MissingFileError: No such repository, revision or file.
-        UnknownModelError: The repository has no such quantisation; the hint lists those it has.
-        UsageError: The repository has several models and the reference does not say which.
-        SourceUnavailableError: The Hub can't be reached.
-    """
+    """Ask the Hub which files a reference means, at which commit, with sizes and hashes."""
     license_, settings = None, caller.settings
     if reference.path is not None:
         folder = PurePosixPath(reference.path)
@@ -77,7 +67,7 @@ def resolve(reference: HubRef, caller: Caller) -> Artifact:
 
 def metadata(reference: HubRef, settings: Settings) -> tuple[str, ModelFile]:
     """Commit of a file, and the file with its size and SHA-256, as the Hub itself states them."""
-    headers = _head(reference, settings)
+    headers = _ask(reference, address(reference, settings), settings, method="HEAD")[0].headers
     commit = headers.get("x-repo-commit") or reference.revision
     if not commit:
         raise SourceUnavailableError(f"{reference}: {settings.hf_endpoint} does not say which commit it is")
@@ -87,12 +77,7 @@ def metadata(reference: HubRef, settings: Settings) -> tuple[str, ModelFile]:
 
 
 def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
-    """The paths of the files (shards) of a repository that a reference without a path means.
-
-    Raises:
-        UnknownModelError: No GGUF files, or none of that quantisation.
-        UsageError: Several could be meant.
-    """
+    """The paths of the files (shards) of a repository that a reference without a path means."""
     models: dict[str, list[str]] = {}  # by the path of the first shard
     for path in files:
         if path.lower().endswith(".gguf"):
@@ -128,7 +113,7 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
 def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     settings = caller.settings
-    _refuse_offline(reference, settings)
+    refuse_offline(reference, settings)
     size, sha256, commit = file.size, file.sha256, reference.revision
     if commit is None or not _COMMIT.match(commit):
         commit, found = metadata(reference, settings)
@@ -153,7 +138,7 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
 def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
     settings = caller.settings
-    _refuse_offline(reference, settings)
+    refuse_offline(reference, settings)
     return open_address(address(reference, settings), settings, _authorization(settings))
 
 
@@ -216,14 +201,9 @@ def _file(repo: str, path: str, commit: str, size: object, sha256: str) -> Model
     return ModelFile(base_name(path), known, sha256 if _SHA256.match(sha256) else None, (source,))
 
 
-def _head(reference: HubRef, settings: Settings) -> httpx2.Headers:
-    """What the Hub says about a file: the head of the answer, which may be a redirect to where the bytes are."""
-    return _ask(reference, address(reference, settings), settings, method="HEAD")[0].headers
-
-
 def _ask(reference: HubRef, url: str, settings: Settings, *, method: str) -> tuple[httpx2.Response, bytes]:
-    """Ask the Hub; every failure becomes one of our errors."""
-    _refuse_offline(reference, settings)
+    """Ask the Hub; a HEAD may be answered with a redirect to where the bytes are."""
+    refuse_offline(reference, settings)
     try:
         with client_for(settings) as client:
             response, body = client.ask(url, _authorization(settings), method=method, most=_MAX_LISTING)
@@ -257,7 +237,8 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
 
     folder = destination.with_name(f"{destination.name}.xet")
     try:
-        if "x-xet-hash" not in _head(reference, settings):
+        head, _ = _ask(reference, address(reference, settings), settings, method="HEAD")
+        if "x-xet-hash" not in head.headers:
             return None
         disable_progress_bars()
         path = hf_hub_download(
@@ -286,11 +267,6 @@ def _denied(reference: HubRef, message: str) -> AccessDeniedError:
 
 def _where(reference: HubRef) -> str:
     return f"its files: {DEFAULT_HF_ENDPOINT}/{reference.repo}/tree/{reference.revision or 'main'}"
-
-
-def _refuse_offline(reference: HubRef, settings: Settings) -> None:
-    if settings.offline:
-        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
 
 
 def _quantization(path: str) -> str:

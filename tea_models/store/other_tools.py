@@ -103,7 +103,7 @@ def _folders(environ: Mapping[str, str]) -> dict[str, list[Path]]:
     home = environ.get("HOME") or str(Path.home())
     cache = environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     moved = (read_own(f"{home}/.lmstudio-home-pointer") or b"").decode("utf-8", "replace").strip()
-    named = {
+    named: dict[str, list[str | None]] = {
         "Hugging Face": [
             environ.get("HF_HUB_CACHE"),
             f"{environ['HF_HOME']}/hub" if environ.get("HF_HOME") else None,
