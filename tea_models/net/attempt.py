@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.space import check_space
 from tea_models.errors import MalformedGGUFError, SizeMismatchError, SourceUnavailableError
+from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.net.answers import Answer, StaleError, Version
 from tea_models.net.client import chunks, cut
 from tea_models.net.frontier import FrontierHasher
@@ -404,14 +405,6 @@ class Attempt:
 
 
 def _check_magic(start: bytes, shown: str) -> None:
-    if b"GGUF".startswith(start[:4]):
-        return
-    line = start.decode("latin-1").split("\n", 1)[0][:40]
-    raise MalformedGGUFError(
-        shown,
-        offset=0,
-        problem=f"expected 'GGUF', the answer begins with {line!r}",
-        hint="this is a web page: a login, a licence or an error; open the address in a browser"
-        if start.lstrip()[:1] == b"<"
-        else "the address leads to some other kind of file",
-    )
+    if not MAGIC.startswith(start[:4]):
+        found, hint = explain_foreign(start)
+        raise MalformedGGUFError(shown, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)

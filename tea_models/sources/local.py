@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING
 
 from tea_models.disk.regular import open_regular
-from tea_models.errors import MissingFileError, SourceUnavailableError
+from tea_models.errors import MissingFileError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import FileRef
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def resolve(reference: FileRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
     """The file, or all shards if its name is that of one."""
     files = tuple(
-        ModelFile(path.name, _regular_size(path), None, (Source((FileRef(path.absolute()),)),))
+        ModelFile(path.name, _size(path), None, (Source((FileRef(path.absolute()),)),))
         for path in shards(reference.path)
     )
     return Artifact(str(reference), str(reference), None, files)
@@ -39,12 +38,8 @@ def shards(path: Path) -> tuple[Path, ...]:
 
 def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
-    size = _regular_size(reference.path)
-    try:
-        reader = open_regular(reference.path)
-    except OSError as error:
-        raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader:
+    size = _size(reference.path)
+    with open_regular(reference.path) as reader:
         return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=caller.progress)
 
 
@@ -53,13 +48,6 @@ def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG0
     return FileSource(reference.path)
 
 
-def _regular_size(path: Path) -> int:
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise MissingFileError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise MissingFileError(f"{path}: not a file" + (" but a folder" if stat.S_ISDIR(found.st_mode) else ""))
-    return found.st_size
+def _size(path: Path) -> int | None:
+    with FileSource(path) as source:  # which says what is wrong with it
+        return source.size

@@ -31,7 +31,7 @@ _RECORDING_SECONDS = 3  # longest time between giving a name and recording it
 
 
 class NameTakenError(StoreError):
-    """Another process gave the final name to other bytes in the meantime."""
+    """Another process gave the final name to other bytes in the meantime: choose again."""
 
 
 class Store:
@@ -81,18 +81,14 @@ class Store:
 
         A file is hashed only if its stamp has changed. A file without a pin is found by where it was pulled from.
         """
-        known = [[record for record in self.records() if record.means(file)] for file in files]
+        known = [record for record in self.records() if record.means(files[0])]
         if len(files) == 1:
-            known[0].sort(key=lambda record: record.filename != files[0].filename)
-            return next(((self.root / record.file,) for record in known[0] if self.intact(record)), None)
-        for first in known[0]:
-            folder = (self.root / first.file).parent
+            known.sort(key=lambda record: record.filename != files[0].filename)
+            return next(((self.root / record.file,) for record in known if self.intact(record)), None)
+        for folder in ((self.root / record.file).parent for record in known):
             paths = tuple(folder / file.filename for file in files)
-            here = [
-                next((record for record in records if self.root / record.file == path), None)
-                for records, path in zip(known, paths, strict=True)
-            ]
-            if all(record is not None and self.intact(record) for record in here):
+            here = zip(map(self.record_of, paths), files, strict=True)
+            if all(record is not None and record.means(file) and self.intact(record) for record, file in here):
                 return paths
         return None
 
@@ -179,19 +175,14 @@ class Store:
             others = path.exists() and not os.access(path, os.W_OK)  # left by another user of a shared store
             if others or not exclusive:
                 path = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.part")
+                stack.callback(remove_partial, path)
             for item in self.partials_dir.glob(f"{path.name}*"):
                 if item.is_symlink():
                     item.unlink()  # planted: never write through it
-            if others or not exclusive:
-                stack.callback(remove_partial, path)
             yield path
 
     def naming(self) -> contextlib.AbstractContextManager[None]:
-        """Choose a final name and take it, without another process in between.
-
-        Where locks do nothing, two processes may still choose one name for different bytes; then one of them finds it
-        taken (`NameTakenError`) and chooses again.
-        """
+        """Choose a final name and take it, without another process in between (where locks work)."""
         return self.alone("names")
 
     @contextlib.contextmanager
@@ -316,7 +307,8 @@ class Store:
                 if record is not None:
                     self.write_record(record)
                 raise
-            self._prune(path.parent)
+            with contextlib.suppress(OSError):
+                os.removedirs(path.parent)  # those that are empty now; the store itself has a hidden folder
         return found.st_size if found is not None and found.st_nlink == 1 else 0
 
     def forget(self, path: Path) -> None:
@@ -409,11 +401,3 @@ class Store:
             + (f" (sha256 {file.sha256})" if file.sha256 else " as far as anyone knows"),
             hint="it was not put there by tea-models, so it is left alone: move it away and pull again",
         )
-
-    def _prune(self, folder: Path) -> None:
-        while folder != self.root and folder.is_relative_to(self.root):
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-            folder = folder.parent
