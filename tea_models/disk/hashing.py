@@ -67,7 +67,7 @@ def hash_range(
 
 
 def sha256_files(
-    paths: Sequence[Path], advance: Callable[[int], None] | None = None, *, workers: int | None = None
+    paths: Sequence[Path], advance: Callable[[int], None] | None = None
 ) -> list[str | OSError | IntegrityError]:
     """Hash several files at once, one on each core (hashing and reading leave Python's lock).
 
@@ -91,7 +91,7 @@ def sha256_files(
             return error
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(max_workers=max(1, min(workers or cores, len(paths))))
+    pool = ThreadPoolExecutor(max_workers=max(1, min(cores, len(paths))))
     try:
         # The biggest first, so that no core is left alone with it at the end.
         futures = {path: pool.submit(digest, path) for path in sorted(paths, key=taken_by, reverse=True)}

@@ -31,6 +31,7 @@ READ_SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 10
 # What may follow a redirect to another origin. Everything else (Authorization, Cookie, whatever a caller added) stays.
 _HARMLESS: Final = frozenset({"range", "if-range", "accept", "accept-encoding", "user-agent", "host"})
+_SECRET: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -54,7 +55,6 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections."""
         self._http.close()
 
     def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
@@ -79,35 +79,37 @@ class Client:
         It is asked again while it is busy. Redirects are followed on the same host only: what another one says about
         hashes would not count.
         """
-        retries = Retries(policy, redact(url))
+        shown = redact(url)
+        retries = Retries(policy, shown)
         while True:
             try:
-                return self._ask_once(method, url, headers or {}, most)
+                with contextlib.closing(self._send(method, url, headers or {}, pinned=False, leave=False)) as response:
+                    if is_transient(response.status_code):
+                        raise refusal(response, shown)
+                    body = bytearray()
+                    for piece in chunks(response, shown, decoded=True):
+                        body += piece
+                        if len(body) > most:
+                            raise SourceUnavailableError(f"{shown}: the answer is longer than {most:,} bytes")
+                    return response, bytes(body)
             except TransientError as trouble:
                 retries.count(trouble)
                 time.sleep(retries.wait(trouble))
 
-    def _ask_once(self, method: str, url: str, headers: Mapping[str, str], most: int) -> tuple[httpx2.Response, bytes]:
-        with contextlib.closing(self._send(method, url, headers, pinned=False, leave=False)) as response:
-            if is_transient(response.status_code):
-                raise refusal(response, redact(url))
-            body = bytearray()
-            for piece in chunks(response, redact(url), decoded=True):
-                body += piece
-                if len(body) > most:
-                    raise SourceUnavailableError(f"{redact(url)}: the answer is longer than {most:,} bytes")
-            return response, bytes(body)
-
     def _send(self, method: str, url: str, headers: Mapping[str, str], *, pinned: bool, leave: bool) -> httpx2.Response:
         carried = {name.lower(): value for name, value in headers.items()}
         here, given = split_credentials(url)
-        check_scheme(here, pinned=pinned, credentials=bool(given) or has_credentials(carried))
+        check_scheme(here, pinned=pinned, credentials=bool(given) or not _SECRET.isdisjoint(carried))
         if "authorization" not in carried and is_private(here):
             given = given or stored_authorization(here, self._environ)
             carried |= {"authorization": given} if given else {}
         first = origin(here)
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._send_once(method, here, carried, shown=redact(url))
+            try:
+                request = self._http.build_request(method, here, headers=carried)
+                response = self._http.send(request, stream=True, follow_redirects=False)
+            except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
+                raise explain_failure(error, redact(url), proxy=proxy_before(here)) from None
             if response.status_code not in _REDIRECTS or "location" not in response.headers:
                 return response
             try:
@@ -126,18 +128,9 @@ class Client:
             hint="the server redirects in a circle; try another source",
         )
 
-    def _send_once(self, method: str, url: str, headers: Mapping[str, str], *, shown: str) -> httpx2.Response:
-        try:
-            request = self._http.build_request(method, url, headers=headers)
-            return self._http.send(request, stream=True, follow_redirects=False)
-        except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
-            raise explain_failure(error, shown, proxy=proxy_before(url)) from None
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for, and how."""
-
     client: Client
     url: str = field(repr=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False)  # for the origin of `url` only
@@ -241,10 +234,10 @@ def next_address(here: str, location: str, *, pinned: bool) -> str:
     try:
         there = split_credentials(urljoin(here, location))[0]
         parts = urlsplit(there)
-        host = parts.hostname
+        web = parts.scheme in ("http", "https") and parts.hostname
     except ValueError:
-        parts, host, there = urlsplit(""), None, ""
-    if parts.scheme not in ("http", "https") or not host:
+        web = None
+    if not web:
         raise SourceUnavailableError(
             f"{redact(here)}: redirects to {redact(location)!r}, which is no web address",
             hint="the source is misconfigured or hostile; try another one",
@@ -307,8 +300,3 @@ def origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     default = 443 if parts.scheme == "https" else 80
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default
-
-
-def has_credentials(headers: Mapping[str, str]) -> bool:
-    """Whether headers carry what must not be read by others."""
-    return any(name.lower() in ("authorization", "cookie", "proxy-authorization") for name in headers)

@@ -64,30 +64,27 @@ class FrontierHasher:
     def _run(self) -> None:
         try:
             while not self._stopped and not self.foreign:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._stopped or self._target > self.checkpoint[0])
-                    target = self._target
-                self._advance(target)
+                self._advance()
         except OSError as error:
             self.error = error
         finally:
             with self._wake:
                 self._wake.notify_all()
 
-    def _advance(self, target: int) -> None:
-        position = self.checkpoint[0]
+    def _advance(self) -> None:
+        """Wait for bytes, and hash some."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopped or self._target > self.checkpoint[0])
+            start, end = self.checkpoint[0], min(self._target, self.checkpoint[0] + _STRIDE)
         length, expected = self._promised
-        while position < target and not self._stopped:
-            end = min(target, position + _STRIDE)
-            if position < length < end:
-                end = length
-            if hash_range(self._partial.descriptor, position, end, self._digest) != end:
-                raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
-            position = end
-            digest = self._digest.copy().hexdigest()
-            if position == length and expected and digest != expected:
-                self.foreign = True
-                return
-            with self._wake:
-                self.checkpoint = (position, digest)
-                self._wake.notify_all()
+        if start < length < end:
+            end = length
+        if hash_range(self._partial.descriptor, start, end, self._digest) != end:
+            raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
+        digest = self._digest.copy().hexdigest()
+        if start < end == length and digest != expected:
+            self.foreign = True
+            return
+        with self._wake:
+            self.checkpoint = (end, digest)
+            self._wake.notify_all()

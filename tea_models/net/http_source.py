@@ -57,7 +57,6 @@ class HttpSource:
         return bytes(self._prefix[offset:end])
 
     def close(self) -> None:
-        """Break off what is under way and close the client."""
         self._break_off()
         self._request.client.close()
 

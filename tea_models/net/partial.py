@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import weakref
@@ -32,8 +33,6 @@ _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody say
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known about a partial."""
-
     source: str  # fingerprint of the address (which itself may carry a secret)
     sha256: str | None  # the pin it was begun with
     total: int | None
@@ -49,7 +48,6 @@ def state_path(partial: Path) -> Path:
 
 
 def discard(partial: Path) -> None:
-    """Remove a partial and its state, if they are there."""
     partial.unlink(missing_ok=True)
     state_path(partial).unlink(missing_ok=True)
 
@@ -107,7 +105,6 @@ class PartialFile:
         return replace(state, ranges=ranges, checked=state.checked if hashed else (0, ""))
 
     def save(self, state: State) -> None:
-        """Write the state atomically."""
         with writing(self.path.parent):
             write_atomically(state_path(self.path), json.dumps({"schema": SCHEMA} | asdict(state)), durable=False)
 
@@ -136,24 +133,15 @@ class Beginning:
 def _read_state(path: Path) -> State | None:
     try:
         data: Any = json.loads(read_own(path, _MAX_STATE) or b"")
-        ranges = tuple((_count(start), _count(end)) for start, end in data["ranges"])
+        ranges = tuple((start, end) for start, end in data["ranges"])
         length, digest = data["checked"]
         state = State(
-            source=str(data["source"]),
-            sha256=None if data["sha256"] is None else str(data["sha256"]),
-            total=None if data["total"] is None else _count(data["total"]),
-            etag=str(data["etag"]),
-            last_modified=str(data["last_modified"]),
-            ranges=ranges,
-            checked=(_count(length), str(digest)),
+            **{name: data[name] for name in State.__slots__} | {"ranges": ranges, "checked": (length, digest)}
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    ordered = all(start < end for start, end in ranges)
-    return state if data.get("schema") == SCHEMA and ordered else None
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 60:
-        raise ValueError(value)
-    return value
+    numbers = [*itertools.chain(*ranges), length, state.total or 0]
+    texts = [state.source, state.sha256 or "", state.etag, state.last_modified, digest]
+    sound = all(type(number) is int and 0 <= number < 1 << 60 for number in numbers)
+    sound = sound and all(isinstance(text, str) for text in texts) and all(start < end for start, end in ranges)
+    return state if sound and data.get("schema") == SCHEMA else None

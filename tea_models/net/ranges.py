@@ -51,16 +51,8 @@ class Ranges:
 
     def missing(self, end: int) -> list[tuple[int, int]]:
         """The gaps before `end`."""
-        gaps, position = [], 0
-        for first, last in self:
-            if first >= end:
-                break
-            if first > position:
-                gaps.append((position, first))
-            position = last
-        if position < end:
-            gaps.append((position, end))
-        return gaps
+        gaps = zip([0, *self._ends], [*self._starts, end], strict=True)
+        return [(start, min(stop, end)) for start, stop in gaps if start < min(stop, end)]
 
     def clipped(self, end: int) -> Ranges:
         """The same without anything from `end` on."""
@@ -151,7 +143,6 @@ class Board:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is there."""
         return self.total is not None and self.done.frontier() >= self.total
 
     def _steal(self, silent_seconds: float, rate: float) -> Part | None:

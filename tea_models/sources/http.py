@@ -48,25 +48,21 @@ def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Call
 
 
 def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
-    """Read parts of the file over HTTP ranges."""
     return open_address(candidates(reference.url, caller.settings)[0], caller.settings)
 
 
 def refuse_offline(reference: Reference, settings: Settings) -> None:
-    """Ask no host where nothing may be asked."""
     if settings.offline:
         raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
 
 
 def client_for(settings: Settings) -> Client:
-    """The client for whatever is asked on behalf of a user."""
     return Client(connections=settings.connections, environ=settings.environ)
 
 
 def download_file(
     url: str, destination: Path, *, file: ModelFile, caller: Caller, headers: dict[str, str] | None = None
 ) -> Fetched:
-    """Download a file from an address; see `tea_models.net.download`."""
     with client_for(caller.settings) as client:
         request = Request(
             client,
@@ -82,7 +78,6 @@ def download_file(
 
 
 def open_address(url: str, settings: Settings, headers: dict[str, str] | None = None) -> ByteSource:
-    """Read parts of the file at an address."""
     return HttpSource(Request(client_for(settings), url, headers or {}, policy=QUESTION))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -45,22 +46,20 @@ _MAX_LISTING = 64 << 20
 
 def resolve(reference: HubRef, caller: Caller) -> Artifact:
     """Ask the Hub which files a reference means, at which commit, with sizes and hashes."""
-    license_, settings = None, caller.settings
+    commit, license_ = reference.revision, None
+    every: dict[str, ModelFile] = {}
     if reference.path is not None:
         folder = PurePosixPath(reference.path)
         paths = [str(folder.with_name(name)) for name in shard_names(folder.name)]
-        commit, first = metadata(HubRef(reference.repo, paths[0], revision=reference.revision), settings)
-        files = [first, *(metadata(HubRef(reference.repo, path, revision=commit), settings)[1] for path in paths[1:])]
     else:
-        commit, every, license_ = listing(reference, settings)
+        commit, every, license_ = listing(reference, caller.settings)
         paths = choose(reference, every)
-        # The listing of some servers has no hashes; the file's own address does.
-        files = [
-            every[path]
-            if every[path].sha256 and every[path].size is not None
-            else metadata(HubRef(reference.repo, path, revision=commit), settings)[1]
-            for path in paths
-        ]
+    files = []
+    for path in paths:
+        file = every.get(path)
+        if file is None or file.sha256 is None or file.size is None:  # the listing of some servers has no hashes
+            commit, file = metadata(HubRef(reference.repo, path, revision=commit), caller.settings)
+        files.append(file)
     name = str(HubRef(reference.repo, reference.path, reference.quantization, commit))
     return Artifact(str(reference), name, quantization_of(paths[0]), tuple(files), license_)
 
@@ -103,10 +102,9 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
             hint=f"name a quantisation, hf:{reference.repo}:Q4_K_M, or a file, hf:{reference.repo}/FILE.gguf",
         )
     paths = sorted(models[matching[0]])
-    names = {base_name(path) for path in paths}
-    for name in shard_names(base_name(matching[0])):
-        if name not in names:
-            raise MissingFileError(f"{reference.repo}: the repository lacks {name}")
+    missing = set(shard_names(base_name(matching[0]))) - set(map(base_name, paths))
+    if missing:
+        raise MissingFileError(f"{reference.repo}: the repository lacks {min(missing)}")
     return paths
 
 
@@ -114,15 +112,15 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     settings = caller.settings
     refuse_offline(reference, settings)
-    size, sha256, commit = file.size, file.sha256, reference.revision
+    commit = reference.revision
     if commit is None or not _COMMIT.match(commit):
         commit, found = metadata(reference, settings)
-        size, sha256 = found.size if size is None else size, sha256 or found.sha256
+        size = found.size if file.size is None else file.size
+        file = replace(file, size=size, sha256=file.sha256 or found.sha256)
     pinned = HubRef(reference.repo, reference.path, revision=commit)
-    wanted = ModelFile(file.filename, size, sha256, file.sources)
     headers = _authorization(settings)
     try:
-        arrived = download_file(address(pinned, settings), destination, file=wanted, caller=caller, headers=headers)
+        arrived = download_file(address(pinned, settings), destination, file=file, caller=caller, headers=headers)
     except AccessDeniedError as error:
         raise _denied(reference, error.message) from None
     except MissingFileError as error:
@@ -132,7 +130,7 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
         if through_hub is None:
             raise
         arrived = through_hub
-    return Fetched(arrived.sha256, arrived.size, arrived.resumed_from, revision=commit)
+    return replace(arrived, revision=commit)
 
 
 def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
@@ -143,7 +141,6 @@ def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
 
 
 def address(reference: HubRef, settings: Settings) -> str:
-    """The address of a file at its revision."""
     revision = quote(reference.revision or "main", safe="")
     return f"{settings.hf_endpoint}/{reference.repo}/resolve/{revision}/{quote(str(reference.path))}"
 
@@ -176,16 +173,10 @@ def listing(reference: HubRef, settings: Settings) -> tuple[str, dict[str, Model
     try:
         info: dict[str, Any] = json.loads(body)
         commit = str(info["sha"])
-        files = {
-            str(item["rfilename"]): _file(
-                reference.repo,
-                str(item["rfilename"]),
-                commit,
-                item.get("size"),
-                str((item.get("lfs") or {}).get("sha256")),
-            )
-            for item in info["siblings"]
-        }
+        files = {}
+        for item in info["siblings"]:
+            path, sha256 = str(item["rfilename"]), str((item.get("lfs") or {}).get("sha256"))
+            files[path] = _file(reference.repo, path, commit, item.get("size"), sha256)
         card = info.get("cardData") or {}
         license_ = card.get("license_name") or card.get("license")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

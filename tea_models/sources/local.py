@@ -44,7 +44,6 @@ def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Cal
 
 
 def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG001
-    """Open the file."""
     return FileSource(reference.path)
 
 

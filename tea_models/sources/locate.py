@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model that was found."""
-
     artifact: Artifact
     paths: tuple[Path, ...]  # on this machine, all shards in order; empty if they are not here
     caller: Caller = field(repr=False)

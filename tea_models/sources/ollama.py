@@ -28,7 +28,6 @@ _MAX_MANIFEST = 4 << 20
 
 
 def resolve(reference: OllamaRef, caller: Caller) -> Artifact:
-    """Read the manifest of a model."""
     refuse_offline(reference, caller.settings)
     text = _manifest(reference, caller.settings)
     try:
@@ -53,7 +52,6 @@ def fetch(reference: OllamaRef, destination: Path, *, file: ModelFile, caller: C
 
 
 def open_remote(reference: OllamaRef, caller: Caller) -> ByteSource:
-    """Read parts of the blob over HTTP ranges."""
     sha256 = resolve(reference, caller).files[0].sha256
     return open_address(_blob(reference, str(sha256), caller.settings), caller.settings)
 

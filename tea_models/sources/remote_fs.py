@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
-    """The file behind the address, with its size."""
     refuse_offline(reference, caller.settings)
     name = base_name(urlsplit(reference.url).path or urlsplit(reference.url).netloc)
     if not name or name.endswith("/"):
@@ -62,13 +61,10 @@ def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: C
 
 
 def open_remote(reference: FsspecRef, caller: Caller) -> ByteSource:  # noqa: ARG001
-    """Read parts of the file."""
     return _FsspecSource(reference)
 
 
 class _FsspecSource:
-    """A `ByteSource` over an fsspec file."""
-
     def __init__(self, reference: FsspecRef) -> None:
         self.name = public(reference)
         self._reference = reference

@@ -26,8 +26,6 @@ _SHA256: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model file of another tool."""
-
     tool: str  # `Hugging Face`, `Ollama`, `LM Studio`, `llama.cpp`, or `folder`
     name: str  # a reference to it (`hf:…`, `ollama:…`, `file:…`)
     filename: str  # the name it should have in the store
@@ -80,7 +78,6 @@ def named_by(sha256: str, environ: Mapping[str, str]) -> list[Path]:
 
 
 def folder_files(folder: Path, tool: str = "folder") -> Iterator[Found]:
-    """All `.gguf` files under a folder."""
     for path in _walk(folder):
         real = _regular(path)
         if real is not None:

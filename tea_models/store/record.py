@@ -20,8 +20,6 @@ RECORD_SCHEMA = "tea.store-record/1"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known about one file of the store."""
-
     file: str  # its path in the store, with `/`
     size: int
     sha256: str  # of the bytes when they were last verified

@@ -51,7 +51,6 @@ class Store:
 
     @classmethod
     def of(cls, settings: Settings) -> Store:
-        """The store that settings name."""
         return cls(settings.store_dir, settings.cache_dir)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -69,7 +68,6 @@ class Store:
         return [record for _, (_, record) in sorted(read.items(), key=lambda item: item[0]) if record is not None]
 
     def record_of(self, path: Path) -> Record | None:
-        """The record of a file in the store, if there is one."""
         return read_record(self._beside("records", path)) if self.contains(path) else None
 
     def installed(self) -> list[Installed]:
@@ -146,7 +144,6 @@ class Store:
         return self.root / real.relative_to(root) if real.is_relative_to(root) else path
 
     def profile_path(self, path: Path) -> Path:
-        """Where the resolved profile of a file of the store lies."""
         return self._beside("profiles", path)
 
     def arrived(self, key: str) -> int:
@@ -257,14 +254,12 @@ class Store:
         return target
 
     def write_stamped(self, record: Record, path: Path) -> Record:
-        """Record a file as it is now."""
         values = asdict(record) | {"file": path.relative_to(self.root).as_posix()}
         stamped = Record(**values).stamped(stamp_of(path.stat()))
         self.write_record(stamped)
         return stamped
 
     def write_record(self, record: Record) -> None:
-        """Write a record atomically."""
         document = {"schema": RECORD_SCHEMA, **asdict(record)}
         self.write_hidden(self._beside("records", self.root / record.file), json.dumps(document, indent=2) + "\n")
 
@@ -312,7 +307,6 @@ class Store:
         return found.st_size if found is not None and found.st_nlink == 1 else 0
 
     def forget(self, path: Path) -> None:
-        """Remove the record and the profile of a file."""
         for kind in ("records", "profiles"):
             beside = self._beside(kind, path)
             self._refuse_links(beside)
