@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -146,15 +145,12 @@ def explain_failure(
     """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret."""
     import httpx2
 
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    if any(isinstance(item, ssl.SSLCertVerificationError) for item in chain):
+    told = " ".join(str(error).split())[:120]
+    if "CERTIFICATE_VERIFY_FAILED" in told:
         return SourceUnavailableError(
             f"{shown}: the server's certificate is not trusted",
             hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
         )
-    told = " ".join(str(error).split())[:120]
     to = f" to the proxy {proxy}" if proxy else ""
     match error:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():

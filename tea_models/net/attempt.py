@@ -73,7 +73,7 @@ class Attempt:
         self._failure: BaseException | None = None
         self._stopping = False
         self._showing = False
-        self._hasher = FrontierHasher(partial, state.checked if state else (0, ""))
+        self._hasher = FrontierHasher(partial, state.checked if state else (0, ""), self._fail)
 
     # -- the thread that attends -------------------------------------------------------------------------------------
 
@@ -100,7 +100,10 @@ class Attempt:
                 if time.monotonic() - saved >= _SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
-            digest, total = self._result()
+            if self._failure is not None:
+                raise self._failure
+            digest, total = self._hasher.checkpoint[1], self._board.total
+            assert total is not None
             self._partial.truncate(total)
         except (StaleError, MalformedGGUFError):
             keep = False
@@ -150,19 +153,9 @@ class Attempt:
             over = self._changed.wait_for(
                 lambda: self._failure is not None or (board.complete and not self._unproved), timeout
             )
-        if self._failure is not None or self._hasher.failed:
+        if self._failure is not None:
             return True
         return over and board.total is not None and self._hasher.wait(board.total, timeout)
-
-    def _result(self) -> tuple[str, int]:
-        if self._failure is not None:
-            raise self._failure
-        if self._hasher.error is not None:
-            raise self._hasher.error
-        if self._hasher.foreign:
-            raise StaleError(f"{self._request.shown}: what an earlier run left was damaged", plain=False)
-        assert self._board.total is not None
-        return self._hasher.checkpoint[1], self._board.total
 
     def _save(self) -> None:
         request, version = self._request, self._version
@@ -199,13 +192,17 @@ class Attempt:
         try:
             self._take_parts(Retries(self._request.policy, self._request.shown))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that attends, which raises it
-            with self._changed:
-                if not self._over:
-                    self._failure = error
+            self._fail(error)
         finally:
             with self._changed:
                 self._working -= 1
                 self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            if not self._over:
+                self._failure = error
+            self._changed.notify_all()
 
     def _take_parts(self, retries: Retries) -> None:
         rate = 0.0

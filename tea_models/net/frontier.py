@@ -7,8 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.hashing import hash_range
+from tea_models.net.answers import StaleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tea_models.net.partial import PartialFile
 
 _STRIDE: Final = 8 << 20
@@ -17,24 +20,19 @@ _STRIDE: Final = 8 << 20
 class FrontierHasher:
     """Hashes a partial in its own thread (reading and hashing leave Python's lock, so the network goes on).
 
-    `promised` is how many bytes at its beginning an earlier run has hashed, and their SHA-256.
+    `promised` is how many bytes at its beginning an earlier run has hashed, and their SHA-256; `fail` is told if they
+    are others now, or can't be read.
     """
 
-    def __init__(self, partial: PartialFile, promised: tuple[int, str]) -> None:
+    def __init__(self, partial: PartialFile, promised: tuple[int, str], fail: Callable[[Exception], None]) -> None:
         self.checkpoint = (0, hashlib.sha256().hexdigest())
-        self.error: OSError | None = None
-        self.foreign = False  # the beginning is not what the earlier run has hashed
-        self._partial, self._promised = partial, promised
+        self._partial, self._promised, self._fail = partial, promised, fail
         self._target = 0
         self._stopped = False
         self._wake = threading.Condition()
         self._digest = hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
-
-    @property
-    def failed(self) -> bool:
-        return self.error is not None or self.foreign
 
     def follow(self, frontier: int) -> None:
         """All bytes before `frontier` are in the file now."""
@@ -44,14 +42,15 @@ class FrontierHasher:
                 self._wake.notify()
 
     def wait(self, length: int, timeout: float) -> bool:
-        """Wait until `length` bytes are hashed, or it has failed, or the time is over (then False)."""
+        """Wait a moment; whether `length` bytes are hashed."""
         with self._wake:
-            return self._wake.wait_for(lambda: self.checkpoint[0] >= length or self.failed, timeout)
+            self._wake.wait_for(lambda: self._stopped or self.checkpoint[0] >= length, timeout)
+            return self.checkpoint[0] >= length
 
     @property
     def checked(self) -> tuple[int, str]:
         """The longest beginning whose hash is known, be it from this run or an earlier one."""
-        return max(self.checkpoint, self._promised) if not self.foreign else (0, "")
+        return max(self.checkpoint, self._promised)
 
     def stop(self) -> None:
         """End the thread; for a moment it may catch up with what was written, so that a later run can trust that."""
@@ -63,12 +62,13 @@ class FrontierHasher:
 
     def _run(self) -> None:
         try:
-            while not self._stopped and not self.foreign:
+            while not self._stopped:
                 self._advance()
-        except OSError as error:
-            self.error = error
+        except (OSError, StaleError) as error:
+            self._fail(error)
         finally:
             with self._wake:
+                self._stopped = True
                 self._wake.notify_all()
 
     def _advance(self) -> None:
@@ -83,8 +83,7 @@ class FrontierHasher:
             raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
         digest = self._digest.copy().hexdigest()
         if start < end == length and digest != expected:
-            self.foreign = True
-            return
+            raise StaleError(f"{self._partial.path}: what an earlier run left was damaged", plain=False)
         with self._wake:
             self.checkpoint = (end, digest)
             self._wake.notify_all()

@@ -91,13 +91,13 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
 
 def locked_artifact(text: str, caller: Caller) -> Artifact | None:
     """What the nearest `models.lock` says about a reference, which may have to be locked; None if it says nothing."""
-    path, locked = caller.settings.lock_file, caller.settings.locked
+    path = caller.settings.lock_file
     lock = _read(path)
     model = lock.find(text) if lock is not None else None
     if model is not None:
         caller.note(f"{text}: as locked in {path}")
         return model.artifact()
-    if locked:
+    if caller.settings.locked:
         where = f"{path} does not have it" if path is not None else "there is no models.lock here or above"
         raise LockError(
             f"{text} is not locked, and only locked models may be used: {where}", hint=f"tea-models lock {text}"

@@ -77,10 +77,8 @@ def _partials(store: Store, now: float) -> Iterator[Leftover]:
             # A free lock proves that it is not being written if it was made on this host, where locks work.
             if idle < QUIET_SECONDS and (f".{host_key()}." not in path.name or _UNIQUE.search(path.name)):
                 continue
-            days = max(0.0, idle) / 86400
-            age = f"{days:.0f} days ago" if days >= 2 else "lately"
-            size = sum(map(taken_by, every))
-            yield Leftover(path, "partial", size, f"an unfinished download, last written {age}")
+            told = f"an unfinished download, last written {max(0.0, idle) / 86400:.0f} days ago"
+            yield Leftover(path, "partial", sum(map(taken_by, every)), told)
 
 
 def _bookkeeping(store: Store, now: float) -> Iterator[Leftover]:

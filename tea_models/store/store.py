@@ -15,7 +15,7 @@ from tea_models.disk.hashing import holds, sha256_file
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
-from tea_models.errors import ChecksumMismatchError, IntegrityError, SizeMismatchError, StoreError
+from tea_models.errors import ChecksumMismatchError, IntegrityError, StoreError
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, host_key, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Record, read_record, stamp_of
@@ -124,12 +124,9 @@ class Store:
             if self._stamps_path is not None:
                 keep(self._stamps_path, self._stamps)
 
-    def mismatch(self, record: Record, hint: str) -> ChecksumMismatchError | SizeMismatchError:
+    def mismatch(self, record: Record, hint: str) -> ChecksumMismatchError:
         """The error to raise for a recorded file that is not intact."""
         path = self.root / record.file
-        size = path.stat().st_size
-        if size != record.size:
-            return SizeMismatchError(str(path), expected=record.size, actual=size, hint=hint)
         return ChecksumMismatchError(str(path), expected=record.sha256, actual=sha256_file(path), hint=hint)
 
     def contains(self, path: Path) -> bool:
@@ -292,16 +289,11 @@ class Store:
         What can't be removed, or lies behind a link to some other folder, stays, recorded.
         """
         with writing(self.root):
-            self._refuse_links(path)
-            record = self.record_of(path)
+            for place in (path, self._beside("records", path), self._beside("profiles", path)):
+                self._refuse_links(place)
             found = path.lstat() if os.path.lexists(path) else None
+            path.unlink(missing_ok=True)
             self.forget(path)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                if record is not None:
-                    self.write_record(record)
-                raise
             with contextlib.suppress(OSError):
                 os.removedirs(path.parent)  # those that are empty now; the store itself has a hidden folder
         return found.st_size if found is not None and found.st_nlink == 1 else 0
