@@ -9,6 +9,7 @@ though a clean download may have the right one, is followed by another from zero
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -48,13 +49,13 @@ def download(request: Request, destination_partial: Path, progress: Progress | N
         DiskFullError: The disk has no room for it.
         UsageError: The address may not be used.
     """
-    partial = PartialFile(destination_partial)
-    try:
-        return _attempt(request, partial, progress or Silent())
-    except BaseException as error:
-        if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
-            discard(destination_partial)
-        raise
+    with closing(PartialFile(destination_partial)) as partial:
+        try:
+            return _attempt(request, partial, progress or Silent())
+        except BaseException as error:
+            if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
+                discard(destination_partial)
+            raise
 
 
 def _attempt(request: Request, partial: PartialFile, progress: Progress) -> Fetched:

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import weakref
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,13 +57,17 @@ def fingerprint(url: str) -> str:
 
 
 class PartialFile:
-    """An open partial, in a folder that exists; closed when no thread has it any more."""
+    """An open partial, in a folder that exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.descriptor = open_own(path)
-        weakref.finalize(self, os.close, self.descriptor).atexit = False
         self._room = ENDLESS
+
+    def close(self) -> None:
+        """Close it; a thread that could not be ended in time finds no descriptor."""
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
 
     def allocated(self) -> int:
         """Bytes that it takes on the disk."""
