@@ -27,7 +27,8 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.gguf import size_by_header
-from tea_models.net import Client, Request, RetryPolicy, download, state_path
+from tea_models.net import Client, Request, RetryPolicy, download
+from tea_models.net.partial import state_path
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 

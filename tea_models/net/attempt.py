@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from tea_models.disk.space import check_space
+from tea_models.disk.space import check_space, taken_by
 from tea_models.errors import MalformedGGUFError, SizeMismatchError, SourceUnavailableError
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.net.answers import Answer, StaleError, Version
@@ -317,7 +317,7 @@ class Attempt:
 
     def _know_total(self, total: int) -> None:
         """Called once the size is known; under the lock, or before there are threads."""
-        check_space(self._partial.path.parent, total - self._partial.allocated(), self._request.shown)
+        check_space(self._partial.path.parent, total - taken_by(self._partial.path), self._request.shown)
         self._show(total)
 
     def _show(self, total: int | None) -> None:

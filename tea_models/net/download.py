@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from tea_models.disk.operations import remove_partial
 from tea_models.errors import (
     ChecksumMismatchError,
     MalformedGGUFError,
@@ -22,7 +23,7 @@ from tea_models.errors import (
 from tea_models.files import Fetched
 from tea_models.net.answers import StaleError
 from tea_models.net.attempt import Attempt
-from tea_models.net.partial import Beginning, PartialFile, State, discard, fingerprint
+from tea_models.net.partial import Beginning, PartialFile, State, fingerprint
 from tea_models.net.ranges import Ranges
 from tea_models.progress import Progress, Silent
 
@@ -54,7 +55,7 @@ def download(request: Request, destination_partial: Path, progress: Progress | N
             return _attempt(request, partial, progress or Silent())
         except BaseException as error:
             if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
-                discard(destination_partial)
+                remove_partial(destination_partial)
             raise
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.operations import writing
 from tea_models.disk.regular import open_own, read_own
-from tea_models.disk.space import free_bytes
+from tea_models.disk.space import free_bytes, taken_by
 from tea_models.net.ranges import ENDLESS, Ranges
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ def state_path(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.state")
 
 
-def discard(partial: Path) -> None:
-    partial.unlink(missing_ok=True)
-    state_path(partial).unlink(missing_ok=True)
-
-
 def fingerprint(url: str) -> str:
     """Tells addresses apart without revealing them."""
     return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -69,17 +64,13 @@ class PartialFile:
         descriptor, self.descriptor = self.descriptor, -1
         os.close(descriptor)
 
-    def allocated(self) -> int:
-        """Bytes that it takes on the disk."""
-        return os.fstat(self.descriptor).st_blocks * 512
-
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size
 
     def limit_to_disk(self) -> None:
         """Nobody says how big it will be: it must not become so big that the disk is full."""
         free = free_bytes(self.path.parent)
-        self._room = ENDLESS if free is None else max(0, self.allocated() + free - _UNKNOWN_RESERVE)
+        self._room = ENDLESS if free is None else max(0, taken_by(self.path) + free - _UNKNOWN_RESERVE)
 
     def write(self, buffers: Sequence[bytes | memoryview], position: int) -> None:
         """Write buffers, one after the other, at a position; `DiskFullError` where no space is left."""

