@@ -20,11 +20,9 @@ _BLOCK: Final = 1 << 20
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """The digest of a plain file, which must not change meanwhile; `advance` is told how many bytes were read.
+    """The digest of a plain file; `advance` is told how many bytes were read.
 
-    Raises:
-        IntegrityError: The file changed while it was read.
-        OSError: The file can't be read, or is no plain file.
+    `IntegrityError`: the file changed meanwhile. `OSError`: it can't be read, or is no plain file.
     """
     with open_regular(path) as file:
         before = os.fstat(file.fileno())

@@ -6,13 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tea_models.errors import (
-    AccessDeniedError,
-    MissingFileError,
-    NotAvailableError,
-    SourceUnavailableError,
-    UsageError,
-)
+from tea_models.errors import AccessDeniedError, MissingFileError, NotAvailableError, SourceUnavailableError, UsageError
 from tea_models.net.retry import TransientError, parse_retry_after
 from tea_models.redact import redact
 

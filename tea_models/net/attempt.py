@@ -78,12 +78,7 @@ class Attempt:
     # -- the thread that attends -------------------------------------------------------------------------------------
 
     def run(self) -> tuple[str, int]:
-        """Fetch and hash all; returns the hash and the size. However it ends, the state says what is there.
-
-        Raises:
-            StaleError: Begin anew.
-            TeaModelsError, OSError: What went wrong.
-        """
+        """Fetch and hash all; returns the hash and the size. `StaleError`: begin anew; else what came is remembered."""
         saved = time.monotonic()
         workers: list[threading.Thread] = []
         keep = True

@@ -41,11 +41,7 @@ class Client:
     """Sends requests; proxies and certificates come from the environment as usual, credentials from `environ`."""
 
     def __init__(
-        self,
-        *,
-        connections: int = 4,
-        read_seconds: float = READ_SECONDS,
-        environ: Mapping[str, str] | None = None,
+        self, *, connections: int = 4, read_seconds: float = READ_SECONDS, environ: Mapping[str, str] | None = None
     ) -> None:
         self._environ = environ or {}
         self._http = _http_client(connections, read_seconds)
@@ -151,10 +147,7 @@ class Request:
     def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
         """Ask for bytes `start` to `end` (None: to the end), or for the whole file; the caller closes the response.
 
-        Raises:
-            TransientError: Try again.
-            StaleError: The range was not answered as asked.
-            NotAvailableError, UsageError: Give up.
+        `TransientError` means to try again, `StaleError` that the range was not answered as asked.
         """
         headers = dict(self.headers)
         if ranged:
@@ -194,20 +187,15 @@ def stored_authorization(url: str, environ: Mapping[str, str]) -> str:
 
 
 def _from_netrc(host: str, environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME", "")
-    path = Path(environ.get("NETRC") or Path(home) / ".netrc")
-    if not home and not environ.get("NETRC"):
-        return ""
-    try:
-        text = path.read_text("utf-8", "surrogateescape")
-    except OSError:
-        return ""
-    if not host or host not in text:
-        return ""
     import netrc
 
+    path = environ.get("NETRC") or (f"{environ['HOME']}/.netrc" if environ.get("HOME") else "")
     try:
-        found = netrc.netrc(str(path)).hosts.get(host)
+        if not path or not host or host not in Path(path).read_text("utf-8", "surrogateescape"):
+            return ""
+        found = netrc.netrc(path).hosts.get(host)
+    except OSError:
+        return ""
     except netrc.NetrcParseError as error:
         raise UsageError(f"{path}:{error.lineno}: can't be parsed: {error.msg}") from None
     return _basic(f"{found[0]}:{found[2]}") if found else ""

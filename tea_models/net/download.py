@@ -14,12 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.operations import remove_partial
-from tea_models.errors import (
-    ChecksumMismatchError,
-    MalformedGGUFError,
-    SizeMismatchError,
-    SourceUnavailableError,
-)
+from tea_models.errors import ChecksumMismatchError, MalformedGGUFError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Fetched
 from tea_models.net.answers import StaleError
 from tea_models.net.attempt import Attempt
@@ -39,16 +34,8 @@ def download(request: Request, destination_partial: Path, progress: Progress | N
     """Download into `destination_partial`, going on where an earlier run stopped; never renames it.
 
     The size and hash of the request, where they are known, are checked; without a hash, a model is checked by its
-    header. The partial is kept when the download is interrupted, removed when it is proved wrong; one process at a time
-    may use it.
-
-    Raises:
-        IntegrityError: The bytes are not those that were expected.
-        SourceUnavailableError: The source did not deliver.
-        MissingFileError: The source has no such file.
-        AccessDeniedError: The source wants a token or an accepted licence.
-        DiskFullError: The disk has no room for it.
-        UsageError: The address may not be used.
+    header. The partial is kept when the download is interrupted, removed when it is proved wrong (`IntegrityError`);
+    one process at a time may use it.
     """
     with closing(PartialFile(destination_partial)) as partial:
         try:

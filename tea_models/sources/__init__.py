@@ -22,17 +22,7 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source
-from tea_models.refs import (
-    FileRef,
-    FsspecRef,
-    HubRef,
-    NameRef,
-    OllamaRef,
-    Reference,
-    UrlRef,
-    WheelRef,
-    parse_reference,
-)
+from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources.receiver import blocks, receive
 
@@ -66,10 +56,6 @@ def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Arti
     """Say what files a reference means, with what is known of their sizes and hashes.
 
     Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
-
-    Raises:
-        UsageError: The text is no reference.
-        NotAvailableError: Unknown name, no such file or repository, or the host can't be asked.
     """
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
@@ -80,13 +66,7 @@ def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Arti
 
 
 def fetch(file: ModelFile, destination: Path, caller: Caller) -> Fetched:
-    """Bring the bytes of a file, from the first of its sources that has the right ones; a partial is continued.
-
-    Raises:
-        IntegrityError: The (last) source has other bytes than the pinned ones.
-        NotAvailableError: No source could be reached.
-        DiskFullError: The bytes do not fit.
-    """
+    """Bring the bytes of a file, from the first of its sources that has the right ones; a partial is continued."""
 
     def bring(source: Source) -> Fetched:
         try:

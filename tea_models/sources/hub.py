@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tea_models.disk.hashing import sha256_file
-from tea_models.errors import (
-    AccessDeniedError,
-    MissingFileError,
-    SourceUnavailableError,
-    UnknownModelError,
-    UsageError,
-)
+from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, shard_names
 from tea_models.net.answers import byte_count, refusal
 from tea_models.refs import HubRef, quantization_of

@@ -16,16 +16,7 @@ from tea_models.errors import (
 )
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
-from tea_models.refs import (
-    FileRef,
-    HubRef,
-    NameRef,
-    Reference,
-    UrlRef,
-    WheelRef,
-    parse_reference,
-    quantization_of,
-)
+from tea_models.refs import FileRef, HubRef, NameRef, Reference, UrlRef, WheelRef, parse_reference, quantization_of
 from tea_models.registry.entries import Registry
 from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards

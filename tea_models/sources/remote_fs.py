@@ -76,10 +76,7 @@ class _FsspecSource:
     def read(self, offset: int, length: int) -> bytes:
         with _explained(self._reference):
             self._file.seek(offset)
-            data = b""
-            while len(data) < length and (more := self._file.read(length - len(data))):
-                data += more
-        return data
+            return bytes(self._file.read(length))
 
     def close(self) -> None:
         self._file.close()

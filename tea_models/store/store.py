@@ -191,9 +191,7 @@ class Store:
     def folder_for(self, files: Sequence[ModelFile], folders: Sequence[str]) -> Path:
         """The first folder (the store, then `folders`) in which no name of a model's files is taken by other bytes.
 
-        Raises:
-            IntegrityError: A name is taken by a file that was never verified.
-            StoreError: A name can't be used as a file name, or every folder is taken.
+        `IntegrityError`: a name is taken by a file that was never verified.
         """
         for file in files:
             check_name(file.filename)
@@ -207,8 +205,7 @@ class Store:
     def publish(self, partial: Path, target: Path, record: Record) -> Path:
         """Give checked bytes their final name (see `folder_for`) and record them; `file` and stamp are filled in here.
 
-        Raises:
-            NameTakenError: Somebody put other bytes there meanwhile.
+        `NameTakenError`: somebody put other bytes there meanwhile.
         """
         with writing(self.root):
             sync(partial)
