@@ -75,7 +75,7 @@ def writing(root: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise DiskFullError(
                 f"{root}: {os.strerror(error.errno or 0).lower()}",
-                hint="what has arrived is kept: make room and run the command again",
+                hint="what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again",
             ) from None
         if error.errno in _READ_ONLY:
             raise StoreError(
