@@ -22,6 +22,7 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source
+from tea_models.progress import Progress
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources.receiver import blocks, receive
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from tea_models.caller import Caller
     from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.progress import Progress
 
 __all__ = ["Fetched", "fetch", "kind_of", "open_source", "resolve"]
 
@@ -175,14 +175,17 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
         caller.progress.finish()
 
 
-class _Joined:
+class _Joined(Progress):
     """Shows the parts of one file as one file."""
 
     def __init__(self, progress: Progress) -> None:
-        self.advance = progress.advance
+        self._progress = progress
 
     def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
-        self.advance(initial)
+        self._progress.advance(initial)
+
+    def advance(self, n: int) -> None:
+        self._progress.advance(n)
 
     def finish(self) -> None:
-        pass
+        """A part is not the end."""
