@@ -44,7 +44,7 @@ def test_several_files_are_hashed_each_in_its_place_and_an_unreadable_one_stops_
         path.write_bytes(DATA[: number * 500_000])
     paths[3].unlink()
     progress = Sum()
-    results = sha256_files(paths, progress.advance, workers=3)
+    results = sha256_files(paths, progress.advance)
     assert isinstance(results[3], FileNotFoundError)
     for number in (0, 1, 2, 4, 5):
         assert results[number] == hashlib.sha256(DATA[: number * 500_000]).hexdigest()

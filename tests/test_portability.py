@@ -20,11 +20,7 @@ from tea_models.gguf import FileSource, read_header
 from tea_models.machine import detect
 from tea_models.machine.detect import detect_machine
 from tea_models.plan.plan_input import make_budget
-from tea_models.store import locks
-from tea_models.store.names import host_key
 from tests.gguf_build import build_gguf
-
-READING = [("preadv",), ("posix_fadvise",), ("preadv", "pread"), ("preadv", "pread", "posix_fadvise")]
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -32,14 +28,11 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.delattr(os, name)
 
 
-@pytest.mark.parametrize("names", READING, ids=" ".join)
-def test_files_are_hashed_and_read_without(
-    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_hashed_and_read_without_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = build_gguf()
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
-    without(monkeypatch, *names)
+    without(monkeypatch, "posix_fadvise")
     assert sha256_file(path) == hashlib.sha256(data).hexdigest()
     with FileSource(path) as source:
         assert read_header(source).metadata["general.architecture"] == "llama"
@@ -49,18 +42,6 @@ def test_cores_are_counted_without_affinity(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "m").write_bytes(b"x")
     without(monkeypatch, "sched_getaffinity")
     assert sha256_files([tmp_path / "m"]) == [hashlib.sha256(b"x").hexdigest()]
-
-
-def test_a_host_without_uname_has_a_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "uname")
-    monkeypatch.setenv("COMPUTERNAME", "DESK")
-    assert host_key() == hashlib.sha256(b"DESK").hexdigest()[:8]
-
-
-def test_where_files_can_not_be_locked_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "fcntl", None)
-    with locks.hold(tmp_path / "a.lock") as exclusive:
-        assert not exclusive
 
 
 def test_windows_is_asked_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import closing
 from email.utils import formatdate
 
 import pytest
@@ -234,9 +235,8 @@ def test_loopback_is_this_machine_only(host, expected):
 
 @pytest.fixture
 def partial(tmp_path):
-    made = PartialFile(tmp_path / "x.part")
-    yield made
-    made.leave()
+    with closing(PartialFile(tmp_path / "x.part")) as made:
+        yield made
 
 
 def test_buffers_land_one_after_the_other(partial):
@@ -268,12 +268,9 @@ def test_a_folder_in_the_way_is_an_error_that_says_so(tmp_path):
 
 def test_a_full_device_is_a_disk_full_error(tmp_path):
     """/dev/full answers every write with ENOSPC."""
-    made = PartialFile(tmp_path / "x.part")
-    try:
+    with closing(PartialFile(tmp_path / "x.part")) as made:
         descriptor = os.open("/dev/full", os.O_WRONLY)
         os.dup2(descriptor, made.descriptor)
         os.close(descriptor)
         with pytest.raises(DiskFullError):
             made.write([b"x"], 0)
-    finally:
-        made.leave()

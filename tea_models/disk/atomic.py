@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write beside a name, and take the name when all is well.
-
-    A link that has the name is replaced, not followed.
-
-    Args:
-        path: The name; its folder exists.
-        durable: The bytes survive a power cut.
-    """
+    """Write beside a name (a link is replaced, not followed), and take it when all is well; `durable`: on the disk."""
     draft = path.with_name(f".{path.name[:40]}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with draft.open("xb") as file:
@@ -45,12 +38,7 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
 
 @contextlib.contextmanager
 def replacing_document(path: Path) -> Iterator[BinaryIO]:
-    """Replace a file that a person named: behind a link, with the permissions that it had.
-
-    Raises:
-        DiskFullError: No space.
-        StoreError: It can't be written, or is no file.
-    """
+    """Replace a file that a person named: behind a link, with the permissions that it had; `StoreError` on trouble."""
     try:
         if path.exists() and not path.is_file():
             raise StoreError(f"{path}: not a file; expected a name that can be written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -22,15 +23,9 @@ _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLI
 
 
 def link_new(source: Path, target: Path) -> None:
-    """Give a file a second name that nobody has yet.
-
-    Raises:
-        FileExistsError: The name is taken (also by a symbolic link, which is not followed).
-    """
+    """Give a file a second name; `FileExistsError` where it is taken (also by a link, which is not followed)."""
     try:
         os.link(source, target)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
@@ -45,10 +40,8 @@ def clone(source: Path, target: Path) -> None:
     """Copy a file, sharing its blocks where the file system can (FICLONE)."""
     with open_regular(source) as reader, writing_own(target) as writer:
         try:
-            import fcntl
-
             fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())  # FICLONE of linux/fs.h
-        except (ImportError, OSError):
+        except OSError:
             shutil.copyfileobj(reader, writer, 1 << 20)
 
 
@@ -82,7 +75,7 @@ def writing(root: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise DiskFullError(
                 f"{root}: {os.strerror(error.errno or 0).lower()}",
-                hint="what has arrived is kept: make room and run the command again",
+                hint="what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again",
             ) from None
         if error.errno in _READ_ONLY:
             raise StoreError(

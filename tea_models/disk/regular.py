@@ -12,24 +12,14 @@ from tea_models.errors import StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Not there on every system. O_NONBLOCK: opening a FIFO must not wait for its other end.
-_SAFE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_SAFE = os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: opening a FIFO must not wait for its other end
 
 
 def open_own(path: Path) -> int:
-    """Open a file of our own for reading and writing, made if it is absent; what was planted under its name goes.
-
-    Returns:
-        A descriptor.
-
-    Raises:
-        StoreError: A folder has the name, or something keeps coming back.
-        OSError: It can't be opened.
-    """
+    """Open a file of our own for reading and writing, made if it is absent; what was planted under its name goes."""
     for _ in range(3):
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _SAFE, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | _SAFE, 0o666)
         except OSError as error:
             if error.errno == errno.EISDIR or path.is_dir():
                 raise StoreError(f"{path}: a folder is in the way of a download", hint="move it away") from None
@@ -52,16 +42,8 @@ def writing_own(path: Path) -> BinaryIO:
 
 
 def descriptor_of(path: Path | str, *, follow: bool = True) -> int:
-    """Open a plain file for reading.
-
-    Args:
-        path: The file.
-        follow: A symbolic link will do.
-
-    Raises:
-        OSError: There is none, or it can't be read; EINVAL if it is something else than a file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | _SAFE | (0 if follow else _NO_LINK))
+    """Open a plain file for reading; with `follow` a link to one will do. `OSError`: EINVAL if it is something else."""
+    descriptor = os.open(path, os.O_RDONLY | _SAFE | (0 if follow else os.O_NOFOLLOW))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a file", str(path))

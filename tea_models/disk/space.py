@@ -35,16 +35,7 @@ def taken_by(path: Path) -> int:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what can't end.
-
-    Args:
-        folder: Where bytes are to be written; it may not exist yet.
-        needed: How many.
-        what: For the message.
-
-    Raises:
-        DiskFullError: Less than that is free.
-    """
+    """Refuse to begin what can't end: to write `needed` bytes in a folder, which may not exist yet."""
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise DiskFullError(

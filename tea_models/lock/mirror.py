@@ -116,7 +116,8 @@ def read_mirrored_lock(target: str, caller: Caller) -> str:
     place = place_in(target, LOCK)
     source = kind_of(place).open_remote(place, caller)
     try:
-        return source.read(0, min(source.size or _MOST, _MOST)).decode("utf-8", "replace")
+        content: bytes = source.read(0, min(source.size or _MOST, _MOST))
+        return content.decode("utf-8", "replace")
     finally:
         source.close()
 

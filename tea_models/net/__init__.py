@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from tea_models.net.client import Client
+from tea_models.net.client import Client, Request
 from tea_models.net.download import download
 from tea_models.net.http_source import HttpSource
-from tea_models.net.partial import discard, state_path
-from tea_models.net.request import Request
 from tea_models.net.retry import RetryPolicy
 
 __all__ = [
@@ -14,7 +12,5 @@ __all__ = [
     "HttpSource",
     "Request",
     "RetryPolicy",
-    "discard",
     "download",
-    "state_path",
 ]

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import re
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tea_models.errors import (
-    AccessDeniedError,
-    MissingFileError,
-    NotAvailableError,
-    SourceUnavailableError,
-    UsageError,
-)
+from tea_models.errors import AccessDeniedError, MissingFileError, NotAvailableError, SourceUnavailableError, UsageError
 from tea_models.net.retry import TransientError, parse_retry_after
 from tea_models.redact import redact
 
@@ -24,55 +17,32 @@ _CONTENT_RANGE: Final = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)
 _TRANSIENT: Final = frozenset({408, 420, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529})
 
 
+@dataclass(eq=False)
 class StaleError(Exception):
-    """What is in the partial does not fit what the server has now: begin anew.
+    """What is in the partial does not fit what the server has now: begin anew."""
 
-    Args:
-        reason: For people.
-        plain: Ranges can't be relied on at this server; ask for the whole file.
-        beyond_end: The server says that the file ends before the range (416).
-    """
-
-    def __init__(self, reason: str, *, plain: bool, beyond_end: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.plain = plain
-        self.beyond_end = beyond_end
+    reason: str
+    plain: bool  # ranges can't be relied on at this server; ask for the whole file
+    beyond_end: bool = False  # the server says that the file ends before the range (416)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 200 or 206 that can be used.
-
-    Attributes:
-        start: Offset of the first byte of the body.
-        end: Offset after the last byte, if it is said.
-        total: Size of the whole file, if it is said.
-        partial: It is a 206.
-        ranges: The server understands ranges, as far as this answer tells.
-        etag: Its entity tag, or "".
-        last_modified: Its date, or "".
-        html: It is declared to be a web page.
-    """
+    """A 200 or 206 that can be used."""
 
     start: int
-    end: int | None
+    end: int | None  # offset after the last byte, if it is said
     total: int | None
-    partial: bool
-    ranges: bool
+    partial: bool  # it is a 206
+    ranges: bool  # the server understands ranges, as far as this answer tells
     etag: str
     last_modified: str
-    html: bool
+    html: bool  # it is declared to be a web page
 
 
 @dataclass(slots=True)
 class Version:
-    """What tells one version of a file from another.
-
-    Attributes:
-        etag: The entity tag, or "".
-        last_modified: The date, or "".
-    """
+    """What tells one version of a file from another."""
 
     etag: str = ""
     last_modified: str = ""
@@ -93,19 +63,7 @@ class Version:
 
 
 def read_answer(response: httpx2.Response, shown: str, *, start: int, asked_range: bool) -> Answer:
-    """Judge the head of an answer.
-
-    Args:
-        response: The answer; its body is not read.
-        shown: The address, fit for messages.
-        start: The offset that was asked for.
-        asked_range: Whether the request had a `Range`.
-
-    Raises:
-        TransientError: Try again.
-        StaleError: The range was not answered as asked.
-        NotAvailableError: Give up.
-    """
+    """Judge the head of an answer to a request for what is at `start`; raises as `Request.send` does."""
     status = response.status_code
     if status == 416:
         raise StaleError(f"{shown}: the server has no bytes at {start:,}", plain=True, beyond_end=True)
@@ -156,15 +114,13 @@ def refusal(response: httpx2.Response, shown: str) -> TransientError | NotAvaila
     told = f"{shown}: {told}"
     match status:
         case 401:
-            return AccessDeniedError(
-                told,
-                hint="it wants credentials: for the Hub set HF_TOKEN (or run: hf auth login), for another host "
-                "TEA_MODELS_AUTH_<HOST> or ~/.netrc",
+            hint = (
+                "for the Hub set HF_TOKEN (or run: hf auth login), for another host TEA_MODELS_AUTH_<HOST> or ~/.netrc"
             )
+            return AccessDeniedError(told, hint=f"it wants credentials: {hint}")
         case 403:
-            return AccessDeniedError(
-                told, hint="this account or network may not have it; a licence may have to be accepted there first"
-            )
+            hint = "this account or network may not have it; a licence may have to be accepted there first"
+            return AccessDeniedError(told, hint=hint)
         case 404 | 410:
             return MissingFileError(told, hint="check the name, the folder and the revision")
         case 407:
@@ -180,32 +136,22 @@ def refusal(response: httpx2.Response, shown: str) -> TransientError | NotAvaila
 def explain_failure(
     error: Exception, shown: str, *, proxy: str = ""
 ) -> TransientError | NotAvailableError | UsageError:
-    """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret.
-
-    Args:
-        error: What was raised.
-        shown: The address, fit for messages.
-        proxy: The proxy before it, fit for messages; "" without one.
-    """
+    """Turn an exception of the HTTP client into one of ours; its text is not passed on where it could hold a secret."""
     import httpx2
 
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    if any(isinstance(item, ssl.SSLCertVerificationError) for item in chain):
+    told = " ".join(str(error).split())[:120]
+    if "CERTIFICATE_VERIFY_FAILED" in told:
         return SourceUnavailableError(
             f"{shown}: the server's certificate is not trusted",
             hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
         )
-    told = " ".join(str(error).split())[:120]
     to = f" to the proxy {proxy}" if proxy else ""
     match error:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
             return TransientError(f"no connection{to} within the time allowed", silent=True)
         case httpx2.TimeoutException():
-            return TransientError(
-                "no bytes for too long" + (f" through the proxy {proxy}" if proxy else ""), silent=True
-            )
+            through = f" through the proxy {proxy}" if proxy else ""
+            return TransientError(f"no bytes for too long{through}", silent=True)
         case httpx2.ConnectError():
             return TransientError(f"can't connect{to} ({told})")
         case httpx2.RemoteProtocolError():

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import logging
+import re
 import socket
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net.answers import byte_count, explain_failure, is_transient, refusal
-from tea_models.net.credentials import split_credentials, stored_authorization
+from tea_models.net.answers import Answer, explain_failure, is_transient, read_answer, refusal
 from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
 from tea_models.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import httpx2
+
+    from tea_models.net.partial import Beginning
+
+    SizeByHeader = Callable[[Beginning], int | None]
 
 CONNECT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 15.0
 MAX_REDIRECTS: Final = 10
-_SMALL_BODY: Final = 16 << 10
 # What may follow a redirect to another origin. Everything else (Authorization, Cookie, whatever a caller added) stays.
 _HARMLESS: Final = frozenset({"range", "if-range", "accept", "accept-encoding", "user-agent", "host"})
+_SECRET: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class Client:
-    """Sends requests; proxies and certificates come from the environment as usual.
-
-    Args:
-        connections: Parallel connections that one download may open.
-        read_seconds: How long a connection may be silent before it counts as stalled.
-        environ: Where credentials are looked up; see `stored_authorization`.
-
-    Raises:
-        SourceUnavailableError: A proxy is configured that this installation can't speak to.
-        UsageError: A proxy's address can't be understood.
-    """
+    """Sends requests; proxies and certificates come from the environment as usual, credentials from `environ`."""
 
     def __init__(
-        self,
-        *,
-        connections: int = 4,
-        read_seconds: float = READ_SECONDS,
-        environ: Mapping[str, str] | None = None,
+        self, *, connections: int = 4, read_seconds: float = READ_SECONDS, environ: Mapping[str, str] | None = None
     ) -> None:
         self._environ = environ or {}
         self._http = _http_client(connections, read_seconds)
@@ -60,23 +53,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections."""
         self._http.close()
 
     def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
         """Send a GET and follow redirects, without reading the body; the caller closes the response.
 
         Credentials go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
-
-        Args:
-            url: Where to start.
-            headers: Sent with the request.
-            pinned: A SHA-256 is known, so that plain http can do no harm to the bytes.
-
-        Raises:
-            UsageError: Plain http without a pin.
-            TransientError: It may work later.
-            SourceUnavailableError: A redirect that must not be followed, or a server that can't be talked to.
+        `pinned`: a SHA-256 is known, so that plain http can do no harm to the bytes.
         """
         return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
 
@@ -89,62 +72,51 @@ class Client:
         most: int = 0,
         policy: RetryPolicy = QUESTION,
     ) -> tuple[httpx2.Response, bytes]:
-        """What a host states (a listing, a manifest): its own answer, tried again while it is busy.
+        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes.
 
-        Redirects are followed on the same host only: what another one says about hashes would not count.
-
-        Args:
-            url: The address.
-            headers: Sent with the request.
-            method: `GET` or `HEAD`.
-            most: The longest body that is read, in bytes.
-            policy: How often it is tried.
-
-        Returns:
-            The answer, of any status that another try would not change, and its body.
-
-        Raises:
-            SourceUnavailableError: No answer, or one that is too long.
+        It is asked again while it is busy. Redirects are followed on the same host only: what another one says about
+        hashes would not count.
         """
-        retries = Retries(policy, redact(url))
+        shown = redact(url)
+        retries = Retries(policy, shown)
         while True:
             try:
-                return self._ask_once(method, url, headers or {}, most)
+                with contextlib.closing(self._send(method, url, headers or {}, pinned=False, leave=False)) as response:
+                    if is_transient(response.status_code):
+                        raise refusal(response, shown)
+                    body = bytearray()
+                    for piece in chunks(response, shown, decoded=True):
+                        body += piece
+                        if len(body) > most:
+                            raise SourceUnavailableError(f"{shown}: the answer is longer than {most:,} bytes")
+                    return response, bytes(body)
             except TransientError as trouble:
                 retries.count(trouble)
                 time.sleep(retries.wait(trouble))
 
-    def _ask_once(self, method: str, url: str, headers: Mapping[str, str], most: int) -> tuple[httpx2.Response, bytes]:
-        with contextlib.closing(self._send(method, url, headers, pinned=False, leave=False)) as response:
-            if is_transient(response.status_code):
-                raise refusal(response, redact(url))
-            body = bytearray()
-            for piece in chunks(response, redact(url), decoded=True):
-                body += piece
-                if len(body) > most:
-                    raise SourceUnavailableError(f"{redact(url)}: the answer is longer than {most:,} bytes")
-            return response, bytes(body)
-
     def _send(self, method: str, url: str, headers: Mapping[str, str], *, pinned: bool, leave: bool) -> httpx2.Response:
         carried = {name.lower(): value for name, value in headers.items()}
         here, given = split_credentials(url)
-        check_scheme(here, pinned=pinned, credentials=bool(given) or has_credentials(carried))
+        check_scheme(here, pinned=pinned, credentials=bool(given) or not _SECRET.isdisjoint(carried))
         if "authorization" not in carried and is_private(here):
             given = given or stored_authorization(here, self._environ)
             carried |= {"authorization": given} if given else {}
         first = origin(here)
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._send_once(method, here, carried, shown=redact(url))
+            try:
+                request = self._http.build_request(method, here, headers=carried)
+                response = self._http.send(request, stream=True, follow_redirects=False)
+            except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
+                raise explain_failure(error, redact(url), proxy=proxy_before(here)) from None
             if response.status_code not in _REDIRECTS or "location" not in response.headers:
                 return response
             try:
                 there = next_address(here, response.headers["location"], pinned=pinned)
-                if not leave and origin(there) != first:
-                    return response
-                _read_small_body(response)
             except BaseException:
                 response.close()
                 raise
+            if not leave and origin(there) != first:
+                return response
             response.close()
             if origin(there) != first:
                 carried = {name: value for name, value in carried.items() if name in _HARMLESS}
@@ -154,12 +126,83 @@ class Client:
             hint="the server redirects in a circle; try another source",
         )
 
-    def _send_once(self, method: str, url: str, headers: Mapping[str, str], *, shown: str) -> httpx2.Response:
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    client: Client
+    url: str = field(repr=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # for the origin of `url` only
+    sha256: str | None = None
+    size: int | None = None
+    name: str = ""  # how people call the file
+    connections: int = 1
+    size_by_header: SizeByHeader | None = None  # how big a GGUF file must be by its beginning; None for other formats
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+    @property
+    def shown(self) -> str:
+        """The address, fit for messages."""
+        return redact(self.url)
+
+    def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
+        """Ask for bytes `start` to `end` (None: to the end), or for the whole file; the caller closes the response.
+
+        `TransientError` means to try again, `StaleError` that the range was not answered as asked.
+        """
+        headers = dict(self.headers)
+        if ranged:
+            headers["range"] = f"bytes={start}-" + ("" if end is None else str(end - 1))
+            if if_range:
+                headers["if-range"] = if_range
+        response = self.client.stream(self.url, headers, pinned=self.sha256 is not None)
         try:
-            request = self._http.build_request(method, url, headers=headers)
-            return self._http.send(request, stream=True, follow_redirects=False)
-        except Exception as error:  # noqa: BLE001 - the client's exceptions are told apart in one place
-            raise explain_failure(error, shown, proxy=proxy_before(url)) from None
+            return response, read_answer(response, self.shown, start=start, asked_range=ranged)
+        except BaseException:
+            response.close()
+            raise
+
+
+def split_credentials(url: str) -> tuple[str, str]:
+    """An address without user and password, and the value of `Authorization` that they make ("" without them)."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, ""
+    return urlunsplit(parts._replace(netloc=host)), _basic(unquote(user)) if user else ""
+
+
+def stored_authorization(url: str, environ: Mapping[str, str]) -> str:
+    """The value of `Authorization` that the user keeps for the host of an address, or "".
+
+    `TEA_MODELS_AUTH_<HOST>` (upper case, `.`, `-` and `:` as `_`; with the port first, then without) is `user:password`
+    or a bearer token. Else `NETRC` or `~/.netrc` is looked at; its `default` is not for us.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    for name in ([f"{host}:{parts.port}"] if parts.port else []) + [host]:
+        value = environ.get("TEA_MODELS_AUTH_" + re.sub(r"[^A-Z0-9]", "_", name.upper()), "").strip()
+        if value:
+            return _basic(value) if ":" in value else f"Bearer {value}"
+    return _from_netrc(host, environ)
+
+
+def _from_netrc(host: str, environ: Mapping[str, str]) -> str:
+    import netrc
+
+    path = environ.get("NETRC") or (f"{environ['HOME']}/.netrc" if environ.get("HOME") else "")
+    try:
+        if not path or not host or host not in Path(path).read_text("utf-8", "surrogateescape"):
+            return ""
+        found = netrc.netrc(path).hosts.get(host)
+    except OSError:
+        return ""
+    except netrc.NetrcParseError as error:
+        raise UsageError(f"{path}:{error.lineno}: can't be parsed: {error.msg}") from None
+    return _basic(f"{found[0]}:{found[2]}") if found else ""
+
+
+def _basic(credentials: str) -> str:
+    return "Basic " + base64.b64encode(credentials.encode()).decode("ascii")
 
 
 def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
@@ -216,22 +259,8 @@ def proxy_before(url: str) -> str:
     return redact(found if "://" in found else f"http://{found}")
 
 
-def _read_small_body(response: httpx2.Response) -> None:
-    """Read the body of a redirect, so that its connection can be used again."""
-    length = byte_count(response.headers.get("content-length"))
-    if length is not None and length <= _SMALL_BODY:
-        for _ in chunks(response, ""):
-            pass
-
-
 def chunks(response: httpx2.Response, shown: str, *, decoded: bool = False) -> Iterator[bytes]:
-    """The body as it comes; what the HTTP client raises is explained.
-
-    Args:
-        response: An answer whose body was not read.
-        shown: The address, fit for messages.
-        decoded: Undo compression.
-    """
+    """The body as it comes, or `decoded`; what the HTTP client raises is explained."""
     try:
         yield from response.iter_bytes() if decoded else response.iter_raw()
     except Exception as error:  # noqa: BLE001 - told apart in one place
@@ -239,19 +268,14 @@ def chunks(response: httpx2.Response, shown: str, *, decoded: bool = False) -> I
 
 
 def next_address(here: str, location: str, *, pinned: bool) -> str:
-    """Where a redirect leads, without the credentials that it may name.
-
-    Raises:
-        SourceUnavailableError: Out of the web, or from https to http.
-        UsageError: To plain http without a pin.
-    """
+    """Where a redirect leads, without the credentials that it may name; refused out of the web, and to plain http."""
     try:
         there = split_credentials(urljoin(here, location))[0]
         parts = urlsplit(there)
-        host = parts.hostname
+        web = parts.scheme in ("http", "https") and parts.hostname
     except ValueError:
-        parts, host, there = urlsplit(""), None, ""
-    if parts.scheme not in ("http", "https") or not host:
+        web = None
+    if not web:
         raise SourceUnavailableError(
             f"{redact(here)}: redirects to {redact(location)!r}, which is no web address",
             hint="the source is misconfigured or hostile; try another one",
@@ -280,9 +304,6 @@ def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
 
     To this machine itself it is always allowed. To other hosts only with a pinned SHA-256, which protects the
     bytes, and never with credentials, which it would not protect.
-
-    Raises:
-        UsageError: The address may not be used.
     """
     if is_private(url):
         return
@@ -317,8 +338,3 @@ def origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     default = 443 if parts.scheme == "https" else 80
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default
-
-
-def has_credentials(headers: Mapping[str, str]) -> bool:
-    """Whether headers carry what must not be read by others."""
-    return any(name.lower() in ("authorization", "cookie", "proxy-authorization") for name in headers)

@@ -7,8 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.hashing import hash_range
+from tea_models.net.answers import StaleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tea_models.net.partial import PartialFile
 
 _STRIDE: Final = 8 << 20
@@ -17,29 +20,19 @@ _STRIDE: Final = 8 << 20
 class FrontierHasher:
     """Hashes a partial in its own thread (reading and hashing leave Python's lock, so the network goes on).
 
-    Args:
-        partial: The file.
-        checked: How many bytes at its beginning were hashed in an earlier run, and what their SHA-256 was.
+    `promised` is how many bytes at its beginning an earlier run has hashed, and their SHA-256; `fail` is told if they
+    are others now, or can't be read.
     """
 
-    def __init__(self, partial: PartialFile, checked: tuple[int, str]) -> None:
+    def __init__(self, partial: PartialFile, promised: tuple[int, str], fail: Callable[[Exception], None]) -> None:
         self.checkpoint = (0, hashlib.sha256().hexdigest())
-        self.error: OSError | None = None
-        self.foreign = False
-        self._partial = partial
-        self._promised = checked
+        self._partial, self._promised, self._fail = partial, promised, fail
         self._target = 0
         self._stopped = False
         self._wake = threading.Condition()
         self._digest = hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-        partial.enter()
         self._thread.start()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it has given up: the file can't be read, or its beginning is not what it was."""
-        return self.error is not None or self.foreign
 
     def follow(self, frontier: int) -> None:
         """All bytes before `frontier` are in the file now."""
@@ -48,59 +41,49 @@ class FrontierHasher:
                 self._target = frontier
                 self._wake.notify()
 
-    def done(self, total: int) -> bool:
-        """Whether all of `total` bytes are hashed."""
-        return self.checkpoint[0] >= total or self.failed
-
-    def wait(self, total: int, timeout: float) -> bool:
-        """Wait until all of `total` bytes are hashed, or the time is over."""
+    def wait(self, length: int, timeout: float) -> bool:
+        """Wait a moment; whether `length` bytes are hashed."""
         with self._wake:
-            return self._wake.wait_for(lambda: self.done(total), timeout)
+            self._wake.wait_for(lambda: self._stopped or self.checkpoint[0] >= length, timeout)
+            return self.checkpoint[0] >= length
 
     @property
     def checked(self) -> tuple[int, str]:
         """The longest beginning whose hash is known, be it from this run or an earlier one."""
-        return max(self.checkpoint, self._promised) if not self.foreign else (0, "")
+        return max(self.checkpoint, self._promised)
 
-    def stop(self, patience: float = 0.5) -> None:
+    def stop(self) -> None:
         """End the thread; for a moment it may catch up with what was written, so that a later run can trust that."""
+        self.wait(self._target, 0.5)
         with self._wake:
-            self._wake.wait_for(lambda: self.done(self._target), patience)
             self._stopped = True
             self._wake.notify_all()
         self._thread.join(5)
 
     def _run(self) -> None:
         try:
-            while True:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._stopped or self._target > self.checkpoint[0])
-                    target = self._target
-                if self._stopped or not self._advance(target):
-                    return
-        except OSError as error:
-            self.error = error
+            while not self._stopped:
+                self._advance()
+        except (OSError, StaleError) as error:
+            self._fail(error)
         finally:
-            self._partial.leave()
             with self._wake:
+                self._stopped = True
                 self._wake.notify_all()
 
-    def _advance(self, target: int) -> bool:
-        position = self.checkpoint[0]
+    def _advance(self) -> None:
+        """Wait for bytes, and hash some."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopped or self._target > self.checkpoint[0])
+            start, end = self.checkpoint[0], min(self._target, self.checkpoint[0] + _STRIDE)
         length, expected = self._promised
-        while position < target and not self._stopped:
-            end = min(target, position + _STRIDE)
-            if position < length < end:
-                end = length
-            reached = hash_range(self._partial.descriptor, position, end, self._digest)
-            if reached != end:
-                raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
-            position = end
-            digest = self._digest.copy().hexdigest()
-            if position == length and expected and digest != expected:
-                self.foreign = True
-                return False
-            with self._wake:
-                self.checkpoint = (position, digest)
-                self._wake.notify_all()
-        return True
+        if start < length < end:
+            end = length
+        if hash_range(self._partial.descriptor, start, end, self._digest) != end:
+            raise OSError(0, "the partial file shrank while it was read", str(self._partial.path))
+        digest = self._digest.copy().hexdigest()
+        if start < end == length and digest != expected:
+            raise StaleError(f"{self._partial.path}: what an earlier run left was damaged", plain=False)
+        with self._wake:
+            self.checkpoint = (end, digest)
+            self._wake.notify_all()

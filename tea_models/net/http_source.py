@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from tea_models.net.request import Request
+    from tea_models.net.client import Request
 
 FIRST_WINDOW: Final = 1 << 20
 LARGEST_WINDOW: Final = 8 << 20
@@ -28,28 +28,13 @@ MAX_SECONDS: Final = 120.0
 
 
 class HttpSource:
-    """A remote file as a byte source.
-
-    Args:
-        request: The file; its client is closed with the source.
-
-    Attributes:
-        name: What the file is called in messages.
-        size: Bytes of the file, or None where the server does not say.
-        bytes_read: Bytes that were fetched.
-        requests: Requests that were sent (redirects not counted).
-
-    Raises:
-        AccessDeniedError: The server wants a token or an accepted licence.
-        MissingFileError: There is no such file.
-        SourceUnavailableError: It can't be reached, or does not keep to HTTP.
-    """
+    """A remote file as a byte source; the request's client is closed with it."""
 
     def __init__(self, request: Request) -> None:
         self.name = request.shown
-        self.size: int | None = None
+        self.size: int | None = None  # where the server does not say
         self.bytes_read = 0
-        self.requests = 0
+        self.requests = 0  # redirects not counted
         self._request = request
         self._prefix = bytearray()
         self._window = FIRST_WINDOW
@@ -65,18 +50,13 @@ class HttpSource:
             raise
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes at `offset`, or fewer at the end; fetches what is not there yet.
-
-        Raises:
-            SourceUnavailableError: The server does not deliver, or the header is longer than any real one.
-        """
+        """Read `length` bytes at `offset`, or fewer at the end; fetches what is not there yet."""
         end = offset + length
         if self._lacks(end):
             self._extend(end)
         return bytes(self._prefix[offset:end])
 
     def close(self) -> None:
-        """Break off what is under way and close the client."""
         self._break_off()
         self._request.client.close()
 
@@ -86,8 +66,8 @@ class HttpSource:
     def _extend(self, end: int) -> None:
         """Make the prefix at least `end` bytes long, or as long as the file."""
         if end > MAX_PREFIX:
-            raise self._unavailable(
-                f"its header is longer than {MAX_PREFIX >> 20} MiB", "no real model has such a header"
+            raise SourceUnavailableError(
+                f"{self.name}: its header is longer than {MAX_PREFIX >> 20} MiB", hint="no real model has such a header"
             )
         deadline = time.monotonic() + MAX_SECONDS
         retries = Retries(self._request.policy, self.name)
@@ -109,7 +89,9 @@ class HttpSource:
                     raise SourceUnavailableError(error.reason, hint="run the command again") from None
                 self._plain = True
             if self._lacks(end) and time.monotonic() > deadline:
-                raise self._unavailable(f"no header after {MAX_SECONDS:.0f} s", "the connection is too slow")
+                raise SourceUnavailableError(
+                    f"{self.name}: no header after {MAX_SECONDS:.0f} s", hint="the connection is too slow"
+                )
 
     def _fetch(self, end: int, deadline: float) -> None:
         """Take what comes: a range to its end, of a whole file only what is needed now."""
@@ -153,6 +135,3 @@ class HttpSource:
         if self._response is not None:
             self._response.close()
         self._response, self._pieces = None, iter(())
-
-    def _unavailable(self, problem: str, hint: str) -> SourceUnavailableError:
-        return SourceUnavailableError(f"{self.name}: {problem}", hint=hint)

@@ -6,17 +6,18 @@ a power cut may break is found by the hash of the beginning (`checked`) or at la
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
 import os
-import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tea_models.disk.atomic import write_atomically
+from tea_models.disk.operations import writing
 from tea_models.disk.regular import open_own, read_own
-from tea_models.disk.space import FULL, free_bytes
-from tea_models.errors import DiskFullError
+from tea_models.disk.space import free_bytes, taken_by
 from tea_models.net.ranges import ENDLESS, Ranges
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA: Final = "tea.partial/1"
-_SUFFIX: Final = ".state"
 _MAX_STATE: Final = 1 << 20
 _MAX_BUFFERS: Final = 512  # of the 1,024 that one writev takes (IOV_MAX)
 _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody says
@@ -32,36 +32,18 @@ _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody say
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known about a partial.
-
-    Attributes:
-        source: Fingerprint of the address (the address itself may carry a secret).
-        sha256: The pin it was begun with, or None.
-        total: The file's size, if known.
-        etag: The server's entity tag, or "".
-        last_modified: The server's date, or "".
-        ranges: Which bytes are there.
-        checked: How many bytes at the beginning were hashed, and their SHA-256.
-    """
-
-    source: str
-    sha256: str | None
+    source: str  # fingerprint of the address (which itself may carry a secret)
+    sha256: str | None  # the pin it was begun with
     total: int | None
     etag: str
     last_modified: str
-    ranges: tuple[tuple[int, int], ...]
-    checked: tuple[int, str]
+    ranges: tuple[tuple[int, int], ...]  # which bytes are there
+    checked: tuple[int, str]  # how many bytes at the beginning were hashed, and their SHA-256
 
 
 def state_path(partial: Path) -> Path:
     """The file beside a partial that remembers how far it is."""
-    return partial.with_name(partial.name + _SUFFIX)
-
-
-def discard(partial: Path) -> None:
-    """Remove a partial and its state, if they are there."""
-    partial.unlink(missing_ok=True)
-    state_path(partial).unlink(missing_ok=True)
+    return partial.with_name(f"{partial.name}.state")
 
 
 def fingerprint(url: str) -> str:
@@ -70,72 +52,42 @@ def fingerprint(url: str) -> str:
 
 
 class PartialFile:
-    """An open partial; closed when the last of its users has left.
-
-    Args:
-        path: Where it lies; its folder exists.
-
-    Raises:
-        OSError: It can't be opened for writing.
-        StoreError: Something that is no file is in the way.
-    """
+    """An open partial, in a folder that exists."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = open_own(path)
-        self._users = 1
-        self._lock = threading.Lock()
+        self.descriptor = open_own(path)
+        self._room = ENDLESS
 
-    @property
-    def descriptor(self) -> int:
-        return self._descriptor
-
-    def enter(self) -> None:
-        """Count one more user."""
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        """Count one user less."""
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                os.close(self._descriptor)
-
-    def allocated(self) -> int:
-        """Bytes that it takes on the disk."""
-        return os.fstat(self._descriptor).st_blocks * 512
+    def close(self) -> None:
+        """Close it; a thread that could not be ended in time finds no descriptor."""
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
 
     def size(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self.descriptor).st_size
+
+    def limit_to_disk(self) -> None:
+        """Nobody says how big it will be: it must not become so big that the disk is full."""
+        free = free_bytes(self.path.parent)
+        self._room = ENDLESS if free is None else max(0, taken_by(self.path) + free - _UNKNOWN_RESERVE)
 
     def write(self, buffers: Sequence[bytes | memoryview], position: int) -> None:
-        """Write buffers, one after the other, at a position.
-
-        Raises:
-            DiskFullError: No space is left.
-        """
-        for first in range(0, len(buffers), _MAX_BUFFERS):
-            position = self._write_some(buffers[first : first + _MAX_BUFFERS], position)
-
-    def _write_some(self, buffers: Sequence[bytes | memoryview], position: int) -> int:
+        """Write buffers, one after the other, at a position; `DiskFullError` where no space is left."""
         rest = list(buffers)
-        while rest:
-            try:
-                written = os.pwritev(self._descriptor, rest, position)
-            except OSError as error:
-                if error.errno in FULL:
-                    raise disk_full(self.path) from None
-                raise
-            position += written
-            while rest and written >= len(rest[0]):
-                written -= len(rest.pop(0))
-            if written:
-                rest[0] = memoryview(rest[0])[written:]
-        return position
+        with writing(self.path.parent):
+            if position + sum(map(len, rest)) > self._room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while rest:
+                written = os.pwritev(self.descriptor, rest[:_MAX_BUFFERS], position)
+                position += written
+                while rest and written >= len(rest[0]):
+                    written -= len(rest.pop(0))
+                if written:
+                    rest[0] = memoryview(rest[0])[written:]
 
     def truncate(self, size: int) -> None:
-        os.ftruncate(self._descriptor, size)
+        os.ftruncate(self.descriptor, size)
 
     def load(self) -> State | None:
         """The state beside the partial, clipped to the bytes that are really there; None if it can't be used."""
@@ -143,24 +95,12 @@ class PartialFile:
         if state is None:
             return None
         ranges = tuple(Ranges(state.ranges).clipped(self.size()))
-        length = state.checked[0]
-        checked = state.checked if ranges and ranges[0][0] == 0 and ranges[0][1] >= length else (0, "")
-        return State(state.source, state.sha256, state.total, state.etag, state.last_modified, ranges, checked)
+        hashed = ranges and ranges[0][0] == 0 and ranges[0][1] >= state.checked[0]
+        return replace(state, ranges=ranges, checked=state.checked if hashed else (0, ""))
 
     def save(self, state: State) -> None:
-        """Write the state atomically.
-
-        Raises:
-            DiskFullError: No space is left.
-        """
-        target = state_path(self.path)
-        document = {"schema": SCHEMA} | {name: getattr(state, name) for name in State.__slots__}
-        try:
-            write_atomically(target, json.dumps(document), durable=False)
-        except OSError as error:
-            if error.errno in FULL:
-                raise disk_full(self.path) from None
-            raise
+        with writing(self.path.parent):
+            write_atomically(state_path(self.path), json.dumps({"schema": SCHEMA} | asdict(state)), durable=False)
 
     def forget(self) -> None:
         """Throw everything away and begin anew with an empty file."""
@@ -169,12 +109,7 @@ class PartialFile:
 
 
 class Beginning:
-    """What has arrived of a file, as a byte source that does not say how big the file will be.
-
-    Args:
-        partial: The file.
-        end: How many bytes at its beginning are there.
-    """
+    """The first `end` bytes of a file that is on its way, as a byte source that does not know how big it will be."""
 
     size: int | None = None
 
@@ -183,48 +118,24 @@ class Beginning:
         self._partial, self._end = partial, end
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes at `offset`, or fewer at the end."""
         return os.pread(self._partial.descriptor, max(0, min(length, self._end - offset)), offset)
 
     def close(self) -> None:
         """The partial stays open."""
 
 
-def room(partial: PartialFile) -> int:
-    """How big a file may become whose size nobody says: not so big that the disk is full."""
-    free = free_bytes(partial.path.parent)
-    return ENDLESS if free is None else max(0, partial.allocated() + free - _UNKNOWN_RESERVE)
-
-
-def disk_full(path: Path) -> DiskFullError:
-    """The error for a disk without space."""
-    return DiskFullError(
-        f"{path.parent}: no space left on the disk",
-        hint="what has arrived is kept: make room and run the command again (`tea-models gc` shows what can go)",
-    )
-
-
 def _read_state(path: Path) -> State | None:
     try:
         data: Any = json.loads(read_own(path, _MAX_STATE) or b"")
-        ranges = tuple((_count(start), _count(end)) for start, end in data["ranges"])
+        ranges = tuple((start, end) for start, end in data["ranges"])
         length, digest = data["checked"]
         state = State(
-            source=str(data["source"]),
-            sha256=None if data["sha256"] is None else str(data["sha256"]),
-            total=None if data["total"] is None else _count(data["total"]),
-            etag=str(data["etag"]),
-            last_modified=str(data["last_modified"]),
-            ranges=ranges,
-            checked=(_count(length), str(digest)),
+            **{name: data[name] for name in State.__slots__} | {"ranges": ranges, "checked": (length, digest)}
         )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    ordered = all(start < end for start, end in ranges)
-    return state if data.get("schema") == SCHEMA and ordered else None
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 60:
-        raise ValueError(value)
-    return value
+    numbers = [*itertools.chain(*ranges), length, state.total or 0]
+    texts = [state.source, state.sha256 or "", state.etag, state.last_modified, digest]
+    sound = all(type(number) is int and 0 <= number < 1 << 60 for number in numbers)
+    sound = sound and all(isinstance(text, str) for text in texts) and all(start < end for start, end in ranges)
+    return state if sound and data.get("schema") == SCHEMA else None

@@ -51,16 +51,8 @@ class Ranges:
 
     def missing(self, end: int) -> list[tuple[int, int]]:
         """The gaps before `end`."""
-        gaps, position = [], 0
-        for first, last in self:
-            if first >= end:
-                break
-            if first > position:
-                gaps.append((position, first))
-            position = last
-        if position < end:
-            gaps.append((position, end))
-        return gaps
+        gaps = zip([0, *self._ends], [*self._starts, end], strict=True)
+        return [(start, min(stop, end)) for start, stop in gaps if start < min(stop, end)]
 
     def clipped(self, end: int) -> Ranges:
         """The same without anything from `end` on."""
@@ -79,9 +71,7 @@ class Part:
     began: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     got: int = 0
-    patience: float = (
-        1.0  # doubled with each time it was taken over, so that two slow connections don't pass it on for ever
-    )
+    patience: float = 1.0  # doubled when it is taken over: two slow connections must not pass it on for ever
 
     @property
     def left(self) -> int:
@@ -97,17 +87,10 @@ class Part:
 
 
 class Board:
-    """Hands out parts. Not thread-safe: the download holds its lock around every call.
-
-    Args:
-        done: The bytes that are there.
-        total: The file's size, or None if that is not known yet (then there is one endless part).
-        connections: How many will work.
-    """
+    """Hands out parts, one endless one while `total` is unknown. Not thread-safe: whoever calls holds a lock."""
 
     def __init__(self, done: Ranges, total: int | None, connections: int) -> None:
-        self.done = done
-        self.total = total
+        self.done, self.total = done, total
         self.active: list[Part] = []
         self._connections = connections
         self._queue: list[tuple[int, int]] = done.missing(ENDLESS if total is None else total)
@@ -120,25 +103,20 @@ class Board:
         return min(LARGEST_PART, max(SMALLEST_PART, self.total // (4 * self._connections)))
 
     def take(self, *, silent_seconds: float, rate: float = 0.0) -> Part | None:
-        """The next part: the first missing one, else some taken over from a slow connection, else None.
+        """The next part: the first missing one, else some taken over from a slow or silent connection, else None.
 
-        Args:
-            silent_seconds: A connection that was silent for so long loses its part.
-            rate: Bytes a second that the asking connection has shown, so that a slow one is helped out by as much as
-                lets both end together.
+        `rate` (bytes a second) is that of the connection that asks: it takes so much that both end together.
         """
         if self._queue:
             start, end = self._queue.pop(0)
             if end - start > self.part_size:
                 self._queue.insert(0, (start + self.part_size, end))
                 end = start + self.part_size
-            part = Part(start, end)
+            part: Part | None = Part(start, end)
         else:
-            stolen = self._steal(silent_seconds, rate)
-            if stolen is None:
-                return None
-            part = stolen
-        self.active.append(part)
+            part = self._steal(silent_seconds, rate)
+        if part is not None:
+            self.active.append(part)
         return part
 
     def give_back(self, part: Part) -> None:
@@ -165,7 +143,6 @@ class Board:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte is there."""
         return self.total is not None and self.done.frontier() >= self.total
 
     def _steal(self, silent_seconds: float, rate: float) -> Part | None:

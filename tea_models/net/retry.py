@@ -11,63 +11,31 @@ from email.utils import parsedate_to_datetime
 from tea_models.errors import SourceUnavailableError
 
 
+@dataclass(eq=False)
 class TransientError(Exception):
-    """A failure that may pass.
+    """A failure that may pass."""
 
-    Args:
-        reason: For people.
-        retry_after: Seconds that the server asks to wait.
-        busy: The server says that it is asked too much.
-        silent: It took long to find out.
-        answered: It is what the server says, not that it says nothing.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        retry_after: float | None = None,
-        busy: bool = False,
-        silent: bool = False,
-        answered: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after = retry_after
-        self.busy = busy
-        self.silent = silent
-        self.answered = answered
+    reason: str
+    retry_after: float | None = None  # seconds that the server asks to wait
+    busy: bool = False  # the server says that it is asked too much
+    silent: bool = False  # it took long to find out
+    answered: bool = False  # it is what the server says, not that it says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Limits of one download.
-
-    Attributes:
-        tries: Failures in a row, without progress between them, after which it gives up. Silence counts twice, because
-            each time costs many seconds.
-        first_tries: The same while the server has never answered at all.
-        patient_tries: The same when this run has brought `patient_bytes` already: then a network that is gone for a
-            minute or two is waited for.
-        patient_bytes: What is worth waiting for.
-        base_seconds: Wait after the first failure; doubled after each further one.
-        longest_seconds: Longest wait of our own.
-        longest_retry_after: Longest wait that a server may ask for; a longer one is not believed.
-        stall_seconds: Time over which a connection must deliver `min_rate`.
-        min_rate: Bytes a second below which a connection counts as stalled.
-        silent_seconds: An idle connection takes over the part of one that has been silent for so long.
-    """
+    """Limits of one download; `…tries` are failures in a row without progress, of which silence counts twice."""
 
     tries: int = 6
-    first_tries: int = 4
-    patient_tries: int = 10
+    first_tries: int = 4  # while the server has never answered at all
+    patient_tries: int = 10  # when this run has brought `patient_bytes`: a network that is gone is waited for
     patient_bytes: int = 1 << 20
-    base_seconds: float = 0.5
+    base_seconds: float = 0.5  # wait after the first failure; doubled after each further one
     longest_seconds: float = 20.0
-    longest_retry_after: float = 30.0
-    stall_seconds: float = 10.0
+    longest_retry_after: float = 30.0  # a server that asks to wait longer is not believed
+    stall_seconds: float = 10.0  # time over which a connection must deliver `min_rate` bytes a second
     min_rate: float = 1024.0
-    silent_seconds: float = 3.0
+    silent_seconds: float = 3.0  # an idle connection takes over the part of one that was silent for so long
 
     def wait(self, failures: int, retry_after: float | None = None) -> float:
         """Seconds to wait after so many failures in a row: exponential, with jitter, or what the server asks for."""
@@ -83,16 +51,7 @@ QUESTION = RetryPolicy(tries=4, first_tries=2, patient_tries=4, longest_seconds=
 
 
 class Retries:
-    """Counts the failures in a row of one thing that is asked for.
-
-    Args:
-        policy: How many are too many, and how long to wait after each.
-        shown: What is asked for, fit for messages.
-
-    Attributes:
-        failures: How many since there was progress.
-        answered: The server has answered once.
-    """
+    """Counts the failures in a row (since there was progress) of one thing that is asked for."""
 
     def __init__(self, policy: RetryPolicy, shown: str) -> None:
         self.failures = 0
@@ -100,26 +59,12 @@ class Retries:
         self._policy, self._shown = policy, shown
 
     def count(self, trouble: TransientError, *, progress: bool = False) -> None:
-        """One failure more; silence counts twice.
-
-        Args:
-            trouble: What happened.
-            progress: Something came before it.
-        """
+        """One failure more; silence counts twice. `progress`: something came before it."""
         self.answered = self.answered or trouble.answered or progress
         self.failures = (0 if progress else self.failures) + (2 if trouble.silent else 1)
 
     def wait(self, trouble: TransientError, *, patient: bool = False, hint: str = "") -> float:
-        """How many seconds to wait before the next try.
-
-        Args:
-            trouble: What happened, counted before.
-            patient: Much has come already in this run.
-            hint: What to do if it is given up.
-
-        Raises:
-            SourceUnavailableError: It is given up.
-        """
+        """How many seconds to wait before the next try; `SourceUnavailableError` where it is given up."""
         policy = self._policy
         tries = policy.patient_tries if patient else policy.tries if self.answered else policy.first_tries
         if self.failures < tries:
@@ -134,25 +79,15 @@ class Retries:
 
 
 def parse_retry_after(value: str | None, *, now: float | None = None) -> float | None:
-    """Seconds that a `Retry-After` header asks to wait; None for nonsense (RFC 9110, 10.2.3: a number or a date).
-
-    Args:
-        value: The header.
-        now: Seconds since the epoch; the present by default.
-    """
-    text = (value or "").strip()
-    if not text:
-        return None
-    if text.isascii() and text.isdecimal():
-        return float(text[:12])
+    """Seconds that a `Retry-After` header asks to wait; None for nonsense (RFC 9110, 10.2.3: a number or a date)."""
+    text = value.strip() if value and value.isascii() else ""
     try:
-        seconds = float(text) if text.isascii() else math.nan
+        seconds = float(text)
     except ValueError:
         pass
     else:
-        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+        return min(seconds, 999_999_999_999.0) if math.isfinite(seconds) and seconds >= 0 else None
     try:
-        date = parsedate_to_datetime(text)
-        return max(0.0, date.timestamp() - (time.time() if now is None else now))
+        return max(0.0, parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now))
     except (ValueError, TypeError, OverflowError, IndexError):
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from tea_models.errors import AccessDeniedError, NotAvailableError, UsageError
+from tea_models.errors import AccessDeniedError, NotAvailableError, OfflineError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
 from tea_models.gguf import size_by_header
 from tea_models.net import Client, HttpSource, Request, download
 from tea_models.net.retry import QUESTION
-from tea_models.refs import UrlRef
+from tea_models.refs import Reference, UrlRef
 from tea_models.sources.mirror import is_mirror
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
-    """The file behind the address, with the pin that the address carries; all shards if it is one without a pin.
-
-    Raises:
-        UsageError: The address ends in no file name.
-    """
+    """The file behind the address, with the pin that the address carries; all shards if it is one without a pin."""
     name = base_name(reference.url)
     if not name:
         raise UsageError(f"{public(reference)}: the address ends in no file name")
@@ -39,7 +36,7 @@ def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - on
 
 def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download, from the mirror first if one is configured."""
-    pinned = ModelFile(file.filename, file.size, file.sha256 or reference.sha256, file.sources)
+    pinned = replace(file, sha256=file.sha256 or reference.sha256)
     *mirrors, address = candidates(reference.url, caller.settings)
     for mirror in mirrors:
         try:
@@ -52,24 +49,21 @@ def fetch(reference: UrlRef, destination: Path, *, file: ModelFile, caller: Call
 
 
 def open_remote(reference: UrlRef, caller: Caller) -> ByteSource:
-    """Read parts of the file over HTTP ranges."""
     return open_address(candidates(reference.url, caller.settings)[0], caller.settings)
 
 
+def refuse_offline(reference: Reference, settings: Settings) -> None:
+    if settings.offline:
+        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
+
+
 def client_for(settings: Settings) -> Client:
-    """The client for whatever is asked on behalf of a user."""
     return Client(connections=settings.connections, environ=settings.environ)
 
 
 def download_file(
-    url: str,
-    destination: Path,
-    *,
-    file: ModelFile,
-    caller: Caller,
-    headers: dict[str, str] | None = None,
+    url: str, destination: Path, *, file: ModelFile, caller: Caller, headers: dict[str, str] | None = None
 ) -> Fetched:
-    """Download a file from an address; see `tea_models.net.download`."""
     with client_for(caller.settings) as client:
         request = Request(
             client,
@@ -85,7 +79,6 @@ def download_file(
 
 
 def open_address(url: str, settings: Settings, headers: dict[str, str] | None = None) -> ByteSource:
-    """Read parts of the file at an address."""
     return HttpSource(Request(client_for(settings), url, headers or {}, policy=QUESTION))
 
 

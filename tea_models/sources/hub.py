@@ -10,25 +10,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tea_models.disk.hashing import sha256_file
-from tea_models.errors import (
-    AccessDeniedError,
-    MissingFileError,
-    OfflineError,
-    SourceUnavailableError,
-    UnknownModelError,
-    UsageError,
-)
+from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, shard_names
 from tea_models.net.answers import byte_count, refusal
 from tea_models.refs import HubRef, quantization_of
 from tea_models.settings import DEFAULT_HF_ENDPOINT
 from tea_models.sizes import human_bytes
-from tea_models.sources.http import client_for, download_file, open_address
+from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,39 +39,28 @@ _MAX_LISTING = 64 << 20
 
 
 def resolve(reference: HubRef, caller: Caller) -> Artifact:
-    """Ask the Hub which files a reference means, at which commit, with sizes and hashes.
-
-    Raises:
-        OfflineError: Nothing may be asked.
-        AccessDeniedError: Gated or private.
-        MissingFileError: No such repository, revision or file.
-        UnknownModelError: The repository has no such quantisation; the hint lists those it has.
-        UsageError: The repository has several models and the reference does not say which.
-        SourceUnavailableError: The Hub can't be reached.
-    """
-    license_, settings = None, caller.settings
+    """Ask the Hub which files a reference means, at which commit, with sizes and hashes."""
+    commit, license_ = reference.revision, None
+    every: dict[str, ModelFile] = {}
     if reference.path is not None:
         folder = PurePosixPath(reference.path)
         paths = [str(folder.with_name(name)) for name in shard_names(folder.name)]
-        commit, first = metadata(HubRef(reference.repo, paths[0], revision=reference.revision), settings)
-        files = [first, *(metadata(HubRef(reference.repo, path, revision=commit), settings)[1] for path in paths[1:])]
     else:
-        commit, every, license_ = listing(reference, settings)
+        commit, every, license_ = listing(reference, caller.settings)
         paths = choose(reference, every)
-        # The listing of some servers has no hashes; the file's own address does.
-        files = [
-            every[path]
-            if every[path].sha256 and every[path].size is not None
-            else metadata(HubRef(reference.repo, path, revision=commit), settings)[1]
-            for path in paths
-        ]
+    files = []
+    for path in paths:
+        file = every.get(path)
+        if file is None or file.sha256 is None or file.size is None:  # the listing of some servers has no hashes
+            commit, file = metadata(HubRef(reference.repo, path, revision=commit), caller.settings)
+        files.append(file)
     name = str(HubRef(reference.repo, reference.path, reference.quantization, commit))
     return Artifact(str(reference), name, quantization_of(paths[0]), tuple(files), license_)
 
 
 def metadata(reference: HubRef, settings: Settings) -> tuple[str, ModelFile]:
     """Commit of a file, and the file with its size and SHA-256, as the Hub itself states them."""
-    headers = _head(reference, settings)
+    headers = _ask(reference, address(reference, settings), settings, method="HEAD")[0].headers
     commit = headers.get("x-repo-commit") or reference.revision
     if not commit:
         raise SourceUnavailableError(f"{reference}: {settings.hf_endpoint} does not say which commit it is")
@@ -87,12 +70,7 @@ def metadata(reference: HubRef, settings: Settings) -> tuple[str, ModelFile]:
 
 
 def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
-    """The paths of the files (shards) of a repository that a reference without a path means.
-
-    Raises:
-        UnknownModelError: No GGUF files, or none of that quantisation.
-        UsageError: Several could be meant.
-    """
+    """The paths of the files (shards) of a repository that a reference without a path means."""
     models: dict[str, list[str]] = {}  # by the path of the first shard
     for path in files:
         if path.lower().endswith(".gguf"):
@@ -118,26 +96,25 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
             hint=f"name a quantisation, hf:{reference.repo}:Q4_K_M, or a file, hf:{reference.repo}/FILE.gguf",
         )
     paths = sorted(models[matching[0]])
-    names = {base_name(path) for path in paths}
-    for name in shard_names(base_name(matching[0])):
-        if name not in names:
-            raise MissingFileError(f"{reference.repo}: the repository lacks {name}")
+    missing = set(shard_names(base_name(matching[0]))) - set(map(base_name, paths))
+    if missing:
+        raise MissingFileError(f"{reference.repo}: the repository lacks {min(missing)}")
     return paths
 
 
 def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     settings = caller.settings
-    _refuse_offline(reference, settings)
-    size, sha256, commit = file.size, file.sha256, reference.revision
+    refuse_offline(reference, settings)
+    commit = reference.revision
     if commit is None or not _COMMIT.match(commit):
         commit, found = metadata(reference, settings)
-        size, sha256 = found.size if size is None else size, sha256 or found.sha256
+        size = found.size if file.size is None else file.size
+        file = replace(file, size=size, sha256=file.sha256 or found.sha256)
     pinned = HubRef(reference.repo, reference.path, revision=commit)
-    wanted = ModelFile(file.filename, size, sha256, file.sources)
     headers = _authorization(settings)
     try:
-        arrived = download_file(address(pinned, settings), destination, file=wanted, caller=caller, headers=headers)
+        arrived = download_file(address(pinned, settings), destination, file=file, caller=caller, headers=headers)
     except AccessDeniedError as error:
         raise _denied(reference, error.message) from None
     except MissingFileError as error:
@@ -147,18 +124,17 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
         if through_hub is None:
             raise
         arrived = through_hub
-    return Fetched(arrived.sha256, arrived.size, arrived.resumed_from, revision=commit)
+    return replace(arrived, revision=commit)
 
 
 def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
     settings = caller.settings
-    _refuse_offline(reference, settings)
+    refuse_offline(reference, settings)
     return open_address(address(reference, settings), settings, _authorization(settings))
 
 
 def address(reference: HubRef, settings: Settings) -> str:
-    """The address of a file at its revision."""
     revision = quote(reference.revision or "main", safe="")
     return f"{settings.hf_endpoint}/{reference.repo}/resolve/{revision}/{quote(str(reference.path))}"
 
@@ -191,16 +167,10 @@ def listing(reference: HubRef, settings: Settings) -> tuple[str, dict[str, Model
     try:
         info: dict[str, Any] = json.loads(body)
         commit = str(info["sha"])
-        files = {
-            str(item["rfilename"]): _file(
-                reference.repo,
-                str(item["rfilename"]),
-                commit,
-                item.get("size"),
-                str((item.get("lfs") or {}).get("sha256")),
-            )
-            for item in info["siblings"]
-        }
+        files = {}
+        for item in info["siblings"]:
+            path, sha256 = str(item["rfilename"]), str((item.get("lfs") or {}).get("sha256"))
+            files[path] = _file(reference.repo, path, commit, item.get("size"), sha256)
         card = info.get("cardData") or {}
         license_ = card.get("license_name") or card.get("license")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -216,14 +186,9 @@ def _file(repo: str, path: str, commit: str, size: object, sha256: str) -> Model
     return ModelFile(base_name(path), known, sha256 if _SHA256.match(sha256) else None, (source,))
 
 
-def _head(reference: HubRef, settings: Settings) -> httpx2.Headers:
-    """What the Hub says about a file: the head of the answer, which may be a redirect to where the bytes are."""
-    return _ask(reference, address(reference, settings), settings, method="HEAD")[0].headers
-
-
 def _ask(reference: HubRef, url: str, settings: Settings, *, method: str) -> tuple[httpx2.Response, bytes]:
-    """Ask the Hub; every failure becomes one of our errors."""
-    _refuse_offline(reference, settings)
+    """Ask the Hub; a HEAD may be answered with a redirect to where the bytes are."""
+    refuse_offline(reference, settings)
     try:
         with client_for(settings) as client:
             response, body = client.ask(url, _authorization(settings), method=method, most=_MAX_LISTING)
@@ -257,7 +222,8 @@ def _through_hub(reference: HubRef, destination: Path, settings: Settings) -> Fe
 
     folder = destination.with_name(f"{destination.name}.xet")
     try:
-        if "x-xet-hash" not in _head(reference, settings):
+        head, _ = _ask(reference, address(reference, settings), settings, method="HEAD")
+        if "x-xet-hash" not in head.headers:
             return None
         disable_progress_bars()
         path = hf_hub_download(
@@ -286,11 +252,6 @@ def _denied(reference: HubRef, message: str) -> AccessDeniedError:
 
 def _where(reference: HubRef) -> str:
     return f"its files: {DEFAULT_HF_ENDPOINT}/{reference.repo}/tree/{reference.revision or 'main'}"
-
-
-def _refuse_offline(reference: HubRef, settings: Settings) -> None:
-    if settings.offline:
-        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
 
 
 def _quantization(path: str) -> str:

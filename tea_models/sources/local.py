@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import stat
 from typing import TYPE_CHECKING
 
 from tea_models.disk.regular import open_regular
-from tea_models.errors import MissingFileError, SourceUnavailableError
+from tea_models.errors import MissingFileError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.refs import FileRef
 from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
-    import os
     from pathlib import Path
 
     from tea_models.caller import Caller
@@ -21,25 +19,16 @@ if TYPE_CHECKING:
 
 
 def resolve(reference: FileRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
-    """The file, or all shards if its name is that of one.
-
-    Raises:
-        MissingFileError: The file or one of its shards is not there.
-    """
-    paths = shards(reference.path)
-    files = []
-    for path in paths:
-        size = _regular(path).st_size
-        files.append(ModelFile(path.name, size, None, (Source((FileRef(path.absolute()),)),)))
-    return Artifact(str(reference), str(reference), None, tuple(files))
+    """The file, or all shards if its name is that of one."""
+    files = tuple(
+        ModelFile(path.name, _size(path), None, (Source((FileRef(path.absolute()),)),))
+        for path in shards(reference.path)
+    )
+    return Artifact(str(reference), str(reference), None, files)
 
 
 def shards(path: Path) -> tuple[Path, ...]:
-    """The path of each shard of the model that a path belongs to.
-
-    Raises:
-        MissingFileError: A shard is missing; the message names it.
-    """
+    """The path of each shard of the model that a path belongs to; none may be missing."""
     paths = tuple(path.with_name(name) for name in shard_names(path.name)) if path.name else (path,)
     for part in paths:
         if part != path and not part.is_file():
@@ -47,35 +36,17 @@ def shards(path: Path) -> tuple[Path, ...]:
     return paths
 
 
-def fetch(
-    reference: FileRef,
-    destination: Path,
-    *,
-    file: ModelFile,
-    caller: Caller,
-) -> Fetched:
+def fetch(reference: FileRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the file, hashing it on the way. A copy, because the original may be changed by whoever owns it."""
-    size = _regular(reference.path).st_size
-    try:
-        reader = open_regular(reference.path)
-    except OSError as error:
-        raise SourceUnavailableError(f"{reference.path}: {error.strerror}") from None
-    with reader:
+    size = _size(reference.path)
+    with open_regular(reference.path) as reader:
         return receive(lambda _: blocks(reader), destination, name=file.filename, size=size, progress=caller.progress)
 
 
 def open_remote(reference: FileRef, caller: Caller) -> ByteSource:  # noqa: ARG001
-    """Open the file."""
     return FileSource(reference.path)
 
 
-def _regular(path: Path) -> os.stat_result:
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise MissingFileError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise MissingFileError(f"{path}: not a file" + (" but a folder" if stat.S_ISDIR(found.st_mode) else ""))
-    return found
+def _size(path: Path) -> int | None:
+    with FileSource(path) as source:  # which says what is wrong with it
+        return source.size

@@ -16,17 +16,7 @@ from tea_models.errors import (
 )
 from tea_models.files import Artifact, ModelFile, Source, shard_names
 from tea_models.gguf.bytes_source import FileSource
-from tea_models.refs import (
-    FileRef,
-    FsspecRef,
-    HubRef,
-    NameRef,
-    OllamaRef,
-    UrlRef,
-    WheelRef,
-    parse_reference,
-    quantization_of,
-)
+from tea_models.refs import FileRef, HubRef, NameRef, Reference, UrlRef, WheelRef, parse_reference, quantization_of
 from tea_models.registry.entries import Registry
 from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards
@@ -42,27 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model that was found.
-
-    Attributes:
-        artifact: What it is.
-        paths: Its files on this machine, all shards in order; empty if they are not here.
-        entry: The registry entry that a name means.
-        lock: The `models.lock` that says what it is, if that does.
-    """
-
     artifact: Artifact
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...]  # on this machine, all shards in order; empty if they are not here
     caller: Caller = field(repr=False)
-    entry: Entry | None = None
-    lock: Path | None = None
+    entry: Entry | None = None  # of the registry, if a name was asked for
+    lock: Path | None = None  # the `models.lock` that says what it is, if that does
 
     def open_source(self, index: int = 0) -> ByteSource:
-        """Open a file (shard) for reading parts of it, here or over the network.
-
-        Raises:
-            NotAvailableError: It can't be opened, or not without fetching it whole.
-        """
+        """Open a file (shard) for reading parts of it, here or over the network."""
         if self.paths:
             return FileSource(self.paths[index])
         return open_source(self.artifact.files[index], self.caller)
@@ -73,39 +50,22 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
 
     A path is taken as it is. Anything else means what the nearest `models.lock` says, else what the registry or the
     reference itself says; it is looked for in the store first, and with `remote` it may stay where it is.
-
-    Args:
-        text: A reference as a user types it.
-        caller: Its settings say where the store and the hosts are.
-        remote: Whether a model that is not on this machine is an answer.
-        registry: The registry, if it was loaded before.
-
-    Raises:
-        UsageError: The text is no reference.
-        UnknownModelError: No such name in the registry.
-        MissingFileError: No such file; or (without `remote`) the model is not in the store.
-        OfflineError: It is not in the store, and nothing may be fetched.
-        NotAvailableError: Its host can't be asked.
-        LockError: Only what is locked may be used, and this is not.
     """
     reference = parse_reference(text)
-    entry = None
     if isinstance(reference, FileRef):
-        return _file(text, reference, caller)
+        return _file(text, reference.path, caller)
+    entry = None
     artifact = locked_artifact(text, caller)
     lock = caller.settings.lock_file if artifact is not None else None
-    if artifact is not None:
-        pass
-    elif isinstance(reference, NameRef):
+    if artifact is None and isinstance(reference, NameRef):
         try:
             entry, variant = (registry or Registry.load(caller.settings)).find(reference)
-        except UnknownModelError as error:
+        except UnknownModelError:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
-                return _file(text, FileRef(Path(text)), caller)
-            raise error from None
+                return _file(text, Path(text), caller)
+            raise
         artifact = entry.artifact(variant, text)
-    else:
-        artifact = _resolved(text, reference, caller, remote=remote)
+    artifact = artifact or _resolved(text, reference, caller, remote=remote)
     store = Store.of(caller.settings)
     paths = store.paths_of(artifact.files)
     if paths is not None:
@@ -121,19 +81,14 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
 
 
 def locked_artifact(text: str, caller: Caller) -> Artifact | None:
-    """What the nearest `models.lock` says about a reference; None if it says nothing.
-
-    Raises:
-        LockError: Only what is locked may be used, and this is not.
-        ConfigError: The lock is damaged.
-    """
-    path, locked = caller.settings.lock_file, caller.settings.locked
+    """What the nearest `models.lock` says about a reference, which may have to be locked; None if it says nothing."""
+    path = caller.settings.lock_file
     lock = _read(path)
     model = lock.find(text) if lock is not None else None
     if model is not None:
         caller.note(f"{text}: as locked in {path}")
         return model.artifact()
-    if locked:
+    if caller.settings.locked:
         where = f"{path} does not have it" if path is not None else "there is no models.lock here or above"
         raise LockError(
             f"{text} is not locked, and only locked models may be used: {where}", hint=f"tea-models lock {text}"
@@ -150,15 +105,11 @@ def _read(path: Path | None) -> Lock | None:
     return read_lock(path)
 
 
-def _resolved(
-    text: str, reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef, caller: Caller, *, remote: bool
-) -> Artifact:
+def _resolved(text: str, reference: Reference, caller: Caller, *, remote: bool) -> Artifact:
     """What a reference to a host means: by what the store has of it where that is certain or all there is."""
     recorded = recorded_artifact(text, caller.settings)
     if recorded is not None and (caller.settings.offline or not remote or _is_fixed(reference)):
         return recorded
-    if caller.settings.offline:
-        raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)")
     try:
         return resolve(text, caller)
     except SourceUnavailableError:
@@ -177,10 +128,10 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
     if not records:
         return None
     names = {record.filename: record for record in records}
-    first = shard_names(records[0].filename)
-    if any(name not in names for name in first):
+    shards_of_first = shard_names(records[0].filename)
+    if not names.keys() >= set(shards_of_first):
         return None
-    chosen = [names[name] for name in first]
+    chosen = [names[name] for name in shards_of_first]
     if isinstance(reference, HubRef) and len({shard_names(record.filename)[0] for record in records}) > 1:
         raise UsageError(
             f"{text}: the store has several files of it: {', '.join(sorted(names))}",
@@ -190,7 +141,7 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
     return Artifact(text, chosen[0].model, None, files, chosen[0].license)
 
 
-def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
+def _was(record: Record, asked: Reference) -> bool:
     """Whether a record is of a file that a reference means."""
     if str(asked) in (record.model, record.source):
         return True
@@ -210,7 +161,7 @@ def _was(record: Record, asked: NameRef | HubRef | UrlRef | WheelRef | OllamaRef
     return asked == source
 
 
-def _is_fixed(reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> bool:
+def _is_fixed(reference: Reference) -> bool:
     """Whether a reference means the same bytes for ever, so that the store can answer for its host."""
     match reference:
         case HubRef(path=path, revision=revision):
@@ -220,8 +171,7 @@ def _is_fixed(reference: HubRef | UrlRef | WheelRef | OllamaRef | FsspecRef) -> 
     return isinstance(reference, WheelRef)
 
 
-def _file(text: str, reference: FileRef, caller: Caller) -> Located:
-    path = reference.path
+def _file(text: str, path: Path, caller: Caller) -> Located:
     if not path.exists() and not path.is_symlink() and path.name == str(path) and text == path.name:
         stored = Store.of(caller.settings).root / path.name  # a bare name may also be that of a file in the store
         path = stored if stored.is_file() else path

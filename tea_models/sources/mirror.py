@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import AccessDeniedError, UsageError
 from tea_models.files import Source
-from tea_models.net.client import CONNECT_SECONDS, is_loopback
-from tea_models.net.credentials import PREFIX, stored_authorization
+from tea_models.net.client import CONNECT_SECONDS, is_loopback, stored_authorization
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, Reference, UrlRef
 
@@ -94,7 +93,7 @@ def logged_in(settings: Settings, target: str) -> Settings:
     basic = getattr(registry.auth, "_basic_auth", None) or ""
     if not token and not basic:
         return settings
-    name = PREFIX + re.sub(r"[^A-Z0-9]", "_", repository.host.upper())
+    name = "TEA_MODELS_AUTH_" + re.sub(r"[^A-Z0-9]", "_", repository.host.upper())
     return replace(settings, environ={name: token or base64.b64decode(basic).decode(), **settings.environ})
 
 

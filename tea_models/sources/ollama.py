@@ -7,14 +7,13 @@ Formats: the registry speaks the Docker registry API v2; the model is the layer 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tea_models.errors import AccessDeniedError, MissingFileError, OfflineError, SourceUnavailableError
+from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError
 from tea_models.files import Artifact, Fetched, ModelFile, Source
 from tea_models.net.answers import refusal
-from tea_models.sources.http import client_for, download_file, open_address
+from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
+from tea_models.store.other_tools import ollama_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,35 +24,22 @@ if TYPE_CHECKING:
     from tea_models.settings import Settings
 
 DEFAULT_REGISTRY = "https://registry.ollama.ai"
-MODEL_LAYER = "application/vnd.ollama.image.model"
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _MAX_MANIFEST = 4 << 20
 
 
 def resolve(reference: OllamaRef, caller: Caller) -> Artifact:
-    """Read the manifest of a model.
-
-    Raises:
-        OfflineError: Nothing may be asked.
-        MissingFileError: No such model or tag, or it holds no GGUF file.
-        SourceUnavailableError: The registry can't be reached, or its answer is not understood.
-    """
-    if caller.settings.offline:
-        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
+    refuse_offline(reference, caller.settings)
     text = _manifest(reference, caller.settings)
     try:
-        layers: list[Any] = json.loads(text)["layers"]
-        models = [layer for layer in layers if layer["mediaType"] == MODEL_LAYER]
-        found = [(_DIGEST.match(layer["digest"]), int(layer["size"])) for layer in models]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        layers = ollama_layers(text)
+    except ValueError:
         raise SourceUnavailableError(f"{reference}: the registry's answer is not a manifest") from None
-    if len(found) != 1 or found[0][0] is None:
-        raise MissingFileError(f"{reference}: its manifest has {len(models)} GGUF layers, expected one")
-    match, size = found[0]
-    assert match is not None
+    if len(layers) != 1 or not layers[0][0]:
+        raise MissingFileError(f"{reference}: its manifest has {len(layers)} GGUF layers, expected one")
+    sha256, size = layers[0]
     revision = "sha256:" + hashlib.sha256(text).hexdigest()
     name = f"{reference.name.rpartition('/')[2]}-{reference.tag}.gguf"
-    file = ModelFile(name, size, match[1], (Source((reference,), revision),))
+    file = ModelFile(name, size, sha256, (Source((reference,), revision),))
     return Artifact(str(reference), str(reference), None, (file,))
 
 
@@ -66,7 +52,6 @@ def fetch(reference: OllamaRef, destination: Path, *, file: ModelFile, caller: C
 
 
 def open_remote(reference: OllamaRef, caller: Caller) -> ByteSource:
-    """Read parts of the blob over HTTP ranges."""
     sha256 = resolve(reference, caller).files[0].sha256
     return open_address(_blob(reference, str(sha256), caller.settings), caller.settings)
 

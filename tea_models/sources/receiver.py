@@ -9,14 +9,11 @@ from typing import IO, TYPE_CHECKING
 from tea_models.disk.hashing import hash_range
 from tea_models.disk.regular import open_own
 from tea_models.files import Fetched
+from tea_models.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-
-    from tea_models.progress import Progress
-
-_BLOCK = 1 << 20
 
 
 def receive(
@@ -28,16 +25,11 @@ def receive(
     keep: int = 0,
     progress: Progress | None = None,
 ) -> Fetched:
-    """Write what comes into a file, never through a link, and hash it.
+    """Write what comes (`chunks` gives it from an offset on) into a file, never through a link, and hash it.
 
-    Args:
-        chunks: Gives the bytes from an offset on.
-        destination: The file.
-        name: For the progress.
-        size: How many there will be, if it is known.
-        keep: How many bytes at the beginning of the file are taken as they are; with fewer there, none.
-        progress: Told about bytes as they arrive.
+    The first `keep` bytes of the file are taken as they are; with fewer there, none.
     """
+    progress = progress or Silent()
     digest, there = hashlib.sha256(), 0
     with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
         if 0 < keep <= os.fstat(writer.fileno()).st_size:
@@ -45,23 +37,20 @@ def receive(
         writer.seek(there)
         writer.truncate()
         done = there
-        if progress is not None:
-            progress.start(name, size, there)
+        progress.start(name, size, there)
         try:
             for chunk in chunks(there):
                 digest.update(chunk)
                 writer.write(chunk)
                 writer.flush()
                 done += len(chunk)
-                if progress is not None:
-                    progress.advance(len(chunk))
+                progress.advance(len(chunk))
         finally:
-            if progress is not None:
-                progress.finish()
+            progress.finish()
     return Fetched(digest.hexdigest(), done, there or None)
 
 
 def blocks(reader: IO[bytes]) -> Iterator[bytes]:
     """The rest of an open file, piece by piece."""
-    while chunk := reader.read(_BLOCK):
+    while chunk := reader.read(1 << 20):
         yield chunk

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
-    OfflineError,
     SizeMismatchError,
     SourceUnavailableError,
     TeaModelsError,
     UsageError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public
+from tea_models.sources.http import refuse_offline
 from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 
 
 def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
-    """The file behind the address, with its size.
-
-    Raises:
-        UsageError: No filesystem of that name, or the address ends in no file name.
-        SourceUnavailableError: The package for it is not installed, or it can't be reached.
-        MissingFileError: There is no such file.
-    """
-    if caller.settings.offline:
-        raise OfflineError(f"{reference} is not in the store, and nothing may be fetched (--offline)")
+    refuse_offline(reference, caller.settings)
     name = base_name(urlsplit(reference.url).path or urlsplit(reference.url).netloc)
     if not name or name.endswith("/"):
         raise UsageError(f"{reference.url}: the address ends in no file name")
@@ -45,21 +37,21 @@ def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
     return Artifact(str(reference), str(reference), None, (ModelFile(name, size, None, (Source((reference,)),)),))
 
 
-def fetch(
-    reference: FsspecRef,
-    destination: Path,
-    *,
-    file: ModelFile,
-    caller: Caller,
-) -> Fetched:
+def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the bytes, hashing them on the way. A pinned file is continued where an earlier attempt stopped."""
     filesystem, path = _open_filesystem(reference)
     size = _size(reference, filesystem, path)
     if file.size is not None and size is not None and size != file.size:
         raise SizeMismatchError(file.filename, expected=file.size, actual=size)
     there = destination.stat().st_size if file.sha256 is not None and destination.is_file() else 0
+
+    def chunks(start: int) -> Iterator[bytes]:
+        with _explained(reference), filesystem.open(path, "rb") as reader:
+            reader.seek(start)
+            yield from blocks(reader)
+
     return receive(
-        lambda start: _chunks(reference, filesystem, path, start),
+        chunks,
         destination,
         name=file.filename,
         size=size,
@@ -69,13 +61,10 @@ def fetch(
 
 
 def open_remote(reference: FsspecRef, caller: Caller) -> ByteSource:  # noqa: ARG001
-    """Read parts of the file."""
     return _FsspecSource(reference)
 
 
 class _FsspecSource:
-    """A `ByteSource` over an fsspec file."""
-
     def __init__(self, reference: FsspecRef) -> None:
         self.name = public(reference)
         self._reference = reference
@@ -87,19 +76,10 @@ class _FsspecSource:
     def read(self, offset: int, length: int) -> bytes:
         with _explained(self._reference):
             self._file.seek(offset)
-            data = b""
-            while len(data) < length and (more := self._file.read(length - len(data))):
-                data += more
-        return data
+            return bytes(self._file.read(length))
 
     def close(self) -> None:
         self._file.close()
-
-
-def _chunks(reference: FsspecRef, filesystem: Any, path: str, start: int) -> Iterator[bytes]:
-    with _explained(reference), filesystem.open(path, "rb") as reader:
-        reader.seek(start)
-        yield from blocks(reader)
 
 
 def _open_filesystem(reference: FsspecRef) -> tuple[Any, str]:

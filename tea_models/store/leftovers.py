@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from tea_models.disk.space import taken_by
 from tea_models.store.locks import hold, try_hold
@@ -31,12 +31,8 @@ _UNIQUE = re.compile(r"\.[0-9]+-[0-9a-f]{8}\.part")
 class Leftover:
     """Something that can go.
 
-    Attributes:
-        path: Where it lies.
-        kind: `partial` (of an unfinished download), `broken` (moved aside by a repair), `orphan` (a record or profile
-            of a file that is gone), `draft` (of a write that did not end).
-        size: Bytes that it takes.
-        reason: Why it can go.
+    A `partial` (of an unfinished download), `broken` (moved aside by a repair), `orphan` (a record or profile of a file
+    that is gone) or `draft` (of a write that did not end).
     """
 
     path: Path
@@ -48,119 +44,64 @@ class Leftover:
         return asdict(self) | {"path": str(self.path)}
 
 
-class _InUseError(Exception):
-    pass
-
-
 def leftovers(store: Store, *, now: float | None = None) -> list[Leftover]:
-    """What can go, without touching it.
-
-    Args:
-        store: The store.
-        now: Seconds since the epoch; the present by default.
-    """
+    """What can go, without touching it."""
     now = time.time() if now is None else now
-    return [*_partials(store, now), *_broken(store), *_orphans(store), *_drafts(store, now)]
+    return [*_partials(store, now), *_bookkeeping(store, now)]
 
 
 def collect(store: Store, found: list[Leftover]) -> list[Leftover]:
-    """Remove leftovers, except those that came into use meanwhile.
-
-    Args:
-        store: The store.
-        found: From `leftovers`.
-
-    Returns:
-        What was removed.
-
-    Raises:
-        OSError: Something can't be removed.
-    """
+    """Remove leftovers, except those that came into use meanwhile; returns what was removed."""
     removed = []
     for item in found:
-        if item.kind == "partial":
-            with contextlib.suppress(_InUseError), _unused(store, item.path):
-                _remove(item.path)
-                removed.append(item)
-        else:
-            _remove(item.path)
+        with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as stack:
+            if item.kind == "partial":  # nobody may start to write it meanwhile
+                lock = _lock_of(store, item.path)
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(lock, waiting=_refuse_to_wait))
+            if item.path.is_dir() and not item.path.is_symlink():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink(missing_ok=True)
             removed.append(item)
     return removed
 
 
 def _partials(store: Store, now: float) -> Iterator[Leftover]:
     for path in sorted(store.partials_dir.iterdir()) if store.partials_dir.is_dir() else ():
-        if not try_hold(store.lock_path(path.name.partition(".")[0])):
+        if not try_hold(_lock_of(store, path)):
             continue  # it is being written
         with contextlib.suppress(OSError):
             every = [path, *path.rglob("*")] if path.is_dir() else [path]
-            idle = now - max(map(_mtime, every))
-            if idle < QUIET_SECONDS and not _of_this_host(path.name):
+            idle = now - max(item.lstat().st_mtime for item in every)
+            # A free lock proves that it is not being written if it was made on this host, where locks work.
+            if idle < QUIET_SECONDS and (f".{host_key()}." not in path.name or _UNIQUE.search(path.name)):
                 continue
-            days = max(0.0, idle) / 86400
-            age = f"{days:.0f} days ago" if days >= 2 else "lately"
-            size = sum(map(taken_by, every))
-            yield Leftover(path, "partial", size, f"an unfinished download, last written {age}")
+            told = f"an unfinished download, last written {max(0.0, idle) / 86400:.0f} days ago"
+            yield Leftover(path, "partial", sum(map(taken_by, every)), told)
 
 
-def _broken(store: Store) -> Iterator[Leftover]:
-    for path in _files(store.hidden / "broken"):
-        yield Leftover(path, "broken", _size(path), "was found broken and moved aside")
+def _bookkeeping(store: Store, now: float) -> Iterator[Leftover]:
+    for path in sorted(path for path in store.hidden.rglob("*") if not path.is_dir()):
+        folder = path.relative_to(store.hidden).parts[0]
+        if folder == "partial":
+            continue
+        found = path.lstat()
+        size = found.st_size if found.st_nlink == 1 else 0
+        if folder == "broken":
+            yield Leftover(path, "broken", size, "was found broken and moved aside")
+        elif path.name.startswith("."):
+            if path.suffix == ".tmp" and now - found.st_mtime >= QUIET_SECONDS:
+                yield Leftover(path, "draft", size, "a write that did not end")
+        elif folder in ("records", "profiles") and path.suffix == ".json":
+            owner = store.root / path.relative_to(store.hidden / folder).with_suffix("")
+            if not (owner.exists() and store.contains(owner)):
+                yield Leftover(path, "orphan", size, f"its file is gone: {owner.name}")
 
 
-def _orphans(store: Store) -> Iterator[Leftover]:
-    for kind in ("records", "profiles"):
-        folder = store.hidden / kind
-        for path in _files(folder):
-            owner = store.root / path.relative_to(folder).with_suffix("")
-            if (
-                path.suffix == ".json"
-                and not path.name.startswith(".")
-                and not (owner.exists() and store.contains(owner))
-            ):
-                yield Leftover(path, "orphan", _size(path), f"its file is gone: {owner.name}")
+def _lock_of(store: Store, partial: Path) -> Path:
+    return store.lock_path(partial.name.partition(".")[0])
 
 
-def _drafts(store: Store, now: float) -> Iterator[Leftover]:
-    for path in _files(store.hidden):
-        if path.name.startswith(".") and path.suffix == ".tmp" and now - _mtime(path) >= QUIET_SECONDS:
-            yield Leftover(path, "draft", _size(path), "a write that did not end")
-
-
-def _of_this_host(name: str) -> bool:
-    """Whether a free lock proves that a partial is not being written: made on this host, where locks work."""
-    host = host_key()
-    return f".{host}." in name and not _UNIQUE.search(name)
-
-
-@contextlib.contextmanager
-def _unused(store: Store, path: Path) -> Iterator[None]:
-    """Keep others from starting to write a partial while it is removed."""
-
-    def busy() -> None:
-        raise _InUseError
-
-    lock = store.lock_path(path.name.partition(".")[0])
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with hold(lock, waiting=busy):
-        yield
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if not path.is_dir()) if folder.is_dir() else []
-
-
-def _size(path: Path) -> int:
-    found = path.lstat()
-    return found.st_size if found.st_nlink == 1 else 0
-
-
-def _mtime(path: Path) -> float:
-    return path.lstat().st_mtime
+def _refuse_to_wait() -> NoReturn:
+    raise BlockingIOError

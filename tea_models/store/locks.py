@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,6 @@ from tea_models.disk.regular import descriptor_of, open_own
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # no such thing on this system
-    fcntl = None  # type: ignore[assignment]
 
 _CONTENDED = (errno.EAGAIN, errno.EACCES)
 # A lock belongs to the open file, which a forked child shares: it would hold what its parent has given back.
@@ -33,27 +29,15 @@ def _let_go() -> None:
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
 def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold an exclusive lock.
+    """Hold an exclusive lock; yields whether it keeps others out. `waiting` is called once if another process has it.
 
-    Args:
-        path: The lock file; made if it is absent, and left in place (removing it would split those who wait).
-        waiting: Called once if another process holds the lock.
-
-    Yields:
-        True if the lock keeps others out, False if locks do nothing here.
-
-    Raises:
-        OSError: The lock file can't be opened.
+    The lock file is made if it is absent, and left in place: removing it would split those who wait.
     """
-    if fcntl is None:
-        yield False
-        return
     while True:
         descriptor = _open(path)
         _held.add(descriptor)
@@ -62,7 +46,7 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
             # Whoever cleans up may have removed the file between open and lock: then this lock guards no name.
             if locked and os.fstat(descriptor).st_nlink == 0:
                 continue
-            yield locked and _excludes(path)
+            yield locked and not try_hold(path)  # a lock that works refuses another open file
             return
         finally:
             if descriptor in _held:  # not in a child that was forked meanwhile
@@ -74,8 +58,6 @@ def hold(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[b
 
 def try_hold(path: Path) -> bool:
     """Whether nobody holds the lock at `path` now. True also where locks do nothing, or there is no such file."""
-    if fcntl is None:
-        return True
     try:
         descriptor = descriptor_of(path, follow=False)
     except OSError:
@@ -109,8 +91,3 @@ def _lock(descriptor: int, waiting: Callable[[], None] | None) -> bool:
             waiting()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     return True
-
-
-def _excludes(path: Path) -> bool:
-    """Try to take the held lock again through another open file: a lock that works refuses."""
-    return not try_hold(path)

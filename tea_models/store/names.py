@@ -10,32 +10,20 @@ from tea_models.errors import StoreError
 
 _MAX_NAME_BYTES = 200  # of the 255 that file systems allow; suffixes for records and partials come on top
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-_FORBIDDEN = frozenset('/\\:*?"<>|')
 
 
 def check_name(filename: str) -> None:
-    """Refuse an upstream name that can't be a plain file name on every system.
-
-    Raises:
-        StoreError: The name has separators, drive letters, control characters, is reserved, too long, …
-    """
-    stem = filename.partition(".")[0].rstrip(" ").lower()
-    problem = (
-        "it is empty"
-        if not filename
-        else f"it has more than {_MAX_NAME_BYTES} bytes"
-        if len(filename.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES
-        else f"it starts with {filename[0]!r}"
-        if filename[0] in ".-~ "
-        else f"it ends with {filename[-1]!r}"
-        if filename[-1] in ". "
-        else "it is reserved on some systems"
-        if stem in _RESERVED
-        else next(
-            (f"it has the character {c!r}" for c in filename if c in _FORBIDDEN or not (c.isprintable() or c == " ")),
-            "",
-        )
-    )
+    """Refuse an upstream name that can't be a plain file name on every system."""
+    forbidden = next((c for c in filename if c in '/\\:*?"<>|' or not (c.isprintable() or c == " ")), "")
+    problems = {
+        "it is empty": not filename,
+        f"it has more than {_MAX_NAME_BYTES} bytes": len(filename.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES,
+        f"it starts with {filename[:1]!r}": filename.startswith((".", "-", "~", " ")),
+        f"it ends with {filename[-1:]!r}": filename.endswith((".", " ")),
+        "it is reserved on some systems": filename.partition(".")[0].rstrip(" ").lower() in _RESERVED,
+        f"it has the character {forbidden!r}": bool(forbidden),
+    }
+    problem = next((told for told, true in problems.items() if true), None)
     if problem:
         shown = filename if len(filename) <= 60 else filename[:57] + "…"
         raise StoreError(
@@ -62,5 +50,4 @@ def folded(name: str) -> str:
 
 def host_key() -> str:
     """What tells this host from others that share a store; `socket` says the same, but takes long to import."""
-    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]

@@ -20,38 +20,21 @@ RECORD_SCHEMA = "tea.store-record/1"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known about one file of the store.
-
-    Attributes:
-        file: Its path in the store, with `/`.
-        size: Bytes.
-        sha256: Of the bytes when they were last verified.
-        model: The name or reference it was pulled as.
-        source: Where the bytes came from (a reference, several joined by ` + `).
-        revision: Commit or version, if the source has one.
-        license: Its licence, if known.
-        pinned: The hash was known before the bytes were; False means trusted on first use.
-        mtime_ns: Time stamps, inode and device of the file when it was verified. A file that still has all of them and
-            its size holds the same bytes: nobody can set a `ctime`, and a restored copy has a new one.
-        ctime_ns: As above.
-        inode: As above.
-        device: As above.
-        registry: Which registries the stored profile was made with (see `tea_models.profile.stored`), or None.
-    """
-
-    file: str
+    file: str  # its path in the store, with `/`
     size: int
-    sha256: str
-    model: str
-    source: str
+    sha256: str  # of the bytes when they were last verified
+    model: str  # the name or reference it was pulled as
+    source: str  # where the bytes came from (a reference, several joined by ` + `)
     revision: str | None = None
     license: str | None = None
-    pinned: bool = True
+    pinned: bool = True  # the hash was known before the bytes were; False means trusted on first use
+    # Of the file when it was verified. A file that still has all of them and its size holds the same bytes: nobody can
+    # set a `ctime`, and a restored copy has a new one.
     mtime_ns: int = 0
     ctime_ns: int = 0
     inode: int = 0
     device: int = 0
-    registry: str | None = None
+    registry: str | None = None  # which ones the stored profile was made with (see `tea_models.profile.stored`)
 
     @property
     def filename(self) -> str:
@@ -68,11 +51,7 @@ class Record:
         return replace(self, mtime_ns=mtime_ns, ctime_ns=ctime_ns, inode=inode, device=device)
 
     def as_file(self) -> ModelFile:
-        """The file as something to fetch again from where it came.
-
-        Raises:
-            UsageError: The record names no source that could be asked.
-        """
+        """The file as something to fetch again from where it came; `UsageError` where nothing could be asked."""
         return ModelFile(self.filename, self.size, self.sha256, (Source.parse(self.source, self.revision),))
 
     def means(self, file: ModelFile) -> bool:
@@ -84,11 +63,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A recorded file and how it is found now.
-
-    Attributes:
-        state: `ok` (stamp as recorded), `changed` (to be hashed again before it is trusted) or `missing`.
-    """
+    """A recorded file and how it is found now: `changed` is to be hashed again before it is trusted."""
 
     record: Record
     path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -11,14 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.hashing import holds, sha256_file
+from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
-from tea_models.errors import ChecksumMismatchError, IntegrityError, SizeMismatchError, StoreError
-from tea_models.store.folders import Records, link_above, make_folder, refuse_links
+from tea_models.errors import ChecksumMismatchError, IntegrityError, StoreError
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, host_key, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Record, read_record, stamp_of
-from tea_models.store.stamps import Stamps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,42 +27,47 @@ if TYPE_CHECKING:
     from tea_models.files import ModelFile
     from tea_models.settings import Settings
 
-_RECORDING_SECONDS = 5
+_RECORDING_SECONDS = 3  # longest time between giving a name and recording it
 
 
 class NameTakenError(StoreError):
-    """Another process gave the final name to other bytes in the meantime."""
+    """Another process gave the final name to other bytes in the meantime: choose again."""
 
 
 class Store:
-    """The files under `root`. Creating the object touches nothing.
+    """The files under `root`, which the first write makes.
 
-    Args:
-        root: Folder of the store; made by the first write.
-        cache_dir: Where to remember what was hashed while the store can't be written; None for nowhere.
+    In `cache_dir` it remembers what was hashed while the store can't be written, or nobody could ever trust it.
     """
 
     def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self.root = root
         self.hidden = root / HIDDEN
         self.partials_dir = self.hidden / "partial"
-        self._settled = True  # no other process can be between giving a name and recording it
-        self._stamps = Stamps(root, cache_dir)
-        self._records = Records(root)
+        self._read: dict[str, tuple[tuple[int, ...], Record | None]] = {}  # by the record's path: its stamp, and it
+        key = hashlib.sha256(str(root).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        self._stamps_path = cache_dir / "stamps" / f"{key}.json" if cache_dir is not None else None
+        self._stamps: dict[str, list[str | int]] | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Store:
-        """The store that settings name."""
         return cls(settings.store_dir, settings.cache_dir)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def records(self) -> list[Record]:
-        """All records, by path."""
-        return self._records.all()
+        """All records, by path, without unreadable ones; each is read again only when it was replaced."""
+        read = {}
+        for here, _, names in os.walk(self.hidden / "records"):
+            for path in (f"{here}/{name}" for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    stamp = stamp_of(os.stat(path))  # noqa: PTH116 - there may be many
+                    known = self._read.get(path)
+                    read[path] = known if known and known[0] == stamp else (stamp, read_record(path))
+        self._read = read
+        return [record for _, (_, record) in sorted(read.items(), key=lambda item: item[0]) if record is not None]
 
     def record_of(self, path: Path) -> Record | None:
-        """The record of a file in the store, if there is one."""
         return read_record(self._beside("records", path)) if self.contains(path) else None
 
     def installed(self) -> list[Installed]:
@@ -74,18 +79,14 @@ class Store:
 
         A file is hashed only if its stamp has changed. A file without a pin is found by where it was pulled from.
         """
-        known = [[record for record in self.records() if record.means(file)] for file in files]
+        known = [record for record in self.records() if record.means(files[0])]
         if len(files) == 1:
-            known[0].sort(key=lambda record: record.filename != files[0].filename)
-            return next(((self.root / record.file,) for record in known[0] if self.intact(record)), None)
-        for first in known[0]:
-            folder = (self.root / first.file).parent
+            known.sort(key=lambda record: record.filename != files[0].filename)
+            return next(((self.root / record.file,) for record in known if self.intact(record)), None)
+        for folder in ((self.root / record.file).parent for record in known):
             paths = tuple(folder / file.filename for file in files)
-            here = [
-                next((record for record in records if self.root / record.file == path), None)
-                for records, path in zip(known, paths, strict=True)
-            ]
-            if all(record is not None and self.intact(record) for record in here):
+            here = zip(map(self.record_of, paths), files, strict=True)
+            if all(record is not None and record.means(file) and self.intact(record) for record, file in here):
                 return paths
         return None
 
@@ -112,34 +113,26 @@ class Store:
         return True
 
     def confirm(self, record: Record, stamp: tuple[int, ...]) -> None:
-        """Remember that a file was just found to hold the recorded bytes.
-
-        Args:
-            record: Its record.
-            stamp: Of the file before it was read; if it is another one now, nothing is remembered.
-        """
+        """Remember that a file was just found to hold the recorded bytes, if `stamp` (of before) is still its own."""
         path = self.root / record.file
         if stamp == record.stamp or stamp_of(path.stat()) != stamp:
             return
         try:
             self.write_record(record.stamped(stamp))
         except (OSError, StoreError):  # a store that is only readable stays usable
-            self._stamps.remember(record.file, record.sha256, stamp)
+            self._stamps = self._remembered() | {record.file: [record.sha256, *stamp]}
+            if self._stamps_path is not None:
+                keep(self._stamps_path, self._stamps)
 
-    def mismatch(self, record: Record, hint: str) -> ChecksumMismatchError | SizeMismatchError:
+    def mismatch(self, record: Record, hint: str) -> ChecksumMismatchError:
         """The error to raise for a recorded file that is not intact."""
         path = self.root / record.file
-        size = path.stat().st_size
-        if size != record.size:
-            return SizeMismatchError(str(path), expected=record.size, actual=size, hint=hint)
         return ChecksumMismatchError(str(path), expected=record.sha256, actual=sha256_file(path), hint=hint)
 
     def contains(self, path: Path) -> bool:
         """Whether a path lies in the store: not in its hidden folder, nor behind a link to some other folder."""
         return (
-            path.is_relative_to(self.root)
-            and not path.is_relative_to(self.hidden)
-            and link_above(self.root, path) is None
+            path.is_relative_to(self.root) and not path.is_relative_to(self.hidden) and self._link_above(path) is None
         )
 
     def own(self, path: Path) -> Path:
@@ -148,7 +141,6 @@ class Store:
         return self.root / real.relative_to(root) if real.is_relative_to(root) else path
 
     def profile_path(self, path: Path) -> Path:
-        """Where the resolved profile of a file of the store lies."""
         return self._beside("profiles", path)
 
     def arrived(self, key: str) -> int:
@@ -162,75 +154,44 @@ class Store:
 
     @contextlib.contextmanager
     def partial(self, key: str, *, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
-        """A place for bytes on their way, for one process at a time.
+        """A place for bytes on their way, for one process at a time; `waiting` is called once if another has it now.
 
         Where locks work, the place is the same every time, so that an interrupted download is resumed. Where they do
         not (they are tried out), it is unique, and removed afterwards. The name carries the host: a lock that works on
         one host may not be seen by another that shares the file system.
-
-        Args:
-            key: What identifies the bytes (see `key_of`).
-            waiting: Called once if another process has the place now.
-
-        Raises:
-            StoreError: The store can't be written.
         """
         with contextlib.ExitStack() as stack:
             with writing(self.root):
-                make_folder(self.root, self.partials_dir)
-                make_folder(self.root, self.lock_path(key).parent)
+                self._make_folder(self.partials_dir)
+                self._make_folder(self.lock_path(key).parent)
                 exclusive = stack.enter_context(hold(self.lock_path(key), waiting=waiting))
             path = self.partials_dir / f"{key}.{host_key()}.part"
             others = path.exists() and not os.access(path, os.W_OK)  # left by another user of a shared store
             if others or not exclusive:
                 path = path.with_suffix(f".{os.getpid()}-{os.urandom(4).hex()}.part")
+                stack.callback(remove_partial, path)
             for item in self.partials_dir.glob(f"{path.name}*"):
                 if item.is_symlink():
                     item.unlink()  # planted: never write through it
-            if others or not exclusive:
-                stack.callback(remove_partial, path)
             yield path
 
-    @contextlib.contextmanager
-    def naming(self) -> Iterator[None]:
-        """Choose a final name and take it, without another process in between.
-
-        Where locks do nothing, two processes may still choose one name for different bytes; then one of them finds it
-        taken (`NameTakenError`) and chooses again.
-        """
-        with self.alone("names") as alone:
-            self._settled = alone
-            try:
-                yield
-            finally:
-                self._settled = True
+    def naming(self) -> contextlib.AbstractContextManager[None]:
+        """Choose a final name and take it, without another process in between (where locks work)."""
+        return self.alone("names")
 
     @contextlib.contextmanager
-    def alone(self, key: str) -> Iterator[bool]:
-        """Hold a lock of the store; yields whether it keeps others out.
-
-        Where nothing can be written, nobody has to be kept out of anything, and no lock is taken.
-        """
+    def alone(self, key: str) -> Iterator[None]:
+        """Hold a lock of the store; none where nothing can be written, as nobody has to be kept out of anything."""
         with contextlib.ExitStack() as stack:
-            exclusive = True
             with contextlib.suppress(OSError):
-                make_folder(self.root, self.lock_path(key).parent)
-                exclusive = stack.enter_context(hold(self.lock_path(key)))
-            yield exclusive
+                self._make_folder(self.lock_path(key).parent)
+                stack.enter_context(hold(self.lock_path(key)))
+            yield
 
     def folder_for(self, files: Sequence[ModelFile], folders: Sequence[str]) -> Path:
-        """Choose the folder in which all files of a model can lie under their upstream names.
+        """The first folder (the store, then `folders`) in which no name of a model's files is taken by other bytes.
 
-        Args:
-            files: The files, with their hashes as far as they are known.
-            folders: Further folders to try after the store itself, such as `owner/repo`.
-
-        Returns:
-            The first folder in which no name is taken by other bytes.
-
-        Raises:
-            IntegrityError: A name is taken in the store itself by a file that was never verified.
-            StoreError: A name can't be used as a file name, or every folder is taken.
+        `IntegrityError`: a name is taken by a file that was never verified.
         """
         for file in files:
             check_name(file.filename)
@@ -242,21 +203,13 @@ class Store:
         raise StoreError(f"{name}: the name is taken, and so are all folders it could go to instead")
 
     def publish(self, partial: Path, target: Path, record: Record) -> Path:
-        """Give checked bytes their final name and record them.
+        """Give checked bytes their final name (see `folder_for`) and record them; `file` and stamp are filled in here.
 
-        Args:
-            partial: The bytes; gone afterwards.
-            target: The final path, from `folder_for`.
-            record: What to record; `file` and the stamp are filled in here.
-
-        Raises:
-            NameTakenError: Somebody put other bytes there meanwhile.
-            DiskFullError: No space for the record.
-            StoreError: The store can't be written.
+        `NameTakenError`: somebody put other bytes there meanwhile.
         """
         with writing(self.root):
             sync(partial)
-            make_folder(self.root, target.parent)
+            self._make_folder(target.parent)
             try:
                 link_new(partial, target)
             except FileExistsError:
@@ -268,23 +221,14 @@ class Store:
         return target
 
     def link_in(self, existing: Path, target: Path, record: Record, seen: tuple[int, ...] | None = None) -> Path:
-        """Give verified bytes that lie elsewhere on this machine a final name too, without a second copy if possible.
+        """Give verified bytes that lie elsewhere on this machine a final name too; otherwise as `publish`.
 
-        Hard link, else a copy that shares blocks (reflink), else a real copy.
-
-        Args:
-            existing: A file whose SHA-256 was just checked to be `record.sha256`; it is not modified.
-            target: The final path, from `folder_for`.
-            record: As for `publish`.
-            seen: The file's stamp before it was hashed; if it has changed since, the file is hashed again.
-
-        Raises:
-            NameTakenError: Somebody put other bytes there meanwhile.
-            IntegrityError: The file changed while it was taken in.
+        By a hard link, else a copy that shares blocks (reflink), else a real copy. If the file's stamp is no more the
+        one that was `seen` before it was hashed, it is hashed again.
         """
         source = self.record_of(existing)
         with writing(self.root):
-            make_folder(self.root, target.parent)
+            self._make_folder(target.parent)
             if seen is not None and stamp_of(existing.stat()) != seen and not holds(existing, record.sha256):
                 raise IntegrityError(f"{existing}: changed while it was checked")
             try:
@@ -304,84 +248,94 @@ class Store:
         return target
 
     def write_stamped(self, record: Record, path: Path) -> Record:
-        """Record a file as it is now."""
         values = asdict(record) | {"file": path.relative_to(self.root).as_posix()}
         stamped = Record(**values).stamped(stamp_of(path.stat()))
         self.write_record(stamped)
         return stamped
 
     def write_record(self, record: Record) -> None:
-        """Write a record atomically."""
         document = {"schema": RECORD_SCHEMA, **asdict(record)}
         self.write_hidden(self._beside("records", self.root / record.file), json.dumps(document, indent=2) + "\n")
 
     def write_hidden(self, path: Path, text: str) -> None:
-        """Write a small file of the bookkeeping atomically.
-
-        Raises:
-            DiskFullError: No space.
-            StoreError: The store can't be written.
-        """
+        """Write a small file of the bookkeeping atomically."""
         with writing(self.root):
-            make_folder(self.root, path.parent)
+            self._make_folder(path.parent)
             write_atomically(path, text)
 
     def set_aside(self, path: Path) -> Path:
-        """Move a file that is not what its record says out of the way, into the hidden folder.
-
-        Returns:
-            Where it lies now.
-        """
+        """Move a file that is not what its record says into the hidden folder; returns where it lies now."""
         with writing(self.root):
-            refuse_links(self.root, path)
+            self._refuse_links(path)
             folder = self.hidden / "broken"
-            make_folder(self.root, folder)
+            self._make_folder(folder)
             aside = folder / f"{path.name}.{os.urandom(4).hex()}"
             self.forget(path)
             path.rename(aside)
         return aside
 
     def set_aside_broken(self, file: ModelFile) -> list[tuple[Path, Path]]:
-        """Move aside what has a file's name and record, but not its bytes any more.
-
-        Returns:
-            Of each where it lay, and where it lies now.
-        """
+        """Move aside what has a file's name and record, but not its bytes any more: from where to where."""
         same = [record for record in self.records() if record.means(file) and record.filename == file.filename]
         broken = [record for record in same if self._state(record) == "changed" and not self.intact(record)]
         return [(self.root / record.file, self.set_aside(self.root / record.file)) for record in broken]
 
     def remove(self, path: Path) -> int:
-        """Remove a file of the store with its record and profile.
+        """Remove a file of the store with its record and profile; returns the bytes freed (0 if links to them stay).
 
-        Returns:
-            Bytes freed (0 if other links to them stay).
-
-        Raises:
-            StoreError: It can't be removed, or lies behind a link to some other folder; then it stays, recorded.
+        What can't be removed, or lies behind a link to some other folder, stays, recorded.
         """
         with writing(self.root):
-            refuse_links(self.root, path)
-            record = self.record_of(path)
+            for place in (path, self._beside("records", path), self._beside("profiles", path)):
+                self._refuse_links(place)
             found = path.lstat() if os.path.lexists(path) else None
+            path.unlink(missing_ok=True)
             self.forget(path)
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                if record is not None:
-                    self.write_record(record)
-                raise
-            self._prune(path.parent)
+            with contextlib.suppress(OSError):
+                os.removedirs(path.parent)  # those that are empty now; the store itself has a hidden folder
         return found.st_size if found is not None and found.st_nlink == 1 else 0
 
     def forget(self, path: Path) -> None:
-        """Remove the record and the profile of a file."""
         for kind in ("records", "profiles"):
             beside = self._beside(kind, path)
-            refuse_links(self.root, beside)
+            self._refuse_links(beside)
             beside.unlink(missing_ok=True)
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _remembered(self) -> dict[str, list[str | int]]:
+        """By file the hash and stamp that were found while the store could not be written."""
+        if self._stamps is None:
+            found = read_kept(self._stamps_path) if self._stamps_path is not None else None
+            self._stamps = found if isinstance(found, dict) else {}
+        return self._stamps
+
+    def _link_above(self, path: Path) -> Path | None:
+        """A folder between the store and a path that is a link: what lies behind it is not the store's."""
+        above = [parent for parent in path.parents if parent != self.root and parent.is_relative_to(self.root)]
+        return next((parent for parent in reversed(above) if parent.is_symlink()), None)
+
+    def _refuse_links(self, path: Path) -> None:
+        """Refuse a path that leads out of the store through a link."""
+        link = self._link_above(path)
+        if link is not None:
+            raise StoreError(
+                f"{link} is a link to another folder: nothing is written or removed behind it",
+                hint="put a folder in its place",
+            )
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder, with those above it; where the store is shared by a group, so are they."""
+        self._refuse_links(folder / "any")
+        if folder.is_dir():
+            return
+        missing = [path for path in (folder, *folder.parents) if path.is_relative_to(self.root) and not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        shared = self.root.stat().st_mode & 0o2077
+        for path in missing:
+            if path != self.root and shared & 0o022:
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700 | shared)
 
     def _beside(self, kind: str, path: Path) -> Path:
         relative = path.relative_to(self.root)
@@ -393,13 +347,13 @@ class Store:
 
     def _state(self, record: Record) -> Literal["ok", "changed", "missing"]:
         path = self.root / record.file
-        if len(path.parents) > len(self.root.parents) + 1 and link_above(self.root, path) is not None:
+        if self._link_above(path) is not None:
             return "missing"
         try:
             stamp = stamp_of(path.stat())
         except OSError:
             return "missing"
-        same = stamp == record.stamp or self._stamps.knows(record.file, record.sha256, stamp)
+        same = stamp == record.stamp or self._remembered().get(record.file) == [record.sha256, *stamp]
         return "ok" if same else "changed"
 
     def _taken(self, directory: Path, file: ModelFile) -> bool:
@@ -412,18 +366,15 @@ class Store:
         except NotADirectoryError:
             return True
         path = directory / file.filename
-        if link_above(self.root, path) is not None:
+        if self._link_above(path) is not None:
             return True
-        if not near:
-            return False
         if file.filename not in near:
-            return True
-        record = self.record_of(path)
-        for _ in range(50):
-            if record is not None or self._settled or time.time() - path.lstat().st_ctime > _RECORDING_SECONDS:
-                break
-            time.sleep(0.1)  # it may have been given its name just now, by a process that is about to record it
-            record = self.record_of(path)
+            return bool(near)
+        # Where locks do nothing, it may have been given its name just now, by a process that is about to record it.
+        while (record := self.record_of(path)) is None and time.time() - path.lstat().st_ctime < _RECORDING_SECONDS:
+            if file.sha256 is not None and holds(path, file.sha256):
+                return False
+            time.sleep(0.1)
         if record is not None:
             return not (self.intact(record) and record.sha256 == file.sha256)
         if file.sha256 is not None and holds(path, file.sha256):
@@ -433,11 +384,3 @@ class Store:
             + (f" (sha256 {file.sha256})" if file.sha256 else " as far as anyone knows"),
             hint="it was not put there by tea-models, so it is left alone: move it away and pull again",
         )
-
-    def _prune(self, folder: Path) -> None:
-        while folder != self.root and folder.is_relative_to(self.root):
-            try:
-                folder.rmdir()
-            except OSError:
-                return
-            folder = folder.parent
