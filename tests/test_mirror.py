@@ -214,3 +214,28 @@ def test_an_oci_registry_with_a_password_wants_the_right_one(caller: Caller, tmp
         assert taken(target, tmp_path, **{name: "user:secret"}) == MODEL
         with pytest.raises(AccessDeniedError):
             taken(target, tmp_path)
+
+
+# A real S3 server: moto's
+
+
+def test_a_bucket_gives_back_what_was_pushed(caller: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto = pytest.importorskip("moto.server", reason="checked where moto[s3,server] and s3fs are installed")
+    s3fs = pytest.importorskip("s3fs", reason="checked where moto[s3,server] and s3fs are installed")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem().mkdir("models")
+        target = "s3://models/team"
+        assert pushed(caller, target, tmp_path) == ["uploaded"]
+        assert pushed(caller, target, tmp_path) == ["present"]
+        assert taken(target, tmp_path) == MODEL
+        with pytest.raises(NotAvailableError):
+            pushed(caller, "s3://no-such-bucket/team", tmp_path)
+    finally:
+        server.stop()

@@ -22,7 +22,7 @@ def command() -> None:
 
 @command.command("check")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--online", is_flag=True, help="Ask every source whether it still has the pinned bytes.")
+@click.option("--online", "--probe", is_flag=True, help="Ask every source whether it still has the pinned bytes.")
 @answering
 def check(app: App, file: Path | None, online: bool) -> int:
     """Validate FILE (the project's registry.yaml, or without one all layers) and say what is not pinned.

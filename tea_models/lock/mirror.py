@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 LOCK = "models.lock"
 LOCK_TYPE = "application/vnd.tea-models.lock.v1+yaml"
 _BLOCK = 4 << 20
+# They have no folders, and to make one would make the bucket.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oss", "r2"})
 _FILE_TYPE = "application/vnd.tea-models.gguf"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _MOST = 4 << 20
@@ -208,9 +210,9 @@ class _Bucket:
             raise self._explained(error) from None
 
     def write(self, place: Any, blocks: Iterator[bytes]) -> None:
-        folder = place.url.rpartition("/")[0]
         try:
-            self._filesystem.makedirs(folder, exist_ok=True)
+            if place.url.partition(":")[0].lower() not in _OBJECT_STORES:
+                self._filesystem.makedirs(place.url.rpartition("/")[0], exist_ok=True)
             with self._filesystem.open(place.url, "wb") as writer:
                 for block in blocks:
                     writer.write(block)
