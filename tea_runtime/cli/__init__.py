@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": "Run a YAML workflow.",
     "map": "Run a workflow over the rows of a file.",
+    "compare": "Run a workflow with several models, and show how far they agree.",
     "validate": "Check a workflow, for here and for The Edge Agent.",
     "chat": "Talk to a model.",
     "embed": "Turn texts into vectors.",

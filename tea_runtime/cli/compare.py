@@ -1,0 +1,156 @@
+"""`tea-runtime compare`: what another quantisation (or model, or engine's answers) does to a workflow's results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tea_models.cli.frame import App, answering
+from tea_models.cli.output import table
+from tea_models.errors import UsageError
+from tea_models.sizes import human_bytes
+from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
+
+if TYPE_CHECKING:
+    from tea_runtime.workflow.file import Workflow
+    from tea_runtime.workflow.runner import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What one candidate did with the rows.
+
+    Attributes:
+        model: The candidate.
+        rows: How many rows it answered.
+        failed: Rows that ended with an error; an answer that breaks a demanded structure is one.
+        agreement: Share of rows whose result equals the first candidate's.
+        tokens_per_s: Tokens of answers a second, all rows in flight together; None where nothing was counted.
+        size: Bytes of its files.
+        memory: Bytes that its plan takes.
+    """
+
+    model: str
+    rows: int
+    failed: int
+    agreement: float
+    tokens_per_s: float | None
+    size: int
+    memory: int
+
+
+@click.command("compare")
+@click.argument("workflow", type=click.Path(path_type=Path))
+@click.option("--over", "rows", metavar="ROWS", required=True, type=click.Path(path_type=Path),
+              help="A file of rows: .jsonl, .csv or .parquet.")  # fmt: skip
+@click.option("--variants", metavar="A,B,…", required=True,
+              help="Variants of settings.llm.model (Q4_K_M,Q8_0), or references and files; the first is the measure.")  # fmt: skip
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
+@click.option("--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random.")
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 1), help="End with 1 where one agrees with the first on less."
+)
+@answering
+def command(
+    app: App, *, workflow: Path, rows: Path, variants: str, concurrency: int, limit: int | None, sample: int | None,
+    min_agreement: float | None,
+) -> int:  # fmt: skip
+    """Run WORKFLOW over the same rows with several models, and show how far their results agree, and what they cost.
+
+    A row agrees where all that the workflow added to it is equal: let it answer in a fixed form, at temperature 0.
+    """
+    from tea_runtime.workflow.file import read_workflow
+
+    source = read_workflow(workflow)
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    if len(names) < 2:
+        raise UsageError(f"--variants {variants!r}: expected two or more, with commas between them")
+    model = source.llm_settings(environment(app)).model
+    references = [name if not model or _is_whole(name) else f"{model.partition(':')[0]}:{name}" for name in names]
+    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
+    found: list[Compared] = []
+    measure: dict[int, Any] = {}
+    with redirected, logged(app.out), tempfile.TemporaryDirectory(prefix="tea-compare-") as folder:
+        for number, reference in enumerate(references):
+            output = Path(folder) / f"{number}.jsonl"
+            options = {"limit": limit, "sample": sample}
+            figures = _run(app, source, reference, rows, output, concurrency=concurrency, **options)
+            results = _results(output)
+            measure = measure or results
+            same = sum(results.get(index) == result for index, result in measure.items())
+            found.append(Compared(agreement=round(same / max(len(measure), 1), 4), **figures))
+    app.out.answer([asdict(one) for one in found], lambda: _shown(found))
+    return 1 if min_agreement is not None and any(one.agreement < min_agreement for one in found) else 0
+
+
+def _is_whole(name: str) -> bool:
+    return any(mark in name for mark in "/:\\") or name.endswith(".gguf")
+
+
+def _run(
+    app: App, source: Workflow, reference: str, rows: Path, output: Path, *, concurrency: int, **options: Any
+) -> dict[str, Any]:
+    """Run the rows with one model; what it is, and what it did."""
+    from tea_models.plan.resolve import resolve_plan
+    from tea_models.sources.locate import locate
+    from tea_runtime.mapping.output import Output, map_rows
+    from tea_runtime.mapping.rows import read_rows
+    from tea_runtime.workflow.runner import LoadedWorkflow
+
+    paths = locate(reference, app.caller, remote=False).paths
+    tokens, counting = 0, threading.Lock()
+
+    def count(step: Step) -> None:
+        nonlocal tokens
+        usage = step.result.get("usage") if isinstance(step.result, Mapping) else None
+        with counting:
+            tokens += int((usage or {}).get("completion_tokens") or 0)
+
+    with (
+        Output(output, reference) as written,
+        LoadedWorkflow(source, gguf=reference, environ=environment(app)) as loaded,
+    ):
+        summary = map_rows(
+            lambda values: loaded.run(values, on_step=count),
+            read_rows(rows, **options),
+            written,
+            concurrency=concurrency,
+        )
+    return {
+        "model": reference,
+        "rows": summary.rows,
+        "failed": summary.failed,
+        "tokens_per_s": round(tokens / summary.seconds, 1) if tokens and summary.seconds else None,
+        "size": sum(path.stat().st_size for path in paths),
+        "memory": resolve_plan(paths[0], settings=app.settings).memory.total,
+    }
+
+
+def _results(output: Path) -> dict[int, Any]:
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    return {line.pop("_row"): line for line in lines}
+
+
+def _shown(found: list[Compared]) -> str:
+    rows = [
+        [
+            one.model,
+            f"{one.agreement:.1%}",
+            str(one.failed),
+            f"{one.tokens_per_s:.0f}" if one.tokens_per_s is not None else "?",
+            human_bytes(one.size),
+            human_bytes(one.memory),
+        ]
+        for one in found
+    ]
+    header = ["MODEL", "AGREES", "FAILED", "TOKENS/S", "SIZE", "MEMORY"]
+    return table(rows, header=header, right=frozenset(range(1, 6))) + f"\n{found[0].rows:,} rows each"
