@@ -52,7 +52,7 @@ class Compared:
 @click.option("--over", "rows", metavar="ROWS", required=True, type=click.Path(path_type=Path),
               help="A file of rows: .jsonl, .csv or .parquet.")  # fmt: skip
 @click.option("--variants", metavar="A,B,…", required=True,
-              help="Variants of settings.llm.model (Q4_K_M,Q8_0), or references and files; the first is the measure.")  # fmt: skip
+              help="Variants of the workflow's model (Q4_K_M,Q8_0), references or files; the first is the measure.")  # fmt: skip
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
 @click.option("--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random.")
