@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
+from tea_models.yamlfile import nearest
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.llm_settings import LlmSettings
 
@@ -47,17 +47,11 @@ PARAMETERS: Mapping[str, Parameters] = MappingProxyType(
 
 
 def check_parameters(action: str, names: Sequence[str]) -> None:
-    """Check that an action knows these parameters and that none is missing.
-
-    Raises:
-        UsageError: One is unknown (the hint names the nearest), or missing.
-    """
+    """Check that an action knows these parameters and that none is missing; the hint names the nearest."""
     known = PARAMETERS[action].names
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-            raise UsageError(f"{action}: unknown parameter {name!r}", hint=hint)
+            raise UsageError(f"{action}: unknown parameter {name!r}", hint=nearest(name, known))
     for group in PARAMETERS[action].one_of:
         if not set(group) & set(names):
             raise UsageError(f"{action}: {' or '.join(group)} is missing")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime.action_parameters import LLM_ACTION, NODE_SETTINGS, OPTIONS, check_parameters
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
-from tea_runtime.batch import answer_all
+from tea_runtime.api.backend import api_may_answer
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.call import kind_of
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import is_model_name
@@ -33,14 +34,10 @@ _MODEL_KEYS = ("model", "model_path", "profile")
 
 @dataclass(slots=True)
 class LlmActions:
-    """The actions over one pool of backends.
+    """The actions under `settings.llm`, over one pool of backends; `on_text` gets the pieces of streamed answers.
 
-    Attributes:
-        settings: `settings.llm`.
-        pool: Where the backends come from.
-        on_text: Gets the pieces of streamed answers; None drops them.
-        chat_prompts: A bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made for
-            messages; otherwise it is continued as it stands. A node says `raw` for itself.
+    With `chat_prompts` a bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made
+    for messages; otherwise it is continued as it stands. A node says `raw` for itself.
     """
 
     settings: LlmSettings
@@ -49,7 +46,6 @@ class LlmActions:
     chat_prompts: bool = False
     _noted: set[str] = field(default_factory=set)
     _known: dict[str, bool] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def table(self) -> dict[str, Action]:
         """Name → `f(state, **params)`, which raises for what it does not understand."""
@@ -68,11 +64,7 @@ class LlmActions:
         return {name: strict(name) for name in _ACTIONS}
 
     def run(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Run an action.
-
-        Raises:
-            TeaModelsError: A parameter can't be used, or the model could not do what was asked.
-        """
+        """Run an action on parameters that were checked."""
         settings, requested = self.settings_for(params)
         result = _ACTIONS[name](_Call(self, settings, params))
         return result | {"requested_model": requested} if requested else result
@@ -91,7 +83,11 @@ class LlmActions:
             return self.settings, None
         settings = self._merged(wanted)
         requested = settings.model if "model" in wanted else None
-        if requested is None or not self._stands_for_the_model(requested, settings):
+        if requested is None or settings.backend == "api":
+            return settings, None
+        if requested not in self._known:
+            self._known[requested] = is_model_name(requested, self.pool.environ)
+        if self._known[requested] or (settings.backend != "local" and api_may_answer(settings, self.pool.environ)):
             return settings, None
         text = "is no model that is known here: the workflow's own local model answers in its place"
         self.note(f"{requested} {text}", topic="requested_model")
@@ -107,25 +103,9 @@ class LlmActions:
 
     def note(self, text: str, *, topic: str) -> None:
         """Say something once."""
-        with self._lock:
-            if topic in self._noted:
-                return
+        if topic not in self._noted:
             self._noted.add(topic)
-        logger.warning("%s", text)
-
-    def _stands_for_the_model(self, name: str, settings: LlmSettings) -> bool:
-        if settings.backend == "api" or self._is_known(name):
-            return False
-        if settings.backend == "local" or not settings.may_fall_back:
-            return True
-        from tea_runtime.api.fallback import api_problem
-
-        return bool(api_problem(settings.expanded(self.pool.environ), self.pool.environ))
-
-    def _is_known(self, name: str) -> bool:
-        if name not in self._known:
-            self._known[name] = is_model_name(name, self.pool.environ)
-        return self._known[name]
+            logger.warning("%s", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,74 +125,65 @@ class _Call:
         if given.get("temperature") is None:
             own = self.settings.temperature
             given["temperature"] = DEFAULT_TEMPERATURE if own is None else own
+        LlmCallParams("", **given)  # what it refuses is refused before a model is loaded
         return given
 
-    def limit(self, options: dict[str, Any], backend: LlmBackend, *, chat: bool) -> dict[str, Any]:
+    def limited(self, options: dict[str, Any], backend: LlmBackend, prompt: str, *, chat: bool) -> LlmCallParams:
         """The options with a length for the answer where the node gives none."""
-        if "max_tokens" in options:
-            return options
         limit = self.settings.max_tokens
         if limit is None and not (chat and backend.name == "api"):  # for chats an API has a limit of its own
             limit = DEFAULT_MAX_TOKENS
-        return options | {"max_tokens": limit}
+        return LlmCallParams(prompt, **({"max_tokens": limit} | options))
 
     def chats(self, backend: LlmBackend) -> bool:
         """Whether a bare prompt is a message here."""
-        raw = self.params.get("raw")
-        if raw not in (None, ""):
-            return not _flag("raw", raw) and _is_instruct(backend, self.settings)
-        return self.actions.chat_prompts and _is_instruct(backend, self.settings)
+        raw, profile = self.params.get("raw"), getattr(backend, "profile", None)
+        wanted = self.actions.chat_prompts if raw in (None, "") else not _flag("raw", raw)
+        return wanted and (profile is None or bool(self.settings.chat_format) or profile.chat.format.value is not None)
 
-    def callback(self) -> OnText | None:
-        """Where the pieces of a streamed answer go, or None where none are wanted."""
-        if self.params.get("callback") is not None:
-            if not callable(self.params["callback"]):
-                raise UsageError(f"callback: expected a function, found {_kind(self.params['callback'])}")
-            given: OnText = self.params["callback"]
-            return given
-        return self.actions.on_text or (lambda _text: None)
+    def callback(self) -> OnText:
+        """Where the pieces of a streamed answer go."""
+        given = self.params.get("callback")
+        if given is not None and not callable(given):
+            raise UsageError(f"callback: expected a function, found {kind_of(given)}")
+        return given or self.actions.on_text or (lambda _text: None)
 
 
 def _call(call: _Call) -> dict[str, Any]:
     """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
-    return _generate(call, _messages(call.params, chat=False), stream=_flag("stream", call.params.get("stream")))
+    return _generate(call, chat=False, stream=_flag("stream", call.params.get("stream")))
 
 
 def _chat(call: _Call) -> dict[str, Any]:
     """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
-    return _generate(call, _messages(call.params, chat=True), stream=_flag("stream", call.params.get("stream")))
+    return _generate(call, chat=True, stream=_flag("stream", call.params.get("stream")))
 
 
 def _stream(call: _Call) -> dict[str, Any]:
     """`llm.stream`: as `llm.call`, and every piece of text appears as it comes."""
-    return _generate(call, _messages(call.params, chat=False), stream=True)
+    return _generate(call, chat=False, stream=True)
 
 
-def _generate(call: _Call, messages: Any, *, stream: bool) -> dict[str, Any]:
+def _generate(call: _Call, *, chat: bool, stream: bool) -> dict[str, Any]:
+    messages = _messages(call.params, chat=chat)
     callback = call.callback() if stream else None
     prompt = _prompt(call.params) if messages is None else ""
     options = call.options()
-    LlmCallParams(prompt=prompt, **options)  # what it refuses is refused before a model is loaded
     backend = call.open()
     if messages is None and call.chats(backend):
         messages = [{"role": "user", "content": prompt}]
-    options = call.limit(options, backend, chat=messages is not None)
+    params = call.limited(options, backend, prompt, chat=messages is not None)
+    messages = None if messages is None else check_messages(messages)
     if callback is None:
-        if messages is not None:
-            return backend.chat(messages, **options).to_dict()
-        return backend.call(LlmCallParams(prompt=prompt, **options)).to_dict()
-    count = 0
+        return backend.generate(params, messages).to_dict()
+    pieces = itertools.count()
 
     def piece(text: str) -> None:
-        nonlocal count
-        count += 1
+        next(pieces)
         callback(text)
 
-    if messages is not None:
-        result = backend.stream_chat(messages, piece, **options)
-    else:
-        result = backend.stream(LlmCallParams(prompt=prompt, **options), piece)
-    return {**result.to_dict(), "streamed": True, "chunk_count": count}
+    result = backend.generate(params, messages, piece)
+    return {**result.to_dict(), "streamed": True, "chunk_count": next(pieces)}
 
 
 def _embed(call: _Call) -> dict[str, Any]:
@@ -236,27 +207,31 @@ def _embed(call: _Call) -> dict[str, Any]:
 
 def _batch(call: _Call) -> dict[str, Any]:
     """`llm.batch`: many prompts or conversations together; one that fails does not end the others."""
-    params = call.params
-    prompts, conversations = params.get("prompts"), params.get("conversations")
+    prompts, conversations = call.params.get("prompts"), call.params.get("conversations")
+    system = call.params.get("system")
     if (prompts is None) == (conversations is None):
         raise UsageError("llm.batch: expected prompts or conversations, one of them")
     options = call.options()
-    LlmCallParams(prompt="", **options)
     items = _items("prompts", prompts) if conversations is None else _items("conversations", conversations)
     backend = call.open()
-    chat = conversations is not None or bool(params.get("system")) or call.chats(backend)
-    options = call.limit(options, backend, chat=chat)
+    chat = conversations is not None or bool(system) or call.chats(backend)
     key = "prompt" if conversations is None else "messages"
-    requests = [{key: item, "system": params.get("system")} for item in items]
-    answers = answer_all(
-        backend,
-        [lambda one=one: _messages(one, chat=True) if chat else _prompt(one) for one in requests],  # type: ignore[misc]
-        options,
-        chat=chat,
-    )
-    results = [answer.to_dict() if isinstance(answer, LlmCallResult) else _failure(answer) for answer in answers]
+
+    def asked(item: Any) -> tuple[LlmCallParams, Any] | TeaModelsError:
+        try:
+            messages = _messages({key: item, "system": system}, chat=True) if chat else None
+            prompt = "" if chat else _prompt({key: item})
+            return call.limited(options, backend, prompt, chat=chat), messages
+        except TeaModelsError as error:
+            return error
+
+    every = [asked(item) for item in items]
+    sound = [one for one in every if not isinstance(one, TeaModelsError)]
+    made = iter(backend.generate_many(sound, return_errors=True))
+    answers = [one if isinstance(one, TeaModelsError) else next(made) for one in every]
     used = [answer.usage for answer in answers if isinstance(answer, LlmCallResult) and answer.usage]
     usage = {name: sum(one.get(name, 0) for one in used) for name in sorted({name for one in used for name in one})}
+    results = [failure(answer) if isinstance(answer, TeaModelsError) else answer.to_dict() for answer in answers]
     return {"results": results, **_answerer(backend), "usage": usage, "tokens_used": usage.get("total_tokens")}
 
 
@@ -264,7 +239,7 @@ def _rerank(call: _Call) -> dict[str, Any]:
     """`llm.rerank`: how well each of `documents` answers `query`; `order` lists them from the best on."""
     query = call.params.get("query")
     if not isinstance(query, str):
-        raise UsageError(f"query: expected a text, found {_kind(query)}")
+        raise UsageError(f"query: expected a text, found {kind_of(query)}")
     documents = _texts("documents", call.params.get("documents"))
     backend = call.open()
     rerank = getattr(backend, "rerank", None)
@@ -295,23 +270,18 @@ def _answerer(backend: LlmBackend) -> dict[str, Any]:
     return {"model": model, "backend": backend.name} | ({"fallback_reason": reason} if reason else {})
 
 
-def _failure(error: TeaModelsError) -> dict[str, Any]:
+def failure(error: TeaModelsError) -> dict[str, Any]:
+    """What an action answers that failed."""
     return {"error": str(error), "error_type": error.type, "success": False}
-
-
-def _is_instruct(backend: LlmBackend, settings: LlmSettings) -> bool:
-    profile = getattr(backend, "profile", None)
-    return profile is None or bool(settings.chat_format) or profile.chat.format.value is not None
 
 
 def _number(name: str, value: Any) -> Any:
     """Numbers may arrive as text, from the environment or a template with more than one part."""
-    if isinstance(value, str) and name in (*_INT_OPTIONS, *_FLOAT_OPTIONS):
-        try:
-            return int(value) if name in _INT_OPTIONS else float(value)
-        except ValueError:
-            return value
-    return value
+    kind = int if name in _INT_OPTIONS else float if name in _FLOAT_OPTIONS else str
+    try:
+        return kind(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -326,7 +296,9 @@ def _flag(name: str, value: Any) -> bool:
 def _prompt(params: Mapping[str, Any]) -> str:
     prompt = params.get("prompt")
     if not isinstance(prompt, str):
-        raise UsageError(f"prompt: expected a text, found {_kind(prompt)}", hint="give prompt, or messages for a chat")
+        raise UsageError(
+            f"prompt: expected a text, found {kind_of(prompt)}", hint="give prompt, or messages for a chat"
+        )
     return prompt
 
 
@@ -336,12 +308,12 @@ def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
     if messages is not None and prompt is not None:
         raise UsageError("give messages or prompt, not both")
     if system is not None and not isinstance(system, str):
-        raise UsageError(f"system: expected a text, found {_kind(system)}")
+        raise UsageError(f"system: expected a text, found {kind_of(system)}")
     if messages is None and not chat and not system:
         return None
     if messages is None:
         if not isinstance(prompt, str):
-            raise UsageError(f"expected messages, or prompt as a text; found {_kind(prompt)}")
+            raise UsageError(f"expected messages, or prompt as a text; found {kind_of(prompt)}")
         messages = [{"role": "user", "content": prompt}]
     if system and isinstance(messages, list):
         if any(isinstance(message, Mapping) and message.get("role") == "system" for message in messages):
@@ -353,15 +325,11 @@ def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
 def _texts(name: str, value: Any) -> list[str]:
     items = _items(name, value)
     if not all(isinstance(item, str) for item in items):
-        raise UsageError(f"{name}: expected a text or a list of texts, found {_kind(value)}")
+        raise UsageError(f"{name}: expected a text or a list of texts, found {kind_of(value)}")
     return items
 
 
 def _items(name: str, value: Any) -> list[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UsageError(f"{name}: expected a list, found {_kind(value)}")
+        raise UsageError(f"{name}: expected a list, found {kind_of(value)}")
     return list(value)
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from tea_runtime.backend import LlmCallParams, check_messages
-from tea_runtime.cancellation import CancelScope
-from tea_runtime.errors import LlmError
+from tea_runtime.cancellation import CancelScope, current_scope
+from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
-    from tea_models.errors import TeaModelsError
-    from tea_runtime.backend import Callback, LlmBackend, LlmCallResult, Message
+    from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 
 T = TypeVar("T")
 
@@ -31,21 +28,19 @@ async def in_thread(work: Callable[[], T]) -> T:
     future: asyncio.Future[T] = loop.create_future()
     scope = CancelScope()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
         if not future.done():
-            if error is None:
-                future.set_result(cast("T", result))
-            else:
-                future.set_exception(error)
+            set_outcome(outcome)
 
     def run() -> None:
-        result, error = None, None
         try:
             with scope.entered():
-                result = work()
-        except BaseException as caught:  # noqa: BLE001 - it is raised again where it is awaited
-            error = LlmError(str(caught)) if isinstance(caught, StopIteration) else caught
-        _tell(loop, settle, result, error)
+                outcome: tuple[Callable[[Any], None], Any] = future.set_result, work()
+        except StopIteration as error:  # a future takes none
+            outcome = future.set_exception, LlmError(str(error))
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+            outcome = future.set_exception, error
+        _tell(loop, settle, *outcome)
 
     # Not a pool: requests wait for each other in the engine, and a pool would decide how many of them it may see.
     threading.Thread(target=run, name="tea-request", daemon=True).start()
@@ -73,9 +68,10 @@ class AsyncLlmStream:
 
     def __init__(self, work: Callable[[Callback], LlmCallResult]) -> None:
         self._work = work
-        self._scope = CancelScope()
-        self._items: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        self._started = self._ended = False
+        self._items: asyncio.Queue[str | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
+        self._error: BaseException | None = None
         self._result: LlmCallResult | None = None
 
     @property
@@ -95,56 +91,55 @@ class AsyncLlmStream:
     async def __anext__(self) -> str:
         if self._ended:
             raise StopAsyncIteration
-        if not self._started:
-            self._started = True
-            loop = asyncio.get_running_loop()
-            threading.Thread(target=self._run, args=(loop,), name="tea-request", daemon=True).start()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(asyncio.get_running_loop()))
         try:
-            kind, value = await self._items.get()
+            piece = await self._items.get()
         except asyncio.CancelledError:
             self.cancel()
             raise
-        if kind == "piece":
-            return str(value)
+        if piece is not None:
+            return piece
         self._ended = True
-        if kind == "error":
-            raise value
-        self._result = value
+        if self._error is not None:
+            raise self._error
         raise StopAsyncIteration
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        def piece(text: str) -> None:
+            if (scope := current_scope()) is not None:
+                scope.check()
+            _tell(loop, self._items.put_nowait, text)
+
+        try:
+            self._result = await in_thread(lambda: self._work(piece))
+        except asyncio.CancelledError:
+            self._error = CancelledCallError("the call was cancelled")
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+            self._error = error
+        finally:
+            self._items.put_nowait(None)
 
     def cancel(self) -> None:
         """End the generation within one step."""
-        self._scope.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     async def aclose(self) -> None:
         """End the generation, if it is not at its end."""
-        if not self._ended:
-            self._ended = True
-            self.cancel()
+        self._ended = True
+        self.cancel()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        def piece(text: str) -> None:
-            self._scope.check()
-            _tell(loop, self._items.put_nowait, ("piece", text))
-
-        try:
-            with self._scope.entered():
-                item: tuple[str, Any] = "result", self._work(piece)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
-            item = "error", error
-        _tell(loop, self._items.put_nowait, item)
 
 
 class AsyncLlmBackend:
-    """A backend for asyncio.
+    """A backend for asyncio: every method as that of `LlmBackend`, awaited.
 
     Args:
         backend: What answers; it can be used from threads at the same time.
@@ -158,19 +153,11 @@ class AsyncLlmBackend:
         self.backend = backend
 
     async def call(self, params: LlmCallParams) -> LlmCallResult:
-        """As `LlmBackend.call`.
-
-        Example:
-            >>> result = await backend.call(LlmCallParams("The capital of France is"))
-        """
+        """As `LlmBackend.call`."""
         return await in_thread(lambda: self.backend.call(params))
 
     async def chat(self, messages: Sequence[Message], *args: Any, **options: Any) -> LlmCallResult:
-        """As `LlmBackend.chat`.
-
-        Example:
-            >>> result = await backend.chat([{"role": "user", "content": "Say hello."}])
-        """
+        """As `LlmBackend.chat`."""
         return await in_thread(lambda: self.backend.chat(messages, *args, **options))
 
     def stream(self, params: LlmCallParams) -> AsyncLlmStream:
@@ -180,34 +167,17 @@ class AsyncLlmBackend:
             >>> async for piece in backend.stream(LlmCallParams("Once upon a time")):
             ...     print(piece, end="", flush=True)
         """
-        return AsyncLlmStream(lambda callback: self.backend.generate(params, None, callback))
+        return AsyncLlmStream(lambda callback: self.backend.stream(params, callback))
 
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
-    ) -> AsyncLlmStream:
-        """As `LlmBackend.stream_chat`, an asynchronous iterator.
+    def stream_chat(self, messages: Sequence[Message], *args: Any, **options: Any) -> AsyncLlmStream:
+        """As `LlmBackend.stream_chat`, an asynchronous iterator."""
+        return AsyncLlmStream(lambda callback: self.backend.stream_chat(messages, callback, *args, **options))
 
-        Example:
-            >>> async for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
-            ...     print(piece, end="", flush=True)
-        """
-        params, plain = LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages)
-        return AsyncLlmStream(lambda callback: self.backend.generate(params, plain, callback))
-
-    async def call_many(
-        self, params: Sequence[LlmCallParams], *, return_errors: bool = False
-    ) -> list[LlmCallResult | TeaModelsError]:
+    async def call_many(self, params: Sequence[LlmCallParams], *, return_errors: bool = False) -> list[Any]:
         """As `LlmBackend.call_many`."""
         return await in_thread(lambda: self.backend.call_many(params, return_errors=return_errors))
 
-    async def chat_many(
-        self, conversations: Sequence[Sequence[Message]], *args: Any, **options: Any
-    ) -> list[LlmCallResult | TeaModelsError]:
+    async def chat_many(self, conversations: Sequence[Sequence[Message]], *args: Any, **options: Any) -> list[Any]:
         """As `LlmBackend.chat_many`."""
         return await in_thread(lambda: self.backend.chat_many(conversations, *args, **options))
 
@@ -216,11 +186,7 @@ class AsyncLlmBackend:
     @overload
     async def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
     async def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
-        """As `LlmBackend.embed`.
-
-        Example:
-            >>> vectors = await backend.embed(["one text", "another"])
-        """
+        """As `LlmBackend.embed`."""
         return await in_thread(lambda: self.backend.embed(text))
 
     async def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
@@ -234,7 +200,5 @@ class AsyncLlmBackend:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
+from tea_models.yamlfile import nearest
 
 if TYPE_CHECKING:
     from tea_models.plan.types import RunPlan
@@ -31,7 +31,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "timeout": (0.0, 1e9),
 }
 _WHOLE = {"top_k", "seed", "max_tokens"}
-_OPTIONAL = _RANGES.keys() - {"temperature"}
+_SHAPES: dict[str, tuple[Any, str]] = {
+    "response_format": (Mapping, "a mapping"),
+    "chat_template_kwargs": (Mapping, "a mapping"),
+    "grammar": (str, "a text in GBNF"),
+    "tools": (Sequence, "a list of tools in OpenAI's form"),
+    "tool_choice": (str | Mapping, "auto, none, required or a function"),
+    "logprobs": (int, "true, false or a number from 0 to 20"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +88,9 @@ class LlmCallParams:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            raise UsageError(f"prompt: expected a text, found {_kind(self.prompt)}")
-        for name, (least, most) in _RANGES.items():
-            _check_number(name, getattr(self, name), least, most)
+            raise UsageError(f"prompt: expected a text, found {kind_of(self.prompt)}")
+        for name in _RANGES:
+            _check_number(name, getattr(self, name))
         _check_stop(self.stop)
         _check_shapes(self)
 
@@ -102,13 +109,8 @@ class LlmCallParams:
             UsageError: An option is unknown (the message names the nearest known one) or its value can't be used.
         """
         known = {entry.name for entry in fields(cls)} - {"prompt", "max_tokens", "temperature", "stop"}
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                raise UsageError(
-                    f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-                    hint="known options: " + ", ".join(sorted(known)),
-                )
+        for name in options.keys() - known:
+            raise UsageError(f"unknown option {name!r}; {nearest(name, sorted(known))}")
         return cls(prompt=prompt, max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
 
     @property
@@ -164,104 +166,87 @@ class LlmCallResult:
             "usage": dict(self.usage) if self.usage is not None else None,
             "finish_reason": self.finish_reason,
         }
-        if self.tool_calls:
-            data["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.logprobs is not None:
-            data["logprobs"] = dict(self.logprobs)
-        if self.fallback_reason:
-            data["fallback_reason"] = self.fallback_reason
-        return data
+        optional = {
+            "tool_calls": [dict(call) for call in self.tool_calls or ()],
+            "logprobs": self.logprobs,
+            "fallback_reason": self.fallback_reason,
+        }
+        return data | {key: value for key, value in optional.items() if value}
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check OpenAI-style messages and copy them into plain dicts.
-
-    Raises:
-        UsageError: Not a list, empty, or a message without a role; the message says which one.
-    """
+    """Check OpenAI-style messages and copy them into plain dicts; the error says which one is wrong."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise UsageError(f"messages: expected a list of messages, found {_kind(messages)}")
+        raise UsageError(f"messages: expected a list of messages, found {kind_of(messages)}")
     if not messages:
         raise UsageError("messages: expected at least one message, found an empty list")
     plain = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise UsageError(f"messages[{index}]: expected role and content, found {_kind(message)}")
+            raise UsageError(f"messages[{index}]: expected role and content, found {kind_of(message)}")
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise UsageError(f"messages[{index}]: expected a role (system, user, assistant or tool), found {role!r}")
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
-            raise UsageError(f"messages[{index}].content: expected a text, found {_kind(content)}")
+            raise UsageError(f"messages[{index}].content: expected a text, found {kind_of(content)}")
         if content is None and not message.get("tool_calls"):
             raise UsageError(f"messages[{index}]: expected content, found none")
         plain.append(dict(message))
     return plain
 
 
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if value is None and name in _OPTIONAL:
+def _check_number(name: str, value: Any) -> None:
+    if value is None and name != "temperature":
         return
+    least, most = _RANGES[name]
     wanted = "a whole number" if name in _WHOLE else "a number"
     if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
         raise UsageError(f"{name}: expected {wanted}, found {value!r}")
     if not math.isfinite(value) or not least <= value <= most:
-        raise UsageError(f"{name}: expected {wanted} from {_number(least)} to {_number(most)}, found {value}")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
+        raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
 
 
 def check_texts(text: Any) -> list[str]:
-    """The texts of a call of `embed`: one text, or a list of texts.
-
-    Raises:
-        UsageError: It is something else.
-    """
+    """The texts of a call of `embed`: one text, or a list of texts; anything else is a `UsageError`."""
     if isinstance(text, str):
         return [text]
     if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
-        raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
+        raise UsageError(f"text: expected a text or a list of texts, found {kind_of(text)}")
     for index, one in enumerate(text):
         if not isinstance(one, str):
-            raise UsageError(f"text[{index}]: expected a text, found {_kind(one)}")
+            raise UsageError(f"text[{index}]: expected a text, found {kind_of(one)}")
     return list(text)
 
 
 def _check_stop(stop: Any) -> None:
     texts = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise UsageError(f"stop: expected a text or a list of texts, found {_kind(stop)}")
+        raise UsageError(f"stop: expected a text or a list of texts, found {kind_of(stop)}")
     for text in texts:
         if not isinstance(text, str) or not text:
             raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
 
 
 def _check_shapes(params: LlmCallParams) -> None:
-    for name in ("response_format", "chat_template_kwargs"):
+    for name, (kind, wanted) in _SHAPES.items():
         value = getattr(params, name)
-        if value is not None and not isinstance(value, Mapping):
-            raise UsageError(f"{name}: expected a mapping, found {_kind(value)}")
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"{name}: expected {wanted}, found {kind_of(value)}")
+    tools = params.tools or ()
+    if isinstance(tools, str | bytes) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UsageError("tools: expected a list of tools in OpenAI's form")
+    if params.logprobs is not None and not 0 <= params.logprobs <= 20:
+        raise UsageError(f"logprobs: expected true, false or a number from 0 to 20, found {params.logprobs!r}")
     if params.chat_template_kwargs:
         from tea_models.chat.rendering import OWN_NAMES
 
-        for name in params.chat_template_kwargs:
-            if not isinstance(name, str) or name in OWN_NAMES:
-                raise UsageError(f"chat_template_kwargs: {name!r} can't be set for a template")
-    if params.grammar is not None and not isinstance(params.grammar, str):
-        raise UsageError(f"grammar: expected a text in GBNF, found {_kind(params.grammar)}")
-    if params.tools is not None and (
-        isinstance(params.tools, str | bytes)
-        or not isinstance(params.tools, Sequence)
-        or not all(isinstance(tool, Mapping) for tool in params.tools)
-    ):
-        raise UsageError("tools: expected a list of tools in OpenAI's form")
-    if params.tool_choice is not None and not isinstance(params.tool_choice, str | Mapping):
-        raise UsageError(f"tool_choice: expected auto, none, required or a function, found {_kind(params.tool_choice)}")
-    if params.logprobs is not None and (not isinstance(params.logprobs, int) or not 0 <= params.logprobs <= 20):
-        raise UsageError(f"logprobs: expected true, false or a number from 0 to 20, found {params.logprobs!r}")
+        for key in params.chat_template_kwargs:
+            if not isinstance(key, str) or key in OWN_NAMES:
+                raise UsageError(f"chat_template_kwargs: {key!r} can't be set for a template")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, for messages."""
     return "nothing" if value is None else type(value).__name__

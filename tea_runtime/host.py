@@ -20,7 +20,7 @@ from typing import Any
 
 from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
 from tea_runtime.action_parameters import NODE_SETTINGS, PARAMETERS
-from tea_runtime.actions import Action, LlmActions, OnText
+from tea_runtime.actions import Action, LlmActions, OnText, failure
 from tea_runtime.errors import ApiError, BackendUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.factory import BackendPool
 from tea_runtime.host_signatures import SIGNATURES, by_name
@@ -49,15 +49,13 @@ _MOST_ROUNDS = 50
 _LOOP = ("messages", "prompt", "system", "tools", "tool_choice")  # what the loop of llm.tools says for each round
 
 
-def _version() -> str:
-    try:
-        return version("tea-models")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"
-
+try:
+    _VERSION = version("tea-models")
+except PackageNotFoundError:  # run from a source tree
+    _VERSION = "0"
 
 __tea_actions__ = {
-    "version": _version(),
+    "version": _VERSION,
     "description": "Local GGUF models (llama.cpp), and any OpenAI-compatible API where that is allowed",
     "actions": list(SIGNATURES),
 }
@@ -142,8 +140,7 @@ class Host:
 
     def _action(self, name: str, previous: Action | None) -> Action:
         def action(*args: Any, **params: Any) -> Any:
-            state, given = by_name(name, args, params)
-            return self._answer(name, state, given, previous)
+            return self._answer(name, *by_name(name, args, params), previous)
 
         action.__name__ = action.__qualname__ = name.replace(".", "_")
         action.__doc__ = f"`{name}` of tea_runtime; the engine's own is `host.{name}`."
@@ -192,7 +189,11 @@ class Host:
         if action == "llm.tools":
             registry = getattr(self._engine, "actions_registry", None) or {}
             tools, rounds = said.get("tools") or [], _rounds(said)
-            ask = functools.partial(_ask, actions, {key: params[key] for key in params if key not in _LOOP})
+            fixed = {key: params[key] for key in params if key not in _LOOP}
+
+            def ask(more: dict[str, Any]) -> dict[str, Any]:
+                return actions.run("llm.chat", fixed | more)
+
             try:
                 return answer_with_tools(tools, registry, state, ask, params, rounds=rounds)
             except UnsupportedError as error:
@@ -236,9 +237,9 @@ class Host:
         for name in [name for name in params if name not in known]:
             del params[name]
             if name not in _IGNORED and name not in ("max_completion_tokens", "top_logprobs", *_REFUSED):
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-                more = f"; did you mean {near[0]!r}?" if near else ""
-                actions.note(f"{action}: parameter {name!r} has no effect here{more}", topic=f"parameter {name}")
+                text = f"{action}: parameter {name!r} has no effect here"
+                near = _near(name, known)
+                actions.note(text + (f"; did you mean {near[0]!r}?" if near else ""), topic=f"parameter {name}")
         return params
 
     # What the engine says ---------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ class Host:
         block: dict[str, Any] = {}
         for key, value in {**raw, **filtered}.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+                near = _near(str(key), known)
                 if near and key not in _IGNORED:
                     raise UsageError(f"settings.llm.{key}: unknown key", hint=f"did you mean {near[0]!r}?")
                 continue
@@ -370,6 +371,9 @@ class Host:
             logger.debug("the host's trace took no payload", exc_info=True)
 
 
+_near = functools.partial(difflib.get_close_matches, n=1, cutoff=0.8)
+
+
 def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
@@ -385,10 +389,6 @@ def _rounds(said: Mapping[str, Any]) -> int:
         raise UsageError(f"max_tool_rounds: expected a number, found {said['max_tool_rounds']!r}") from None
 
 
-def _ask(actions: LlmActions, params: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    return actions.run("llm.chat", {**params, **more})
-
-
 def _failed(name: str, error: TeaModelsError) -> dict[str, Any]:
     logger.error("%s: %s", name, error)
-    return {"error": str(error), "error_type": error.type, "success": False}
+    return failure(error)

@@ -17,13 +17,7 @@ _LOCAL = ("prompt", "messages", "max_tokens", "temperature", "stop")
 
 
 class Signature(NamedTuple):
-    """How the host's own action of a name is called.
-
-    Attributes:
-        action: What it means here.
-        order: Its parameters by position, after the state.
-        defaults: What holds where the node says nothing.
-    """
+    """How the host's own action of a name is called: what it means here, its parameters by position after the state."""
 
     action: str
     order: tuple[str, ...]
@@ -49,11 +43,7 @@ SIGNATURES: dict[str, Signature] = {
 
 
 def by_name(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The state and the parameters by name, whichever came by position; errors are those of a Python function.
-
-    Raises:
-        TypeError: Too many values, or two for one parameter.
-    """
+    """The state and the parameters by name, whichever came by position; errors are those of a Python function."""
     order = ("state", *SIGNATURES[name].order)
     if len(args) > len(order):
         raise TypeError(f"{name} takes at most {len(order)} values by position, {len(args)} were given")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tea_models.errors import ConfigError
-from tea_models.yamlfile import Document, dotted, nearest
+from tea_models.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,19 +121,14 @@ class LlmSettings(BaseModel):
     ) -> Self:
         """Validate a `settings.llm` block, or a whole `settings` block that holds one under `llm`.
 
-        Args:
-            data: The block; None and an empty one give the defaults.
-            document: The workflow it was read from, for file and line of an error.
-            prefix: Keys that lead to the block, for an error.
-
-        Raises:
-            ConfigError: An unknown key or a wrong value, with file, line, key and the nearest known key.
+        An error has the file and line of `document`, and the key after the keys of `prefix`.
         """
         if isinstance(data, cls):
             return data
+        document = document or Document("", None, {})
         block: Any = data if data is not None else {}
         if not hasattr(block, "items"):
-            raise _error(document, f"expected keys and values, got {type(block).__name__}", prefix)
+            raise document.error(f"expected keys and values, got {type(block).__name__}", prefix)
         block = dict(block)
         if "llm" in block:
             # A whole `settings` block, as `create_llm_backend(settings)` of the TEA host takes it.
@@ -142,7 +136,14 @@ class LlmSettings(BaseModel):
         try:
             return cls.model_validate(block)
         except ValidationError as error:
-            raise _explain(cls, error, document, prefix) from None
+            problems = error.errors(include_url=False)
+        problem = next((item for item in problems if item["type"] == "extra_forbidden"), problems[-1])
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            raise document.error("unknown key", (*prefix, key), hint=nearest(key, list(cls.model_fields)))
+        if not key:
+            raise document.error(problem["msg"].removeprefix("Value error, "), prefix)
+        raise document.error(f"expected {_EXPECTED[key]}, got {problem['input']!r:.80}", (*prefix, key))
 
     def expanded(self, environ: Mapping[str, str]) -> Self:
         """The same settings with `~` and `$VAR` expanded; a variable that is not set stays as it is written."""
@@ -154,11 +155,7 @@ class LlmSettings(BaseModel):
         return self.model_copy(update=changes)
 
     def overridden(self, **overrides: Any) -> Self:
-        """The same settings with those of `overrides` that are not None.
-
-        Raises:
-            ConfigError: An override is unknown or has a wrong value.
-        """
+        """The same settings with those of `overrides` that are not None."""
         changes = {key: value for key, value in overrides.items() if value is not None}
         return self.parse(self.model_dump(exclude_unset=True) | changes, prefix=()) if changes else self
 
@@ -171,40 +168,16 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(lambda match: environ.get(match.group(1) or match.group(2), match.group()), text)
 
 
-def _explain(
-    model: type[BaseModel], error: ValidationError, document: Document | None, prefix: tuple[str, ...]
-) -> ConfigError:
-    problems = error.errors(include_url=False)
-    problem = next((item for item in problems if item["type"] == "extra_forbidden"), problems[-1])
-    key = str(problem["loc"][0]) if problem["loc"] else ""
-    path = (*prefix, key) if key else prefix
-    if problem["type"] == "extra_forbidden":
-        return _error(document, "unknown key", path, hint=nearest(key, list(model.model_fields)))
-    message = _EXPECTED.get(key) or problem["msg"].removeprefix("Value error, ")
-    if not key:
-        return _error(document, message, prefix)
-    shown = repr(problem.get("input"))
-    return _error(document, f"{message}, got {shown if len(shown) <= 80 else shown[:77] + '…'}", path)
-
-
 _EXPECTED = {
-    **dict.fromkeys(("model", "model_path", "profile", "chat_format", "kv_type", "api_base"), "expected a text"),
-    "backend": "expected local, api or auto",
-    "n_ctx": "expected a number of tokens, max or auto",
-    "n_threads": "expected a number of threads, 1 or more",
-    "n_gpu_layers": "expected a number of layers; 0 is none, -1 is all",
-    "provider": "expected auto, openai, azure, ollama or local",
-    "temperature": "expected a number, 0 or more",
-    "max_tokens": "expected a number of tokens, 1 or more",
-    "timeout": "expected a number of seconds above 0",
-    "max_retries": "expected a whole number from 0 to 20",
-    "embedding": "expected true or false",
-    "fallback": "expected true or false",
-    "auto_pull": "expected true or false",
+    **dict.fromkeys(("model", "model_path", "profile", "chat_format", "kv_type", "api_base"), "a text"),
+    **dict.fromkeys(("embedding", "fallback", "auto_pull"), "true or false"),
+    "backend": "local, api or auto",
+    "n_ctx": "a number of tokens, max or auto",
+    "n_threads": "a number of threads, 1 or more",
+    "n_gpu_layers": "a number of layers; 0 is none, -1 is all",
+    "provider": "auto, openai, azure, ollama or local",
+    "temperature": "a number, 0 or more",
+    "max_tokens": "a number of tokens, 1 or more",
+    "timeout": "a number of seconds above 0",
+    "max_retries": "a whole number from 0 to 20",
 }
-
-
-def _error(document: Document | None, message: str, path: tuple[str, ...], *, hint: str = "") -> ConfigError:
-    if document is not None:
-        return document.error(message, path, hint=hint)
-    return ConfigError(message, key=dotted(path), hint=hint)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
+from tea_runtime.answer_format import format_problem
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.errors import ContextOverflowError, UnsupportedError
+from tea_runtime.tool_loop import cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,23 +31,12 @@ _SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried.
-
-    Attributes:
-        name: What must hold.
-        status: `ok`, `failed`, or `skipped` where the model is not made for it.
-        detail: What was seen.
-        seconds: How long it took.
-    """
+    """One thing that was tried: `ok`, `failed`, or `skipped` where the model is not made for it."""
 
     name: str
     status: str
     detail: str
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"name": self.name, "status": self.status, "detail": self.detail, "seconds": round(self.seconds, 3)}
 
 
 class _FailedError(Exception):
@@ -56,9 +46,7 @@ class _FailedError(Exception):
 def run_checks(backend: LlmBackend, *, context: int | None = None) -> Iterator[Check]:
     """Try everything a backend promises, yielding each check when it is done.
 
-    Args:
-        backend: A loaded backend.
-        context: Tokens of its context, for the check that a longer prompt is refused; None skips that.
+    `context` is how many tokens its context has, for the check that a longer prompt is refused; None skips that.
     """
     for name, check in _CHECKS:
         yield _tried(name, functools.partial(check, backend))
@@ -69,25 +57,21 @@ def _tried(name: str, check: Callable[[], str]) -> Check:
     started = time.monotonic()
     try:
         status, detail = "ok", check()
-    except _FailedError as error:
-        status, detail = "failed", str(error)
     except UnsupportedError as error:
         status, detail = "skipped", error.message
-    except TeaModelsError as error:
-        status, detail = "failed", error.message
+    except (_FailedError, TeaModelsError) as error:
+        status, detail = "failed", error.args[0]
     except Exception as error:  # noqa: BLE001 - whatever breaks is what the test is there to find
         status, detail = "failed", f"{type(error).__name__}: {error}"
-    return Check(name, status, detail, time.monotonic() - started)
+    return Check(name, status, detail, round(time.monotonic() - started, 3))
 
 
 def _greedy(backend: LlmBackend) -> str:
     params = LlmCallParams(_PROMPT, max_tokens=24, temperature=0)
-    first = backend.call(params)
-    second = backend.call(params)
-    if first.content != second.content:
-        raise _FailedError(f"{first.content!r}, then {second.content!r}")
-    _expect(bool(first.content.strip()), "the answer is empty")
-    return _quoted(first.content)
+    first, second = backend.call(params).content, backend.call(params).content
+    _expect(first == second, f"{first!r}, then {second!r}")
+    _expect(bool(first.strip()), "the answer is empty")
+    return _quoted(first)
 
 
 def _streaming(backend: LlmBackend) -> str:
@@ -113,8 +97,7 @@ def _turn_end(backend: LlmBackend) -> str:
 
 def _unicode(backend: LlmBackend) -> str:
     pieces: list[str] = []
-    grammar = f'root ::= "{_UNICODE}"'
-    params = LlmCallParams("Unicode:", max_tokens=64, temperature=0, grammar=grammar)
+    params = LlmCallParams("Unicode:", max_tokens=64, temperature=0, grammar=f'root ::= "{_UNICODE}"')
     result = backend.stream(params, pieces.append)
     _expect(result.content == _UNICODE, f"asked for {_UNICODE!r}, found {result.content!r}")
     _expect("".join(pieces) == _UNICODE, f"pieces {pieces!r}")
@@ -124,14 +107,10 @@ def _unicode(backend: LlmBackend) -> str:
 def _json(backend: LlmBackend) -> str:
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": _SCHEMA}}
     params = LlmCallParams("A city as JSON: ", max_tokens=96, temperature=0, response_format=wanted)
-    result = backend.call(params)
-    try:
-        value = json.loads(result.content)
-    except ValueError:
-        raise _FailedError(f"not JSON: {result.content!r}") from None
-    _expect(isinstance(value, dict) and value.keys() == {"city", "big"}, f"not by the schema: {result.content!r}")
-    _expect(isinstance(value["city"], str) and isinstance(value["big"], bool), f"wrong types: {result.content!r}")
-    return " ".join(result.content.split())
+    content = backend.call(params).content
+    problem = format_problem(content, _SCHEMA)
+    _expect(not problem, f"{problem}: {content!r}")
+    return " ".join(content.split())
 
 
 def _vectors(backend: LlmBackend) -> str:
@@ -140,9 +119,9 @@ def _vectors(backend: LlmBackend) -> str:
     together = backend.embed(texts)
     lengths = [math.hypot(*vector) for vector in together]
     _expect(all(abs(length - 1) < 1e-3 for length in lengths), f"lengths {', '.join(f'{x:.3f}' for x in lengths)}")
-    same = sum(a * b for a, b in zip(alone, together[0], strict=True))
+    same = cosine(alone, together[0])
     _expect(same > 0.999, f"alone and together differ: cosine {same:.4f}")
-    near, far = (sum(a * b for a, b in zip(together[0], other, strict=True)) for other in together[1:])
+    near, far = (cosine(together[0], other) for other in together[1:])
     return f"{len(alone)} dimensions, length 1; alike {near:.2f}, unlike {far:.2f}"
 
 
@@ -171,8 +150,7 @@ def _expect(holds: bool, otherwise: str) -> None:
 
 
 def _quoted(text: str) -> str:
-    line = " ".join(text.split())
-    return f"“{line if len(line) <= 60 else line[:59] + '…'}”"
+    return f"“{' '.join(text.split()):.60}”"
 
 
 _CHECKS: tuple[tuple[str, Callable[[LlmBackend], str]], ...] = (

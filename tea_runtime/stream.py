@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from tea_runtime.cancellation import CancelScope, current_scope
 from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from types import TracebackType
 
     from tea_runtime.call import Callback, LlmCallResult
 
@@ -44,13 +43,10 @@ class LlmStream:
     def __next__(self) -> str:
         try:
             return next(self._pieces)
-        except StopIteration as end:
-            if end.value is not None:
+        except BaseException as end:
+            self._ended = True
+            if isinstance(end, StopIteration) and end.value is not None:
                 self._result = end.value
-            self._ended = True
-            raise StopIteration from None
-        except BaseException:
-            self._ended = True
             raise
 
     @property
@@ -87,9 +83,7 @@ class LlmStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -98,28 +92,24 @@ class LlmStream:
 
 
 def threaded_stream(work: Callable[[Callback], LlmCallResult]) -> LlmStream:
-    """A stream over something that hands its pieces to a callback: it runs in a thread of its own.
-
-    Args:
-        work: Gets the callback, which raises once nobody wants more pieces.
-    """
+    """A stream over something that hands its pieces to a callback (which raises once nobody wants more) in a thread."""
     scope, outer = CancelScope(), current_scope()
-    items: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    items: SimpleQueue[str | LlmCallResult | BaseException] = SimpleQueue()
 
     def callback(piece: str) -> None:
         scope.check()
-        items.put(("piece", piece))
+        items.put(piece)
 
     def cancel() -> None:
         scope.cancel()
-        items.put(("error", CancelledCallError("the call was cancelled")))
+        items.put(CancelledCallError("the call was cancelled"))
 
     def run() -> None:
         try:
             with scope.entered():
-                items.put(("result", work(callback)))
+                items.put(work(callback))
         except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            items.put(("error", error))
+            items.put(error)
 
     def pieces() -> Generator[str, None, LlmCallResult]:
         threading.Thread(target=run, name="tea-stream", daemon=True).start()
@@ -127,13 +117,10 @@ def threaded_stream(work: Callable[[Callback], LlmCallResult]) -> LlmStream:
             stack.callback(scope.cancel)
             if outer is not None:
                 stack.enter_context(outer.running(cancel))
-            while True:
-                kind, value = items.get()
-                if kind == "error":
-                    raise value
-                if kind == "result":
-                    result: LlmCallResult = value
-                    return result
-                yield value
+            while isinstance(item := items.get(), str):
+                yield item
+            if isinstance(item, BaseException):
+                raise item
+            return item
 
     return LlmStream(pieces(), cancel)

@@ -24,17 +24,8 @@ def answer_with_tools(
 ) -> dict[str, Any]:
     """Chat, run the actions that the model calls as tools, and go on until it answers without a call.
 
-    Args:
-        tools: In OpenAI's form, or `{name, description, parameters, action}`; `action` is the action that a call runs.
-        registry: All actions.
-        state: What actions get.
-        ask: Chats with the given parameters.
-        params: Parameters of every chat, with `messages` or `prompt`.
-        rounds: How often calls are answered at most.
-
-    Raises:
-        UsageError: A tool is not described rightly, or names an action that does not exist.
-        LlmError: The model could not do what was asked.
+    `tools` are in OpenAI's form, or `{name, description, parameters, action}`; `action` is the one in `registry` that
+    a call runs. `ask` chats with the given parameters; `rounds` is how often calls are answered at most.
     """
     offered = [_described(tool) for tool in tools]
     targets = {_name(tool): tool["action"] for tool in tools if tool.get("action")}
@@ -125,11 +116,7 @@ def _in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str
 
 
 def similarity(params: Mapping[str, Any], embed: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """The cosine of two vectors, or of the vectors of two texts.
-
-    Raises:
-        UsageError: Neither two texts nor two vectors of one length are given.
-    """
+    """The cosine of two vectors, or of the vectors of two texts."""
     vectors = [params.get("vector_a"), params.get("vector_b")]
     if all(vector is not None for vector in vectors):
         return _compared(*[_numbers(vector) for vector in vectors])
@@ -144,10 +131,15 @@ def similarity(params: Mapping[str, Any], embed: Callable[[list[str]], dict[str,
 def _compared(one: list[float], other: list[float]) -> dict[str, Any]:
     if len(one) != len(other):
         raise UsageError(f"llm.similarity: the vectors have different lengths, {len(one)} and {len(other)}")
-    length = math.hypot(*one) * math.hypot(*other)
-    score = sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
+    score = cosine(one, other)
     words = ((0.8, "Very similar"), (0.5, "Somewhat similar"), (0.2, "Not very similar"), (-2.0, "Unrelated"))
     return {"cosine_similarity": score, "interpretation": next(word for least, word in words if score > least)}
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of two vectors; 0 where one has no length."""
+    length = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
 
 
 def _numbers(vector: Any) -> list[float]:

@@ -14,7 +14,7 @@ from tea_models.cli.frame import App, answering
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime.cli.conversation import Conversation
 from tea_runtime.cli.models import model_options, opened
-from tea_runtime.cli.screen import Stream, plain, stdout_to_stderr
+from tea_runtime.cli.screen import Stream, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,8 +69,7 @@ def command(
         with contextlib.ExitStack() as stack:
             _Chat(app, talk, stack, options).run(ref)
         return
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    with redirected, opened(app, ref, **options) as backend:
+    with opened(app, ref, **options) as backend:
         stream = Stream(sys.stdout)
         try:
             result = talk.say(backend, asked, stream if not app.out.as_json else None)
@@ -82,26 +81,16 @@ def command(
 
 def _asked(question: str, message: str | None) -> str:
     """What is asked: the message, or the question after what stdin has."""
-    if message not in (None, "-"):
-        parts = [message, question]
-    else:
-        piped = sys.stdin.read() if message == "-" or not sys.stdin.isatty() else ""
-        parts = [piped, question]
-    text = "\n\n".join(part.strip() for part in parts if part and part.strip())
+    if message == "-" or (message is None and not sys.stdin.isatty()):
+        message = sys.stdin.read()
+    text = "\n\n".join(part.strip() for part in (message or "", question) if part.strip())
     if not text:
         raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
     return text
 
 
 class _Chat:
-    """A conversation on a terminal.
-
-    Args:
-        app: The invocation.
-        talk: The conversation.
-        stack: Closes the model at the end.
-        options: How models are loaded.
-    """
+    """A conversation on a terminal; `stack` closes the model at the end, `options` say how models are loaded."""
 
     def __init__(self, app: App, talk: Conversation, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
         self._app, self._talk, self._stack, self._options = app, talk, stack, options
@@ -114,7 +103,7 @@ class _Chat:
             "/save": lambda name: self._file(name, talk.save, "saved"),
             "/load": lambda name: self._file(name, talk.load, "loaded"),
             "/model": self._open,
-            "/clear": self._clear,
+            "/clear": lambda _: app.out.note(talk.clear()),
         }
 
     def run(self, ref: str) -> None:
@@ -153,10 +142,6 @@ class _Chat:
         self._stack.close()  # the model before
         self._stack.push(opening.pop_all())
 
-    def _clear(self, _argument: str) -> None:
-        self._talk.clear()
-        self._app.out.note("forgotten")
-
     def _system(self, text: str) -> None:
         self._talk.system = text
         self._app.out.note("the model is told this first" if text else "forgotten")
@@ -185,6 +170,7 @@ class _Chat:
 
 def _session(app: App) -> PromptSession[str]:
     """Line editing with a history; a multi-line paste is one message."""
+    from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
@@ -195,19 +181,11 @@ def _session(app: App) -> PromptSession[str]:
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
-    path = _history_file(app)
-    return PromptSession(history=FileHistory(path) if path else InMemoryHistory(), key_bindings=keys)
-
-
-def _history_file(app: App) -> str | None:
-    """Where questions are remembered: a file that only its owner reads."""
-    from platformdirs import user_state_path
-
     path = user_state_path("tea") / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
+        path.touch(mode=0o600)  # only its owner reads what was asked
     except OSError as error:
         app.out.note(f"{path}: {error.strerror}; the history is not kept")
-        return None
-    return str(path)
+        return PromptSession(history=InMemoryHistory(), key_bindings=keys)
+    return PromptSession(history=FileHistory(str(path)), key_bindings=keys)

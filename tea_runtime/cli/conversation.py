@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.atomic import write_document
 from tea_models.errors import MissingFileError, UsageError
-from tea_runtime.backend import check_messages
+from tea_runtime.backend import LlmCallParams, check_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,16 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Conversation:
-    """What was said so far.
+    """What was said so far, after what the model is told first (`system`), and what all answers took.
 
-    Attributes:
-        options: Options of every answer (`max_tokens`, `temperature`, `seed`).
-        system: What the model is told first, or "".
-        messages: The messages after that.
-        answers: How many answers were given.
-        tokens: Tokens of the answers.
-        seconds: What the answers took.
-        context: Tokens of the last prompt and answer together.
+    `options` are those of every answer; `context` is the last prompt and answer together, in tokens.
     """
 
     options: dict[str, Any]
@@ -41,37 +34,29 @@ class Conversation:
     context: int = 0
 
     def say(self, backend: LlmBackend, text: str, callback: Callable[[str], object] | None = None) -> LlmCallResult:
-        """Send a message and keep it with its answer; neither is kept where there is no answer.
-
-        Raises:
-            TeaModelsError: The model can't answer.
-        """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        start = [{"role": "system", "content": self.system}] if self.system else []
+        """Send a message and keep it with its answer; neither is kept where there is no answer."""
+        question = {"role": "user", "content": text}
         began = time.monotonic()
-        if callback is None:
-            result = backend.chat([*start, *asked], **self.options)
-        else:
-            result = backend.stream_chat([*start, *asked], callback, **self.options)
+        result = backend.generate(LlmCallParams("", **self.options), [*self.whole(), question], callback)
         self.seconds += time.monotonic() - began
-        self.messages = [*asked, {"role": "assistant", "content": result.content}]
+        self.messages = [*self.messages, question, {"role": "assistant", "content": result.content}]
         usage = result.usage or {}
         self.answers += 1
         self.tokens += usage.get("completion_tokens", 0)
         self.context = usage.get("total_tokens", 0)
         return result
 
-    def clear(self) -> None:
+    def whole(self) -> list[dict[str, Any]]:
+        """The messages with the system text first."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
+    def clear(self) -> str:
         """Forget what was said, and keep the system text."""
-        self.messages = []
-        self.context = 0
+        self.messages, self.context = [], 0
+        return "forgotten"
 
     def take_back(self) -> str:
-        """Remove the last question and its answer, and return the question.
-
-        Raises:
-            UsageError: There is none.
-        """
+        """Remove the last question and its answer, and return the question."""
         for index in range(len(self.messages) - 1, -1, -1):
             if self.messages[index].get("role") == "user":
                 question = str(self.messages[index]["content"])
@@ -80,17 +65,11 @@ class Conversation:
         raise UsageError("there is no question to ask again")
 
     def save(self, path: Path) -> None:
-        """Write the messages as JSON, with the system text first; `tea-models render --messages` reads them too."""
-        start = [{"role": "system", "content": self.system}] if self.system else []
-        write_document(path, json.dumps([*start, *self.messages], indent=2, ensure_ascii=False) + "\n")
+        """Write the messages as JSON; `tea-models render --messages` reads them too."""
+        write_document(path, json.dumps(self.whole(), indent=2, ensure_ascii=False) + "\n")
 
     def load(self, path: Path) -> None:
-        """Go on with the messages of a file.
-
-        Raises:
-            MissingFileError: It can't be read.
-            UsageError: It holds no messages.
-        """
+        """Go on with the messages of a file."""
         try:
             data = json.loads(path.read_text("utf-8-sig"))
         except OSError as error:

@@ -20,13 +20,8 @@ _PLAIN_TYPES = ("", "str", "string", "any")
 def read_inputs(given: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Put the inputs of a command line together; a later one wins.
 
-    Args:
-        given: Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`.
-        schema: The workflow's `state_schema`: a value of a key that is declared as a number, list … is read as JSON.
-
-    Raises:
-        UsageError: One is none of these.
-        MissingFileError: A file can't be read.
+    Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`. A value of a key
+    that the workflow's `state_schema` declares as a number, list … is read as JSON.
     """
     state: dict[str, Any] = {}
     for text in given:

@@ -13,7 +13,7 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import TeaModelsError
-from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
+from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,9 +61,8 @@ def command(
     identity = f"{workflow.read_text('utf-8') if workflow.is_file() else ''}\0{gguf or ''}\0{backend or ''}"
     source = read_workflow(workflow)
     count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
     with (
-        redirected,
+        only_json(wanted=app.out.as_json),
         logged(app.out),
         Output(output, identity) as written,
         LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded,
