@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.action_parameters import LLM_ACTION, NODE_SETTINGS, OPTIONS, check_parameters
+from tea_models.yamlfile import nearest
 from tea_runtime.api.backend import api_may_answer
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.call import kind_of
-from tea_runtime.errors import UnsupportedError
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import is_model_name
 
@@ -30,6 +30,36 @@ DEFAULT_MAX_TOKENS = 2048
 _INT_OPTIONS = ("max_tokens", "top_k", "seed", "logprobs")
 _FLOAT_OPTIONS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _MODEL_KEYS = ("model", "model_path", "profile")
+
+# A node may give any key of `settings.llm`; these two are options of the call, and no reason for another backend.
+NODE_SETTINGS = tuple(name for name in LlmSettings.model_fields if name not in ("temperature", "max_tokens"))
+_OPTIONS = tuple(entry.name for entry in fields(LlmCallParams) if entry.name != "prompt")
+_GENERATING = ("system", "stream", "callback", *_OPTIONS)
+# What an action takes besides the keys of `settings.llm`: groups of which one must be there, and the others.
+_PARAMETERS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
+    "llm.call": ((("prompt", "messages"),), (*_GENERATING, "raw")),
+    "llm.chat": ((("messages", "prompt"),), _GENERATING),
+    "llm.stream": ((("prompt", "messages"),), (*_GENERATING, "raw")),
+    "llm.embed": ((("text",),), ()),
+    "llm.batch": ((("prompts", "conversations"),), ("system", "raw", *_OPTIONS)),
+    "llm.rerank": ((("query",), ("documents",)), ()),
+}
+#: Every parameter of an action that has a meaning.
+PARAMETERS = {
+    action: (*(name for group in needed for name in group), *others, *NODE_SETTINGS)
+    for action, (needed, others) in _PARAMETERS.items()
+}
+LLM_ACTION = "__llm_action__"
+
+
+def check_parameters(action: str, names: Sequence[str]) -> None:
+    """Check that an action knows these parameters and that none is missing; the hint names the nearest."""
+    for name in names:
+        if name not in PARAMETERS[action]:
+            raise UsageError(f"{action}: unknown parameter {name!r}", hint=nearest(name, PARAMETERS[action]))
+    for group in _PARAMETERS[action][0]:
+        if not set(group) & set(names):
+            raise UsageError(f"{action}: {' or '.join(group)} is missing")
 
 
 @dataclass(slots=True)
@@ -57,7 +87,7 @@ class LlmActions:
                 return self.run(name, params)
 
             action.__name__ = action.__qualname__ = name.replace(".", "_")
-            action.__doc__ = _ACTIONS[name].__doc__
+            action.__doc__ = f"`{name}` of tea_runtime, see docs/yaml.md."
             setattr(action, LLM_ACTION, name)
             return action
 
@@ -121,7 +151,7 @@ class _Call:
 
     def options(self) -> dict[str, Any]:
         """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
-        given = {key: _number(key, self.params[key]) for key in OPTIONS if self.params.get(key, "") != ""}
+        given = {key: _number(key, self.params[key]) for key in _OPTIONS if self.params.get(key, "") != ""}
         if given.get("temperature") is None:
             own = self.settings.temperature
             given["temperature"] = DEFAULT_TEMPERATURE if own is None else own
@@ -149,23 +179,9 @@ class _Call:
         return given or self.actions.on_text or (lambda _text: None)
 
 
-def _call(call: _Call) -> dict[str, Any]:
-    """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
-    return _generate(call, chat=False, stream=_flag("stream", call.params.get("stream")))
-
-
-def _chat(call: _Call) -> dict[str, Any]:
-    """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
-    return _generate(call, chat=True, stream=_flag("stream", call.params.get("stream")))
-
-
-def _stream(call: _Call) -> dict[str, Any]:
-    """`llm.stream`: as `llm.call`, and every piece of text appears as it comes."""
-    return _generate(call, chat=False, stream=True)
-
-
-def _generate(call: _Call, *, chat: bool, stream: bool) -> dict[str, Any]:
-    messages = _messages(call.params, chat=chat)
+def _generate(call: _Call, *, chat: bool, stream: bool = False) -> dict[str, Any]:
+    stream = stream or _flag("stream", call.params.get("stream"))
+    messages = chat_messages(call.params, chat=chat)
     callback = call.callback() if stream else None
     prompt = _prompt(call.params) if messages is None else ""
     options = call.options()
@@ -187,9 +203,8 @@ def _generate(call: _Call, *, chat: bool, stream: bool) -> dict[str, Any]:
 
 
 def _embed(call: _Call) -> dict[str, Any]:
-    """`llm.embed`: the vector of `text`, or the vectors of a list of texts."""
     text = call.params.get("text")
-    given = [text] if isinstance(text, str) else _texts("text", text)
+    given = check_texts(text)
     backend = call.open()
     vectors = backend.embed(given)
     # A local model can count; what an API counts it keeps to itself here.
@@ -206,7 +221,6 @@ def _embed(call: _Call) -> dict[str, Any]:
 
 
 def _batch(call: _Call) -> dict[str, Any]:
-    """`llm.batch`: many prompts or conversations together; one that fails does not end the others."""
     prompts, conversations = call.params.get("prompts"), call.params.get("conversations")
     system = call.params.get("system")
     if (prompts is None) == (conversations is None):
@@ -219,7 +233,7 @@ def _batch(call: _Call) -> dict[str, Any]:
 
     def asked(item: Any) -> tuple[LlmCallParams, Any] | TeaModelsError:
         try:
-            messages = _messages({key: item, "system": system}, chat=True) if chat else None
+            messages = chat_messages({key: item, "system": system}) if chat else None
             prompt = "" if chat else _prompt({key: item})
             return call.limited(options, backend, prompt, chat=chat), messages
         except TeaModelsError as error:
@@ -236,27 +250,20 @@ def _batch(call: _Call) -> dict[str, Any]:
 
 
 def _rerank(call: _Call) -> dict[str, Any]:
-    """`llm.rerank`: how well each of `documents` answers `query`; `order` lists them from the best on."""
     query = call.params.get("query")
     if not isinstance(query, str):
         raise UsageError(f"query: expected a text, found {kind_of(query)}")
-    documents = _texts("documents", call.params.get("documents"))
+    documents = check_texts(call.params.get("documents"), "documents")
     backend = call.open()
-    rerank = getattr(backend, "rerank", None)
-    if rerank is None:
-        raise UnsupportedError(
-            f"{_answerer(backend)['model']}: this backend can't rerank",
-            hint="use a local model that is made for it, such as bge-reranker-v2-m3",
-        )
-    scores = [float(score) for score in rerank(query, documents)]
+    scores = backend.rerank(query, documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return {"scores": scores, "order": order, **_answerer(backend)}
 
 
 _ACTIONS: dict[str, Callable[[_Call], dict[str, Any]]] = {
-    "llm.call": _call,
-    "llm.chat": _chat,
-    "llm.stream": _stream,
+    "llm.call": functools.partial(_generate, chat=False),
+    "llm.chat": functools.partial(_generate, chat=True),
+    "llm.stream": functools.partial(_generate, chat=False, stream=True),
     "llm.embed": _embed,
     "llm.batch": _batch,
     "llm.rerank": _rerank,
@@ -302,7 +309,7 @@ def _prompt(params: Mapping[str, Any]) -> str:
     return prompt
 
 
-def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
+def chat_messages(params: Mapping[str, Any], *, chat: bool = True) -> Any:
     """The conversation that the parameters mean, or None for a raw prompt."""
     messages, prompt, system = params.get("messages"), params.get("prompt"), params.get("system")
     if messages is not None and prompt is not None:
@@ -320,13 +327,6 @@ def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
             raise UsageError("give the system text as system or in messages, not both")
         messages = [{"role": "system", "content": system}, *messages]
     return messages
-
-
-def _texts(name: str, value: Any) -> list[str]:
-    items = _items(name, value)
-    if not all(isinstance(item, str) for item in items):
-        raise UsageError(f"{name}: expected a text or a list of texts, found {kind_of(value)}")
-    return items
 
 
 def _items(name: str, value: Any) -> list[Any]:

@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from tea_models.errors import TeaModelsError
-from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
+from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, LlmStream, Message, check_messages, check_texts
 from tea_runtime.errors import UnsupportedError
-from tea_runtime.stream import LlmStream, threaded_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
 __all__ = ["Callback", "LlmBackend", "LlmCallParams", "LlmCallResult", "Message", "check_messages", "check_texts"]
 
@@ -35,8 +34,15 @@ class LlmBackend(ABC):
         """
 
     def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
-        """As `generate`, as an iterator."""
-        return threaded_stream(lambda callback: self.generate(params, messages, callback))
+        """As `generate`, as an iterator; a backend that makes its pieces one by one hands them over as they come."""
+
+        def pieces() -> Generator[str, None, LlmCallResult]:
+            every: list[str] = []
+            result = self.generate(params, messages, every.append)
+            yield from every
+            return result
+
+        return LlmStream(pieces(), lambda: None)
 
     def call(self, params: LlmCallParams) -> LlmCallResult:
         """Continue a raw prompt.
@@ -59,7 +65,10 @@ class LlmBackend(ABC):
         Example:
             >>> backend.chat([{"role": "user", "content": "Say hello."}], temperature=0).content
         """
-        return self.generate(LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages))
+        return self.generate(
+            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
+            check_messages(messages),
+        )
 
     @overload
     def stream(self, params: LlmCallParams, callback: None = None) -> LlmStream: ...
@@ -101,7 +110,10 @@ class LlmBackend(ABC):
             >>> for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
             ...     print(piece, end="", flush=True)
         """
-        params, plain = LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages)
+        params, plain = (
+            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
+            check_messages(messages),
+        )
         return self.open_stream(params, plain) if callback is None else self.generate(params, plain, callback)
 
     @overload
@@ -160,7 +172,7 @@ class LlmBackend(ABC):
         Example:
             >>> results = backend.chat_many([[{"role": "user", "content": text}] for text in texts], temperature=0)
         """
-        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        params = LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
         return self.generate_many([(params, one) for one in conversations], return_errors=return_errors)
 
     def generate_many(

@@ -1,16 +1,19 @@
-"""What is asked of a model, and what it answers: parameters, results, and the checks of what callers give."""
+"""What is asked of a model, and what it answers: parameters, results, streams, and checks of what callers give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tea_models.errors import UsageError
 from tea_models.yamlfile import nearest
+from tea_runtime.errors import LlmError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from tea_models.plan.types import RunPlan
 
 Message = Mapping[str, Any]
@@ -95,23 +98,16 @@ class LlmCallParams:
         _check_shapes(self)
 
     @classmethod
-    def of(
-        cls,
-        prompt: str,
-        max_tokens: int | None,
-        temperature: float,
-        stop: str | Sequence[str] | None,
-        options: Mapping[str, Any],
-    ) -> LlmCallParams:
-        """Make parameters from a method's arguments and its `**options`.
+    def of(cls, **options: Any) -> LlmCallParams:
+        """Make parameters for a chat from the arguments of a method.
 
         Raises:
             UsageError: An option is unknown (the message names the nearest known one) or its value can't be used.
         """
-        known = {entry.name for entry in fields(cls)} - {"prompt", "max_tokens", "temperature", "stop"}
-        for name in options.keys() - known:
-            raise UsageError(f"unknown option {name!r}; {nearest(name, sorted(known))}")
-        return cls(prompt=prompt, max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
+        known = sorted(entry.name for entry in fields(cls) if entry.name != "prompt")
+        for name in options.keys() - set(known):
+            raise UsageError(f"unknown option {name!r}; {nearest(name, known)}")
+        return cls("", **options)
 
     @property
     def random(self) -> bool:
@@ -158,20 +154,82 @@ class LlmCallResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result of an `llm.*` action: plain data, and only the optional keys that have a value."""
-        data: dict[str, Any] = {
-            "content": self.content,
-            "model": self.model,
-            "backend": self.backend,
-            "tokens_used": self.tokens_used,
-            "usage": dict(self.usage) if self.usage is not None else None,
-            "finish_reason": self.finish_reason,
-        }
-        optional = {
-            "tool_calls": [dict(call) for call in self.tool_calls or ()],
-            "logprobs": self.logprobs,
-            "fallback_reason": self.fallback_reason,
-        }
-        return data | {key: value for key, value in optional.items() if value}
+        always = ("content", "model", "backend", "tokens_used", "usage", "finish_reason")
+        optional = ("tool_calls", "logprobs", "fallback_reason")
+        names = [*always, *(name for name in optional if getattr(self, name))]
+        return {name: getattr(self, name) for name in names}
+
+
+class LlmStream:
+    """The pieces of an answer as they come. It is a context manager; leaving it ends the generation.
+
+    Args:
+        pieces: Yields the pieces; its value is the result.
+        cancel: Ends the generation, from any thread.
+
+    Example:
+        >>> with backend.stream_chat(messages) as stream:
+        ...     for piece in stream:
+        ...         print(piece, end="", flush=True)
+        >>> stream.result.usage["completion_tokens"]
+        17
+    """
+
+    def __init__(self, pieces: Generator[str, None, LlmCallResult], cancel: Callable[[], None]) -> None:
+        self._pieces = pieces
+        #: Ends the generation, from any thread: whoever waits for a piece gets a `CancelledCallError`.
+        self.cancel = cancel
+        self._result: LlmCallResult | None = None
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException as end:
+            self._ended = True
+            if isinstance(end, StopIteration) and end.value is not None:
+                self._result = end.value
+            raise
+
+    @property
+    def result(self) -> LlmCallResult:
+        """The whole answer; what has not come yet is waited for.
+
+        Raises:
+            LlmError: The stream was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self._result is None:
+            raise LlmError("the stream was closed before its end, so there is no result")
+        return self._result
+
+    def run(self, callback: Callback) -> LlmCallResult:
+        """Hand every piece to `callback`; what that raises ends the generation."""
+        with self:
+            for piece in self:
+                callback(piece)
+            return self.result
+
+    def close(self) -> None:
+        """End the generation, from the thread that iterates."""
+        if not self._ended:
+            self._ended = True
+            self.cancel()
+            self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self.cancel()
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -208,16 +266,12 @@ def _check_number(name: str, value: Any) -> None:
         raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
 
 
-def check_texts(text: Any) -> list[str]:
+def check_texts(text: Any, name: str = "text") -> list[str]:
     """The texts of a call of `embed`: one text, or a list of texts; anything else is a `UsageError`."""
-    if isinstance(text, str):
-        return [text]
-    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
-        raise UsageError(f"text: expected a text or a list of texts, found {kind_of(text)}")
-    for index, one in enumerate(text):
-        if not isinstance(one, str):
-            raise UsageError(f"text[{index}]: expected a text, found {kind_of(one)}")
-    return list(text)
+    texts = [text] if isinstance(text, str) else text
+    if isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts):
+        return list(texts)
+    raise UsageError(f"{name}: expected a text or a list of texts, found {text!r:.60}")
 
 
 def _check_stop(stop: Any) -> None:
@@ -250,3 +304,9 @@ def _check_shapes(params: LlmCallParams) -> None:
 def kind_of(value: object) -> str:
     """What a value is, for messages."""
     return "nothing" if value is None else type(value).__name__
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of two vectors; 0 where one has no length."""
+    length = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0

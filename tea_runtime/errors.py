@@ -81,8 +81,6 @@ class MissingExtraError(LlmError, ImportError):
             f"{what} needs {package}, which comes with the extra {extra} and is not installed",
             hint=hint or f"pip install 'tea-models[{extra}]'",
         )
-        self.package = package
-        self.extra = extra
 
 
 class MissingEngineError(MissingExtraError):
@@ -116,5 +114,4 @@ class ContextOverflowError(DoesNotFitError):
         )
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx
-        self.reserved = reserved
         self.over = over

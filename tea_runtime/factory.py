@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tea_runtime.backend import LlmBackend
-    from tea_runtime.cassette.entries import Cassette
 
 logger = logging.getLogger("tea_runtime")
 
@@ -37,7 +36,6 @@ def create_llm_backend(
     *,
     environ: Mapping[str, str] | None = None,
     gguf: str | None = None,
-    cassette: Cassette | None = None,
     **overrides: Any,
 ) -> LlmBackend:
     """Make the backend that `settings.llm` asks for.
@@ -52,7 +50,6 @@ def create_llm_backend(
         environ: The process's own by default.
         gguf: A model that goes before all others, as with `--gguf`; it means `backend: local`, unless an override says
             otherwise.
-        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
         **overrides: Keys of `settings.llm` that replace those of the block; None leaves one as it is.
 
     Raises:
@@ -65,7 +62,7 @@ def create_llm_backend(
     block = LlmSettings.parse(settings).overridden(**overrides)
     if gguf and overrides.get("backend") is None:
         block = block.overridden(backend="local")
-    return BackendPool(environ=environ, gguf=gguf, cassette=cassette).get(block)
+    return BackendPool(environ=environ, gguf=gguf).get(block)
 
 
 class BackendPool:
@@ -75,19 +72,17 @@ class BackendPool:
     those of `create_llm_backend`.
     """
 
-    def __init__(
-        self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None, cassette: Cassette | None = None
-    ) -> None:
+    def __init__(self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None) -> None:
         self.environ = os.environ if environ is None else environ
         self.gguf = gguf
-        self.cassette = cassette or cassette_of(self.environ)
+        self._cassette = cassette_of(self.environ)
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], Any] = {}
         self._locks: dict[tuple[Any, ...], threading.Lock] = {}
 
     def get(self, block: LlmSettings) -> LlmBackend:
         """The backend for these settings; raises as `create_llm_backend` does."""
-        cassette = self.cassette
+        cassette = self._cassette
         if cassette is None:
             return self._open(block)
         model = asked_model(block, self.environ, self.gguf)
@@ -106,8 +101,9 @@ class BackendPool:
         if block.backend == "api":
             return self._once(("api", *_values(block, API_SETTINGS)), lambda: self._api(block))
         in_place = ("fallback", *_values(block, ("fallback", *_NAMES, *_LOAD, *API_SETTINGS)))
-        if in_place in self._made:
-            return self._once(in_place, lambda: self._open(block))
+        made: LlmBackend | None = self._made.get(in_place)
+        if made is not None:
+            return made
         try:
             found = self._once(("found", *_values(block, _NAMES)), lambda: self._find(block))
             return self._once(("local", found.path, *_values(block, _LOAD)), lambda: self._load(block, found))

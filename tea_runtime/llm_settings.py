@@ -24,12 +24,6 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _words(value: Any) -> Any:
-    if isinstance(value, str) and value.strip().lower() in ("auto", "max"):
-        return value.strip().lower()
-    return _no_bool(value)
-
-
 def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -49,29 +43,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 
 
 class LlmSettings(BaseModel):
-    """`settings.llm`: every key is optional, and an empty value (`n_ctx:`) means the default.
-
-    Attributes:
-        backend: `local`, `api`, or `auto`: local where a model can be used, otherwise the API. `provider: local` says
-            `local` too.
-        model: A reference (`phi4-mini`, `hf:…`, a path) or the name of an API's model.
-        model_path: Path of a GGUF file; `~` and `$VAR` are expanded.
-        profile: Path of a profile document or name of a pulled model; the runtime is configured from it.
-        n_ctx: Tokens of context: a number, `max` (what the model was trained with) or `auto`.
-        n_threads: CPU threads.
-        n_gpu_layers: Layers on the GPU; 0 none, -1 all.
-        chat_format: Overrides the model's own chat template by a known one.
-        kv_type: Type of the KV cache (`f16`, `q8_0`, `q4_0`).
-        embedding: The model is for embeddings; chat contexts are not prepared.
-        api_base: Base address of an OpenAI-compatible server, e.g. `http://127.0.0.1:8080/v1`.
-        provider: `auto`, `openai`, `azure` or `ollama`; `local` is read as `backend: local`.
-        temperature: Default of all actions.
-        max_tokens: Length of an answer at most, for every action that does not say its own.
-        timeout: Seconds an API request may take.
-        max_retries: How often a failed API request is repeated.
-        fallback: Whether the API may answer when the local model can't. Left out, it may under `auto` only.
-        auto_pull: Whether a model that is not in the store is downloaded when it is first used.
-    """
+    """`settings.llm`: every key is optional, and an empty value (`n_ctx:`) means the default. See docs/yaml.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +51,7 @@ class LlmSettings(BaseModel):
     model: str | None = None
     model_path: str | None = None
     profile: str | None = None
-    n_ctx: Annotated[Literal["auto", "max"] | Annotated[int, Field(ge=1)], BeforeValidator(_words)] | None = None
+    n_ctx: Annotated[Literal["auto", "max"] | Count, BeforeValidator(_no_bool), BeforeValidator(_lower)] | None = None
     n_threads: Count | None = None
     n_gpu_layers: Annotated[int, BeforeValidator(_no_bool), Field(ge=-1)] | None = None
     chat_format: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from dataclasses import fields
@@ -14,6 +15,7 @@ from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.call import LlmStream
 from tea_runtime.engine.embedder import EmbedRequest
 from tea_runtime.engine.growing_context import START, ContextPlan
 from tea_runtime.engine.model import Model, ModelSpec, open_model
@@ -31,7 +33,6 @@ from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.rerank import pair_tokens
 from tea_runtime.llama.tool_text import ToolTextFilter
 from tea_runtime.llama.weights import LoadOptions
-from tea_runtime.stream import LlmStream
 
 if TYPE_CHECKING:
     import os
@@ -60,7 +61,6 @@ class LocalLlmBackend(LlmBackend):
         chat_format: Overrides the file's template: a known name, a Jinja template, or the path of one.
         embedding: Plan for embeddings instead of chats.
         kv_type: Type of the KV cache; by the plan.
-        memory: Budget of memory in bytes; by the plan.
         prompt_cache: Keep long prompts on disk, for the next process: True, or the folder for them.
         profile: Facts about the file, if they are known already.
         settings: Where the store is; by default from the process's environment.
@@ -83,7 +83,6 @@ class LocalLlmBackend(LlmBackend):
         embedding: bool = False,
         *,
         kv_type: str | None = None,
-        memory: int | None = None,
         prompt_cache: bool | str | os.PathLike[str] = False,
         profile: ModelProfile | None = None,
         settings: Settings | None = None,
@@ -92,21 +91,12 @@ class LocalLlmBackend(LlmBackend):
         settings = settings or default_settings()
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
+        purpose = "embed" if embedding else "chat"
         user = UserSettings.of(
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
-            kv_type=kv_type,
-            memory=memory,
-            purpose="embed" if embedding else "chat",
+            n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, kv_type=kv_type, purpose=purpose
         )
-        self.profile, self.plan = plan_model(
-            self.model_path,
-            settings,
-            user,
-            profile=profile,
-            check=lambda found: check_vectors(found, self.model_path),
-        )
+        check = functools.partial(check_vectors, path=self.model_path)
+        self.profile, self.plan = plan_model(self.model_path, settings, user, profile=profile, check=check)
         recorder.plan = self.plan
         options, use = self._planned(ContextOptions), self.plan.memory.use
         contexts = ContextPlan(
@@ -134,8 +124,6 @@ class LocalLlmBackend(LlmBackend):
             self.close()
             raise
         logger.info("%s", describe(self.model_path, self.plan))
-
-    # What it does -----------------------------------------------------------------------------------------------------
 
     def generate(
         self, params: LlmCallParams, messages: Sequence[Message] | None = None, callback: Callback | None = None
@@ -218,15 +206,8 @@ class LocalLlmBackend(LlmBackend):
         return self._vectors(model, every)
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Score documents by how well they answer a query, by a reranker model: larger is better.
-
-        Raises:
-            UnsupportedError: The model is no reranker.
-            UsageError: Query or documents are no texts.
-            ContextOverflowError: Query and document are longer than the context.
-        """
-        texts = check_texts(documents if not isinstance(documents, str) else [documents])
-        (query,) = check_texts(query)
+        """As `LlmBackend.rerank`, by a reranker model."""
+        texts, (query,) = check_texts(documents), check_texts(query)
         model = self._model_in_use()
         if self._kind != "reranker":
             raise UnsupportedError(
@@ -265,8 +246,6 @@ class LocalLlmBackend(LlmBackend):
         model, self._model, self._chat = self._model, None, None
         if model is not None and self._closed.detach():
             model.leave(self._owner)
-
-    # How it does it ---------------------------------------------------------------------------------------------------
 
     @property
     def _kind(self) -> str:
@@ -328,14 +307,9 @@ class LocalLlmBackend(LlmBackend):
             grammar = call_grammar(demanded, chat_format.name)
         tokens = prompt.tokens(messages, tools or None, dict(params.chat_template_kwargs or {}))
         model.texts.check(tokens)
+        stops = (*params.stops, *chat_format.stop)
         generation = Generation(
-            model.weights,
-            model.vocabulary,
-            tokens,
-            params,
-            stops=(*params.stops, *chat_format.stop),
-            grammar=grammar,
-            special=bool(tools),
+            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, special=bool(tools)
         )
         return _Prepared(generation, chat_format if tools else None)
 
@@ -396,12 +370,12 @@ class LocalLlmBackend(LlmBackend):
         problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
         if problem:
             # A grammar counts a character that the model began and did not end as one; in the text it may be several.
-            broken = "\ufffd" in content
+            hint = "please report the schema: the grammar should have ruled this out"
+            if "\ufffd" in content:
+                hint = "the model wrote bytes that are no text: try a lower temperature"
             raise GenerationError(
                 f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
-                hint="the model wrote bytes that are no text: try a lower temperature"
-                if broken
-                else "please report the schema: the grammar should have ruled this out",
+                hint=hint,
             )
 
     def _pooling(self) -> str:

@@ -1,4 +1,4 @@
-"""Which model file a workflow means: the first that exists of what the user named, in a fixed order."""
+"""Which model file a workflow means: the first that exists of what the user named; and what its header says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tea_models.caller import Caller
 from tea_models.errors import LockError, MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.profile.document import load_profile
+from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
@@ -30,6 +31,10 @@ logger = logging.getLogger("tea_runtime")
 _BUNDLED = Path("usr/share/models")
 _REFERENCES = ("--gguf", "settings.llm.profile", "settings.llm.model")
 _ADVICE = "name a model that is here (`tea-models list`), or get one: tea-models pull smollm2-135m"
+
+
+# Architectures by their llama.cpp names → the family that people speak of.
+_FAMILIES = ("gemma", "llama", "mistral", "phi", "qwen", "smollm", "deepseek", "falcon", "granite", "olmo", "bert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +235,33 @@ def _models_in(folder: Path) -> list[Path]:
         return []
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
     return [path for path in found if "-of-" not in path.stem or "-00001-of-" in path.stem]
+
+
+def get_model_info(model_path: str | os.PathLike[str], *, settings: Settings | None = None) -> dict[str, Any]:
+    """Facts about a model, from the header of its file and never from its name.
+
+    Args:
+        model_path: A file, or a reference; a remote one is asked for its header only.
+        settings: Where the store and the hosts are; by default from the process's environment.
+
+    Returns:
+        `n_ctx` (trained context, in tokens), `chat_format` (None without a template), `family`, `architecture`, `name`,
+        `kind`, `quantization`, `parameters`, `embedding_length`, `license`, `system_role`, `tools`, `stop`.
+
+    Raises:
+        MalformedGGUFError: The file is not GGUF, or broken.
+        NotAvailableError: It can't be found or reached.
+    """
+    reference = model_path if isinstance(model_path, str) else Path(model_path)
+    profile = resolve_profile(reference, settings=settings)
+    architecture, chat = profile.architecture.value, profile.chat
+    names = ("architecture", "name", "kind", "quantization", "parameters", "embedding_length", "license")
+    return {
+        "n_ctx": profile.context_length.value,
+        "chat_format": chat.format.value,
+        "family": next((family for family in _FAMILIES if family in architecture), architecture),
+        **{name: getattr(profile, name).value for name in names},
+        "system_role": chat.system_role.value,
+        "tools": chat.tools.value,
+        "stop": list(chat.stop.value),
+    }

@@ -18,11 +18,13 @@ from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
 from tea_runtime.backend import LlmBackend
+from tea_runtime.call import LlmStream
+from tea_runtime.cancellation import CancelScope
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
     from tea_models.errors import TeaModelsError
     from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
@@ -99,12 +101,8 @@ class ApiLlmBackend(LlmBackend):
         )
         # Whether the server continues raw prompts; where it is not known it is found out by asking.
         self._raw_prompts = not openai or "instruct" in self.model
-        self._closed = False
         # Hosts never close what their actions opened.
         self._finalizer = weakref.finalize(self, self._client.close)
-
-    def __repr__(self) -> str:
-        return f"ApiLlmBackend(model={self.model!r}, api_base={self.api_base!r})"
 
     def generate(
         self, params: LlmCallParams, messages: Sequence[Message] | None = None, callback: Callback | None = None
@@ -116,22 +114,14 @@ class ApiLlmBackend(LlmBackend):
             ApiUnavailableError: The API can't be reached, or there is no key for it.
             UnsupportedError: The API can't do what was asked.
         """
-        where = self._where(self.model)
-        body = self._body(params, where)
-        _check_plain({"prompt": params.prompt, "messages": messages, **body})
-        as_message = [{"role": "user", "content": params.prompt}]
-        if messages is None and not self._raw_prompts:
-            messages = as_message
-        try:
-            result = self._complete(params, messages, body, callback)
-        except ApiError as error:
-            only_chats = error.status in (404, 405) or (error.status == 400 and "chat" in error.message)
-            if messages is not None or not only_chats:
-                raise
-            result = self._complete(params, as_message, body, callback)
-            logger.info("%s: no raw completions here; the prompt went as a user's message", where)
-            self._raw_prompts = False
-        return replace(result, fallback_reason=self.reason)
+        if callback is not None:
+            return self.open_stream(params, messages).run(callback)
+        return LlmStream(self._answer(params, messages), lambda: None).result
+
+    def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
+        """As `generate`, as an iterator; raises as `generate` does."""
+        scope = CancelScope()
+        return LlmStream(self._answer(params, messages, scope), scope.cancel)
 
     def generate_many(
         self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]], *, return_errors: bool = False
@@ -159,7 +149,7 @@ class ApiLlmBackend(LlmBackend):
 
     def unavailable_reason(self) -> str:
         """Why the API can't be used, or an empty text. Nothing is sent."""
-        if self._closed:
+        if not self._finalizer.alive:
             return "the backend is closed"
         if self._client.key or not self._is_openai:
             return ""
@@ -167,7 +157,6 @@ class ApiLlmBackend(LlmBackend):
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""
-        self._closed = True
         self._finalizer()
 
     def _where(self, model: str) -> str:
@@ -178,28 +167,49 @@ class ApiLlmBackend(LlmBackend):
             raise ApiUnavailableError(f"{where}: {reason}", hint=hint)
         return where
 
-    def _complete(
+    def _answer(
+        self, params: LlmCallParams, messages: Sequence[Message] | None, scope: CancelScope | None = None
+    ) -> Generator[str, None, LlmCallResult]:
+        """The pieces of an answer that `scope` can end; without one it comes as a whole."""
+        where = self._where(self.model)
+        body = self._body(params, where)
+        _check_plain({"prompt": params.prompt, "messages": messages, **body})
+        as_message = [{"role": "user", "content": params.prompt}]
+        if messages is None and not self._raw_prompts:
+            messages = as_message
+        try:
+            result = yield from self._pieces(params, messages, body, scope)
+        except ApiError as error:
+            only_chats = error.status in (404, 405) or (error.status == 400 and "chat" in error.message)
+            if messages is not None or not only_chats:
+                raise
+            result = yield from self._pieces(params, as_message, body, scope)
+            logger.info("%s: no raw completions here; the prompt went as a user's message", where)
+            self._raw_prompts = False
+        return replace(result, fallback_reason=self.reason)
+
+    def _pieces(
         self,
         params: LlmCallParams,
         messages: Sequence[Message] | None,
         body: dict[str, Any],
-        callback: Callback | None,
-    ) -> LlmCallResult:
-        where = self._where(self.model)
+        scope: CancelScope | None,
+    ) -> Generator[str, None, LlmCallResult]:
         if messages is None:
             path, body = "completions", {**body, "prompt": params.prompt}
             if "logprobs" in body:  # the older endpoint takes a number
                 body["logprobs"] = body.pop("top_logprobs", 1)
         else:
             path, body = "chat/completions", {**body, "messages": messages}
-        if callback is None:
+        where = self._where(self.model)
+        if scope is None:
             return read_completion(self._client.post(path, body, where), where, params, self.model)
         answer = StreamedAnswer(where, chat=messages is not None)
         with contextlib.closing(self._client.events(path, body, where)) as events:
             for event in events:
-                text = answer.add(event)
-                if text:
-                    callback(text)
+                scope.check()
+                if text := answer.add(event):
+                    yield text
         return answer.finish(params, self.model)
 
     def _body(self, params: LlmCallParams, where: str) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.cli.conversation import Conversation
+from tea_runtime.backend import LlmCallParams
 from tea_runtime.cli.models import model_options, opened
 from tea_runtime.cli.screen import Stream, plain
 
@@ -21,15 +19,12 @@ if TYPE_CHECKING:
 
     from prompt_toolkit import PromptSession
 
-    from tea_runtime.backend import LlmBackend
+    from tea_runtime.backend import LlmBackend, LlmCallResult
 
 _HELP = """\
 /help            this list
 /system [TEXT]   what the model is told first; without TEXT, forget it
 /retry           ask the last question again
-/stats           tokens, speed, and how much of the context is used
-/save FILE       keep the conversation as JSON
-/load FILE       go on with a conversation
 /model REF       go on with another model
 /clear           forget what was said
 /bye             end; so does Ctrl-D
@@ -40,7 +35,7 @@ Ctrl-C clears the line, and during an answer stops the answer. Alt-Enter begins 
 @click.argument("ref")
 @click.argument("question", nargs=-1, metavar="[QUESTION]")
 @click.option("-m", "--message", metavar="TEXT", help="As QUESTION, and stdin is left alone; - reads it.")
-@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option("--system", default="", metavar="TEXT", help="What the model is told first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Length of an answer at most.  [default: no limit]")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
 @click.option("--seed", type=int, help="The same seed gives the same answers.")
@@ -52,7 +47,7 @@ def command(
     ref: str,
     question: tuple[str, ...],
     message: str | None,
-    system: str | None,
+    system: str,
     max_tokens: int | None,
     temperature: float,
     seed: int | None,
@@ -62,48 +57,55 @@ def command(
 
     With a QUESTION, or without a terminal, it answers once; what comes on stdin stands before the question.
     """
-    interactive = not question and message is None and sys.stdin.isatty() and not app.out.as_json
-    asked = "" if interactive else _asked(" ".join(question), message)
-    talk = Conversation({"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, system=system or "")
-    if interactive:
+    talk = _Chat(LlmCallParams("", max_tokens=max_tokens, temperature=temperature, seed=seed), system)
+    if not question and message is None and sys.stdin.isatty() and not app.out.as_json:
         with contextlib.ExitStack() as stack:
-            _Chat(app, talk, stack, options).run(ref)
+            _Terminal(app, talk, stack, options).run(ref)
         return
+    if message == "-" or (message is None and not sys.stdin.isatty()):
+        message = sys.stdin.read()
+    asked = "\n\n".join(part.strip() for part in (message or "", " ".join(question)) if part.strip())
+    if not asked:
+        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
     with opened(app, ref, **options) as backend:
-        stream = Stream(sys.stdout)
-        try:
-            result = talk.say(backend, asked, stream if not app.out.as_json else None)
-        finally:
-            stream.end_line()
+        result = talk.say(backend, asked, streamed=not app.out.as_json)
     if app.out.as_json:
         app.out.answer(plain(result.to_dict()), lambda: "", exact=True)
 
 
-def _asked(question: str, message: str | None) -> str:
-    """What is asked: the message, or the question after what stdin has."""
-    if message == "-" or (message is None and not sys.stdin.isatty()):
-        message = sys.stdin.read()
-    text = "\n\n".join(part.strip() for part in (message or "", question) if part.strip())
-    if not text:
-        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
-    return text
-
-
 class _Chat:
-    """A conversation on a terminal; `stack` closes the model at the end, `options` say how models are loaded."""
+    """What was said so far, after what the model is told first."""
 
-    def __init__(self, app: App, talk: Conversation, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
+    def __init__(self, params: LlmCallParams, system: str) -> None:
+        self._params = params
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+
+    def say(self, backend: LlmBackend, text: str, *, streamed: bool = True) -> LlmCallResult:
+        """Send a message and keep it with its answer; neither is kept where there is no answer."""
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        asked = [*self.messages, {"role": "user", "content": text}]
+        stream = Stream(sys.stdout)
+        try:
+            result = backend.generate(self._params, [*start, *asked], stream if streamed else None)
+        finally:
+            stream.end_line()
+        self.messages = [*asked, {"role": "assistant", "content": result.content}]
+        return result
+
+
+class _Terminal:
+    """A chat on a terminal; `stack` closes the model at the end, `options` say how models are loaded."""
+
+    def __init__(self, app: App, talk: _Chat, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
         self._app, self._talk, self._stack, self._options = app, talk, stack, options
         self._backend: LlmBackend
         self._commands: dict[str, Callable[[str], object]] = {
             "/help": lambda _: app.out.note(_HELP),
             "/system": self._system,
-            "/retry": lambda _: self._answer(talk.take_back()),
-            "/stats": lambda _: app.out.note(talk.stats()),
-            "/save": lambda name: self._file(name, talk.save, "saved"),
-            "/load": lambda name: self._file(name, talk.load, "loaded"),
+            "/retry": self._retry,
             "/model": self._open,
-            "/clear": lambda _: app.out.note(talk.clear()),
+            "/clear": self._clear,
         }
 
     def run(self, ref: str) -> None:
@@ -142,30 +144,25 @@ class _Chat:
         self._stack.close()  # the model before
         self._stack.push(opening.pop_all())
 
+    def _clear(self, _argument: str) -> None:
+        self._talk.messages = []
+        self._app.out.note("forgotten")
+
     def _system(self, text: str) -> None:
         self._talk.system = text
         self._app.out.note("the model is told this first" if text else "forgotten")
 
-    def _file(self, name: str, act: Callable[[Path], None], done: str) -> None:
-        words = shlex.split(name)
-        if len(words) != 1:
-            raise UsageError("expected the name of one file")
-        path = Path(words[0]).expanduser()
-        try:
-            act(path)
-        except OSError as error:
-            raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-        self._app.out.note(f"{done} {path}: {len(self._talk.messages)} messages")
+    def _retry(self, _argument: str) -> None:
+        if not self._talk.messages:
+            raise UsageError("there is no question to ask again")
+        *self._talk.messages, question, _answer = self._talk.messages
+        self._answer(question["content"])
 
     def _answer(self, text: str) -> None:
-        stream = Stream(sys.stdout)
         try:
-            self._talk.say(self._backend, text, stream)
+            self._talk.say(self._backend, text)
         except KeyboardInterrupt:
-            stream.end_line()
             self._app.out.note("stopped; the conversation goes on without this answer")
-        finally:
-            stream.end_line()
 
 
 def _session(app: App) -> PromptSession[str]:

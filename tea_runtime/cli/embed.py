@@ -10,8 +10,8 @@ import click
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import shortened, table
 from tea_models.errors import UsageError
+from tea_runtime.call import cosine
 from tea_runtime.cli.models import model_options, opened
-from tea_runtime.tool_loop import cosine
 
 
 @click.command("embed")
@@ -24,7 +24,13 @@ def command(app: App, *, ref: str, texts: tuple[str, ...], **options: Any) -> No
 
     --json prints the vectors; without it you see how similar the texts are to the first one.
     """
-    given = list(texts) if texts and texts != ("-",) else _lines(texts)
+    given = list(texts)
+    if not texts and sys.stdin.isatty():
+        raise UsageError("there is no text", hint="give texts as arguments, or one a line on stdin")
+    if texts in ((), ("-",)):
+        given = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not given:
+        raise UsageError("there is no text on stdin")
     with opened(app, ref, embedding=True, **options) as backend:
         vectors = backend.embed(given)
         name = getattr(backend, "model_path", ref)
@@ -34,15 +40,6 @@ def command(app: App, *, ref: str, texts: tuple[str, ...], **options: Any) -> No
         "embeddings": [{"text": text, "embedding": vector} for text, vector in zip(given, vectors, strict=True)],
     }
     app.out.answer(data, lambda: _shown(given, vectors))
-
-
-def _lines(texts: tuple[str, ...]) -> list[str]:
-    if not texts and sys.stdin.isatty():
-        raise UsageError("there is no text", hint="give texts as arguments, or one a line on stdin")
-    given = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    if not given:
-        raise UsageError("there is no text on stdin")
-    return given
 
 
 def _shown(texts: list[str], vectors: list[list[float]]) -> str:

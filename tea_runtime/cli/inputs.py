@@ -65,17 +65,12 @@ def _json(text: str, name: str, *, expected: str = "") -> Any:
 
 
 def _read(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
-    path = Path(name).expanduser()
     try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
+        return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start:,} is not UTF-8") from None
+        raise UsageError(f"{name}: byte {error.start:,} is not UTF-8") from None
     except OSError as error:
-        raise MissingFileError(f"{path}: can't be read: {error.strerror}") from None
+        raise MissingFileError(f"{name}: {(error.strerror or 'can not be read').lower()}") from None
 
 
 def _advice(text: str) -> str:

@@ -70,6 +70,7 @@ def require_models(
 
     `uses` has the models that are named instead of the settings' own, which is None.
     """
+    from tea_models.verbs.pull import pull_all
     from tea_runtime.api.backend import api_may_answer
     from tea_runtime.resolve import is_model_name, search
 
@@ -85,18 +86,12 @@ def require_models(
         if absent is None:
             continue
         if pull or block.auto_pull or _agreed(app, absent):
-            _fetch(app, absent)
+            if app.settings.offline:
+                raise OfflineError(f"{absent} is not here, and nothing may be fetched (--offline)")
+            pull_all([absent], app.caller)
         elif gguf or not api_may_answer(block, environ):
             hint = f"tea-models pull {absent}, or the same command with --pull"
             raise MissingFileError(f"{absent} is not here yet", hint=hint)
-
-
-def _fetch(app: App, name: str) -> None:
-    from tea_models.verbs.pull import pull_all
-
-    if app.settings.offline:
-        raise OfflineError(f"{name} is not here, and nothing may be fetched (--offline)")
-    pull_all([name], app.caller)
 
 
 def _agreed(app: App, name: str) -> bool:
@@ -110,6 +105,7 @@ def _size(app: App, name: str) -> str:
     from tea_models.sources import resolve
 
     try:
-        return f" ({human_bytes(sum(file.size or 0 for file in resolve(name, app.caller).files))})"
+        sizes = [file.size or 0 for file in resolve(name, app.caller).files]
     except TeaModelsError:
         return ""
+    return f" ({human_bytes(sum(sizes))})" if all(sizes) else ""

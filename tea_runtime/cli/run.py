@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import sys
@@ -12,7 +13,6 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import UsageError
-from tea_runtime.cassette.entries import Cassette, Mode
 from tea_runtime.cli.inputs import read_inputs
 from tea_runtime.cli.models import require_models
 from tea_runtime.cli.screen import Stream, environment, logged, only_json, plain, readable
@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
 @click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
 @click.option("--locked", is_flag=True, help="Use only models that the nearest models.lock names.")
-@click.option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Write every answer into a cassette.")
-@click.option(
-    "--replay", type=click.Path(path_type=Path), metavar="FILE", help="Answer from a cassette, without a model."
-)
+@click.option("--record", metavar="FILE", help="Write every answer into a cassette.")
+@click.option("--replay", metavar="FILE", help="Answer from a cassette, without a model.")
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."
 )
@@ -55,12 +53,10 @@ def command(
     given: tuple[str, ...],
     wanted: str | None,
     pull: bool,
-    gguf: str | None,
-    backend: str | None,
     locked: bool,
-    record: Path | None,
-    replay: Path | None,
-    max_steps: int,
+    record: str | None,
+    replay: str | None,
+    **options: Any,
 ) -> None:
     """Run a workflow: streamed text appears as it comes, then what else is new in the state.
 
@@ -71,24 +67,19 @@ def command(
         environ = environment(app, locked=locked)
         state = read_inputs(given, read.spec.state_schema)
         _require_inputs(workflow, read, state)
-        cassette = _cassette(record, replay)
-        if cassette is None:
-            settings = read.llm_settings(environ).overridden(backend=backend)
-            require_models(app, settings, read.environment(environ), gguf=gguf, pull=pull, uses=_models(read))
+        if record and replay:
+            raise UsageError("--record and --replay exclude each other")
+        if record or replay:
+            environ |= {"TEA_CASSETTE": record or replay or "", "TEA_CASSETTE_MODE": "record" if record else "replay"}
+        else:
+            settings = read.llm_settings(environ).overridden(backend=options["backend"])
+            known = read.environment(environ)
+            require_models(app, settings, known, gguf=options["gguf"], pull=pull, uses=_models(read))
         with only_json(wanted=app.out.as_json or wanted is not None):
             stream = Stream(sys.stdout)
+            on_step = functools.partial(_told, app, stream)
             try:
-                final = run_workflow(
-                    read,
-                    state,
-                    gguf=gguf,
-                    backend=backend,
-                    on_text=stream,
-                    on_step=lambda step: _told(app, stream, step),
-                    environ=environ,
-                    max_steps=max_steps,
-                    cassette=cassette,
-                )
+                final = run_workflow(read, state, on_text=stream, on_step=on_step, environ=environ, **options)
             finally:
                 stream.end_line()
     if wanted is not None:
@@ -100,7 +91,8 @@ def command(
         more = ", …" if len(changes) > 3 else ""
         app.out.warn("JSON can't hold all of the state: " + ", ".join(changes[:3]) + more)
     before = read.initial_state(state)
-    new = {key: value for key, value in final.items() if before.get(key) != value and not stream.showed(value)}
+    shown = [key for key, value in final.items() if isinstance(value, str) and value in stream.shown]
+    new = {key: value for key, value in final.items() if before.get(key) != value and key not in shown}
     if stream.used and new and not app.out.as_json:
         sys.stdout.write("\n")
     app.out.answer(data, lambda: readable(new, app.out), exact=True)
@@ -129,20 +121,12 @@ def _models(workflow: Workflow) -> Iterator[str | None]:
                 yield named or None
 
 
-def _cassette(record: Path | None, replay: Path | None) -> Cassette | None:
-    if record is None and replay is None:
-        return None
-    if record is not None and replay is not None:
-        raise UsageError("--record and --replay exclude each other")
-    return Cassette(record, Mode.RECORD) if record is not None else Cassette(replay or Path(), Mode.REPLAY)
-
-
 def _told(app: App, stream: Stream, step: Step) -> None:
     """Say on a terminal what a node took that asked a model."""
     result = step.result if isinstance(step.result, dict) else {}
-    if result.get("streamed"):
+    if result.get("streamed") and stream.used:
         stream.end_line()
-        stream.remember(result.get("content"))
+        stream.shown.append(str(result.get("content")))
     usage = result.get("usage")
     made = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if made and app.out.live:

@@ -23,13 +23,13 @@ _SHOWN_NUMBERS = 4
 
 
 class Stream:
-    """Prints pieces of text as they come, without what could control a terminal."""
+    """Prints pieces of text as they come, without what could control a terminal; `shown` are whole texts."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._safe = file.isatty()
         self._open_line = False
-        self._texts: list[str] = []
+        self.shown: list[str] = []
         self.used = False
 
     def __call__(self, text: str) -> None:
@@ -43,15 +43,6 @@ class Stream:
         """Finish a line that is still open."""
         if self._open_line:
             self("\n")
-
-    def remember(self, text: Any) -> None:
-        """Note that a text was shown whole."""
-        if self.used and isinstance(text, str):
-            self._texts.append(text)
-
-    def showed(self, value: Any) -> bool:
-        """Whether a value of the state is a text that was shown already."""
-        return isinstance(value, str) and value in self._texts
 
 
 def environment(app: App, *, locked: bool = False) -> dict[str, str]:
@@ -136,10 +127,7 @@ def _show(lines: list[str], label: str, value: Any, indent: str) -> None:
     elif isinstance(value, list) and not all(type(item) in (int, float) for item in value):
         lines.append(f"{indent}{label}")
         for item in value:
-            if isinstance(item, dict) and item.keys() == {"role", "content"}:
-                _show(lines, f"- {printable(str(item['role']))}:", item["content"], indent + "  ")
-            else:
-                _show(lines, "-", item, indent + "  ")
+            _show(lines, "-", item, indent + "  ")
     else:
         lines.append(f"{indent}{label} {_short(value)}".rstrip())
 

@@ -32,10 +32,10 @@ def command(app: App, *, ref: str, **options: Any) -> int:
 
     started = time.monotonic()
     with opened(app, ref, **options) as backend:
-        path, plan = getattr(backend, "model_path", None), getattr(backend, "plan", None)
+        path = getattr(backend, "model_path", None)
         loaded = path.name if path is not None else backend.name
         checks = [Check("it loads", "ok", loaded, round(time.monotonic() - started, 3))]
-        for check in run_checks(backend, context=plan.settings.n_ctx if plan is not None else None):
+        for check in run_checks(backend):
             checks.append(check)
             if app.out.live and not app.out.as_json:
                 app.out.note(f"  {check.status:<8} {check.name}")

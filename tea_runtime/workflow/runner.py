@@ -24,7 +24,6 @@ from tea_runtime.workflow.action_imports import Action, check_actions, import_ac
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_from_data
 
 if TYPE_CHECKING:
-    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.workflow.file import Node, Workflow
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,6 @@ def run_workflow(
     on_step: Callable[[Step], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
-    cassette: Cassette | None = None,
 ) -> dict[str, Any]:
     """Run a workflow to its end. A workflow is code: its `run:` blocks and imports do whatever Python can do.
 
@@ -97,7 +95,6 @@ def run_workflow(
         on_step: Is told about each node that has run.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
-        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
 
     Returns:
         The final state.
@@ -109,7 +106,7 @@ def run_workflow(
             type and exit code.
     """
     with LoadedWorkflow(
-        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps, cassette=cassette
+        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps
     ) as loaded:
         return loaded.run(input or {}, on_step=on_step)
 
@@ -129,14 +126,13 @@ class LoadedWorkflow:
         on_text: Callable[[str], object] | None = None,
         environ: Mapping[str, str] | None = None,
         max_steps: int = MAX_STEPS,
-        cassette: Cassette | None = None,
     ) -> None:
         self._workflow = _read(workflow)
         self._max_steps = max_steps
         given = os.environ if environ is None else environ
         settings = self._workflow.llm_settings(given).overridden(backend=backend or ("local" if gguf else None))
         environ = self._workflow.environment(given)
-        self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
+        self._pool = BackendPool(environ=environ, gguf=gguf)
         actions = LlmActions(settings, self._pool, on_text=on_text)
         self._engine = WorkflowEngine(actions, environ, variables=dict(self._workflow.spec.variables))
         _register(self._workflow, self._engine)
