@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from tea_runtime.answer_format import check_schema, format_problem, wanted_schema
+from pydantic import BaseModel, Field, StrictFloat, ValidationError
+
+from tea_runtime.answer_format import format_problem, wanted_schema
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -44,9 +46,15 @@ def read_completion(data: Mapping[str, Any], where: str, params: LlmCallParams, 
         content = ""
     if not isinstance(content, str):
         nonsense(where, "a text as the answer", choice)
-    reason = _text(choice.get("finish_reason"))
-    if not calls and reason != "length":
-        _check_form(content, params.response_format, where)
+    reason, asked = _text(choice.get("finish_reason")), params.response_format or {"type": "text"}
+    schema = wanted_schema(asked)
+    # Many servers accept `response_format` and ignore it; free text must not pass for JSON.
+    problem = "" if schema is None or calls or reason == "length" else format_problem(content, schema)
+    if problem:
+        raise ApiError(
+            f"{where}: asked for {asked['type']} and got something else: {problem}: {_shortened(content, 80)!r}",
+            hint="the server does not enforce response_format; use one that does, or the local backend",
+        )
     usage, logprobs = _usage(data.get("usage")), choice.get("logprobs")
     return LlmCallResult(
         content=content,
@@ -148,26 +156,27 @@ class StreamedAnswer:
         )
 
 
+class _Vector(BaseModel):
+    index: int | None = None
+    embedding: Annotated[list[StrictFloat], Field(min_length=1)]
+
+
+class _Vectors(BaseModel):
+    data: list[_Vector]
+
+
 def read_vectors(data: Mapping[str, Any], where: str, count: int) -> list[list[float]]:
     """The `count` vectors of an embedding answer, in the order of the texts."""
-    items = data.get("data")
-    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        nonsense(where, "a list of embeddings", data)
+    try:
+        items = _Vectors.model_validate(data).data
+    except ValidationError:
+        nonsense(where, "a list of embeddings, each a vector of numbers", data)
     if len(items) != count:
         raise ApiError(f"{where}: expected {count} embeddings, found {len(items)}")
-    if all(isinstance(item.get("index"), int) for item in items):
-        items = sorted(items, key=lambda item: item["index"])
-    vectors = [item.get("embedding") for item in items]
-    for vector in vectors:
-        if (
-            not isinstance(vector, list)
-            or not vector
-            or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in vector)
-        ):
-            nonsense(where, "a vector of numbers", vector)
-    if len({len(vector) for vector in vectors}) > 1:
+    if len({len(item.embedding) for item in items}) > 1:
         raise ApiError(f"{where}: the embeddings have different lengths")
-    return [[float(value) for value in vector] for vector in vectors]
+    # Where a server gives no index, the order is that of the texts: sorting keeps it.
+    return [item.embedding for item in sorted(items, key=lambda item: item.index or 0)]
 
 
 def error_text(body: Any) -> str:
@@ -191,21 +200,6 @@ def nonsense(where: str, expected: str, found: Any) -> NoReturn:
 def _shortened(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 3] + "…"
-
-
-def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
-    """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
-    schema = wanted_schema(wanted)
-    if schema is None:
-        return
-    check_schema(schema, extra="api")
-    problem = format_problem(content, schema)
-    if problem:
-        start = " ".join(content.split())[:80]
-        raise ApiError(
-            f"{where}: asked for {wanted['type'] if wanted else 'JSON'} and got something else: {problem}: {start!r}",
-            hint="the server does not enforce response_format; use one that does, or the local backend",
-        )
 
 
 def _usage(value: Any) -> dict[str, int] | None:

@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPENAI_BASE = "https://api.openai.com/v1"
-OLLAMA_BASE = "http://localhost:11434/v1"
+# Provider → the variable that holds the base address of its server, and that address where it is not set.
+_SERVERS = {
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "azure": ("AZURE_OPENAI_ENDPOINT", ""),
+    "ollama": ("OLLAMA_API_BASE", "http://localhost:11434/v1"),
+}
 DEFAULT_MODEL = "gpt-4o-mini"
 DEFAULT_EMBEDDING_MODEL = "text-embedding-3-small"
 DEFAULT_TIMEOUT = 300.0
@@ -261,8 +265,8 @@ def api_may_answer(block: LlmSettings, environ: Mapping[str, str]) -> bool:
 
 def _provider(provider: str | None, api_base: str | None, environ: Mapping[str, str]) -> str:
     if provider and provider != "auto":
-        if provider not in ("openai", "azure", "ollama"):
-            raise UsageError(f"provider: expected auto, openai, azure or ollama, found {provider!r}")
+        if provider not in _SERVERS:
+            raise UsageError(f"provider: expected auto, {', '.join(_SERVERS)}, found {provider!r}")
         return provider
     if api_base or environ.get("OPENAI_BASE_URL"):
         return "openai"
@@ -272,11 +276,8 @@ def _provider(provider: str | None, api_base: str | None, environ: Mapping[str, 
 
 
 def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -> str:
-    if not api_base:
-        api_base = {
-            "azure": environ.get("AZURE_OPENAI_ENDPOINT", ""),
-            "ollama": environ.get("OLLAMA_API_BASE") or OLLAMA_BASE,
-        }.get(provider, environ.get("OPENAI_BASE_URL") or OPENAI_BASE)
+    variable, default = _SERVERS[provider]
+    api_base = api_base or environ.get(variable) or default
     if not api_base:
         raise UsageError("provider azure: AZURE_OPENAI_ENDPOINT is not set", hint="or give settings.llm.api_base")
     try:
@@ -285,7 +286,7 @@ def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -
     except ValueError:
         usable = False
     if not usable:
-        hint = f"for example {OLLAMA_BASE}"
+        hint = f"for example {_SERVERS['ollama'][1]}"
         raise UsageError(f"api_base: expected an http(s) address, found {api_base!r}", hint=hint)
     return api_base.rstrip("/")
 
