@@ -35,6 +35,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _WHOLE = {"top_k", "seed", "max_tokens"}
 _SHAPES: dict[str, tuple[Any, str]] = {
+    "stop": (str | Sequence, "a text or a list of texts"),
     "response_format": (Mapping, "a mapping"),
     "chat_template_kwargs": (Mapping, "a mapping"),
     "grammar": (str, "a text in GBNF"),
@@ -94,7 +95,6 @@ class LlmCallParams:
             raise UsageError(f"prompt: expected a text, found {kind_of(self.prompt)}")
         for name in _RANGES:
             _check_number(name, getattr(self, name))
-        _check_stop(self.stop)
         _check_shapes(self)
 
     @classmethod
@@ -274,20 +274,14 @@ def check_texts(text: Any, name: str = "text") -> list[str]:
     raise UsageError(f"{name}: expected a text or a list of texts, found {text!r:.60}")
 
 
-def _check_stop(stop: Any) -> None:
-    texts = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise UsageError(f"stop: expected a text or a list of texts, found {kind_of(stop)}")
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
-
-
 def _check_shapes(params: LlmCallParams) -> None:
     for name, (kind, wanted) in _SHAPES.items():
         value = getattr(params, name)
         if value is not None and not isinstance(value, kind):
             raise UsageError(f"{name}: expected {wanted}, found {kind_of(value)}")
+    for text in params.stops:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
     tools = params.tools or ()
     if isinstance(tools, str | bytes) or not all(isinstance(tool, Mapping) for tool in tools):
         raise UsageError("tools: expected a list of tools in OpenAI's form")
