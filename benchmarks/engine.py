@@ -124,7 +124,8 @@ def together(options: argparse.Namespace) -> None:
 def bare_loop(backend: LocalLlmBackend, count: int, tokens: int, flash: Any, unified: bool = True) -> int:
     """What C would do: one batch a step, the most likely token of each sequence."""
     engine, settings = llama(), backend.plan.settings
-    weights, vocabulary = backend.weights, backend.vocabulary
+    model = backend._model  # noqa: SLF001 - the loop goes round the engine
+    weights, vocabulary = model.weights, model.vocabulary
     model = weights.model
     params = engine.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 4096, 512, settings.n_ubatch, count

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.host import register_actions
     from tea_runtime.local import LocalLlmBackend
-    from tea_runtime.model_info import get_model_info
-    from tea_runtime.resolve import resolve_model_path
+    from tea_runtime.resolve import get_model_info, resolve_model_path
     from tea_runtime.workflow.runner import run_workflow
 
 _HOME = {
@@ -27,7 +26,7 @@ _HOME = {
     "LlmCallResult": "tea_runtime.backend",
     "LocalLlmBackend": "tea_runtime.local",
     "create_llm_backend": "tea_runtime.factory",
-    "get_model_info": "tea_runtime.model_info",
+    "get_model_info": "tea_runtime.resolve",
     "register_actions": "tea_runtime.host",
     "resolve_model_path": "tea_runtime.resolve",
     "run_workflow": "tea_runtime.workflow.runner",

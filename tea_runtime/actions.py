@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.action_parameters import LLM_ACTION, NODE_SETTINGS, OPTIONS, check_parameters
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
-from tea_runtime.batch import answer_all
-from tea_runtime.errors import UnsupportedError
+from tea_models.yamlfile import nearest
+from tea_runtime.api.backend import api_may_answer
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.call import kind_of
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import is_model_name
 
@@ -30,17 +31,43 @@ _INT_OPTIONS = ("max_tokens", "top_k", "seed", "logprobs")
 _FLOAT_OPTIONS = ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _MODEL_KEYS = ("model", "model_path", "profile")
 
+# A node may give any key of `settings.llm`; these two are options of the call, and no reason for another backend.
+NODE_SETTINGS = tuple(name for name in LlmSettings.model_fields if name not in ("temperature", "max_tokens"))
+_OPTIONS = tuple(entry.name for entry in fields(LlmCallParams) if entry.name != "prompt")
+_GENERATING = ("system", "stream", "callback", *_OPTIONS)
+# What an action takes besides the keys of `settings.llm`: groups of which one must be there, and the others.
+_PARAMETERS: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
+    "llm.call": ((("prompt", "messages"),), (*_GENERATING, "raw")),
+    "llm.chat": ((("messages", "prompt"),), _GENERATING),
+    "llm.stream": ((("prompt", "messages"),), (*_GENERATING, "raw")),
+    "llm.embed": ((("text",),), ()),
+    "llm.batch": ((("prompts", "conversations"),), ("system", "raw", *_OPTIONS)),
+    "llm.rerank": ((("query",), ("documents",)), ()),
+}
+#: Every parameter of an action that has a meaning.
+PARAMETERS = {
+    action: (*(name for group in needed for name in group), *others, *NODE_SETTINGS)
+    for action, (needed, others) in _PARAMETERS.items()
+}
+LLM_ACTION = "__llm_action__"
+
+
+def check_parameters(action: str, names: Sequence[str]) -> None:
+    """Check that an action knows these parameters and that none is missing; the hint names the nearest."""
+    for name in names:
+        if name not in PARAMETERS[action]:
+            raise UsageError(f"{action}: unknown parameter {name!r}", hint=nearest(name, PARAMETERS[action]))
+    for group in _PARAMETERS[action][0]:
+        if not set(group) & set(names):
+            raise UsageError(f"{action}: {' or '.join(group)} is missing")
+
 
 @dataclass(slots=True)
 class LlmActions:
-    """The actions over one pool of backends.
+    """The actions under `settings.llm`, over one pool of backends; `on_text` gets the pieces of streamed answers.
 
-    Attributes:
-        settings: `settings.llm`.
-        pool: Where the backends come from.
-        on_text: Gets the pieces of streamed answers; None drops them.
-        chat_prompts: A bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made for
-            messages; otherwise it is continued as it stands. A node says `raw` for itself.
+    With `chat_prompts` a bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made
+    for messages; otherwise it is continued as it stands. A node says `raw` for itself.
     """
 
     settings: LlmSettings
@@ -49,7 +76,6 @@ class LlmActions:
     chat_prompts: bool = False
     _noted: set[str] = field(default_factory=set)
     _known: dict[str, bool] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def table(self) -> dict[str, Action]:
         """Name → `f(state, **params)`, which raises for what it does not understand."""
@@ -61,18 +87,14 @@ class LlmActions:
                 return self.run(name, params)
 
             action.__name__ = action.__qualname__ = name.replace(".", "_")
-            action.__doc__ = _ACTIONS[name].__doc__
+            action.__doc__ = f"`{name}` of tea_runtime, see docs/yaml.md."
             setattr(action, LLM_ACTION, name)
             return action
 
         return {name: strict(name) for name in _ACTIONS}
 
     def run(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Run an action.
-
-        Raises:
-            TeaModelsError: A parameter can't be used, or the model could not do what was asked.
-        """
+        """Run an action on parameters that were checked."""
         settings, requested = self.settings_for(params)
         result = _ACTIONS[name](_Call(self, settings, params))
         return result | {"requested_model": requested} if requested else result
@@ -91,7 +113,11 @@ class LlmActions:
             return self.settings, None
         settings = self._merged(wanted)
         requested = settings.model if "model" in wanted else None
-        if requested is None or not self._stands_for_the_model(requested, settings):
+        if requested is None or settings.backend == "api":
+            return settings, None
+        if requested not in self._known:
+            self._known[requested] = is_model_name(requested, self.pool.environ)
+        if self._known[requested] or (settings.backend != "local" and api_may_answer(settings, self.pool.environ)):
             return settings, None
         text = "is no model that is known here: the workflow's own local model answers in its place"
         self.note(f"{requested} {text}", topic="requested_model")
@@ -107,25 +133,9 @@ class LlmActions:
 
     def note(self, text: str, *, topic: str) -> None:
         """Say something once."""
-        with self._lock:
-            if topic in self._noted:
-                return
+        if topic not in self._noted:
             self._noted.add(topic)
-        logger.warning("%s", text)
-
-    def _stands_for_the_model(self, name: str, settings: LlmSettings) -> bool:
-        if settings.backend == "api" or self._is_known(name):
-            return False
-        if settings.backend == "local" or not settings.may_fall_back:
-            return True
-        from tea_runtime.api.fallback import api_problem
-
-        return bool(api_problem(settings.expanded(self.pool.environ), self.pool.environ))
-
-    def _is_known(self, name: str) -> bool:
-        if name not in self._known:
-            self._known[name] = is_model_name(name, self.pool.environ)
-        return self._known[name]
+            logger.warning("%s", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,84 +151,60 @@ class _Call:
 
     def options(self) -> dict[str, Any]:
         """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
-        given = {key: _number(key, self.params[key]) for key in OPTIONS if self.params.get(key, "") != ""}
+        given = {key: _number(key, self.params[key]) for key in _OPTIONS if self.params.get(key, "") != ""}
         if given.get("temperature") is None:
             own = self.settings.temperature
             given["temperature"] = DEFAULT_TEMPERATURE if own is None else own
+        LlmCallParams("", **given)  # what it refuses is refused before a model is loaded
         return given
 
-    def limit(self, options: dict[str, Any], backend: LlmBackend, *, chat: bool) -> dict[str, Any]:
+    def limited(self, options: dict[str, Any], backend: LlmBackend, prompt: str, *, chat: bool) -> LlmCallParams:
         """The options with a length for the answer where the node gives none."""
-        if "max_tokens" in options:
-            return options
         limit = self.settings.max_tokens
         if limit is None and not (chat and backend.name == "api"):  # for chats an API has a limit of its own
             limit = DEFAULT_MAX_TOKENS
-        return options | {"max_tokens": limit}
+        return LlmCallParams(prompt, **({"max_tokens": limit} | options))
 
     def chats(self, backend: LlmBackend) -> bool:
         """Whether a bare prompt is a message here."""
-        raw = self.params.get("raw")
-        if raw not in (None, ""):
-            return not _flag("raw", raw) and _is_instruct(backend, self.settings)
-        return self.actions.chat_prompts and _is_instruct(backend, self.settings)
+        raw, profile = self.params.get("raw"), getattr(backend, "profile", None)
+        wanted = self.actions.chat_prompts if raw in (None, "") else not _flag("raw", raw)
+        return wanted and (profile is None or bool(self.settings.chat_format) or profile.chat.format.value is not None)
 
-    def callback(self) -> OnText | None:
-        """Where the pieces of a streamed answer go, or None where none are wanted."""
-        if self.params.get("callback") is not None:
-            if not callable(self.params["callback"]):
-                raise UsageError(f"callback: expected a function, found {_kind(self.params['callback'])}")
-            given: OnText = self.params["callback"]
-            return given
-        return self.actions.on_text or (lambda _text: None)
+    def callback(self) -> OnText:
+        """Where the pieces of a streamed answer go."""
+        given = self.params.get("callback")
+        if given is not None and not callable(given):
+            raise UsageError(f"callback: expected a function, found {kind_of(given)}")
+        return given or self.actions.on_text or (lambda _text: None)
 
 
-def _call(call: _Call) -> dict[str, Any]:
-    """`llm.call`: continue `prompt` as it stands; with `messages` or `system`, chat."""
-    return _generate(call, _messages(call.params, chat=False), stream=_flag("stream", call.params.get("stream")))
-
-
-def _chat(call: _Call) -> dict[str, Any]:
-    """`llm.chat`: answer `messages`, or `prompt` with an optional `system`."""
-    return _generate(call, _messages(call.params, chat=True), stream=_flag("stream", call.params.get("stream")))
-
-
-def _stream(call: _Call) -> dict[str, Any]:
-    """`llm.stream`: as `llm.call`, and every piece of text appears as it comes."""
-    return _generate(call, _messages(call.params, chat=False), stream=True)
-
-
-def _generate(call: _Call, messages: Any, *, stream: bool) -> dict[str, Any]:
+def _generate(call: _Call, *, chat: bool, stream: bool = False) -> dict[str, Any]:
+    stream = stream or _flag("stream", call.params.get("stream"))
+    messages = chat_messages(call.params, chat=chat)
     callback = call.callback() if stream else None
     prompt = _prompt(call.params) if messages is None else ""
     options = call.options()
-    LlmCallParams(prompt=prompt, **options)  # what it refuses is refused before a model is loaded
     backend = call.open()
     if messages is None and call.chats(backend):
         messages = [{"role": "user", "content": prompt}]
-    options = call.limit(options, backend, chat=messages is not None)
+    params = call.limited(options, backend, prompt, chat=messages is not None)
+    messages = None if messages is None else check_messages(messages)
     if callback is None:
-        if messages is not None:
-            return backend.chat(messages, **options).to_dict()
-        return backend.call(LlmCallParams(prompt=prompt, **options)).to_dict()
-    count = 0
+        return backend.generate(params, messages).to_dict()
+    pieces = itertools.count()
 
     def piece(text: str) -> None:
-        nonlocal count
-        count += 1
+        next(pieces)
         callback(text)
 
-    if messages is not None:
-        result = backend.stream_chat(messages, piece, **options)
-    else:
-        result = backend.stream(LlmCallParams(prompt=prompt, **options), piece)
-    return {**result.to_dict(), "streamed": True, "chunk_count": count}
+    result = backend.generate(params, messages, piece)
+    return {**result.to_dict(), "streamed": True, "chunk_count": next(pieces)}
 
 
 def _embed(call: _Call) -> dict[str, Any]:
-    """`llm.embed`: the vector of `text`, or the vectors of a list of texts."""
     text = call.params.get("text")
-    given = [text] if isinstance(text, str) else _texts("text", text)
+    given = check_texts(text)
     backend = call.open()
     vectors = backend.embed(given)
     # A local model can count; what an API counts it keeps to itself here.
@@ -235,53 +221,49 @@ def _embed(call: _Call) -> dict[str, Any]:
 
 
 def _batch(call: _Call) -> dict[str, Any]:
-    """`llm.batch`: many prompts or conversations together; one that fails does not end the others."""
-    params = call.params
-    prompts, conversations = params.get("prompts"), params.get("conversations")
+    prompts, conversations = call.params.get("prompts"), call.params.get("conversations")
+    system = call.params.get("system")
     if (prompts is None) == (conversations is None):
         raise UsageError("llm.batch: expected prompts or conversations, one of them")
     options = call.options()
-    LlmCallParams(prompt="", **options)
     items = _items("prompts", prompts) if conversations is None else _items("conversations", conversations)
     backend = call.open()
-    chat = conversations is not None or bool(params.get("system")) or call.chats(backend)
-    options = call.limit(options, backend, chat=chat)
+    chat = conversations is not None or bool(system) or call.chats(backend)
     key = "prompt" if conversations is None else "messages"
-    requests = [{key: item, "system": params.get("system")} for item in items]
-    answers = answer_all(
-        backend,
-        [lambda one=one: _messages(one, chat=True) if chat else _prompt(one) for one in requests],  # type: ignore[misc]
-        options,
-        chat=chat,
-    )
-    results = [answer.to_dict() if isinstance(answer, LlmCallResult) else _failure(answer) for answer in answers]
+
+    def asked(item: Any) -> tuple[LlmCallParams, Any] | TeaModelsError:
+        try:
+            messages = chat_messages({key: item, "system": system}) if chat else None
+            prompt = "" if chat else _prompt({key: item})
+            return call.limited(options, backend, prompt, chat=chat), messages
+        except TeaModelsError as error:
+            return error
+
+    every = [asked(item) for item in items]
+    sound = [one for one in every if not isinstance(one, TeaModelsError)]
+    made = iter(backend.generate_many(sound, return_errors=True))
+    answers = [one if isinstance(one, TeaModelsError) else next(made) for one in every]
     used = [answer.usage for answer in answers if isinstance(answer, LlmCallResult) and answer.usage]
     usage = {name: sum(one.get(name, 0) for one in used) for name in sorted({name for one in used for name in one})}
+    results = [failure(answer) if isinstance(answer, TeaModelsError) else answer.to_dict() for answer in answers]
     return {"results": results, **_answerer(backend), "usage": usage, "tokens_used": usage.get("total_tokens")}
 
 
 def _rerank(call: _Call) -> dict[str, Any]:
-    """`llm.rerank`: how well each of `documents` answers `query`; `order` lists them from the best on."""
     query = call.params.get("query")
     if not isinstance(query, str):
-        raise UsageError(f"query: expected a text, found {_kind(query)}")
-    documents = _texts("documents", call.params.get("documents"))
+        raise UsageError(f"query: expected a text, found {kind_of(query)}")
+    documents = check_texts(call.params.get("documents"), "documents")
     backend = call.open()
-    rerank = getattr(backend, "rerank", None)
-    if rerank is None:
-        raise UnsupportedError(
-            f"{_answerer(backend)['model']}: this backend can't rerank",
-            hint="use a local model that is made for it, such as bge-reranker-v2-m3",
-        )
-    scores = [float(score) for score in rerank(query, documents)]
+    scores = backend.rerank(query, documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return {"scores": scores, "order": order, **_answerer(backend)}
 
 
 _ACTIONS: dict[str, Callable[[_Call], dict[str, Any]]] = {
-    "llm.call": _call,
-    "llm.chat": _chat,
-    "llm.stream": _stream,
+    "llm.call": functools.partial(_generate, chat=False),
+    "llm.chat": functools.partial(_generate, chat=True),
+    "llm.stream": functools.partial(_generate, chat=False, stream=True),
     "llm.embed": _embed,
     "llm.batch": _batch,
     "llm.rerank": _rerank,
@@ -295,23 +277,18 @@ def _answerer(backend: LlmBackend) -> dict[str, Any]:
     return {"model": model, "backend": backend.name} | ({"fallback_reason": reason} if reason else {})
 
 
-def _failure(error: TeaModelsError) -> dict[str, Any]:
+def failure(error: TeaModelsError) -> dict[str, Any]:
+    """What an action answers that failed."""
     return {"error": str(error), "error_type": error.type, "success": False}
-
-
-def _is_instruct(backend: LlmBackend, settings: LlmSettings) -> bool:
-    profile = getattr(backend, "profile", None)
-    return profile is None or bool(settings.chat_format) or profile.chat.format.value is not None
 
 
 def _number(name: str, value: Any) -> Any:
     """Numbers may arrive as text, from the environment or a template with more than one part."""
-    if isinstance(value, str) and name in (*_INT_OPTIONS, *_FLOAT_OPTIONS):
-        try:
-            return int(value) if name in _INT_OPTIONS else float(value)
-        except ValueError:
-            return value
-    return value
+    kind = int if name in _INT_OPTIONS else float if name in _FLOAT_OPTIONS else str
+    try:
+        return kind(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -326,22 +303,24 @@ def _flag(name: str, value: Any) -> bool:
 def _prompt(params: Mapping[str, Any]) -> str:
     prompt = params.get("prompt")
     if not isinstance(prompt, str):
-        raise UsageError(f"prompt: expected a text, found {_kind(prompt)}", hint="give prompt, or messages for a chat")
+        raise UsageError(
+            f"prompt: expected a text, found {kind_of(prompt)}", hint="give prompt, or messages for a chat"
+        )
     return prompt
 
 
-def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
+def chat_messages(params: Mapping[str, Any], *, chat: bool = True) -> Any:
     """The conversation that the parameters mean, or None for a raw prompt."""
     messages, prompt, system = params.get("messages"), params.get("prompt"), params.get("system")
     if messages is not None and prompt is not None:
         raise UsageError("give messages or prompt, not both")
     if system is not None and not isinstance(system, str):
-        raise UsageError(f"system: expected a text, found {_kind(system)}")
+        raise UsageError(f"system: expected a text, found {kind_of(system)}")
     if messages is None and not chat and not system:
         return None
     if messages is None:
         if not isinstance(prompt, str):
-            raise UsageError(f"expected messages, or prompt as a text; found {_kind(prompt)}")
+            raise UsageError(f"expected messages, or prompt as a text; found {kind_of(prompt)}")
         messages = [{"role": "user", "content": prompt}]
     if system and isinstance(messages, list):
         if any(isinstance(message, Mapping) and message.get("role") == "system" for message in messages):
@@ -350,18 +329,7 @@ def _messages(params: Mapping[str, Any], *, chat: bool) -> Any:
     return messages
 
 
-def _texts(name: str, value: Any) -> list[str]:
-    items = _items(name, value)
-    if not all(isinstance(item, str) for item in items):
-        raise UsageError(f"{name}: expected a text or a list of texts, found {_kind(value)}")
-    return items
-
-
 def _items(name: str, value: Any) -> list[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UsageError(f"{name}: expected a list, found {_kind(value)}")
+        raise UsageError(f"{name}: expected a list, found {kind_of(value)}")
     return list(value)
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__

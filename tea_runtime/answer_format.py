@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import UsageError
 from tea_runtime.errors import MissingExtraError
 
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
-
 
 def wanted_schema(response_format: Mapping[str, Any] | None) -> Any:
-    """The JSON schema that a response format asks for, or None for free text.
-
-    Raises:
-        UsageError: It is not one of OpenAI's formats.
-    """
+    """The JSON schema that a response format of OpenAI's asks for, or None for free text."""
     if response_format is None:
         return None
     kind = response_format.get("type")
@@ -40,16 +33,7 @@ def wanted_schema(response_format: Mapping[str, Any] | None) -> Any:
 
 
 def check_schema(schema: Any, *, extra: str) -> None:
-    """Check that a schema is one.
-
-    Args:
-        schema: The schema.
-        extra: The extra that brings `jsonschema` where this is used.
-
-    Raises:
-        UsageError: It is not; the message says where.
-        MissingExtraError: `jsonschema` is not installed.
-    """
+    """Check that a schema is one; `extra` is the one that brings `jsonschema` where this is used."""
     try:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import SchemaError
@@ -66,16 +50,18 @@ def check_schema(schema: Any, *, extra: str) -> None:
 
 
 def mismatch(value: Any, schema: Any) -> str:
-    """Say where a value breaks a schema that `check_schema` let through, or return an empty text.
-
-    Raises:
-        UsageError: The schema refers to something that is not in it, or to itself for ever.
-    """
+    """Say where a value breaks a schema that `check_schema` let through, or return an empty text."""
+    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
+    from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
 
+    # The registry of its own would fetch what a reference points to.
+    validator = Draft202012Validator(
+        _plain(schema), registry=REGISTRY, format_checker=Draft202012Validator.FORMAT_CHECKER
+    )
     try:
-        error = best_match(_validator(schema).iter_errors(value))
+        error = best_match(validator.iter_errors(value))
     except Unresolvable as error:
         raise UsageError(f"JSON schema: it refers to {error.ref!r}, which is not in it") from None
     except RecursionError:
@@ -105,14 +91,6 @@ def call_problem(calls: Sequence[Mapping[str, Any]] | None, tools: Sequence[Mapp
         if problem:
             return f"the arguments of {name}: {problem}"
     return ""
-
-
-def _validator(schema: Any) -> Draft202012Validator:
-    from jsonschema import Draft202012Validator
-    from jsonschema_specifications import REGISTRY
-
-    # The registry of its own would fetch what a reference points to.
-    return Draft202012Validator(_plain(schema), registry=REGISTRY, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from tea_models.errors import TeaModelsError
-from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
+from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, LlmStream, Message, check_messages, check_texts
 from tea_runtime.errors import UnsupportedError
-from tea_runtime.stream import LlmStream, threaded_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from collections.abc import Generator, Sequence
 
 __all__ = ["Callback", "LlmBackend", "LlmCallParams", "LlmCallResult", "Message", "check_messages", "check_texts"]
 
@@ -25,10 +23,7 @@ class LlmBackend(ABC):
 
     @abstractmethod
     def generate(
-        self,
-        params: LlmCallParams,
-        messages: Sequence[Message] | None = None,
-        callback: Callback | None = None,
+        self, params: LlmCallParams, messages: Sequence[Message] | None = None, callback: Callback | None = None
     ) -> LlmCallResult:
         """What all of `call`, `chat`, `stream` and `stream_chat` come down to.
 
@@ -39,8 +34,15 @@ class LlmBackend(ABC):
         """
 
     def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
-        """As `generate`, as an iterator."""
-        return threaded_stream(lambda callback: self.generate(params, messages, callback))
+        """As `generate`, as an iterator; a backend that makes its pieces one by one hands them over as they come."""
+
+        def pieces() -> Generator[str, None, LlmCallResult]:
+            every: list[str] = []
+            result = self.generate(params, messages, every.append)
+            yield from every
+            return result
+
+        return LlmStream(pieces(), lambda: None)
 
     def call(self, params: LlmCallParams) -> LlmCallResult:
         """Continue a raw prompt.
@@ -63,7 +65,10 @@ class LlmBackend(ABC):
         Example:
             >>> backend.chat([{"role": "user", "content": "Say hello."}], temperature=0).content
         """
-        return self.generate(LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages))
+        return self.generate(
+            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
+            check_messages(messages),
+        )
 
     @overload
     def stream(self, params: LlmCallParams, callback: None = None) -> LlmStream: ...
@@ -84,23 +89,11 @@ class LlmBackend(ABC):
 
     @overload
     def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: None = None,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
+        self, messages: Sequence[Message], callback: None = None, *args: Any, **options: Any
     ) -> LlmStream: ...
     @overload
     def stream_chat(
-        self,
-        messages: Sequence[Message],
-        callback: Callback,
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        **options: Any,
+        self, messages: Sequence[Message], callback: Callback, *args: Any, **options: Any
     ) -> LlmCallResult: ...
     def stream_chat(
         self,
@@ -117,28 +110,39 @@ class LlmBackend(ABC):
             >>> for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
             ...     print(piece, end="", flush=True)
         """
-        params, plain = LlmCallParams.of("", max_tokens, temperature, stop, options), check_messages(messages)
+        params, plain = (
+            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
+            check_messages(messages),
+        )
         return self.open_stream(params, plain) if callback is None else self.generate(params, plain, callback)
 
     @overload
     def embed(self, text: str) -> list[float]: ...
     @overload
     def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
-    @abstractmethod
     def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
-        """Turn a text into a vector, or several texts into a list of vectors."""
+        """Turn a text into a vector, or several texts into a list of vectors.
+
+        Example:
+            >>> one, other = backend.embed(["A cat sleeps.", "A kitten is sleeping."])
+
+        Raises:
+            UsageError: A text is empty, or not a text.
+            ContextOverflowError: A text is longer than the context.
+            UnsupportedError: The model has no embeddings.
+        """
+        vectors = self.embed_texts(check_texts(text))
+        return vectors[0] if isinstance(text, str) else vectors
+
+    def embed_texts(self, texts: list[str]) -> list[list[float]]:  # noqa: ARG002
+        """What `embed` comes down to: the vector of each text. A backend has this, or an `embed` of its own."""
+        raise UnsupportedError(f"the backend {self.name} has no embeddings")
 
     @abstractmethod
     def is_available(self) -> bool:
         """Tell whether the backend could be used now, without loading or calling anything."""
 
-    @overload
-    def call_many(self, params: Sequence[LlmCallParams]) -> list[LlmCallResult]: ...
-    @overload
-    def call_many(
-        self, params: Sequence[LlmCallParams], *, return_errors: bool
-    ) -> list[LlmCallResult | TeaModelsError]: ...
-    def call_many(self, params: Sequence[LlmCallParams], *, return_errors: bool = False) -> Any:
+    def call_many(self, params: Sequence[LlmCallParams], *, return_errors: bool = False) -> list[Any]:
         """Continue several raw prompts; a backend that is able to runs them together. Results keep the order.
 
         Example:
@@ -147,31 +151,12 @@ class LlmBackend(ABC):
         Args:
             params: A request each.
             return_errors: One that fails has its error in the list, and does not end the others.
+
+        Returns:
+            An `LlmCallResult` each, or with `return_errors` a `TeaModelsError`.
         """
         return self.generate_many([(one, None) for one in params], return_errors=return_errors)
 
-    @overload
-    def chat_many(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        *,
-        return_errors: Literal[False] = False,
-        **options: Any,
-    ) -> list[LlmCallResult]: ...
-    @overload
-    def chat_many(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        max_tokens: int | None = 100,
-        temperature: float = 0.7,
-        stop: str | Sequence[str] | None = None,
-        *,
-        return_errors: bool,
-        **options: Any,
-    ) -> list[LlmCallResult | TeaModelsError]: ...
     def chat_many(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -181,21 +166,13 @@ class LlmBackend(ABC):
         *,
         return_errors: bool = False,
         **options: Any,
-    ) -> Any:
-        """Answer several conversations; a backend that is able to runs them together. Results keep the order.
+    ) -> list[Any]:
+        """Answer several conversations, each a list of messages; otherwise as `chat` and `call_many`.
 
         Example:
             >>> results = backend.chat_many([[{"role": "user", "content": text}] for text in texts], temperature=0)
-
-        Args:
-            conversations: Messages each.
-            max_tokens: As for `chat`.
-            temperature: As for `chat`.
-            stop: As for `chat`.
-            return_errors: One that fails has its error in the list, and does not end the others.
-            **options: As for `chat`.
         """
-        params = LlmCallParams.of("", max_tokens, temperature, stop, options)
+        params = LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
         return self.generate_many([(params, one) for one in conversations], return_errors=return_errors)
 
     def generate_many(
@@ -233,7 +210,5 @@ class LlmBackend(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,16 +1,19 @@
-"""What is asked of a model, and what it answers: parameters, results, and the checks of what callers give."""
+"""What is asked of a model, and what it answers: parameters, results, streams, and checks of what callers give."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tea_models.errors import UsageError
+from tea_models.yamlfile import nearest
+from tea_runtime.errors import LlmError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from tea_models.plan.types import RunPlan
 
 Message = Mapping[str, Any]
@@ -31,7 +34,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "timeout": (0.0, 1e9),
 }
 _WHOLE = {"top_k", "seed", "max_tokens"}
-_OPTIONAL = _RANGES.keys() - {"temperature"}
+_SHAPES: dict[str, tuple[Any, str]] = {
+    "stop": (str | Sequence, "a text or a list of texts"),
+    "response_format": (Mapping, "a mapping"),
+    "chat_template_kwargs": (Mapping, "a mapping"),
+    "grammar": (str, "a text in GBNF"),
+    "tools": (Sequence, "a list of tools in OpenAI's form"),
+    "tool_choice": (str | Mapping, "auto, none, required or a function"),
+    "logprobs": (int, "true, false or a number from 0 to 20"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +92,22 @@ class LlmCallParams:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            raise UsageError(f"prompt: expected a text, found {_kind(self.prompt)}")
-        for name, (least, most) in _RANGES.items():
-            _check_number(name, getattr(self, name), least, most)
-        _check_stop(self.stop)
+            raise UsageError(f"prompt: expected a text, found {kind_of(self.prompt)}")
+        for name in _RANGES:
+            _check_number(name, getattr(self, name))
         _check_shapes(self)
 
     @classmethod
-    def of(
-        cls,
-        prompt: str,
-        max_tokens: int | None,
-        temperature: float,
-        stop: str | Sequence[str] | None,
-        options: Mapping[str, Any],
-    ) -> LlmCallParams:
-        """Make parameters from a method's arguments and its `**options`.
+    def of(cls, **options: Any) -> LlmCallParams:
+        """Make parameters for a chat from the arguments of a method.
 
         Raises:
             UsageError: An option is unknown (the message names the nearest known one) or its value can't be used.
         """
-        known = {entry.name for entry in fields(cls)} - {"prompt", "max_tokens", "temperature", "stop"}
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                raise UsageError(
-                    f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-                    hint="known options: " + ", ".join(sorted(known)),
-                )
-        return cls(prompt=prompt, max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
+        known = sorted(entry.name for entry in fields(cls) if entry.name != "prompt")
+        for name in options.keys() - set(known):
+            raise UsageError(f"unknown option {name!r}; {nearest(name, known)}")
+        return cls("", **options)
 
     @property
     def random(self) -> bool:
@@ -156,112 +154,153 @@ class LlmCallResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result of an `llm.*` action: plain data, and only the optional keys that have a value."""
-        data: dict[str, Any] = {
-            "content": self.content,
-            "model": self.model,
-            "backend": self.backend,
-            "tokens_used": self.tokens_used,
-            "usage": dict(self.usage) if self.usage is not None else None,
-            "finish_reason": self.finish_reason,
-        }
-        if self.tool_calls:
-            data["tool_calls"] = [dict(call) for call in self.tool_calls]
-        if self.logprobs is not None:
-            data["logprobs"] = dict(self.logprobs)
-        if self.fallback_reason:
-            data["fallback_reason"] = self.fallback_reason
-        return data
+        always = ("content", "model", "backend", "tokens_used", "usage", "finish_reason")
+        optional = ("tool_calls", "logprobs", "fallback_reason")
+        names = [*always, *(name for name in optional if getattr(self, name))]
+        return {name: getattr(self, name) for name in names}
+
+
+class LlmStream:
+    """The pieces of an answer as they come. It is a context manager; leaving it ends the generation.
+
+    Args:
+        pieces: Yields the pieces; its value is the result.
+        cancel: Ends the generation, from any thread.
+
+    Example:
+        >>> with backend.stream_chat(messages) as stream:
+        ...     for piece in stream:
+        ...         print(piece, end="", flush=True)
+        >>> stream.result.usage["completion_tokens"]
+        17
+    """
+
+    def __init__(self, pieces: Generator[str, None, LlmCallResult], cancel: Callable[[], None]) -> None:
+        self._pieces = pieces
+        #: Ends the generation, from any thread: whoever waits for a piece gets a `CancelledCallError`.
+        self.cancel = cancel
+        self._result: LlmCallResult | None = None
+        self._ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException as end:
+            self._ended = True
+            if isinstance(end, StopIteration) and end.value is not None:
+                self._result = end.value
+            raise
+
+    @property
+    def result(self) -> LlmCallResult:
+        """The whole answer; what has not come yet is waited for.
+
+        Raises:
+            LlmError: The stream was closed before its end.
+        """
+        for _ in self:
+            pass
+        if self._result is None:
+            raise LlmError("the stream was closed before its end, so there is no result")
+        return self._result
+
+    def run(self, callback: Callback) -> LlmCallResult:
+        """Hand every piece to `callback`; what that raises ends the generation."""
+        with self:
+            for piece in self:
+                callback(piece)
+            return self.result
+
+    def close(self) -> None:
+        """End the generation, from the thread that iterates."""
+        if not self._ended:
+            self._ended = True
+            self.cancel()
+            self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self.cancel()
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check OpenAI-style messages and copy them into plain dicts.
-
-    Raises:
-        UsageError: Not a list, empty, or a message without a role; the message says which one.
-    """
+    """Check OpenAI-style messages and copy them into plain dicts; the error says which one is wrong."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise UsageError(f"messages: expected a list of messages, found {_kind(messages)}")
+        raise UsageError(f"messages: expected a list of messages, found {kind_of(messages)}")
     if not messages:
         raise UsageError("messages: expected at least one message, found an empty list")
     plain = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise UsageError(f"messages[{index}]: expected role and content, found {_kind(message)}")
+            raise UsageError(f"messages[{index}]: expected role and content, found {kind_of(message)}")
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise UsageError(f"messages[{index}]: expected a role (system, user, assistant or tool), found {role!r}")
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
-            raise UsageError(f"messages[{index}].content: expected a text, found {_kind(content)}")
+            raise UsageError(f"messages[{index}].content: expected a text, found {kind_of(content)}")
         if content is None and not message.get("tool_calls"):
             raise UsageError(f"messages[{index}]: expected content, found none")
         plain.append(dict(message))
     return plain
 
 
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if value is None and name in _OPTIONAL:
+def _check_number(name: str, value: Any) -> None:
+    if value is None and name != "temperature":
         return
+    least, most = _RANGES[name]
     wanted = "a whole number" if name in _WHOLE else "a number"
     if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
         raise UsageError(f"{name}: expected {wanted}, found {value!r}")
     if not math.isfinite(value) or not least <= value <= most:
-        raise UsageError(f"{name}: expected {wanted} from {_number(least)} to {_number(most)}, found {value}")
+        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
+        raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
 
 
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
-def check_texts(text: Any) -> list[str]:
-    """The texts of a call of `embed`: one text, or a list of texts.
-
-    Raises:
-        UsageError: It is something else.
-    """
-    if isinstance(text, str):
-        return [text]
-    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
-        raise UsageError(f"text: expected a text or a list of texts, found {_kind(text)}")
-    for index, one in enumerate(text):
-        if not isinstance(one, str):
-            raise UsageError(f"text[{index}]: expected a text, found {_kind(one)}")
-    return list(text)
-
-
-def _check_stop(stop: Any) -> None:
-    texts = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
-        raise UsageError(f"stop: expected a text or a list of texts, found {_kind(stop)}")
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
+def check_texts(text: Any, name: str = "text") -> list[str]:
+    """The texts of a call of `embed`: one text, or a list of texts; anything else is a `UsageError`."""
+    texts = [text] if isinstance(text, str) else text
+    if isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts):
+        return list(texts)
+    raise UsageError(f"{name}: expected a text or a list of texts, found {text!r:.60}")
 
 
 def _check_shapes(params: LlmCallParams) -> None:
-    for name in ("response_format", "chat_template_kwargs"):
+    for name, (kind, wanted) in _SHAPES.items():
         value = getattr(params, name)
-        if value is not None and not isinstance(value, Mapping):
-            raise UsageError(f"{name}: expected a mapping, found {_kind(value)}")
+        if value is not None and not isinstance(value, kind):
+            raise UsageError(f"{name}: expected {wanted}, found {kind_of(value)}")
+    for text in params.stops:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"stop: expected texts that are not empty, found {text!r}")
+    tools = params.tools or ()
+    if isinstance(tools, str | bytes) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UsageError("tools: expected a list of tools in OpenAI's form")
+    if params.logprobs is not None and not 0 <= params.logprobs <= 20:
+        raise UsageError(f"logprobs: expected true, false or a number from 0 to 20, found {params.logprobs!r}")
     if params.chat_template_kwargs:
         from tea_models.chat.rendering import OWN_NAMES
 
-        for name in params.chat_template_kwargs:
-            if not isinstance(name, str) or name in OWN_NAMES:
-                raise UsageError(f"chat_template_kwargs: {name!r} can't be set for a template")
-    if params.grammar is not None and not isinstance(params.grammar, str):
-        raise UsageError(f"grammar: expected a text in GBNF, found {_kind(params.grammar)}")
-    if params.tools is not None and (
-        isinstance(params.tools, str | bytes)
-        or not isinstance(params.tools, Sequence)
-        or not all(isinstance(tool, Mapping) for tool in params.tools)
-    ):
-        raise UsageError("tools: expected a list of tools in OpenAI's form")
-    if params.tool_choice is not None and not isinstance(params.tool_choice, str | Mapping):
-        raise UsageError(f"tool_choice: expected auto, none, required or a function, found {_kind(params.tool_choice)}")
-    if params.logprobs is not None and (not isinstance(params.logprobs, int) or not 0 <= params.logprobs <= 20):
-        raise UsageError(f"logprobs: expected true, false or a number from 0 to 20, found {params.logprobs!r}")
+        for key in params.chat_template_kwargs:
+            if not isinstance(key, str) or key in OWN_NAMES:
+                raise UsageError(f"chat_template_kwargs: {key!r} can't be set for a template")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, for messages."""
     return "nothing" if value is None else type(value).__name__
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    """The cosine of two vectors; 0 where one has no length."""
+    length = math.hypot(*one) * math.hypot(*other)
+    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0

@@ -48,11 +48,7 @@ class CancelScope:
 
     @contextmanager
     def running(self, end: Callable[[], None]) -> Iterator[None]:
-        """Register a call for as long as it runs; `end` ends it.
-
-        Raises:
-            CancelledCallError: The scope was cancelled before.
-        """
+        """Register a call, which `end` ends, for as long as it runs; raises as `check` does."""
         with self._lock:
             self.check()
             self._enders.add(end)
@@ -63,11 +59,7 @@ class CancelScope:
                 self._enders.discard(end)
 
     def check(self) -> None:
-        """Raise if the scope was cancelled.
-
-        Raises:
-            CancelledCallError: It was.
-        """
+        """Raise a `CancelledCallError` if the scope was cancelled."""
         if self.cancelled:
             raise CancelledCallError("the call was cancelled")
 

@@ -56,13 +56,7 @@ class CassetteMissError(LlmError):
 
 
 class ApiError(LlmError):
-    """An API refused, failed or answered with something that can't be understood.
-
-    Args:
-        message: What was asked of whom, and what came back.
-        status: HTTP status, where there was an answer.
-        hint: What to do next.
-    """
+    """An API refused, failed or answered with nonsense; `status` is that of HTTP, where there was an answer."""
 
     def __init__(self, message: str, *, status: int | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -78,14 +72,7 @@ class BackendUnavailableError(LlmError):
 
 
 class MissingExtraError(LlmError, ImportError):
-    """A package is needed that comes with an extra.
-
-    Args:
-        what: What was asked for.
-        package: The package that is missing.
-        extra: The extra that brings it.
-        hint: What to do next; by default to install the extra.
-    """
+    """`what` needs a package that comes with an extra."""
 
     exit_code = 4
 
@@ -94,13 +81,9 @@ class MissingExtraError(LlmError, ImportError):
             f"{what} needs {package}, which comes with the extra {extra} and is not installed",
             hint=hint or f"pip install 'tea-models[{extra}]'",
         )
-        self.package = package
-        self.extra = extra
 
 
 class MissingEngineError(MissingExtraError):
-    """llama.cpp is needed and not installed."""
-
     def __init__(self) -> None:
         super().__init__("running a local model", package="llama-cpp-python", extra="llm-local", hint=INSTALL_ENGINE)
 
@@ -108,13 +91,7 @@ class MissingEngineError(MissingExtraError):
 class ContextOverflowError(DoesNotFitError):
     """A prompt is longer than the context, in tokens.
 
-    Args:
-        prompt_tokens: Length of the prompt.
-        n_ctx: Length of the context.
-        reserved: Tokens that must stay free for the answer.
-        what: What is too long.
-        at_least: The length is a lower bound: it was too long to be counted.
-        hint: What to do next.
+    `reserved` of them must stay free for the answer. `at_least`: it was too long to be counted.
     """
 
     def __init__(
@@ -137,5 +114,4 @@ class ContextOverflowError(DoesNotFitError):
         )
         self.prompt_tokens = prompt_tokens
         self.n_ctx = n_ctx
-        self.reserved = reserved
         self.over = over

@@ -8,37 +8,27 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from tea_models.errors import (
-    DoesNotFitError,
-    IntegrityError,
-    LockError,
-    TeaModelsError,
-    UnknownModelError,
-    UsageError,
-)
+from tea_models.errors import DoesNotFitError, IntegrityError, LockError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.settings import Settings
+from tea_runtime.api.backend import API_SETTINGS, api_of, api_problem
 from tea_runtime.cassette.asked import asked_model, cassette_of
 from tea_runtime.cassette.backend import CassetteBackend
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
+from tea_runtime.llama.engine import llama
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.resolve import is_model_name, search
+from tea_runtime.resolve import Search, is_model_name, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tea_runtime.api.backend import ApiLlmBackend
     from tea_runtime.backend import LlmBackend
-    from tea_runtime.cassette.entries import Cassette
-    from tea_runtime.local import LocalLlmBackend
-    from tea_runtime.resolve import FoundModel
 
 logger = logging.getLogger("tea_runtime")
 
 MadeT = TypeVar("MadeT")
-# What decides which file is loaded, how it is loaded, and which API is asked.
+# What decides which file is loaded, and how.
 _NAMES = ("profile", "model_path", "model", "auto_pull")
 _LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type", "prompt_cache")
-_API = ("model", "api_base", "provider", "timeout", "max_retries")
 
 
 def create_llm_backend(
@@ -46,7 +36,6 @@ def create_llm_backend(
     *,
     environ: Mapping[str, str] | None = None,
     gguf: str | None = None,
-    cassette: Cassette | None = None,
     **overrides: Any,
 ) -> LlmBackend:
     """Make the backend that `settings.llm` asks for.
@@ -61,7 +50,6 @@ def create_llm_backend(
         environ: The process's own by default.
         gguf: A model that goes before all others, as with `--gguf`; it means `backend: local`, unless an override says
             otherwise.
-        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
         **overrides: Keys of `settings.llm` that replace those of the block; None leaves one as it is.
 
     Raises:
@@ -74,53 +62,32 @@ def create_llm_backend(
     block = LlmSettings.parse(settings).overridden(**overrides)
     if gguf and overrides.get("backend") is None:
         block = block.overridden(backend="local")
-    return BackendPool(environ=environ, gguf=gguf, cassette=cassette).get(block)
+    return BackendPool(environ=environ, gguf=gguf).get(block)
 
 
 class BackendPool:
     """The backends of one engine: each is made when it is first needed, and shared by all threads.
 
-    A local model is loaded once, whatever the settings say about the API (`timeout`, `provider`, …).
-
-    Args:
-        environ: The process's own by default.
-        gguf: A model that goes before all others.
-        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
+    A local model is loaded once, whatever the settings say about the API (`timeout`, `provider`, …). The arguments are
+    those of `create_llm_backend`.
     """
 
-    def __init__(
-        self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None, cassette: Cassette | None = None
-    ) -> None:
+    def __init__(self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None) -> None:
         self.environ = os.environ if environ is None else environ
         self.gguf = gguf
-        self.cassette = cassette or cassette_of(self.environ)
+        self._cassette = cassette_of(self.environ)
         self._lock = threading.Lock()
         self._made: dict[tuple[Any, ...], Any] = {}
         self._locks: dict[tuple[Any, ...], threading.Lock] = {}
 
     def get(self, block: LlmSettings) -> LlmBackend:
         """The backend for these settings; raises as `create_llm_backend` does."""
-        cassette = self.cassette
+        cassette = self._cassette
         if cassette is None:
             return self._open(block)
         model = asked_model(block, self.environ, self.gguf)
         key = ("cassette", *_values(block, tuple(LlmSettings.model_fields)))
         return self._once(key, lambda: CassetteBackend(cassette, model, lambda: self._open(block)))
-
-    def _open(self, block: LlmSettings) -> LlmBackend:
-        if block.backend == "api":
-            return self._once(("api", *_values(block, _API)), lambda: self._api(block.expanded(self.environ)))
-        in_place = ("fallback", *_values(block, (*_NAMES, *_LOAD, *_API)))
-        with self._lock:
-            if in_place in self._made:
-                return cast("LlmBackend", self._made[in_place])
-        try:
-            return self._local(block)
-        except (UsageError, UnknownModelError, LockError):
-            raise
-        except (TeaModelsError, OSError, MemoryError) as error:
-            reason = error
-        return self._once(in_place, lambda: self._fall_back(block.expanded(self.environ), reason))
 
     def close(self) -> None:
         """Close every backend; what is needed again is opened again."""
@@ -130,64 +97,58 @@ class BackendPool:
             if hasattr(one, "close"):
                 one.close()
 
+    def _open(self, block: LlmSettings) -> LlmBackend:
+        if block.backend == "api":
+            return self._once(("api", *_values(block, API_SETTINGS)), lambda: self._api(block))
+        in_place = ("fallback", *_values(block, ("fallback", *_NAMES, *_LOAD, *API_SETTINGS)))
+        made: LlmBackend | None = self._made.get(in_place)
+        if made is not None:
+            return made
+        try:
+            found = self._once(("found", *_values(block, _NAMES)), lambda: self._find(block))
+            return self._once(("local", found.path, *_values(block, _LOAD)), lambda: self._load(block, found))
+        except (UsageError, UnknownModelError, LockError):
+            raise
+        except (TeaModelsError, OSError, MemoryError) as error:
+            reason = error
+        return self._once(in_place, lambda: self._fall_back(block, reason))
+
     def _once(self, key: tuple[Any, ...], make: Callable[[], MadeT]) -> MadeT:
         """What was made for a key; threads that ask for the same wait for the first."""
         with self._lock:
-            if key in self._made:
-                return cast("MadeT", self._made[key])
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
-            with self._lock:
-                if key in self._made:
-                    return cast("MadeT", self._made[key])
-            made = make()
-            with self._lock:
-                self._made[key] = made
-            return made
+            made = self._made.get(key)
+            if made is None:
+                made = self._made[key] = make()
+            return cast("MadeT", made)
 
-    def _local(self, block: LlmSettings) -> LocalLlmBackend:
-        found = self._once(("found", *_values(block, _NAMES)), lambda: self._find(block))
-        return self._once(("local", found.path, *_values(block, _LOAD)), lambda: self._load(block, found))
-
-    def _find(self, block: LlmSettings) -> FoundModel:
-        # The package comes first: without it there is no need to look for files, least of all to download one.
-        from tea_runtime.llama.engine import llama
-
-        llama()
+    def _find(self, block: LlmSettings) -> Search:
+        llama()  # without the package there is no need to look for files, least of all to download one
         result = search(block, gguf=self.gguf, environ=self.environ)
-        if result.found is None and result.absent is not None and block.auto_pull:
+        if result.path is None and result.absent is not None and block.auto_pull:
             from tea_models import pull
 
             logger.info("%s is not in the store: pulling it (settings.llm.auto_pull)", result.absent)
             pull([result.absent], settings=Settings.resolve(self.environ, cwd=Path.cwd()))
             result = search(block, gguf=self.gguf, environ=self.environ)
-        if result.found is None:
+        if result.path is None:
             raise result.error()
-        return result.found
+        return result
 
-    def _load(self, block: LlmSettings, found: FoundModel) -> LocalLlmBackend:
+    def _load(self, block: LlmSettings, found: Search) -> LlmBackend:
         from tea_runtime.local import LocalLlmBackend
 
+        assert found.path is not None
         logger.info("loading %s", found.path.name)
-        backend = LocalLlmBackend(
-            found.path,
-            n_ctx=block.n_ctx,
-            n_threads=block.n_threads,
-            n_gpu_layers=block.n_gpu_layers,
-            chat_format=block.chat_format,
-            embedding=block.embedding,
-            kv_type=block.kv_type,
-            prompt_cache=block.prompt_cache,
-            profile=found.profile,
-            settings=Settings.resolve(self.environ, cwd=Path.cwd()),
-        )
+        given: dict[str, Any] = {key: getattr(block, key) for key in (*_LOAD, "embedding")}
+        settings = Settings.resolve(self.environ, cwd=Path.cwd())
+        backend = LocalLlmBackend(found.path, profile=found.profile, settings=settings, **given)
         logger.info("backend: local (%s), named by %s", found.path.name, found.source)
         return backend
 
-    def _api(self, block: LlmSettings) -> ApiLlmBackend:
-        from tea_runtime.api.backend import ApiLlmBackend
-
-        api = ApiLlmBackend.from_settings(block, environ=self.environ)
+    def _api(self, block: LlmSettings) -> LlmBackend:
+        api = api_of(block, self.environ)
         problem = api.unavailable_reason()
         if problem:
             raise BackendUnavailableError(
@@ -202,8 +163,6 @@ class BackendPool:
             raise error
         reason = error.message if isinstance(error, TeaModelsError) else str(error) or type(error).__name__
         logger.warning("no local model can be used: %s", reason)
-        from tea_runtime.api.fallback import FallbackApiBackend, api_problem
-
         missing = api_problem(block, self.environ)
         if missing:
             if isinstance(error, MissingExtraError | IntegrityError | DoesNotFitError):
@@ -212,18 +171,13 @@ class BackendPool:
             raise BackendUnavailableError(
                 f"no backend can be used. local: {reason}. api: {missing}", hint=getattr(error, "hint", "")
             ) from error
-        api = FallbackApiBackend.from_settings(_without_local_model(block, self.environ), environ=self.environ)
-        api.reason = reason
+        if block.model is not None and not block.api_base and is_model_name(block.model, self.environ):
+            # The name or path of a local model means nothing to a public API.
+            block = block.model_copy(update={"model": None})
+        api = api_of(block, self.environ, reason=reason)
         logger.warning("backend: api (%s), in place of a local model: what is asked leaves this machine", api.model)
         return api
 
 
 def _values(block: LlmSettings, keys: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(getattr(block, key) for key in keys)
-
-
-def _without_local_model(block: LlmSettings, environ: Mapping[str, str]) -> LlmSettings:
-    """The settings for an API: the name or path of a local model means nothing to a public one."""
-    if block.model is None or block.api_base or not is_model_name(block.model, environ):
-        return block
-    return block.model_copy(update={"model": None})

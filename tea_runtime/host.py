@@ -16,20 +16,18 @@ import threading
 import weakref
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
-from tea_runtime.action_parameters import NODE_SETTINGS, PARAMETERS
-from tea_runtime.actions import Action, LlmActions, OnText
+from tea_runtime.actions import NODE_SETTINGS, PARAMETERS, Action, LlmActions, chat_messages, failure
 from tea_runtime.errors import ApiError, BackendUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.factory import BackendPool
-from tea_runtime.host_signatures import SIGNATURES, by_name
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.tool_loop import answer_with_tools, describing_tools, similarity
 
 logger = logging.getLogger("tea_runtime")
 
-_OURS = "__tea_runtime__"
+_HOST_ACTION = "__tea_host_action__"
 _ATTRIBUTE = "_tea_runtime_host"
 
 # Names whose nodes the engine fills with every one of its settings.
@@ -46,18 +44,53 @@ _REFUSED = ("logit_bias", "n", "best_of", "functions", "function_call", "modalit
 _APIS = ("openai", "azure", "azure_openai", "azureopenai", "ollama")
 _HOST_SETTINGS = ("model", "provider", "shell_provider", "temperature", "api_base", "timeout", "max_retries")
 _MOST_ROUNDS = 50
-_LOOP = ("messages", "prompt", "system", "tools", "tool_choice")  # what the loop of llm.tools says for each round
+_NO_BACKEND = (BackendUnavailableError, UnknownModelError, MissingExtraError)
+
+# Parameters in the order in which the host's own action takes them.
+_CALL = (
+    "model", "messages", "prompt", "system", "temperature", "max_retries", "base_delay", "max_delay", "opik_trace",
+    "opik_project_name", "provider", "api_base", "deployment", "timeout", "shell_provider",
+)  # fmt: skip
+_STREAM = tuple(name for name in _CALL if name not in ("max_retries", "base_delay", "max_delay"))
+_TOOLS = ("model", "messages", "prompt", "system", "tools", "tool_choice", "max_tool_rounds", *_STREAM[4:-2])
+_RETRY = ("model", "messages", "max_retries", "base_delay", "max_delay", "temperature")
+_SIMILARITY = ("text_a", "text_b", "vector_a", "vector_b", "model", "provider", "api_base")
+_LOCAL = ("prompt", "messages", "max_tokens", "temperature", "stop")
 
 
-def _version() -> str:
-    try:
-        return version("tea-models")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"
+class Signature(NamedTuple):
+    """How the host's own action of a name is called: what it means here, its parameters by position after the state."""
 
+    action: str
+    order: tuple[str, ...]
+    defaults: dict[str, Any]
+
+
+SIGNATURES: dict[str, Signature] = {
+    **dict.fromkeys(("llm.call", "actions.llm_call"), Signature("llm.call", _CALL, {})),
+    **dict.fromkeys(("llm.stream", "actions.llm_stream"), Signature("llm.stream", _STREAM, {})),
+    **dict.fromkeys(("llm.retry", "actions.llm_retry"), Signature("llm.call", _RETRY, {"max_retries": 3})),
+    **dict.fromkeys(("llm.tools", "actions.llm_tools"), Signature("llm.tools", _TOOLS, {})),
+    **dict.fromkeys(("llm.similarity", "actions.llm_similarity"), Signature("llm.similarity", _SIMILARITY, {})),
+    "llm.chat": Signature("llm.chat", _LOCAL[1:], {}),
+    "llm.embed": Signature("llm.embed", ("text",), {}),
+    "llm.batch": Signature("llm.batch", ("prompts",), {}),
+    "llm.rerank": Signature("llm.rerank", ("query", "documents"), {}),
+    # The host's own `llm.local.*` continue a bare prompt as it stands.
+    "llm.local.call": Signature("llm.call", _LOCAL, {"raw": True}),
+    "llm.local.chat": Signature("llm.chat", _LOCAL[1:], {}),
+    "llm.local.stream": Signature("llm.stream", _LOCAL, {"raw": True}),
+    "llm.local.embed": Signature("llm.embed", ("text",), {}),
+}
+
+
+try:
+    _VERSION = version("tea-models")
+except PackageNotFoundError:  # run from a source tree
+    _VERSION = "0"
 
 __tea_actions__ = {
-    "version": _version(),
+    "version": _VERSION,
     "description": "Local GGUF models (llama.cpp), and any OpenAI-compatible API where that is allowed",
     "actions": list(SIGNATURES),
 }
@@ -82,10 +115,8 @@ def register_actions(registry: dict[str, Any], engine: Any) -> None:
     host = getattr(engine, _ATTRIBUTE, None)
     if not isinstance(host, Host):
         host = Host(engine)
-        try:
+        with contextlib.suppress(AttributeError):  # one that takes none: its models live as long as its actions
             setattr(engine, _ATTRIBUTE, host)
-        except AttributeError:
-            logger.debug("the engine takes no attributes; its models live as long as its actions")
         host.close_with_engine()
     host.register(registry)
 
@@ -103,22 +134,18 @@ class Host:
 
     def register(self, registry: dict[str, Any]) -> None:
         """Put every action into a registry, and beside it the one whose name it takes."""
-        existing = getattr(self._engine, "actions_registry", None)
+        existing = self._mapping("actions_registry")
         for name in SIGNATURES:
-            previous = registry.get(name)
-            if previous is None and isinstance(existing, Mapping):
-                previous = existing.get(name)
-            if getattr(previous, _OURS, False):
-                previous = getattr(previous, "__wrapped_host__", None)
+            previous = registry.get(name) or existing.get(name)
+            if hasattr(previous, _HOST_ACTION):
+                previous = getattr(previous, _HOST_ACTION)
             if previous is not None:
                 registry[f"host.{name}"] = previous
             registry[name] = self._action(name, previous)
 
     def close(self) -> None:
         """Close every model that the engine's actions opened; the next action opens what it needs again."""
-        with self._lock:
-            pools = list(self._pools.values())
-        for pool in pools:
+        for pool in list(self._pools.values()):
             pool.close()
 
     def close_with_engine(self) -> None:
@@ -130,25 +157,20 @@ class Host:
 
         @functools.wraps(own)
         def close(*args: Any, **options: Any) -> Any:
-            alive = host()
-            if alive is not None:
+            if (alive := host()) is not None:
                 alive.close()
             return own(*args, **options)
 
         with contextlib.suppress(AttributeError):
             self._engine.close = close
 
-    # One call of an action --------------------------------------------------------------------------------------------
-
     def _action(self, name: str, previous: Action | None) -> Action:
         def action(*args: Any, **params: Any) -> Any:
-            state, given = by_name(name, args, params)
-            return self._answer(name, state, given, previous)
+            return self._answer(name, *_by_name(name, args, params), previous)
 
         action.__name__ = action.__qualname__ = name.replace(".", "_")
         action.__doc__ = f"`{name}` of tea_runtime; the engine's own is `host.{name}`."
-        setattr(action, _OURS, True)
-        setattr(action, "__wrapped_host__", previous)  # noqa: B010 - a function has no such attribute for mypy
+        setattr(action, _HOST_ACTION, previous)
         return action
 
     def _answer(self, name: str, state: Any, given: dict[str, Any], previous: Action | None) -> Any:
@@ -165,19 +187,16 @@ class Host:
                 text = f"provider {provider} is not used: backend is local, so a local model answers"
                 actions.note(text, topic=f"provider {provider}")
             result = self._run(name, actions, state, said)
-        except (BackendUnavailableError, UnknownModelError, MissingExtraError) as error:
-            if previous is None or not self._may_hand_over(said):
-                return _failed(name, error)
+        except TeaModelsError as error:
+            # The host's own llm.call raises what its API raises, for the retries and `on_error` of the node.
+            if isinstance(error, ApiError) and SIGNATURES[name].action == "llm.call" and not said.get("max_retries"):
+                raise
+            if not isinstance(error, _NO_BACKEND) or previous is None or not self._may_hand_over(said):
+                logger.error("%s: %s", name, error)  # noqa: TRY400 - no traceback for what a user can mend
+                return failure(error)
             logger.warning("%s: %s; the host's own action answers: what is asked may leave this machine", name, error)
             result = self._hand_over(name, state, said, given, previous)
             return {**result, "fallback_reason": error.message} if isinstance(result, dict) else result
-        except ApiError as error:
-            # The host's own llm.call raises what its API raises, for the retries and `on_error` of the node.
-            if SIGNATURES[name].action == "llm.call" and not said.get("max_retries"):
-                raise
-            return _failed(name, error)
-        except TeaModelsError as error:
-            return _failed(name, error)
         self._trace(said, result)
         return result
 
@@ -190,9 +209,9 @@ class Host:
             return similarity(params, lambda texts: actions.run("llm.embed", settings | {"text": texts}))
         params = self._understood("llm.chat" if action == "llm.tools" else action, params, actions)
         if action == "llm.tools":
-            registry = getattr(self._engine, "actions_registry", None) or {}
+            registry = self._mapping("actions_registry")
             tools, rounds = said.get("tools") or [], _rounds(said)
-            ask = functools.partial(_ask, actions, {key: params[key] for key in params if key not in _LOOP})
+            ask = functools.partial(actions.run, "llm.chat")
             try:
                 return answer_with_tools(tools, registry, state, ask, params, rounds=rounds)
             except UnsupportedError as error:
@@ -209,13 +228,13 @@ class Host:
         provider = str(wanted.get("provider") or "").lower()
         if said.get("deployment") and not wanted.get("model"):
             wanted["model"] = said["deployment"]
-        if self._overrides():
-            wanted.pop("backend", None)
+        overridden = bool(self._overrides())
+        if overridden or _is_foreign(provider):
             wanted.pop("provider", None)
+        if overridden:
+            wanted.pop("backend", None)
         elif provider in _APIS and actions.settings.backend == "auto" and actions.settings.may_fall_back:
             wanted.setdefault("backend", "api")  # who names a provider of an API means it
-        if _is_foreign(provider):
-            wanted.pop("provider", None)
         return wanted
 
     def _understood(self, action: str, params: dict[str, Any], actions: LlmActions) -> dict[str, Any]:
@@ -232,82 +251,71 @@ class Host:
         top = params.get("top_logprobs")
         if top not in (None, "") and params.get("logprobs") is not False:
             params["logprobs"] = top
-        known = PARAMETERS[action].names
+        known = PARAMETERS[action]
         for name in [name for name in params if name not in known]:
             del params[name]
             if name not in _IGNORED and name not in ("max_completion_tokens", "top_logprobs", *_REFUSED):
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-                more = f"; did you mean {near[0]!r}?" if near else ""
-                actions.note(f"{action}: parameter {name!r} has no effect here{more}", topic=f"parameter {name}")
+                text = f"{action}: parameter {name!r} has no effect here"
+                near = _near(name, known)
+                actions.note(text + (f"; did you mean {near[0]!r}?" if near else ""), topic=f"parameter {name}")
         return params
 
-    # What the engine says ---------------------------------------------------------------------------------------------
+    def _mapping(self, name: str) -> Mapping[str, Any]:
+        """An attribute of the engine that is a mapping, as far as it is one."""
+        found = getattr(self._engine, name, None)
+        return found if isinstance(found, Mapping) else {}
 
     def _said(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the node itself says: the parameters without those that the engine put in."""
-        filled = self._filled() if name in _FILLED else {}
+        filled = self._mapping("llm_settings") if name in _FILLED else {}
         return {key: value for key, value in given.items() if not (key in filled and _same(value, filled[key]))}
 
-    def _filled(self) -> Mapping[str, Any]:
-        block = getattr(self._engine, "llm_settings", None)
-        return block if isinstance(block, Mapping) else {}
-
-    def _raw_block(self) -> Mapping[str, Any]:
-        block: Any = getattr(self._engine, "_config", None)
-        for key in ("settings", "llm"):
-            block = block.get(key) if isinstance(block, Mapping) else None
-        return block if isinstance(block, Mapping) else {}
-
     def _overrides(self) -> dict[str, Any]:
-        given = getattr(self._engine, "cli_overrides", None)
-        given = given if isinstance(given, Mapping) else {}
+        given = self._mapping("cli_overrides")
         return {key: given[key] for key in ("model_path", "backend") if given.get(key)}
 
     def _current(self) -> LlmActions:
         """The actions under the settings that the engine has now; read again only when they changed."""
-        seen = (dict(self._raw_block()), dict(self._filled()), self._overrides())
+        settings = self._mapping("_config").get("settings")
+        raw = settings.get("llm") if isinstance(settings, Mapping) else None
+        raw = dict(raw) if isinstance(raw, Mapping) else {}
+        seen = filtered, overrides = dict(self._mapping("llm_settings")), self._overrides()
         with self._lock:
-            if self._actions is None or seen != self._read:
-                block, provider = self._block(seen[0], seen[1])
-                overrides = seen[2]
+            if self._actions is None or (raw, seen) != self._read:
+                block, provider = self._block(raw, filtered)
                 gguf = overrides.get("model_path")
                 if overrides:
                     if str(block.get("provider")).lower() == "local":
                         del block["provider"]
                     block["backend"] = overrides.get("backend") or "local"
-                settings = LlmSettings.parse(block)
                 pool = self._pools.setdefault(gguf, BackendPool(environ=self._environ(), gguf=gguf))
-                self._actions = LlmActions(settings, pool, on_text=self._on_text, chat_prompts=True)
-                self._provider, self._read = provider, seen
+                self._actions = LlmActions(LlmSettings.parse(block), pool, on_text=self._on_text, chat_prompts=True)
+                self._provider, self._read = provider, (raw, seen)
             return self._actions
 
     def _block(self, raw: Mapping[str, Any], filtered: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         """`settings.llm` whole: what the engine dropped comes from the workflow, the rest as the engine read it."""
         known = tuple(LlmSettings.model_fields)
+        render: Any = getattr(self._engine, "_process_template", None)
         block: dict[str, Any] = {}
         for key, value in {**raw, **filtered}.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.8)
+                near = _near(str(key), known)
                 if near and key not in _IGNORED:
                     raise UsageError(f"settings.llm.{key}: unknown key", hint=f"did you mean {near[0]!r}?")
                 continue
-            block[key] = value if key in filtered else self._rendered(value)
+            raw_template = key not in filtered and callable(render) and isinstance(value, str) and "{{" in value
+            block[key] = render(value, {}) if raw_template else value
         return block, block.pop("provider") if _is_foreign(block.get("provider")) else None
-
-    def _rendered(self, value: Any) -> Any:
-        render = getattr(self._engine, "_process_template", None)
-        return render(value, {}) if callable(render) and isinstance(value, str) and "{{" in value else value
 
     def _environ(self) -> Mapping[str, str]:
         return getattr(self._engine, "environ", None) or os.environ
 
     def _on_text(self, text: str) -> None:
         # Never to stdout: with --stream it carries the engine's events.
-        on_text: OnText | None = getattr(self._engine, "on_text", None)
+        on_text = getattr(self._engine, "on_text", None)
         if callable(on_text):
             on_text(text)
-
-    # The host's own actions -------------------------------------------------------------------------------------------
 
     def _may_hand_over(self, said: Mapping[str, Any]) -> bool:
         actions = self._current()
@@ -318,7 +326,7 @@ class Host:
         self, name: str, state: Any, said: Mapping[str, Any], given: Mapping[str, Any], previous: Action
     ) -> Any:
         """Let the host's own action answer, with what the node says and the host's settings for its providers."""
-        filled = self._filled()
+        filled = self._mapping("llm_settings")
         params = {key: filled[key] for key in _HOST_SETTINGS if key in filled}
         ours = {*NODE_SETTINGS, "raw", "callback"} - set(_HOST_SETTINGS)
         params |= {key: value for key, value in said.items() if key not in ours}
@@ -326,13 +334,10 @@ class Host:
         if SIGNATURES[name].action in ("llm.embed", "llm.similarity"):
             params = {key: value for key, value in params.items() if key in said or key in ("provider", "api_base")}
         elif params.get("messages") is None and isinstance(params.get("prompt"), str):
-            system = params.pop("system", None)
-            start = [{"role": "system", "content": system}] if system else []
-            params["messages"] = [*start, {"role": "user", "content": params.pop("prompt")}]
+            params["messages"] = chat_messages({key: params.pop(key, None) for key in ("prompt", "system")})
         result = previous(state=state, **params)
-        if not isinstance(result, dict):
-            return result
-        return {**result, "backend": "host", "provider": self._host_provider(params)}
+        who = {"backend": "host", "provider": self._host_provider(params)}
+        return {**result, **who} if isinstance(result, dict) else result
 
     def _host_provider(self, params: Mapping[str, Any]) -> str:
         provider = str(params.get("provider") or "auto").lower()
@@ -340,7 +345,7 @@ class Host:
             environ = self._environ()
             azure = environ.get("AZURE_OPENAI_API_KEY") and environ.get("AZURE_OPENAI_ENDPOINT")
             return "ollama" if environ.get("OLLAMA_API_BASE") else "azure" if azure else "openai"
-        return "azure" if provider in ("azure_openai", "azureopenai") else provider
+        return "azure" if provider in _APIS[1:4] else provider
 
     def _trace(self, said: Mapping[str, Any], result: Any) -> None:
         """What `--trace-llm-payloads` records of the host's own llm.call, into the same span."""
@@ -350,15 +355,13 @@ class Host:
             return
         try:
             span = context.current_span()
-            metadata = span.get("metadata") if span is not None else None
+            metadata = span["metadata"] = span.get("metadata") or {}
             is_wanted = getattr(type(self._engine), "_should_capture_payload", None)
-            if span is None or (is_wanted is not None and not is_wanted((metadata or {}).get("node"), capture)):
+            if is_wanted is not None and not is_wanted(metadata.get("node"), capture):
                 return
             usage = result.get("usage") or {}
-            prompt = said.get("messages") or [{"role": "user", "content": said.get("prompt")}]
-            metadata = span["metadata"] = metadata if isinstance(metadata, dict) else {}
             metadata["llm_payload"] = {
-                "messages_input": prompt,
+                "messages_input": said.get("messages") or [{"role": "user", "content": said.get("prompt")}],
                 "response_content": result.get("content"),
                 "tokens_input": usage.get("prompt_tokens"),
                 "tokens_output": usage.get("completion_tokens"),
@@ -368,6 +371,22 @@ class Host:
             }
         except Exception:
             logger.debug("the host's trace took no payload", exc_info=True)
+
+
+def _by_name(name: str, args: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The state and the parameters by name, whichever came by position; errors are those of a Python function."""
+    order = ("state", *SIGNATURES[name].order)
+    if len(args) > len(order):
+        raise TypeError(f"{name} takes at most {len(order)} values by position, {len(args)} were given")
+    placed = dict(zip(order, args, strict=False))
+    twice = placed.keys() & params.keys()
+    if twice:
+        raise TypeError(f"{name} got several values for {', '.join(sorted(twice))}")
+    given = {key: value for key, value in placed.items() if key == "state" or value is not None} | params
+    return given.pop("state", None), given
+
+
+_near = functools.partial(difflib.get_close_matches, n=1, cutoff=0.8)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -383,12 +402,3 @@ def _rounds(said: Mapping[str, Any]) -> int:
         return max(1, min(int(said.get("max_tool_rounds") or 10), _MOST_ROUNDS))
     except (TypeError, ValueError):
         raise UsageError(f"max_tool_rounds: expected a number, found {said['max_tool_rounds']!r}") from None
-
-
-def _ask(actions: LlmActions, params: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    return actions.run("llm.chat", {**params, **more})
-
-
-def _failed(name: str, error: TeaModelsError) -> dict[str, Any]:
-    logger.error("%s: %s", name, error)
-    return {"error": str(error), "error_type": error.type, "success": False}

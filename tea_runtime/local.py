@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
@@ -13,6 +15,7 @@ from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.call import LlmStream
 from tea_runtime.engine.embedder import EmbedRequest
 from tea_runtime.engine.growing_context import START, ContextPlan
 from tea_runtime.engine.model import Model, ModelSpec, open_model
@@ -25,32 +28,25 @@ from tea_runtime.llama.context import ContextOptions
 from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation
 from tea_runtime.llama.load_record import LoadRecorder
-from tea_runtime.llama.loading import (
-    check_text,
-    check_vectors,
-    default_settings,
-    describe,
-    find_file,
-)
+from tea_runtime.llama.loading import check_text, check_vectors, default_settings, describe, find_file
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.rerank import pair_tokens
 from tea_runtime.llama.tool_text import ToolTextFilter
 from tea_runtime.llama.weights import LoadOptions
-from tea_runtime.stream import LlmStream
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from tea_models.chat import Segment
     from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
     from tea_runtime.backend import Callback, Message
     from tea_runtime.llama.chat_formats import ChatFormat
-    from tea_runtime.llama.vocabulary import Vocabulary
-    from tea_runtime.llama.weights import Weights
 
 logger = logging.getLogger("tea_runtime")
+
+T = TypeVar("T")
 
 
 class LocalLlmBackend(LlmBackend):
@@ -65,7 +61,6 @@ class LocalLlmBackend(LlmBackend):
         chat_format: Overrides the file's template: a known name, a Jinja template, or the path of one.
         embedding: Plan for embeddings instead of chats.
         kv_type: Type of the KV cache; by the plan.
-        memory: Budget of memory in bytes; by the plan.
         prompt_cache: Keep long prompts on disk, for the next process: True, or the folder for them.
         profile: Facts about the file, if they are known already.
         settings: Where the store is; by default from the process's environment.
@@ -88,7 +83,6 @@ class LocalLlmBackend(LlmBackend):
         embedding: bool = False,
         *,
         kv_type: str | None = None,
-        memory: int | None = None,
         prompt_cache: bool | str | os.PathLike[str] = False,
         profile: ModelProfile | None = None,
         settings: Settings | None = None,
@@ -97,39 +91,17 @@ class LocalLlmBackend(LlmBackend):
         settings = settings or default_settings()
         recorder = self._recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
+        purpose = "embed" if embedding else "chat"
         user = UserSettings.of(
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
-            kv_type=kv_type,
-            memory=memory,
-            purpose="embed" if embedding else "chat",
+            n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, kv_type=kv_type, purpose=purpose
         )
-        self.profile, self.plan = plan_model(
-            self.model_path,
-            settings,
-            user,
-            profile=profile,
-            check=lambda found: check_vectors(found, self.model_path),
-        )
-        chosen = self.plan.settings
-        load = LoadOptions(n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock)
-        options = ContextOptions(
-            n_ctx=chosen.n_ctx,
-            n_batch=chosen.n_batch,
-            n_ubatch=chosen.n_ubatch,
-            n_threads=chosen.n_threads,
-            n_threads_batch=chosen.n_threads_batch,
-            flash_attn=chosen.flash_attn,
-            type_k=chosen.type_k,
-            type_v=chosen.type_v,
-            swa_full=chosen.swa_full,
-        )
-        use = self.plan.memory.use
+        check = functools.partial(check_vectors, path=self.model_path)
+        self.profile, self.plan = plan_model(self.model_path, settings, user, profile=profile, check=check)
         recorder.plan = self.plan
+        options, use = self._planned(ContextOptions), self.plan.memory.use
         contexts = ContextPlan(
             options,
-            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
+            start=options.n_ctx if isinstance(n_ctx, int) else START,
             budget=use.kv_cache + use.compute or None,
             in_memory=max(16 * 1024 * 1024, use.total // 20),
             pooling=self._pooling(),
@@ -137,13 +109,10 @@ class LocalLlmBackend(LlmBackend):
         cache = None
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
-            cache = PromptCache.of(
-                base, model=_identity(self.profile, self.model_path), engine=build(), options=options
-            )
+            cache = PromptCache.of(base, model=self._identity(), engine=build(), options=options)
         self._owner = object()
-        self._model: Model | None = open_model(
-            ModelSpec(self.model_path, load, contexts, cache), self._owner, opened=recorder.opened, used=recorder.used
-        )
+        spec = ModelSpec(self.model_path, self._planned(LoadOptions), contexts, cache)
+        self._model: Model | None = open_model(spec, self._owner, opened=recorder.opened, used=recorder.used)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
         self._closed = weakref.finalize(self, self._model.leave_later, self._owner)
@@ -156,13 +125,8 @@ class LocalLlmBackend(LlmBackend):
             raise
         logger.info("%s", describe(self.model_path, self.plan))
 
-    # What it does -----------------------------------------------------------------------------------------------------
-
     def generate(
-        self,
-        params: LlmCallParams,
-        messages: Sequence[Message] | None = None,
-        callback: Callback | None = None,
+        self, params: LlmCallParams, messages: Sequence[Message] | None = None, callback: Callback | None = None
     ) -> LlmCallResult:
         """Continue a raw prompt, or answer messages by the model's own template.
 
@@ -179,8 +143,7 @@ class LocalLlmBackend(LlmBackend):
         if callback is not None:
             return self.open_stream(params, messages).run(callback)
         prepared = self._prepare(params, messages)
-        self._submit(prepared).wait()
-        return self._result(prepared)
+        return self._finished(prepared, self._submit(prepared))
 
     def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
         """As `generate`, as an iterator; raises as `generate` does."""
@@ -207,88 +170,52 @@ class LocalLlmBackend(LlmBackend):
         What prompts begin with alike is evaluated once. Sums of many numbers depend on their order in the last digits,
         so an answer can differ from that of a single call where two tokens are about equally likely.
         """
-        answers: list[_Prepared | TeaModelsError] = []
-        for params, messages in asked:
+
+        def tried(step: Callable[..., T], *given: Any) -> T | TeaModelsError:
             try:
-                answers.append(self._prepare(params, None if messages is None else check_messages(messages)))
+                return step(*given)
             except TeaModelsError as error:
                 if not return_errors:
                     raise
-                answers.append(error)
-        requests = [(one, self._submit(one)) for one in answers if isinstance(one, _Prepared)]
-        results: dict[int, LlmCallResult | TeaModelsError] = {}
-        try:
-            for prepared, request in requests:
-                try:
-                    request.wait()
-                    results[id(prepared)] = self._result(prepared)
-                except TeaModelsError as error:
-                    if not return_errors:
-                        raise
-                    results[id(prepared)] = error
-        except BaseException:
-            for _, request in requests:
-                request.cancel()
-            raise
-        return [one if isinstance(one, TeaModelsError) else results[id(one)] for one in answers]
+                return error
 
-    @overload
-    def embed(self, text: str) -> list[float]: ...
-    @overload
-    def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
-    def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
-        """Turn a text into a vector, or several texts into a list of vectors, L2-normalised.
+        every = [tried(self._prepare, *pair) for pair in asked]
+        requests = [None if isinstance(one, TeaModelsError) else self._submit(one) for one in every]
+        try:
+            return [
+                one if isinstance(one, TeaModelsError) else tried(self._finished, one, request)
+                for one, request in zip(every, requests, strict=True)
+            ]
+        except BaseException:
+            for request in requests:
+                if request is not None:
+                    request.cancel()
+            raise
+
+    def embed_texts(self, texts: list[str]) -> list[list[float]]:
+        """The vectors of texts, L2-normalised.
 
         The pooling is the header's; a model that was not made for embeddings gives the mean of its tokens' vectors.
-
-        Example:
-            >>> one, other = backend.embed(["A cat sleeps.", "A kitten is sleeping."])
-            >>> cosine = sum(a * b for a, b in zip(one, other))
-
-        Raises:
-            UsageError: A text is empty, or not a text.
-            ContextOverflowError: A text is longer than the context.
-            UnsupportedError: The model has no embeddings.
         """
-        texts = check_texts(text)
         model = self._model_in_use()
-        if self.profile.kind.value == "reranker":
+        if self._kind == "reranker":
             raise UnsupportedError(f"{self.model_path.name}: a reranker scores documents, it has no embeddings")
-        vectors = self._vectors(model, [_text_tokens(model, one) for one in texts])
-        return vectors[0] if isinstance(text, str) else vectors
+        every = [model.vocabulary.tokenize(text, special=False, add_special=True) for text in texts]
+        if not all(texts) or not all(every):
+            raise UsageError("text: an empty text has no embedding")
+        return self._vectors(model, every)
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Score documents by how well they answer a query, by a reranker model: larger is better.
-
-        Raises:
-            UnsupportedError: The model is no reranker.
-            UsageError: Query or documents are no texts.
-            ContextOverflowError: Query and document are longer than the context.
-        """
-        texts = check_texts(documents if not isinstance(documents, str) else [documents])
-        (query,) = check_texts(query)
+        """As `LlmBackend.rerank`, by a reranker model."""
+        texts, (query,) = check_texts(documents), check_texts(query)
         model = self._model_in_use()
-        if self.profile.kind.value != "reranker":
+        if self._kind != "reranker":
             raise UnsupportedError(
-                f"{self.model_path.name}: it is a model of kind {self.profile.kind.value}, not a reranker",
+                f"{self.model_path.name}: it is a model of kind {self._kind}, not a reranker",
                 hint="`tea-models list` shows rerankers; their header says pooling `rank`",
             )
-        return [
-            scores[0]
-            for scores in self._vectors(
-                model, [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
-            )
-        ]
-
-    @property
-    def weights(self) -> Weights:
-        """The loaded weights, for whoever calls llama.cpp himself."""
-        return self._model_in_use().weights
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the model."""
-        return self._model_in_use().vocabulary
+        pairs = [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
+        return [scores[0] for scores in self._vectors(model, pairs)]
 
     @property
     def context_size(self) -> int:
@@ -297,8 +224,7 @@ class LocalLlmBackend(LlmBackend):
 
     def load_figures(self) -> dict[str, int]:
         """How busy the model is: requests in the batch and waiting, tokens in memory, and the largest context."""
-        model = self._model_in_use()
-        return model.texts.figures()
+        return self._model_in_use().texts.figures()
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a raw prompt has."""
@@ -321,7 +247,15 @@ class LocalLlmBackend(LlmBackend):
         if model is not None and self._closed.detach():
             model.leave(self._owner)
 
-    # How it does it ---------------------------------------------------------------------------------------------------
+    @property
+    def _kind(self) -> str:
+        return self.profile.kind.value
+
+    def _planned(self, kind: type[T]) -> T:
+        """The settings of the plan that weights or contexts are opened with."""
+        chosen = self.plan.settings
+        names = [option.name for option in fields(cast("Any", kind)) if hasattr(chosen, option.name)]
+        return kind(**{name: getattr(chosen, name) for name in names})
 
     def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
         timeout = prepared.generation.params.timeout
@@ -337,7 +271,7 @@ class LocalLlmBackend(LlmBackend):
         return request.wait()
 
     def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> _Prepared:
-        return self._raw(params) if messages is None else self._conversation(messages, params)
+        return self._raw(params) if messages is None else self._conversation(check_messages(messages), params)
 
     def _raw(self, params: LlmCallParams) -> _Prepared:
         if params.tools or params.tool_choice or params.chat_template_kwargs:
@@ -352,10 +286,8 @@ class LocalLlmBackend(LlmBackend):
                 raise UsageError("prompt: it is empty, and the model has no token to begin with")
             prompt = [start]
         model.texts.check(prompt)
-        generation = Generation(
-            model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar_of(params)
-        )
-        return _Prepared(generation, None)
+        grammar = grammar_of(params)
+        return _Prepared(Generation(model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar))
 
     def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> _Prepared:
         model = self._model_in_use()
@@ -375,14 +307,9 @@ class LocalLlmBackend(LlmBackend):
             grammar = call_grammar(demanded, chat_format.name)
         tokens = prompt.tokens(messages, tools or None, dict(params.chat_template_kwargs or {}))
         model.texts.check(tokens)
+        stops = (*params.stops, *chat_format.stop)
         generation = Generation(
-            model.weights,
-            model.vocabulary,
-            tokens,
-            params,
-            stops=(*params.stops, *chat_format.stop),
-            grammar=grammar,
-            special=bool(tools),
+            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, special=bool(tools)
         )
         return _Prepared(generation, chat_format if tools else None)
 
@@ -403,6 +330,10 @@ class LocalLlmBackend(LlmBackend):
 
         chat = self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
         return chat
+
+    def _finished(self, prepared: _Prepared, request: TextRequest) -> LlmCallResult:
+        request.wait()
+        return self._result(prepared)
 
     def _result(self, prepared: _Prepared) -> LlmCallResult:
         generation = prepared.generation
@@ -441,19 +372,27 @@ class LocalLlmBackend(LlmBackend):
         problem = format_problem(content, schema) if demanded is None else call_problem(calls, demanded)
         if problem:
             # A grammar counts a character that the model began and did not end as one; in the text it may be several.
-            broken = "\ufffd" in content
+            hint = "please report the schema: the grammar should have ruled this out"
+            if "\ufffd" in content:
+                hint = "the model wrote bytes that are no text: try a lower temperature"
             raise GenerationError(
                 f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
-                hint="the model wrote bytes that are no text: try a lower temperature"
-                if broken
-                else "please report the schema: the grammar should have ruled this out",
+                hint=hint,
             )
 
     def _pooling(self) -> str:
-        if self.profile.kind.value == "reranker":
+        if self._kind == "reranker":
             return "rank"
         pooling = self.profile.pooling.value
         return pooling if pooling in ("cls", "last") else "mean"
+
+    def _identity(self) -> str:
+        """What identifies the bytes of a model: their SHA-256 where it is known, otherwise their place and time."""
+        if all(file.sha256 for file in self.profile.files):
+            return " ".join(str(file.sha256) for file in self.profile.files)
+        path = self.model_path.resolve()
+        stat = path.stat()
+        return f"{self.profile.header_sha256} {path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 
     def _model_in_use(self) -> Model:
         model = self._model
@@ -462,26 +401,8 @@ class LocalLlmBackend(LlmBackend):
         return model
 
 
-class _Prepared:
+class _Prepared(NamedTuple):
     """A generation, and who reads tool calls out of its text: `chat_format`, if any are possible."""
 
-    __slots__ = ("chat_format", "generation")
-
-    def __init__(self, generation: Generation, chat_format: ChatFormat | None) -> None:
-        self.generation = generation
-        self.chat_format = chat_format
-
-
-def _text_tokens(model: Model, text: str) -> list[int]:
-    tokens = model.vocabulary.tokenize(text, special=False, add_special=True)
-    if not text or not tokens:
-        raise UsageError("text: an empty text has no embedding")
-    return tokens
-
-
-def _identity(profile: ModelProfile, path: Path) -> str:
-    """What identifies the bytes of a model: their SHA-256 where it is known, otherwise their place and time."""
-    if all(file.sha256 for file in profile.files):
-        return " ".join(str(file.sha256) for file in profile.files)
-    stat = path.resolve().stat()
-    return f"{profile.header_sha256} {path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    generation: Generation
+    chat_format: ChatFormat | None = None

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from tea_runtime.backend import LlmBackend
 
-_OFFLINE = ("skip", "fail")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare `--tea-record` and `--tea-offline`."""
@@ -36,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tea-offline",
         nargs="?",
         const="skip",
-        choices=_OFFLINE,
+        choices=("skip", "fail"),
         help="fetch no model: a test whose model is absent is skipped, or fails (--tea-offline=fail)",
     )
 
@@ -54,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def tea_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
     """A function: the name of a model in the nearest `models.lock` → the path of its verified file.
 
-    Fetched once a session, also where several workers (pytest-xdist) ask for it at once: the store's locks see to that.
+    Fetched once a session, also where several workers (pytest-xdist) ask for it at once.
     """
     from tea_models import Settings, pull
     from tea_models.errors import NotAvailableError, TeaModelsError
@@ -67,11 +65,9 @@ def tea_model(pytestconfig: pytest.Config) -> Callable[[str], Path]:
             try:
                 settings = Settings.resolve(os.environ, cwd=pytestconfig.rootpath, offline=True if offline else None)
                 paths[name] = pull([name], settings=settings)[0].path
-            except NotAvailableError as error:
-                if offline == "skip":
-                    pytest.skip(str(error))
-                pytest.fail(str(error), pytrace=False)
             except TeaModelsError as error:
+                if offline == "skip" and isinstance(error, NotAvailableError):
+                    pytest.skip(str(error))
                 pytest.fail(str(error), pytrace=False)
         return paths[name]
 
@@ -123,19 +119,13 @@ def _tea_cassette(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     given = marker.kwargs.get("path", marker.args[0] if marker.args else None)
-    path = request.path.parent / (
-        given or Path("cassettes", request.path.stem, f"{_file_name(request.node.name)}.jsonl")
-    )
-    record = request.config.getoption("--tea-record")
     from tea_runtime.cassette.asked import forget
 
+    name = re.sub(r"[^\w.-]+", "-", request.node.name).strip("-")
+    path = request.path.parent / (given or Path("cassettes", request.path.stem, f"{name}.jsonl"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEA_CASSETTE", str(path))
-        patch.setenv("TEA_CASSETTE_MODE", "record" if record else "replay")
+        patch.setenv("TEA_CASSETTE_MODE", "record" if request.config.getoption("--tea-record") else "replay")
         forget()
         yield
     forget()
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name).strip("-")

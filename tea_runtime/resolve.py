@@ -1,4 +1,4 @@
-"""Which model file a workflow means: the first that exists of what the user named, in a fixed order."""
+"""Which model file a workflow means: the first that exists of what the user named; and what its header says."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import LockError, MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
+from tea_models.profile.document import load_profile
+from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, NameRef, parse_reference
+from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
+from tea_models.sources.locate import locate
+from tea_models.store import Store
+from tea_runtime.api.backend import api_may_answer
 from tea_runtime.llm_settings import LlmSettings, expand
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from tea_models.profile.facts import ModelProfile
@@ -26,36 +33,21 @@ _REFERENCES = ("--gguf", "settings.llm.profile", "settings.llm.model")
 _ADVICE = "name a model that is here (`tea-models list`), or get one: tea-models pull smollm2-135m"
 
 
-@dataclass(frozen=True, slots=True)
-class FoundModel:
-    """A model file that was found.
-
-    Attributes:
-        path: The file, or the first of its shards.
-        source: What named it: `--gguf`, `TEA_MODEL_PATH`, `settings.llm.profile`, `settings.llm.model_path`,
-            `settings.llm.model`, `APPDIR` or `store`.
-        profile: The profile document that was named, if one was.
-        skipped: What comes before it and could not be used, with the reasons.
-    """
-
-    path: Path
-    source: str
-    profile: ModelProfile | None = None
-    skipped: tuple[str, ...] = ()
+# Architectures by their llama.cpp names → the family that people speak of.
+_FAMILIES = ("gemma", "llama", "mistral", "phi", "qwen", "smollm", "deepseek", "falcon", "granite", "olmo", "bert")
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What was found, or why nothing was.
+    """The model file that was found (of shards, the first), or why none was.
 
-    Attributes:
-        found: The model.
-        skipped: What could not be used, with the reasons.
-        absent: The reference that names a model which is not here.
-        hint: What to do about the first that could not be used.
+    `source` is what named it, `profile` the document that was named, if one was, `skipped` what comes before it and
+    could not be used, with the reasons. `absent` is the reference of a model that is not here.
     """
 
-    found: FoundModel | None
+    path: Path | None = None
+    source: str = ""
+    profile: ModelProfile | None = None
     skipped: tuple[str, ...] = ()
     absent: str | None = None
     hint: str = ""
@@ -94,9 +86,9 @@ def resolve_model_path(
         UnknownModelError: `settings.llm.model` is no name of the registry, and no API is there whose model it could be.
     """
     result = search(LlmSettings.parse(settings), gguf=gguf, environ=os.environ if environ is None else environ)
-    if result.found is None and gguf:
+    if result.path is None and gguf:
         raise result.error()
-    return None if result.found is None else result.found.path
+    return result.path
 
 
 def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) -> Search:
@@ -105,14 +97,27 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
     skipped: list[str] = []
     missing: list[tuple[str, str]] = []
     absent, hint = None, ""
-    for source, written in _named(block, gguf, environ):
+    named = {
+        "--gguf": gguf,
+        "TEA_MODEL_PATH": environ.get("TEA_MODEL_PATH"),
+        "settings.llm.profile": block.profile,
+        "settings.llm.model_path": block.model_path,
+        "settings.llm.model": block.model,
+    }
+
+    def found(path: Path, source: str, profile: ModelProfile | None = None) -> Search:
+        for reason in skipped:
+            logger.warning("%s; taking %s of %s instead", reason, path.name, source)
+        return Search(path, source, profile, tuple(skipped))
+
+    for source, written in named.items():
+        if not written:
+            continue
         text = expand(written, environ)
         try:
             path, profile = _look(source, text, world)
         except TeaModelsError as error:
-            if isinstance(error, LockError) or (source == "--gguf" and not isinstance(error, MissingFileError)):
-                raise
-            if isinstance(error, UnknownModelError) and not _is_for_an_api(block, environ):
+            if _is_final(error, source, block, environ):
                 raise
             if source in _REFERENCES and not isinstance(error, OfflineError | UnknownModelError) and not _is_path(text):
                 absent = absent or text
@@ -120,17 +125,19 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
             skipped.append(f"{source}: {error.message}")
             hint = hint or error.hint
             if source == "--gguf":
-                return Search(None, tuple(skipped), absent, hint)
+                return Search(skipped=tuple(skipped), absent=absent, hint=hint)
             continue
-        return _found(FoundModel(path, source, profile, tuple(skipped)))
-    for source, models in _unnamed(environ, world):
+        return found(path, source, profile)
+    folders = {"APPDIR": Path(environ["APPDIR"]) / _BUNDLED} if environ.get("APPDIR") else {}
+    for source, folder in {**folders, "store": world.store_dir}.items():
+        models = _models_in(folder)
         paths = models if not missing else _in_place_of(missing, source, models)
         if len(paths) == 1:
-            return _found(FoundModel(_locked(paths[0], world), source, None, tuple(skipped)))
+            return found(_locked(paths[0], world), source)
         if paths:
             names = ", ".join(path.name for path in paths[:5]) + (", …" if len(paths) > 5 else "")
             skipped.append(f"{source}: {len(paths)} models and none named ({names})")
-    return Search(None, tuple(skipped), absent, hint)
+    return Search(skipped=tuple(skipped), absent=absent, hint=hint)
 
 
 def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
@@ -149,10 +156,6 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
         return is_path or reference.path.exists()
     if not isinstance(reference, NameRef):
         return True
-    from tea_models.caller import Caller
-    from tea_models.registry.entries import Registry
-    from tea_models.sources.locate import locate
-
     world = Settings.resolve(environ, cwd=Path.cwd())
     try:
         locate(text, Caller(world), remote=False)
@@ -166,39 +169,18 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _found(result: FoundModel) -> Search:
-    for reason in result.skipped:
-        logger.warning("%s; taking %s of %s instead", reason, result.path.name, result.source)
-    return Search(result, result.skipped)
-
-
-def _named(block: LlmSettings, gguf: str | None, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    candidates = (
-        ("--gguf", gguf),
-        ("TEA_MODEL_PATH", environ.get("TEA_MODEL_PATH")),
-        ("settings.llm.profile", block.profile),
-        ("settings.llm.model_path", block.model_path),
-        ("settings.llm.model", block.model),
-    )
-    return ((source, written) for source, written in candidates if written)
-
-
-def _is_for_an_api(block: LlmSettings, environ: Mapping[str, str]) -> bool:
-    """Whether a name that the registry does not know may be one of an API's models."""
-    if block.backend == "api":
+def _is_final(error: TeaModelsError, source: str, block: LlmSettings, environ: Mapping[str, str]) -> bool:
+    """Whether nothing else may be looked for; a name that the registry does not know may be one of an API's models."""
+    if isinstance(error, LockError) or (source == "--gguf" and not isinstance(error, MissingFileError)):
         return True
-    from tea_runtime.api.fallback import api_problem
-
-    return block.may_fall_back and not api_problem(block.expanded(environ), environ)
+    return isinstance(error, UnknownModelError) and block.backend != "api" and not api_may_answer(block, environ)
 
 
 def _in_place_of(missing: list[tuple[str, str]], source: str, models: list[Path]) -> list[Path]:
     """The files that may stand in for what was named: those of the same name, and under APPDIR for a path any."""
     names = {Path(text).name for _, text in missing}
     same = [path for path in models if path.name in names]
-    by_name = any(
-        which in ("settings.llm.model", "settings.llm.profile") and not _is_path(text) for which, text in missing
-    )
+    by_name = any(which in _REFERENCES and not _is_path(text) for which, text in missing)
     return same if same or by_name or source == "store" else models
 
 
@@ -214,18 +196,12 @@ def _look(source: str, text: str, world: Settings) -> tuple[Path, ModelProfile |
         return _by_profile(Path(text), world)
     if source in ("TEA_MODEL_PATH", "settings.llm.model_path"):
         return _locked(_file(Path(text), world), world), None
-    from tea_models.caller import Caller
-    from tea_models.sources.locate import locate
-
     return _file(locate(text, Caller(world), remote=False).paths[0], world), None
 
 
 def _locked(path: Path, world: Settings) -> Path:
     """The file itself; with `--locked` an error unless the nearest lock has it."""
     if world.locked:
-        from tea_models.caller import Caller
-        from tea_models.sources.locate import locate
-
         locate(str(path.absolute()), Caller(world), remote=False)
     return path
 
@@ -240,29 +216,17 @@ def _file(path: Path, world: Settings) -> Path:
 
 
 def _by_profile(path: Path, world: Settings) -> tuple[Path, ModelProfile]:
-    from tea_models.profile.document import load_profile
-    from tea_models.store import Store
-
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     profile = load_profile(path)
     first = profile.files[0]
-    store = Store.of(world)
-    beside = path.parent / first.name
-    known = store.path_with(first.sha256) if first.sha256 else None
-    for candidate in (beside, known, world.store_dir / first.name):
+    known = Store.of(world).path_with(first.sha256) if first.sha256 else None
+    for candidate in (path.parent / first.name, known, world.store_dir / first.name):
         if candidate is not None and candidate.is_file() and candidate.stat().st_size == first.size:
             return candidate, profile
     raise MissingFileError(
         f"{path}: its model {first.name} ({first.size:,} bytes) is neither beside it nor in the store"
     )
-
-
-def _unnamed(environ: Mapping[str, str], world: Settings) -> Iterator[tuple[str, list[Path]]]:
-    appdir = environ.get("APPDIR")
-    if appdir:
-        yield "APPDIR", _models_in(Path(appdir) / _BUNDLED)
-    yield "store", _models_in(world.store_dir)
 
 
 def _models_in(folder: Path) -> list[Path]:
@@ -271,3 +235,33 @@ def _models_in(folder: Path) -> list[Path]:
         return []
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
     return [path for path in found if "-of-" not in path.stem or "-00001-of-" in path.stem]
+
+
+def get_model_info(model_path: str | os.PathLike[str], *, settings: Settings | None = None) -> dict[str, Any]:
+    """Facts about a model, from the header of its file and never from its name.
+
+    Args:
+        model_path: A file, or a reference; a remote one is asked for its header only.
+        settings: Where the store and the hosts are; by default from the process's environment.
+
+    Returns:
+        `n_ctx` (trained context, in tokens), `chat_format` (None without a template), `family`, `architecture`, `name`,
+        `kind`, `quantization`, `parameters`, `embedding_length`, `license`, `system_role`, `tools`, `stop`.
+
+    Raises:
+        MalformedGGUFError: The file is not GGUF, or broken.
+        NotAvailableError: It can't be found or reached.
+    """
+    reference = model_path if isinstance(model_path, str) else Path(model_path)
+    profile = resolve_profile(reference, settings=settings)
+    architecture, chat = profile.architecture.value, profile.chat
+    names = ("architecture", "name", "kind", "quantization", "parameters", "embedding_length", "license")
+    return {
+        "n_ctx": profile.context_length.value,
+        "chat_format": chat.format.value,
+        "family": next((family for family in _FAMILIES if family in architecture), architecture),
+        **{name: getattr(profile, name).value for name in names},
+        "system_role": chat.system_role.value,
+        "tools": chat.tools.value,
+        "stop": list(chat.stop.value),
+    }

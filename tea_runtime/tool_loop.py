@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tea_models.chat import parse_tool_calls
 from tea_models.errors import UsageError
+from tea_runtime.actions import chat_messages
+from tea_runtime.call import cosine
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -24,25 +26,19 @@ def answer_with_tools(
 ) -> dict[str, Any]:
     """Chat, run the actions that the model calls as tools, and go on until it answers without a call.
 
-    Args:
-        tools: In OpenAI's form, or `{name, description, parameters, action}`; `action` is the action that a call runs.
-        registry: All actions.
-        state: What actions get.
-        ask: Chats with the given parameters.
-        params: Parameters of every chat, with `messages` or `prompt`.
-        rounds: How often calls are answered at most.
-
-    Raises:
-        UsageError: A tool is not described rightly, or names an action that does not exist.
-        LlmError: The model could not do what was asked.
+    `tools` are in OpenAI's form, or `{name, description, parameters, action}`; `action` is the one in `registry` that
+    a call runs. `ask` chats with the given parameters; `rounds` is how often calls are answered at most.
     """
     offered = [_described(tool) for tool in tools]
-    targets = {_name(tool): tool["action"] for tool in tools if tool.get("action")}
-    for target in targets.values():
-        if target not in registry:
-            raise UsageError(f"tools: there is no action {target!r}")
-    messages = _messages(params)
-    fixed = {key: value for key, value in params.items() if key not in ("prompt", "system", "messages", "stream")}
+    names = [_name(tool) for tool in offered]
+    actions: dict[str, Callable[..., Any]] = {}
+    for tool in tools:
+        if tool.get("action"):
+            if tool["action"] not in registry:
+                raise UsageError(f"tools: there is no action {tool['action']!r}")
+            actions[_name(tool)] = functools.partial(registry[tool["action"]], state=state)
+    messages = list(chat_messages(params))
+    fixed = {key: value for key, value in params.items() if key not in ("prompt", "system")}
     choice = fixed.pop("tool_choice", None) or "auto"
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -50,7 +46,7 @@ def answer_with_tools(
     answer: dict[str, Any] = {}
     for done in range(rounds):
         asked = {"messages": messages, "tools": offered or None, "tool_choice": choice if offered else None}
-        answer = ask({**fixed, "prompt": None, "system": None, **asked})
+        answer = ask(fixed | asked)
         for key, value in (answer.get("usage") or {}).items():
             used[key] = used.get(key, 0) + value
         if not answer.get("tool_calls"):
@@ -59,19 +55,13 @@ def answer_with_tools(
         for call in answer["tool_calls"]:
             record = _read_call(call)
             calls.append(record)
-            text = _run(record, [_name(tool) for tool in offered], targets, registry, state)
+            text = json.dumps(_run(record, names, actions))
             results.append({"tool_call_id": record["id"], "name": record["name"], "result": text})
             messages.append({"role": "tool", "tool_call_id": record["id"], "name": record["name"], "content": text})
         choice = choice if choice == "none" else "auto"  # a call that was demanded was made
-    return {
-        **{key: answer[key] for key in ("model", "backend")},
-        "content": "",
-        "tool_calls": calls,
-        "tool_results": results,
-        "rounds": rounds,
-        "usage": used,
-        "warning": f"stopped after {rounds} rounds of tool calls (max_tool_rounds)",
-    }
+    warning = f"stopped after {rounds} rounds of tool calls (max_tool_rounds)"
+    ended = {"tool_calls": calls, "tool_results": results, "rounds": rounds, "usage": used, "warning": warning}
+    return {"model": answer["model"], "backend": answer["backend"], "content": "", **ended}
 
 
 def describing_tools(ask: Ask) -> Ask:
@@ -125,45 +115,23 @@ def _in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str
 
 
 def similarity(params: Mapping[str, Any], embed: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """The cosine of two vectors, or of the vectors of two texts.
-
-    Raises:
-        UsageError: Neither two texts nor two vectors of one length are given.
-    """
-    vectors = [params.get("vector_a"), params.get("vector_b")]
-    if all(vector is not None for vector in vectors):
-        return _compared(*[_numbers(vector) for vector in vectors])
-    texts = [params.get("text_a"), params.get("text_b")]
-    if not all(isinstance(text, str) for text in texts):
-        raise UsageError("llm.similarity: expected text_a and text_b, or vector_a and vector_b")
-    made = embed([str(text) for text in texts])
-    more = {key: made[key] for key in ("model", "backend", "usage", "fallback_reason") if made.get(key)}
-    return _compared(*made["embedding"]) | {"text_a": texts[0], "text_b": texts[1]} | more
-
-
-def _compared(one: list[float], other: list[float]) -> dict[str, Any]:
-    if len(one) != len(other):
-        raise UsageError(f"llm.similarity: the vectors have different lengths, {len(one)} and {len(other)}")
-    length = math.hypot(*one) * math.hypot(*other)
-    score = sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
-    words = ((0.8, "Very similar"), (0.5, "Somewhat similar"), (0.2, "Not very similar"), (-2.0, "Unrelated"))
-    return {"cosine_similarity": score, "interpretation": next(word for least, word in words if score > least)}
-
-
-def _numbers(vector: Any) -> list[float]:
+    """The cosine of two vectors, or of the vectors of two texts."""
+    vectors: list[Any] = [params.get("vector_a"), params.get("vector_b")]
+    more: dict[str, Any] = {}
+    if None in vectors:
+        texts = {key: params.get(key) for key in ("text_a", "text_b")}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise UsageError("llm.similarity: expected text_a and text_b, or vector_a and vector_b")
+        made = embed([str(text) for text in texts.values()])
+        vectors = made["embedding"]
+        more = texts | {key: made[key] for key in ("model", "backend", "usage", "fallback_reason") if made.get(key)}
     try:
-        return [float(value) for value in vector]
+        score = cosine(*[[float(value) for value in vector] for vector in vectors])
     except (TypeError, ValueError):
-        raise UsageError("llm.similarity: expected vectors as lists of numbers") from None
-
-
-def _messages(params: Mapping[str, Any]) -> list[Any]:
-    if params.get("messages") is not None:
-        return list(params["messages"])
-    if not isinstance(params.get("prompt"), str):
-        raise UsageError("llm.tools: prompt or messages is missing")
-    start = [{"role": "system", "content": params["system"]}] if params.get("system") else []
-    return [*start, {"role": "user", "content": params["prompt"]}]
+        raise UsageError("llm.similarity: expected vectors as lists of numbers, not of different lengths") from None
+    words = ((0.8, "Very similar"), (0.5, "Somewhat similar"), (0.2, "Not very similar"), (-2.0, "Unrelated"))
+    interpretation = next(word for least, word in words if score > least)
+    return {"cosine_similarity": score, "interpretation": interpretation, **more}
 
 
 def _name(tool: Mapping[str, Any]) -> str:
@@ -200,22 +168,15 @@ def _read_call(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": call.get("id"), "name": function.get("name"), "arguments": arguments}
 
 
-def _run(
-    call: Mapping[str, Any],
-    offered: list[str],
-    targets: Mapping[str, str],
-    registry: Mapping[str, Callable[..., Any]],
-    state: Any,
-) -> str:
-    """What the model is told about its call, as JSON. A failed tool is something to tell, and no end."""
+def _run(call: Mapping[str, Any], offered: list[str], actions: Mapping[str, Callable[..., Any]]) -> Any:
+    """What the model is told about its call. A failed tool is something to tell, and no end."""
     if call["name"] not in offered:
-        return json.dumps({"error": f"there is no tool {call['name']!r}; there are: {', '.join(offered)}"})
+        return {"error": f"there is no tool {call['name']!r}; there are: {', '.join(offered)}"}
     if not isinstance(call["arguments"], Mapping):
-        return json.dumps({"error": "the arguments are not a JSON object"})
-    if call["name"] not in targets:
-        note = f"Tool '{call['name']}' called but no action mapped"
-        return json.dumps({"note": note, "arguments": call["arguments"]}, default=str)
+        return {"error": "the arguments are not a JSON object"}
+    if call["name"] not in actions:
+        return {"note": f"Tool '{call['name']}' called but no action mapped", "arguments": call["arguments"]}
     try:
-        return json.dumps(registry[targets[call["name"]]](state=state, **call["arguments"]), default=str)
+        return json.loads(json.dumps(actions[call["name"]](**call["arguments"]), default=str))
     except Exception as error:  # noqa: BLE001 - whatever an action of the workflow raises
-        return json.dumps({"error": str(error) or type(error).__name__})
+        return {"error": str(error) or type(error).__name__}

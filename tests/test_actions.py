@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from tea_models.errors import ConfigError, UsageError
-from tea_runtime.action_parameters import PARAMETERS, check_parameters
-from tea_runtime.actions import LlmActions
+from tea_runtime.actions import PARAMETERS, LlmActions, check_parameters
 from tea_runtime.errors import ApiError, UnsupportedError
 from tea_runtime.factory import BackendPool
 from tea_runtime.llm_settings import LlmSettings
@@ -158,7 +157,7 @@ def test_an_unknown_parameter_names_the_nearest_known_one():
         check_parameters("llm.call", ["prompt", "max_token"])
     assert caught.value.hint == "did you mean 'max_tokens'?"
     for name, known in PARAMETERS.items():
-        check_parameters(name, known.names)
+        check_parameters(name, known)
 
 
 def test_parallel_branches_share_one_backend_and_closed_ones_are_opened_again(actions, server):

@@ -100,7 +100,7 @@ def test_a_prompt_that_is_no_text_is_refused():
 
 def test_an_unknown_option_names_the_nearest_known_one():
     with pytest.raises(UsageError, match="did you mean 'top_p'"):
-        LlmCallParams.of("hi", 1, 1.0, None, {"topp": 0.5})
+        LlmCallParams.of(max_tokens=1, topp=0.5)
 
 
 def test_stop_may_be_one_text():

@@ -73,22 +73,29 @@ def test_a_paste_of_several_lines_is_one_message(chat, tmp_path):
     assert [(one["role"], one["content"]) for one in talk] == [("user", "line one\nline two"), ("assistant", "Hello")]
 
 
+def test_a_conversation_is_saved_and_gone_on_with(chat, tmp_path):
+    path = tmp_path / "a talk.json"
+    chat("/system Be brief.\r", "one\r", "two\r", f"/save {path}\r", "\x04")
+    roles = [one["role"] for one in json.loads(path.read_text())]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    _code, _out, err = chat(f"/load {path}\r", "/retry\r", "/stats\r", f"/save {path}\r", "\x04")
+    assert "4 messages" in err
+    assert "answers: 1, 1 tokens in" in err
+    assert len(json.loads(path.read_text())) == 5
+    _code, _out, err = chat("/clear\r", "/retry\r", "/load /nowhere.json\r", "/save\r", "\x04")
+    for said in ("forgotten", "no question to ask again", "/nowhere.json: no such file", "name of a file"):
+        assert said in err
+
+
 def test_ctrl_c_clears_the_line_and_ctrl_d_ends_it(chat):
     code, out, _err = chat("half a quest\x03", "hi\r", "\x04")
     assert (code, out) == (0, "Hello\n")
 
 
-def test_a_conversation_is_saved_and_gone_on_with(chat, tmp_path):
-    path = tmp_path / "a talk.json"
-    chat("/system Be brief.\r", "one\r", "two\r", f"/save '{path}'\r", "\x04")
-    roles = [one["role"] for one in json.loads(path.read_text())]
-    assert roles == ["system", "user", "assistant", "user", "assistant"]
-    _code, _out, err = chat(f"/load '{path}'\r", "/retry\r", "/stats\r", f"/save '{path}'\r", "\x04")
-    assert "4 messages" in err
-    assert "1 answer, 1 tokens in" in err
-    assert len(json.loads(path.read_text())) == 5
-    _code, _out, err = chat("/clear\r", "/retry\r", "/load /nowhere.json\r", "/save\r", "\x04")
-    for said in ("forgotten", "no question to ask again", "/nowhere.json: no such file", "name of one file"):
+def test_a_question_is_asked_again_until_it_is_forgotten(chat):
+    _code, out, err = chat("/system Be brief.\r", "one\r", "/retry\r", "/clear\r", "/retry\r", "\x04")
+    assert out == "Hello\nHello\n"
+    for said in ("told this first", "forgotten", "no question to ask again"):
         assert said in err
 
 

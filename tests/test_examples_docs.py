@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tea_runtime import action_parameters, actions
+from tea_runtime import actions
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.workflow.file import WorkflowSpec
 from tea_runtime.workflow.runner import run_workflow
@@ -48,12 +48,12 @@ def test_every_setting_is_in_the_table():
     assert rows("## `settings.llm`") == set(LlmSettings.model_fields)
 
 
-@pytest.mark.parametrize("name", list(action_parameters.PARAMETERS))
+@pytest.mark.parametrize("name", list(actions.PARAMETERS))
 def test_every_parameter_is_in_a_table(name):
     generating = rows("### `llm.call`, `llm.chat`, `llm.stream`")
     own = rows(f"### `{name}`") | generating if name == "llm.batch" else rows(f"### `{name}`") or generating
-    assert set(action_parameters.PARAMETERS[name].names) <= own | rows("## `settings.llm`")
-    every = {one for parameters in action_parameters.PARAMETERS.values() for one in parameters.names}
+    assert set(actions.PARAMETERS[name]) <= own | rows("## `settings.llm`")
+    every = {one for parameters in actions.PARAMETERS.values() for one in parameters}
     assert own <= every
 
 

@@ -20,7 +20,7 @@ from tests.gguf_build import build_gguf
 
 
 def found_model(block, *, gguf=None, environ):
-    return search(LlmSettings.parse(block), gguf=gguf, environ=environ).found
+    return search(LlmSettings.parse(block), gguf=gguf, environ=environ)
 
 
 def model(path: Path) -> Path:

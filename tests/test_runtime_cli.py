@@ -156,14 +156,11 @@ def test_a_wrong_setting_names_file_line_and_the_nearest_key(cli, flow):
 
 def test_a_workflow_can_be_checked_without_running(cli, flow):
     name = flow("nodes: [{name: a, run: 1/0}, {name: b, action: llm.call, params: {prompt: x}}]\n")
-    assert cli("run", name, "--check")[:2] == (0, "flow.yaml: ok, a → b\n")
-    assert json.loads(cli("run", name, "--check", "--json")[1]) == {
-        "workflow": "flow.yaml",
-        "nodes": ["a", "b"],
-        "inputs": [],
-        "host": [],
-    }
-    assert cli("run", flow("nodes: [{name: a, action: llm.cal}]\n"), "--check")[0] == 2
+    assert cli("validate", name)[1].startswith("here: ok, a → b\n")
+    assert cli("run", name, "--check") == cli("validate", name)
+    data = json.loads(cli("validate", name, "--json")[1])
+    assert (data["workflow"], data["here"]) == ("flow.yaml", {"runs": True, "nodes": ["a", "b"], "inputs": []})
+    assert cli("validate", flow("nodes: [{name: a, action: llm.cal}]\n"))[0] == 2
 
 
 def test_a_loop_is_stopped_where_the_option_says(cli, flow):
@@ -202,10 +199,10 @@ def test_what_json_cant_hold_is_said_once_with_its_place(cli, flow):
     assert "can't hold" not in cli("run", flow("nodes: [{name: a, run: 'return 1.5'}]"), "--json")[2]
 
 
-@pytest.mark.parametrize("argv", [["--check"], ["--json"]])
+@pytest.mark.parametrize("argv", [["validate"], ["run", "--json"]])
 def test_a_key_that_nearly_says_llm_is_remarked(cli, flow, argv):
     text = "nodes: [{name: a, run: 'return 1'}]\nsettings:\n  lm: {}\n  opik: {}\n"
-    code, _, err = cli("run", flow(text), *argv)
+    code, _, err = cli(*argv, flow(text))
     assert code == 0
     assert "flow.yaml:3: settings.lm: means nothing here; did you mean settings.llm?" in err
     assert "opik" not in err
@@ -351,7 +348,7 @@ def test_a_missing_input_is_named_with_the_command_to_type_before_a_model_is_loo
     assert (code, out) == (2, "")
     assert "error: flow.yaml needs question (str): node answer uses it" in err
     assert 'tea-runtime run flow.yaml -i doc=… -i question="…"' in err
-    assert json.loads(cli("run", name, "--check", "--json")[1])["inputs"] == ["question", "doc"]
+    assert json.loads(cli("validate", name, "--json")[1])["here"]["inputs"] == ["question", "doc"]
 
 
 @pytest.mark.parametrize("where", ["settings: {llm: {backend: local, model: phi4-mini}}\n", ""])
@@ -402,7 +399,7 @@ def test_what_differs_in_the_host_is_told(cli, flow):
         "llm.call chats",
     ):
         assert said in out
-    assert "in The Edge Agent: flow.yaml:4: node a: `params`" in cli("run", name, "--check")[2]
+    assert "flow.yaml:4: node a: `params`" in out
     host_only = flow("nodes: [{name: a, steps: []}]\n")
     code, out, _err = cli("validate", host_only)
     assert (code, "several steps in a node are not part of this runner" in out) == (0, True)

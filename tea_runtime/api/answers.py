@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from tea_runtime.answer_format import check_schema, format_problem, wanted_schema
+from pydantic import BaseModel, Field, StrictFloat, ValidationError
+
+from tea_runtime.answer_format import format_problem, wanted_schema
 from tea_runtime.backend import LlmCallResult
 from tea_runtime.errors import ApiError
 
@@ -16,15 +18,11 @@ if TYPE_CHECKING:
 
 
 def read_json(body: bytes, where: str) -> Mapping[str, Any]:
-    """Parse the body of an answer.
-
-    Raises:
-        ApiError: It is not a JSON object, or it reports an error with status 200.
-    """
+    """Parse the body of an answer; some servers report an error with status 200."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
-        nonsense(where, "a JSON object", body)
+        data = None
     if not isinstance(data, Mapping):
         nonsense(where, "a JSON object", body)
     if data.get("error"):
@@ -33,36 +31,44 @@ def read_json(body: bytes, where: str) -> Mapping[str, Any]:
 
 
 def read_completion(data: Mapping[str, Any], where: str, params: LlmCallParams, model: str) -> LlmCallResult:
-    """Turn a (chat) completion into a result.
-
-    Raises:
-        ApiError: A part is missing or has the wrong type, or the text is not in the form that was asked for.
-    """
+    """Turn a (chat) completion into a result; raises if it is not in the form that was asked for."""
     choices = data.get("choices")
-    choice = choices[0] if isinstance(choices, Sequence) and not isinstance(choices, str) and choices else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, Mapping):
         nonsense(where, "choices[0]", data)
     message = choice.get("message")
-    content = message.get("content") if isinstance(message, Mapping) else choice.get("text")
-    calls = read_tool_calls(message, where) if isinstance(message, Mapping) else None
-    if content is None and isinstance(message, Mapping) and message.get("refusal"):
+    if not isinstance(message, Mapping):
+        message = {"content": choice.get("text")}
+    content, calls = message.get("content"), _tool_calls(message, where, params)
+    if content is None and message.get("refusal"):
         raise ApiError(f"{where}: the model refused: {message['refusal']}")
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
         nonsense(where, "a text as the answer", choice)
-    result = LlmCallResult(
+    reason, asked = _text(choice.get("finish_reason")), params.response_format or {"type": "text"}
+    schema = wanted_schema(asked)
+    # Many servers accept `response_format` and ignore it; free text must not pass for JSON.
+    problem = "" if schema is None or calls or reason == "length" else format_problem(content, schema)
+    if problem:
+        raise ApiError(
+            f"{where}: asked for {asked['type']} and got something else: {problem}: {_shortened(content, 80)!r}",
+            hint="the server does not enforce response_format; use one that does, or the local backend",
+        )
+    usage, logprobs = _usage(data.get("usage")), choice.get("logprobs")
+    return LlmCallResult(
         content=content,
-        model=model,
-        finish_reason=_text(choice.get("finish_reason")),
+        model=_text(data.get("model")) or model,
+        tokens_used=usage.get("total_tokens") if usage else None,
+        finish_reason=reason,
+        usage=usage,
+        backend="api",
         tool_calls=calls,
-        logprobs=_mapping(choice.get("logprobs")),
+        logprobs=logprobs if isinstance(logprobs, Mapping) else None,
     )
-    return _checked(result, data, where, params)
 
 
-def read_tool_calls(message: Mapping[str, Any], where: str) -> list[Mapping[str, Any]] | None:
-    """The tool calls of a message, or None."""
+def _tool_calls(message: Mapping[str, Any], where: str, params: LlmCallParams) -> list[Mapping[str, Any]] | None:
     calls = message.get("tool_calls")
     if not calls:
         return None
@@ -70,17 +76,17 @@ def read_tool_calls(message: Mapping[str, Any], where: str) -> list[Mapping[str,
         isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) for call in calls
     ):
         nonsense(where, "a list of tool calls", calls)
+    offered = [tool.get("function", {}).get("name") for tool in params.tools or ()]
+    for call in calls:
+        name = call["function"].get("name")
+        if name not in offered:
+            raise ApiError(f"{where}: the model called a tool that was not offered: {name!r}")
     return calls
 
 
 @dataclass(slots=True)
 class StreamedAnswer:
-    """Puts the pieces of a stream together.
-
-    Attributes:
-        where: Who is asked, for messages.
-        chat: Whether the pieces are of a chat.
-    """
+    """Puts the pieces of a stream together; those of a chat come in another place than those of a raw completion."""
 
     where: str
     chat: bool
@@ -92,18 +98,12 @@ class StreamedAnswer:
     _reason: str | None = None
 
     def add(self, data: Any) -> str:
-        """Take one event in and return the text it brings.
-
-        Raises:
-            ApiError: The event is not one of a completion.
-        """
-        if not isinstance(data, Mapping):
+        """Take one event in and return the text it brings."""
+        choices = data.get("choices") if isinstance(data, Mapping) else None
+        if not isinstance(choices, list):
             nonsense(self.where, "an event with choices", data)
         self._model = data.get("model") or self._model
         self._usage = data.get("usage") or self._usage
-        choices = data.get("choices")
-        if not isinstance(choices, list):
-            nonsense(self.where, "an event with choices", data)
         if not choices:  # the last event carries only the usage
             return ""
         choice = choices[0]
@@ -111,12 +111,13 @@ class StreamedAnswer:
             nonsense(self.where, "choices[0]", data)
         self._reason = _text(choice.get("finish_reason")) or self._reason
         part: Any = choice.get("delta") if self.chat else choice
-        text = (part.get("content" if self.chat else "text") or "") if isinstance(part, Mapping) else ""
+        if not isinstance(part, Mapping):
+            return ""
+        text = part.get("content" if self.chat else "text") or ""
         if not isinstance(text, str):
             nonsense(self.where, "a text in the event", choice)
-        if isinstance(part, Mapping):
-            for call in part.get("tool_calls") or ():
-                self._add_call(call)
+        for call in part.get("tool_calls") or ():
+            self._add_call(call)
         logprobs = choice.get("logprobs")
         if isinstance(logprobs, Mapping) and isinstance(logprobs.get("content"), list):
             self._logprobs += logprobs["content"]
@@ -125,7 +126,7 @@ class StreamedAnswer:
 
     def _add_call(self, part: Any) -> None:
         function = part.get("function") if isinstance(part, Mapping) else None
-        if not isinstance(part, Mapping) or not isinstance(function, Mapping):
+        if not isinstance(function, Mapping):
             nonsense(self.where, "a tool call", part)
         index = part.get("index")
         call = self._calls.setdefault(
@@ -137,51 +138,45 @@ class StreamedAnswer:
             call["function"][key] += function.get(key) or ""
 
     def finish(self, params: LlmCallParams, model: str) -> LlmCallResult:
-        """The whole answer.
-
-        Raises:
-            ApiError: The stream ended before the answer did, or the text is not in the form that was asked for.
-        """
+        """The whole answer; raises where the stream ended before the answer did."""
         content = "".join(self._texts)
         if self._reason is None:
             raise ApiError(
                 f"{self.where}: the stream ended before the answer did, after {len(content):,} characters",
                 hint="the server or something on the way closed the connection; try again",
             )
-        result = LlmCallResult(
-            content=content,
-            model=model,
-            finish_reason=self._reason,
-            tool_calls=[self._calls[index] for index in sorted(self._calls)] or None,
-            logprobs={"content": self._logprobs} if self._logprobs else None,
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        choice = {
+            "message": {"content": content, "tool_calls": calls},
+            "finish_reason": self._reason,
+            "logprobs": {"content": self._logprobs} if self._logprobs else None,
+        }
+        return read_completion(
+            {"choices": [choice], "usage": self._usage, "model": self._model}, self.where, params, model
         )
-        return _checked(result, {"usage": self._usage, "model": self._model}, self.where, params)
+
+
+class _Vector(BaseModel):
+    index: int | None = None
+    embedding: Annotated[list[StrictFloat], Field(min_length=1)]
+
+
+class _Vectors(BaseModel):
+    data: list[_Vector]
 
 
 def read_vectors(data: Mapping[str, Any], where: str, count: int) -> list[list[float]]:
-    """The vectors of an embedding answer, in the order of the texts.
-
-    Raises:
-        ApiError: There are not `count` vectors of one length.
-    """
-    items = data.get("data")
-    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        nonsense(where, "a list of embeddings", data)
+    """The `count` vectors of an embedding answer, in the order of the texts."""
+    try:
+        items = _Vectors.model_validate(data).data
+    except ValidationError:
+        nonsense(where, "a list of embeddings, each a vector of numbers", data)
     if len(items) != count:
         raise ApiError(f"{where}: expected {count} embeddings, found {len(items)}")
-    if all(isinstance(item.get("index"), int) for item in items):
-        items = sorted(items, key=lambda item: item["index"])
-    vectors = [item.get("embedding") for item in items]
-    for vector in vectors:
-        if (
-            not isinstance(vector, list)
-            or not vector
-            or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in vector)
-        ):
-            nonsense(where, "a vector of numbers", vector)
-    if len({len(vector) for vector in vectors}) > 1:
+    if len({len(item.embedding) for item in items}) > 1:
         raise ApiError(f"{where}: the embeddings have different lengths")
-    return [[float(value) for value in vector] for vector in vectors]
+    # Where a server gives no index, the order is that of the texts: sorting keeps it.
+    return [item.embedding for item in sorted(items, key=lambda item: item.index or 0)]
 
 
 def error_text(body: Any) -> str:
@@ -190,61 +185,21 @@ def error_text(body: Any) -> str:
         for key in ("error", "message", "detail"):
             if body.get(key):
                 return error_text(body[key])
-    text = " ".join(str(body).split()) if body is not None else ""
-    return text if len(text) <= 300 else text[:297] + "…"
+    return _shortened(str(body), 300) if body is not None else ""
 
 
 def nonsense(where: str, expected: str, found: Any) -> NoReturn:
     """Raise for an answer that can't be understood."""
     text = found.decode("utf-8", "replace") if isinstance(found, bytes) else json.dumps(found, default=str)
-    text = " ".join(text.split())
-    shown = (text if len(text) <= 120 else text[:117] + "…") or "nothing"
     raise ApiError(
-        f"{where}: the answer can't be understood: expected {expected}, found {shown}",
+        f"{where}: the answer can't be understood: expected {expected}, found {_shortened(text, 120) or 'nothing'}",
         hint="check that api_base is the address of an OpenAI-compatible server (it mostly ends in /v1)",
     )
 
 
-def _checked(result: LlmCallResult, data: Mapping[str, Any], where: str, params: LlmCallParams) -> LlmCallResult:
-    check_tools_offered(result.tool_calls, params, where)
-    if not result.tool_calls and result.finish_reason != "length":
-        _check_form(result.content, params.response_format, where)
-    usage = _usage(data.get("usage"))
-    return replace(
-        result,
-        model=_text(data.get("model")) or result.model,
-        tokens_used=usage.get("total_tokens") if usage else None,
-        usage=usage,
-        backend="api",
-    )
-
-
-def _check_form(content: str, wanted: Mapping[str, Any] | None, where: str) -> None:
-    """Many servers accept `response_format` and ignore it; free text must not pass for JSON."""
-    schema = wanted_schema(wanted)
-    if schema is None:
-        return
-    check_schema(schema, extra="api")
-    problem = format_problem(content, schema)
-    if problem:
-        start = " ".join(content.split())[:80]
-        raise ApiError(
-            f"{where}: asked for {wanted['type'] if wanted else 'JSON'} and got something else: {problem}: {start!r}",
-            hint="the server does not enforce response_format; use one that does, or the local backend",
-        )
-
-
-def check_tools_offered(calls: Sequence[Mapping[str, Any]] | None, params: LlmCallParams, where: str) -> None:
-    """Check that only tools were called that had been offered.
-
-    Raises:
-        ApiError: Another one was.
-    """
-    offered = [tool.get("function", {}).get("name") for tool in params.tools or ()]
-    for call in calls or ():
-        name = call["function"].get("name")
-        if name not in offered:
-            raise ApiError(f"{where}: the model called a tool that was not offered: {name!r}")
+def _shortened(text: str, most: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 3] + "…"
 
 
 def _usage(value: Any) -> dict[str, int] | None:
@@ -255,7 +210,3 @@ def _usage(value: Any) -> dict[str, int] | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any] | None:
-    return value if isinstance(value, Mapping) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,28 +25,13 @@ EXTENSIONS = ("top_k", "min_p", "repeat_penalty", "chat_template_kwargs")
 _CONNECT_TIMEOUT = 10.0
 _MAX_DELAY = 30.0
 _MAX_BODY = 64 * 1024 * 1024
-_REASONS = {
-    400: "bad request",
-    401: "not authenticated",
-    403: "not allowed",
-    404: "not found",
-    413: "request too large",
-    422: "request not understood",
-    429: "too many requests",
-}
 
 
 @dataclass(slots=True)
 class ApiClient:
     """A server and how it is asked. The connection is made with the first request; every method is thread-safe.
 
-    Attributes:
-        base: Base address.
-        key: Key, or "" where the server needs none.
-        key_name: Name of the environment variable that holds it, for messages.
-        azure_version: Version of Azure's API, or None for every other server.
-        timeout: Seconds that a request may take.
-        max_retries: How often a request that failed by overload or network is repeated.
+    `key` is "" where none is needed, `key_name` the environment variable that holds it, `azure_version` only Azure's.
     """
 
     base: str
@@ -64,17 +51,12 @@ class ApiClient:
         return urlsplit(self.base).netloc.rpartition("@")[2]
 
     def post(self, path: str, body: dict[str, Any], where: str) -> Mapping[str, Any]:
-        """Send a request and return the JSON object of the answer.
+        """Send a request and return the JSON object of the answer; every failure is an `ApiError`."""
 
-        Raises:
-            ApiError: The server refused, failed, or sent something else.
-            ApiUnavailableError: It can't be reached or does not answer in time.
-        """
-
-        def send(client: Any, current: dict[str, Any]) -> bytes:
+        def send(endpoint: Any, arguments: dict[str, Any]) -> bytes:
             deadline = time.monotonic() + self.timeout
             data = bytearray()
-            with _endpoint(client, path).with_streaming_response.create(**_arguments(current)) as response:
+            with endpoint.with_streaming_response.create(**arguments) as response:
                 for part in response.iter_bytes():
                     data += part
                     if len(data) > _MAX_BODY:
@@ -84,16 +66,16 @@ class ApiClient:
             return bytes(data)
 
         with self._explained(where):
-            return read_json(self._adapting(send, body), where)
+            return read_json(self._adapting(send, path, body), where)
 
     def events(self, path: str, body: dict[str, Any], where: str) -> Generator[Any]:
         """Send a request and yield the events of the answer as they come; raises as `post` does."""
 
-        def send(client: Any, current: dict[str, Any]) -> Any:
-            return _endpoint(client, path).create(**_arguments(current))
+        def send(endpoint: Any, arguments: dict[str, Any]) -> Any:
+            return endpoint.create(**arguments)
 
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with self._explained(where), contextlib.closing(self._adapting(send, body)) as stream:
+        with self._explained(where), contextlib.closing(self._adapting(send, path, body)) as stream:
             for event in stream:
                 yield event.to_dict() if hasattr(event, "to_dict") else event
 
@@ -104,19 +86,20 @@ class ApiClient:
         if client is not None:
             client.close()
 
-    def _adapting(self, send: Callable[[Any, dict[str, Any]], Any], body: dict[str, Any]) -> Any:
+    def _adapting(self, send: Callable[[Any, dict[str, Any]], Any], path: str, body: dict[str, Any]) -> Any:
         """Send; again without what the server does not take and nobody insists on; again when it was overloaded.
 
         What timed out is not tried again: it would only take as long once more.
         """
         import openai
 
-        client = self._open()
+        endpoint = functools.reduce(getattr, path.split("/"), self._open())
         failures = 0
         while True:
             current = _changed(body, self._changes)
+            extra = {key: current.pop(key) for key in EXTENSIONS if key in current}
             try:
-                return send(client, current)
+                return send(endpoint, {**current, "extra_body": extra})
             except openai.BadRequestError as error:
                 change = _wanted_change(error_text(error.body) or str(error), current)
                 if change is None or change in self._changes:
@@ -181,35 +164,20 @@ class ApiClient:
 
     def _refused(self, error: Any, where: str) -> ApiError:
         status = int(error.status_code)
+        phrase = HTTPStatus(status).phrase.lower() if status in list(HTTPStatus) else "refused"
         text = self._clean(error_text(error.body))
-        message = f"{where}: {status} {_REASONS.get(status, 'refused' if status < 500 else 'the server failed')}"
         said = error.response.headers.get("retry-after", "")
-        hint = self._advice(status, said if said.isdecimal() else "")
-        return ApiError(message + (f": {text}" if text else ""), status=status, hint=hint)
-
-    def _advice(self, status: int, said: str) -> str:
+        hint = "try again later" if status >= 500 else ""
         if status in (401, 403):
-            return f"check {self.key_name}" if self.key else f"the server wants a key: set {self.key_name}"
-        if status == 404:
-            return f"check the model and api_base ({self.base})"
-        if status == 429:
-            return "wait" + (f" {said} s" if said else "") + ", or check the plan and quota of your account"
-        return "try again later" if status >= 500 else ""
+            hint = f"check {self.key_name}" if self.key else f"the server wants a key: set {self.key_name}"
+        elif status == 404:
+            hint = f"check the model and api_base ({self.base})"
+        elif status == 429:
+            hint = f"wait{f' {said} s' if said.isdecimal() else ''}, or check the plan and quota of your account"
+        return ApiError(f"{where}: {status} {phrase}" + (f": {text}" if text else ""), status=status, hint=hint)
 
     def _clean(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
-
-
-def _endpoint(client: Any, path: str) -> Any:
-    for part in path.split("/"):
-        client = getattr(client, part)
-    return client
-
-
-def _arguments(body: dict[str, Any]) -> dict[str, Any]:
-    extra = {key: body[key] for key in EXTENSIONS if key in body}
-    known = {key: value for key, value in body.items() if key not in extra}
-    return {**known, "extra_body": extra} if extra else known
 
 
 def _delay(error: Any, failures: int) -> float:
@@ -235,11 +203,7 @@ def _wanted_change(text: str, body: Mapping[str, Any]) -> str | None:
 
 
 def _changed(body: dict[str, Any], changes: frozenset[str]) -> dict[str, Any]:
-    current = dict(body)
-    if "max_tokens" in changes and "max_tokens" in current:
-        current["max_completion_tokens"] = current.pop("max_tokens")
-    if "stream_options" in changes:
-        current.pop("stream_options", None)
-    if "temperature" in changes and current.get("temperature") == 0.7:
-        current.pop("temperature")
-    return current
+    kept = {key: body[key] for key in body if key not in changes or (key == "temperature" and body[key] != 0.7)}
+    if "max_tokens" in body.keys() - kept.keys():
+        kept["max_completion_tokens"] = body["max_tokens"]
+    return kept

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
+import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.cli.conversation import Conversation
+from tea_models.disk.atomic import write_document
+from tea_models.errors import MissingFileError, TeaModelsError, UsageError
+from tea_runtime.backend import LlmCallParams, check_messages
 from tea_runtime.cli.models import model_options, opened
-from tea_runtime.cli.screen import Stream, plain, stdout_to_stderr
+from tea_runtime.cli.screen import Stream, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from prompt_toolkit import PromptSession
 
-    from tea_runtime.backend import LlmBackend
+    from tea_runtime.backend import LlmBackend, LlmCallResult
 
 _HELP = """\
 /help            this list
 /system [TEXT]   what the model is told first; without TEXT, forget it
+/save FILE       write the conversation as JSON; `tea-models render --messages` reads it too
+/load FILE       go on with one
+/stats           tokens and speed so far
 /retry           ask the last question again
-/stats           tokens, speed, and how much of the context is used
-/save FILE       keep the conversation as JSON
-/load FILE       go on with a conversation
 /model REF       go on with another model
 /clear           forget what was said
 /bye             end; so does Ctrl-D
@@ -40,7 +42,7 @@ Ctrl-C clears the line, and during an answer stops the answer. Alt-Enter begins 
 @click.argument("ref")
 @click.argument("question", nargs=-1, metavar="[QUESTION]")
 @click.option("-m", "--message", metavar="TEXT", help="As QUESTION, and stdin is left alone; - reads it.")
-@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option("--system", default="", metavar="TEXT", help="What the model is told first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Length of an answer at most.  [default: no limit]")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True)
 @click.option("--seed", type=int, help="The same seed gives the same answers.")
@@ -52,7 +54,7 @@ def command(
     ref: str,
     question: tuple[str, ...],
     message: str | None,
-    system: str | None,
+    system: str,
     max_tokens: int | None,
     temperature: float,
     seed: int | None,
@@ -62,57 +64,85 @@ def command(
 
     With a QUESTION, or without a terminal, it answers once; what comes on stdin stands before the question.
     """
-    interactive = not question and message is None and sys.stdin.isatty() and not app.out.as_json
-    asked = "" if interactive else _asked(" ".join(question), message)
-    talk = Conversation({"max_tokens": max_tokens, "temperature": temperature, "seed": seed}, system=system or "")
-    if interactive:
+    talk = _Chat(LlmCallParams("", max_tokens=max_tokens, temperature=temperature, seed=seed), system)
+    if not question and message is None and sys.stdin.isatty() and not app.out.as_json:
         with contextlib.ExitStack() as stack:
-            _Chat(app, talk, stack, options).run(ref)
+            _Terminal(app, talk, stack, options).run(ref)
         return
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    with redirected, opened(app, ref, **options) as backend:
-        stream = Stream(sys.stdout)
-        try:
-            result = talk.say(backend, asked, stream if not app.out.as_json else None)
-        finally:
-            stream.end_line()
+    if message == "-" or (message is None and not sys.stdin.isatty()):
+        message = sys.stdin.read()
+    asked = "\n\n".join(part.strip() for part in (message or "", " ".join(question)) if part.strip())
+    if not asked:
+        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
+    with opened(app, ref, **options) as backend:
+        result = talk.say(backend, asked, streamed=not app.out.as_json)
     if app.out.as_json:
         app.out.answer(plain(result.to_dict()), lambda: "", exact=True)
 
 
-def _asked(question: str, message: str | None) -> str:
-    """What is asked: the message, or the question after what stdin has."""
-    if message not in (None, "-"):
-        parts = [message, question]
-    else:
-        piped = sys.stdin.read() if message == "-" or not sys.stdin.isatty() else ""
-        parts = [piped, question]
-    text = "\n\n".join(part.strip() for part in parts if part and part.strip())
-    if not text:
-        raise UsageError("there is nothing to answer", hint="give a question, or something on stdin")
-    return text
-
-
 class _Chat:
-    """A conversation on a terminal.
+    """What was said so far, after what the model is told first."""
 
-    Args:
-        app: The invocation.
-        talk: The conversation.
-        stack: Closes the model at the end.
-        options: How models are loaded.
-    """
+    def __init__(self, params: LlmCallParams, system: str) -> None:
+        self._params = params
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+        self._answers, self._tokens, self._seconds = 0, 0, 0.0
 
-    def __init__(self, app: App, talk: Conversation, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
+    @property
+    def _start(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def say(self, backend: LlmBackend, text: str, *, streamed: bool = True) -> LlmCallResult:
+        """Send a message and keep it with its answer; neither is kept where there is no answer."""
+        began = time.monotonic()
+        asked = [*self.messages, {"role": "user", "content": text}]
+        stream = Stream(sys.stdout)
+        try:
+            result = backend.generate(self._params, [*self._start, *asked], stream if streamed else None)
+        finally:
+            stream.end_line()
+        self.messages = [*asked, {"role": "assistant", "content": result.content}]
+        self._answers += 1
+        self._tokens += (result.usage or {}).get("completion_tokens", 0)
+        self._seconds += time.monotonic() - began
+        return result
+
+    def save(self, path: Path) -> None:
+        """Write the messages as JSON, with what the model is told first."""
+        write_document(path, json.dumps([*self._start, *self.messages], indent=2, ensure_ascii=False) + "\n")
+
+    def load(self, path: Path) -> None:
+        """Go on with the messages of a file."""
+        try:
+            messages = check_messages(json.loads(path.read_text("utf-8-sig")))
+        except OSError as error:
+            raise MissingFileError(f"{path}: {(error.strerror or 'can not be read').lower()}") from None
+        except ValueError:
+            raise UsageError(f"{path}: not a JSON list of messages") from None
+        told_first = messages[0]["role"] == "system"
+        self.system = str(messages[0]["content"]) if told_first else ""
+        self.messages = [dict(message) for message in messages[told_first:]]
+
+    def stats(self) -> str:
+        """Tokens and speed of the answers so far."""
+        rate = f", {self._tokens / self._seconds:.0f} tokens/s" if self._seconds else ""
+        return f"answers: {self._answers}, {self._tokens:,} tokens in {self._seconds:.1f} s{rate}"
+
+
+class _Terminal:
+    """A chat on a terminal; `stack` closes the model at the end, `options` say how models are loaded."""
+
+    def __init__(self, app: App, talk: _Chat, stack: contextlib.ExitStack, options: Mapping[str, Any]) -> None:
         self._app, self._talk, self._stack, self._options = app, talk, stack, options
         self._backend: LlmBackend
         self._commands: dict[str, Callable[[str], object]] = {
             "/help": lambda _: app.out.note(_HELP),
             "/system": self._system,
-            "/retry": lambda _: self._answer(talk.take_back()),
+            "/save": lambda name: self._file(talk.save, name),
+            "/load": lambda name: self._file(talk.load, name),
             "/stats": lambda _: app.out.note(talk.stats()),
-            "/save": lambda name: self._file(name, talk.save, "saved"),
-            "/load": lambda name: self._file(name, talk.load, "loaded"),
+            "/retry": self._retry,
             "/model": self._open,
             "/clear": self._clear,
         }
@@ -153,38 +183,36 @@ class _Chat:
         self._stack.close()  # the model before
         self._stack.push(opening.pop_all())
 
+    def _file(self, do: Callable[[Path], object], name: str) -> None:
+        if not name:
+            raise UsageError("expected the name of a file")
+        do(Path(name).expanduser())
+        self._app.out.note(f"{len(self._talk.messages)} messages: {name}")
+
     def _clear(self, _argument: str) -> None:
-        self._talk.clear()
+        self._talk.messages = []
         self._app.out.note("forgotten")
 
     def _system(self, text: str) -> None:
         self._talk.system = text
         self._app.out.note("the model is told this first" if text else "forgotten")
 
-    def _file(self, name: str, act: Callable[[Path], None], done: str) -> None:
-        words = shlex.split(name)
-        if len(words) != 1:
-            raise UsageError("expected the name of one file")
-        path = Path(words[0]).expanduser()
-        try:
-            act(path)
-        except OSError as error:
-            raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-        self._app.out.note(f"{done} {path}: {len(self._talk.messages)} messages")
+    def _retry(self, _argument: str) -> None:
+        if not self._talk.messages:
+            raise UsageError("there is no question to ask again")
+        *self._talk.messages, question, _answer = self._talk.messages
+        self._answer(question["content"])
 
     def _answer(self, text: str) -> None:
-        stream = Stream(sys.stdout)
         try:
-            self._talk.say(self._backend, text, stream)
+            self._talk.say(self._backend, text)
         except KeyboardInterrupt:
-            stream.end_line()
             self._app.out.note("stopped; the conversation goes on without this answer")
-        finally:
-            stream.end_line()
 
 
 def _session(app: App) -> PromptSession[str]:
     """Line editing with a history; a multi-line paste is one message."""
+    from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
@@ -195,19 +223,11 @@ def _session(app: App) -> PromptSession[str]:
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
-    path = _history_file(app)
-    return PromptSession(history=FileHistory(path) if path else InMemoryHistory(), key_bindings=keys)
-
-
-def _history_file(app: App) -> str | None:
-    """Where questions are remembered: a file that only its owner reads."""
-    from platformdirs import user_state_path
-
     path = user_state_path("tea") / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
+        path.touch(mode=0o600)  # only its owner reads what was asked
     except OSError as error:
         app.out.note(f"{path}: {error.strerror}; the history is not kept")
-        return None
-    return str(path)
+        return PromptSession(history=InMemoryHistory(), key_bindings=keys)
+    return PromptSession(history=FileHistory(str(path)), key_bindings=keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from tea_models.cli.frame import App, answering
 from tea_models.cli.output import table
 from tea_models.errors import UsageError
 from tea_models.sizes import human_bytes
-from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
+from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
     from tea_runtime.workflow.file import Workflow
@@ -52,7 +51,7 @@ class Compared:
 @click.option("--over", "rows", metavar="ROWS", required=True, type=click.Path(path_type=Path),
               help="A file of rows: .jsonl, .csv or .parquet.")  # fmt: skip
 @click.option("--variants", metavar="A,B,…", required=True,
-              help="Variants of the workflow's model (Q4_K_M,Q8_0), references or files; the first is the measure.")  # fmt: skip
+              help="Variants of settings.llm.model (Q4_K_M,…), or references; the first is the measure.")  # fmt: skip
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Rows in flight.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many rows from the beginning.")
 @click.option("--sample", type=click.IntRange(min=1), help="Only so many rows, chosen at random.")
@@ -76,10 +75,13 @@ def command(
         raise UsageError(f"--variants {variants!r}: expected two or more, with commas between them")
     model = source.llm_settings(environment(app)).model
     references = [name if not model or _is_whole(name) else f"{model.partition(':')[0]}:{name}" for name in names]
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
     found: list[Compared] = []
     measure: dict[int, Any] = {}
-    with redirected, logged(app.out), tempfile.TemporaryDirectory(prefix="tea-compare-") as folder:
+    with (
+        only_json(wanted=app.out.as_json),
+        logged(app.out),
+        tempfile.TemporaryDirectory(prefix="tea-compare-") as folder,
+    ):
         for number, reference in enumerate(references):
             output = Path(folder) / f"{number}.jsonl"
             options = {"limit": limit, "sample": sample}

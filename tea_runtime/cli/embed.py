@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import sys
 from typing import Any
 
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.cli.output import printable, table
+from tea_models.cli.output import shortened, table
 from tea_models.errors import UsageError
+from tea_runtime.call import cosine
 from tea_runtime.cli.models import model_options, opened
-from tea_runtime.cli.screen import stdout_to_stderr
 
 
 @click.command("embed")
@@ -26,9 +24,14 @@ def command(app: App, *, ref: str, texts: tuple[str, ...], **options: Any) -> No
 
     --json prints the vectors; without it you see how similar the texts are to the first one.
     """
-    given = _texts(texts)
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    with redirected, opened(app, ref, embedding=True, **options) as backend:
+    given = list(texts)
+    if not texts and sys.stdin.isatty():
+        raise UsageError("there is no text", hint="give texts as arguments, or one a line on stdin")
+    if texts in ((), ("-",)):
+        given = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    if not given:
+        raise UsageError("there is no text on stdin")
+    with opened(app, ref, embedding=True, **options) as backend:
         vectors = backend.embed(given)
         name = getattr(backend, "model_path", ref)
     data = {
@@ -39,28 +42,10 @@ def command(app: App, *, ref: str, texts: tuple[str, ...], **options: Any) -> No
     app.out.answer(data, lambda: _shown(given, vectors))
 
 
-def _texts(texts: tuple[str, ...]) -> list[str]:
-    if texts and texts != ("-",):
-        return list(texts)
-    if not texts and sys.stdin.isatty():
-        raise UsageError("there is no text", hint="give texts as arguments, or one a line on stdin")
-    given = [line.rstrip("\r\n") for line in sys.stdin]
-    given = [line for line in given if line.strip()]
-    if not given:
-        raise UsageError("there is no text on stdin")
-    return given
-
-
 def _shown(texts: list[str], vectors: list[list[float]]) -> str:
     rows = []
     for text, vector in zip(texts, vectors, strict=True):
         start = ", ".join(f"{value:.3f}" for value in vector[:4])
-        line = " ".join(text.split())
-        shown = printable(line if len(line) <= 40 else line[:39] + "…")
-        rows.append([shown, str(len(vector)), f"{_cosine(vectors[0], vector):.3f}", f"[{start}, …]"])
+        shown = shortened(" ".join(text.split()), 40)
+        rows.append([shown, str(len(vector)), f"{cosine(vectors[0], vector):.3f}", f"[{start}, …]"])
     return table(rows, header=["text", "dimensions", "similarity", "vector"], right=frozenset({1, 2}))
-
-
-def _cosine(one: list[float], other: list[float]) -> float:
-    length = math.hypot(*one) * math.hypot(*other)
-    return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0

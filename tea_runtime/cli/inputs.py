@@ -20,13 +20,8 @@ _PLAIN_TYPES = ("", "str", "string", "any")
 def read_inputs(given: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Put the inputs of a command line together; a later one wins.
 
-    Args:
-        given: Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`.
-        schema: The workflow's `state_schema`: a value of a key that is declared as a number, list … is read as JSON.
-
-    Raises:
-        UsageError: One is none of these.
-        MissingFileError: A file can't be read.
+    Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`. A value of a key
+    that the workflow's `state_schema` declares as a number, list … is read as JSON.
     """
     state: dict[str, Any] = {}
     for text in given:
@@ -70,17 +65,12 @@ def _json(text: str, name: str, *, expected: str = "") -> Any:
 
 
 def _read(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
-    path = Path(name).expanduser()
     try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
+        return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start:,} is not UTF-8") from None
+        raise UsageError(f"{name}: byte {error.start:,} is not UTF-8") from None
     except OSError as error:
-        raise MissingFileError(f"{path}: can't be read: {error.strerror}") from None
+        raise MissingFileError(f"{name}: {(error.strerror or 'can not be read').lower()}") from None
 
 
 def _advice(text: str) -> str:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import UsageError
-from tea_runtime.cli.screen import environment, logged, stdout_to_stderr
+from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tea_models.cli.output import Output as Screen
     from tea_runtime.mapping.output import Summary
 
 
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 @answering
 def command(
     app: App, *, workflow: Path, rows: Path, output: Path, concurrency: int, limit: int | None, sample: int | None,
-    max_errors: int, engine: str, cpus: int | None, gguf: str | None, backend: str | None,
+    max_errors: int, engine: str, cpus: int | None, **options: Any,
 ) -> int:  # fmt: skip
     """Run WORKFLOW for every row: a line of OUT for each, with its index as `_row` and its state or `_error`.
 
@@ -55,25 +52,31 @@ def command(
     from tea_runtime.workflow.file import read_workflow
     from tea_runtime.workflow.runner import LoadedWorkflow
 
-    identity = f"{workflow.read_text('utf-8') if workflow.is_file() else ''}\0{gguf or ''}\0{backend or ''}"
     source = read_workflow(workflow)
+    identity = "\0".join([workflow.read_text("utf-8"), options["gguf"] or "", options["backend"] or ""])
     count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
     if engine not in {"local", "ray"} and not engine.startswith("ray://"):
         raise UsageError(f"--engine {engine!r}: expected local, ray or ray://HOST:PORT")
-    redirected = stdout_to_stderr() if app.out.as_json else contextlib.nullcontext()
-    given = read_rows(rows, limit=limit, sample=sample)
-    with redirected, logged(app.out), Output(output, identity) as written:
-        with _counting(app.out, count, written.rows) as done:
-            if engine == "local":
-                with LoadedWorkflow(source, gguf=gguf, backend=backend, environ=environment(app)) as loaded:
-                    summary = map_rows(loaded.run, given, written, concurrency=concurrency, done=done)
-            else:
-                from tea_runtime.mapping.ray import map_rows_on_ray
+    every = read_rows(rows, limit=limit, sample=sample)
+    with (
+        only_json(wanted=app.out.as_json),
+        logged(app.out),
+        Output(output, identity) as written,
+        contextlib.ExitStack() as stack,
+    ):
+        told: dict[str, Any] = {"concurrency": concurrency}
+        if app.out.live:
+            left = count - written.rows
+            bar = stack.enter_context(click.progressbar(length=left, file=sys.stderr, show_pos=True))
+            told["done"] = functools.partial(bar.update, 1)
+        if engine == "local":
+            loaded = stack.enter_context(LoadedWorkflow(source, environ=environment(app), **options))
+            summary = map_rows(loaded.run, every, written, **told)
+        else:
+            from tea_runtime.mapping.ray import map_rows_on_ray
 
-                summary = map_rows_on_ray(
-                    workflow, given, written, address=engine if "://" in engine else None, concurrency=concurrency,
-                    cpus=cpus, gguf=gguf, backend=backend, done=done,
-                )  # fmt: skip
+            address = engine if "://" in engine else None
+            summary = map_rows_on_ray(workflow, every, written, address=address, cpus=cpus, **told, **options)
         failed = written.errors
     data = {**asdict(summary), "errors": failed, "output": str(output)}
     app.out.answer(data, lambda: _told(summary, failed, output))
@@ -89,28 +92,3 @@ def _told(summary: Summary, failed: int, output: Path) -> str:
     before = f"; {summary.present:,} were there before" if summary.present else ""
     errors = f"; {failed:,} failed" if failed else ""
     return f"{summary.rows:,} rows in {summary.seconds:.1f} s{rate}{before}{errors} → {output}"
-
-
-@contextlib.contextmanager
-def _counting(out: Screen, total: int, before: int) -> Iterator[Callable[[], None]]:
-    """A line on a terminal: rows, rate and time left, at most twice a second."""
-    began = shown = time.monotonic()
-    count = 0
-
-    def done() -> None:
-        nonlocal count, shown
-        count += 1
-        now = time.monotonic()
-        if not out.live or now - shown < 0.5:
-            return
-        shown = now
-        rate = count / (now - began)
-        left = (total - before - count) / rate
-        sys.stderr.write(f"\r\x1b[K{before + count:,} of {total:,} rows · {rate:.1f}/s · {left:,.0f} s left")
-        sys.stderr.flush()
-
-    try:
-        yield done
-    finally:
-        if out.live:
-            sys.stderr.write("\r\x1b[K")

@@ -10,7 +10,7 @@ import click
 
 from tea_models.errors import MissingFileError, OfflineError, TeaModelsError
 from tea_models.sizes import human_bytes
-from tea_runtime.cli.screen import environment, logged
+from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from tea_runtime.backend import LlmBackend
     from tea_runtime.llm_settings import LlmSettings
 
+_MODEL_OPTIONS = (
+    click.option("--pull", "auto_pull", is_flag=True, help="Download the model if it is not here yet."),
+    click.option("--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU; -1 is all.  [default: plan]"),
+    click.option("--n-threads", type=click.IntRange(min=1), help="CPU threads.  [default: plan]"),
+    click.option("--n-ctx", metavar="N|max", help="Tokens of context.  [default: plan]"),
+)
+
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that decide how a model is loaded."""
-    for option in (
-        click.option("--pull", "auto_pull", is_flag=True, help="Download the model if it is not here yet."),
-        click.option(
-            "--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU; -1 is all.  [default: plan]"
-        ),
-        click.option("--n-threads", type=click.IntRange(min=1), help="CPU threads.  [default: plan]"),
-        click.option("--n-ctx", metavar="N|max", help="Tokens of context.  [default: plan]"),
-    ):
+    for option in _MODEL_OPTIONS:
         function = option(function)
     return function
 
@@ -37,23 +37,12 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def opener(
     app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
 ) -> Callable[[], LlmBackend]:
-    """What loads the model REF by its plan.
-
-    Args:
-        app: The invocation.
-        ref: A file or a reference.
-        embedding: Plan for embeddings.
-        auto_pull: Download the model first if it is not here, with a progress bar.
-        **options: Further keys of `settings.llm`.
-
-    Raises:
-        TeaModelsError: It was to be downloaded, and that failed.
-    """
+    """What loads the model REF by its plan and further keys of `settings.llm`; with `auto_pull` it is fetched now."""
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.llm_settings import LlmSettings
 
-    settings = LlmSettings.parse({"backend": "local", "fallback": False, "embedding": embedding}, prefix=())
-    settings = settings.overridden(**{key: value for key, value in options.items() if value is not None})
+    fixed = {"backend": "local", "fallback": False, "embedding": embedding}
+    settings = LlmSettings.parse(fixed, prefix=()).overridden(**options)
     environ = environment(app)
     require_models(app, settings, environ, gguf=ref, pull=auto_pull)
     return lambda: create_llm_backend(settings, gguf=ref, environ=environ)
@@ -61,18 +50,11 @@ def opener(
 
 @contextlib.contextmanager
 def opened(app: App, ref: str, **options: Any) -> Iterator[LlmBackend]:
-    """Load the model REF by its plan, note what was chosen, and close it afterwards; see `opener`.
-
-    Raises:
-        TeaModelsError: The model is not there, does not fit, or can't be loaded.
-    """
-    load = opener(app, ref, **options)
-    with logged(app.out):
-        backend = load()
-        try:
+    """Load the model REF, note what was chosen, and close it afterwards; what it prints is no part of JSON."""
+    with only_json(wanted=app.out.as_json):
+        load = opener(app, ref, **options)
+        with logged(app.out), load() as backend:
             yield backend
-        finally:
-            backend.close()
 
 
 def require_models(
@@ -86,46 +68,30 @@ def require_models(
 ) -> None:
     """See that the models are here before anything runs; fetch one that is not, where the user says so.
 
-    Args:
-        app: The invocation. On a terminal the user is asked.
-        settings: `settings.llm`.
-        environ: The environment.
-        gguf: A model that goes before all others.
-        pull: Fetch without asking.
-        uses: The models that are named instead of the settings' own; None is that one.
-
-    Raises:
-        MissingFileError: A model is not here and is not to be fetched, and no API may answer in its place.
+    `uses` has the models that are named instead of the settings' own, which is None.
     """
-    from tea_runtime.api.fallback import api_problem
+    from tea_models.verbs.pull import pull_all
+    from tea_runtime.api.backend import api_may_answer
     from tea_runtime.resolve import is_model_name, search
 
     for name in dict.fromkeys(uses):
         if settings.backend == "api" and not gguf:
             return
-        if name is not None and not is_model_name(name, environ):
+        block = settings
+        if name is not None:
+            if not is_model_name(name, environ):
+                continue
+            block = settings.model_copy(update={"model": name, "model_path": None, "profile": None})
+        absent = search(block, gguf=gguf, environ=environ).absent
+        if absent is None:
             continue
-        block = (
-            settings
-            if name is None
-            else settings.model_copy(update={"model": name, "model_path": None, "profile": None})
-        )
-        result = search(block, gguf=gguf, environ=environ)
-        if result.found is not None or result.absent is None:
-            continue
-        if pull or block.auto_pull or _agreed(app, result.absent):
-            _fetch(app, result.absent)
-        elif gguf or not block.may_fall_back or api_problem(block.expanded(environ), environ):
-            hint = f"tea-models pull {result.absent}, or the same command with --pull"
-            raise MissingFileError(f"{result.absent} is not here yet", hint=hint)
-
-
-def _fetch(app: App, name: str) -> None:
-    from tea_models.verbs.pull import pull_all
-
-    if app.settings.offline:
-        raise OfflineError(f"{name} is not here, and nothing may be fetched (--offline)")
-    pull_all([name], app.caller)
+        if pull or block.auto_pull or _agreed(app, absent):
+            if app.settings.offline:
+                raise OfflineError(f"{absent} is not here, and nothing may be fetched (--offline)")
+            pull_all([absent], app.caller)
+        elif gguf or not api_may_answer(block, environ):
+            hint = f"tea-models pull {absent}, or the same command with --pull"
+            raise MissingFileError(f"{absent} is not here yet", hint=hint)
 
 
 def _agreed(app: App, name: str) -> bool:
@@ -139,8 +105,7 @@ def _size(app: App, name: str) -> str:
     from tea_models.sources import resolve
 
     try:
-        sizes = [file.size for file in resolve(name, app.caller).files]
+        sizes = [file.size or 0 for file in resolve(name, app.caller).files]
     except TeaModelsError:
         return ""
-    known = [size for size in sizes if size is not None]
-    return f" ({human_bytes(sum(known))})" if known and len(known) == len(sizes) else ""
+    return f" ({human_bytes(sum(sizes))})" if all(sizes) else ""

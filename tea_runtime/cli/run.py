@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
+import functools
 import json
 import shlex
 import sys
@@ -14,14 +13,13 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import UsageError
-from tea_runtime.cassette.entries import Cassette, Mode
 from tea_runtime.cli.inputs import read_inputs
 from tea_runtime.cli.models import require_models
-from tea_runtime.cli.screen import Stream, changed, environment, logged, plain, readable, stdout_to_stderr
+from tea_runtime.cli.screen import Stream, environment, logged, only_json, plain, readable
+from tea_runtime.cli.validate import show_check
 from tea_runtime.workflow.file import read_workflow
-from tea_runtime.workflow.host_check import host_differences, imports_our_actions
 from tea_runtime.workflow.inputs import required_inputs
-from tea_runtime.workflow.runner import check_workflow, run_workflow
+from tea_runtime.workflow.runner import run_workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,88 +37,71 @@ if TYPE_CHECKING:
 @click.option(
     "--get", "wanted", metavar="KEY", help="Print only this key of the final state, such as answer or result.content."
 )
+@click.option("--check", is_flag=True, help="Run nothing: check it, as `validate` does.")
 @click.option("--pull", is_flag=True, help="Download the model if it is not here yet.")
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
 @click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
 @click.option("--locked", is_flag=True, help="Use only models that the nearest models.lock names.")
-@click.option("--record", type=click.Path(path_type=Path), metavar="FILE", help="Write every answer into a cassette.")
-@click.option(
-    "--replay", type=click.Path(path_type=Path), metavar="FILE", help="Answer from a cassette, without a model."
-)
+@click.option("--record", metavar="FILE", help="Write every answer into a cassette.")
+@click.option("--replay", metavar="FILE", help="Answer from a cassette, without a model.")
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."
 )
-@click.option("--check", is_flag=True, help="Only read and check the workflow.")
 @answering
-def command(  # noqa: PLR0917 - click passes them by name
+def command(
     app: App,
+    *,
     workflow: Path,
     given: tuple[str, ...],
     wanted: str | None,
-    pull: bool,
-    gguf: str | None,
-    backend: str | None,
-    locked: bool,
-    record: Path | None,
-    replay: Path | None,
-    max_steps: int,
     check: bool,
+    pull: bool,
+    locked: bool,
+    record: str | None,
+    replay: str | None,
+    **options: Any,
 ) -> None:
     """Run a workflow: streamed text appears as it comes, then what else is new in the state.
 
     With --json, stdout is exactly the final state, and streamed text goes to stderr; with --get, exactly one value.
     """
+    if check:
+        show_check(app, workflow)
+        return
     with logged(app.out):
         read = read_workflow(workflow)
         environ = environment(app, locked=locked)
         state = read_inputs(given, read.spec.state_schema)
-        if check:
-            _check(app, workflow, read, state, environ)
-            return
         _require_inputs(workflow, read, state)
-        cassette = _cassette(record, replay)
-        if cassette is None:
-            settings = read.llm_settings(environ).overridden(backend=backend)
-            require_models(app, settings, read.environment(environ), gguf=gguf, pull=pull, uses=_models(read))
-        alone = app.out.as_json or wanted is not None
-        with stdout_to_stderr() if alone else contextlib.nullcontext():
+        if record and replay:
+            raise UsageError("--record and --replay exclude each other")
+        if record or replay:
+            environ |= {"TEA_CASSETTE": record or replay or "", "TEA_CASSETTE_MODE": "record" if record else "replay"}
+        else:
+            settings = read.llm_settings(environ).overridden(backend=options["backend"])
+            known = read.environment(environ)
+            require_models(app, settings, known, gguf=options["gguf"], pull=pull, uses=_models(read))
+        with only_json(wanted=app.out.as_json or wanted is not None):
             stream = Stream(sys.stdout)
+            on_step = functools.partial(_told, app, stream)
             try:
-                final = run_workflow(
-                    read,
-                    state,
-                    gguf=gguf,
-                    backend=backend,
-                    on_text=stream,
-                    on_step=_Progress(app, stream),
-                    environ=environ,
-                    max_steps=max_steps,
-                    cassette=cassette,
-                )
+                final = run_workflow(read, state, on_text=stream, on_step=on_step, environ=environ, **options)
             finally:
                 stream.end_line()
     if wanted is not None:
         _print_value(app, final, wanted)
         return
-    places = list(itertools.islice(changed(final), 4)) if app.out.as_json else []
-    if places:
-        app.out.warn("JSON can't hold all of the state: " + ", ".join(places[:3]) + (", …" if places[3:] else ""))
+    changes: list[str] = []
+    data = plain(final, changes)
+    if changes and app.out.as_json:
+        more = ", …" if len(changes) > 3 else ""
+        app.out.warn("JSON can't hold all of the state: " + ", ".join(changes[:3]) + more)
     before = read.initial_state(state)
-    new = {key: value for key, value in final.items() if before.get(key) != value and not stream.showed(value)}
+    shown = [key for key, value in final.items() if isinstance(value, str) and value in stream.shown]
+    new = {key: value for key, value in final.items() if before.get(key) != value and key not in shown}
     if stream.used and new and not app.out.as_json:
         sys.stdout.write("\n")
-    app.out.answer(plain(final), lambda: readable(new, app.out), exact=True)
-
-
-def _check(app: App, path: Path, workflow: Workflow, state: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    nodes = check_workflow(workflow, state, environ=environ)
-    inputs = [one.key for one in required_inputs(workflow)]
-    differences = host_differences(workflow.document) if imports_our_actions(workflow.document) else []
-    for difference in differences:
-        app.out.note(f"in The Edge Agent: {difference}")
-    data = {"workflow": str(path), "nodes": nodes, "inputs": inputs, "host": [one.to_json() for one in differences]}
-    needs = f"; needs {', '.join(inputs)}" if inputs else ""
-    app.out.answer(data, lambda: f"{path}: ok, {' → '.join(nodes)}{needs}")
+    app.out.answer(data, lambda: readable(new, app.out), exact=True)
 
 
 def _require_inputs(path: Path, workflow: Workflow, state: Mapping[str, Any]) -> None:
@@ -146,29 +127,17 @@ def _models(workflow: Workflow) -> Iterator[str | None]:
                 yield named or None
 
 
-def _cassette(record: Path | None, replay: Path | None) -> Cassette | None:
-    if record is None and replay is None:
-        return None
-    if record is not None and replay is not None:
-        raise UsageError("--record and --replay exclude each other")
-    return Cassette(record, Mode.RECORD) if record is not None else Cassette(replay or Path(), Mode.REPLAY)
-
-
-class _Progress:
-    """Says on a terminal what each node that asked a model took."""
-
-    def __init__(self, app: App, stream: Stream) -> None:
-        self._app, self._stream = app, stream
-
-    def __call__(self, step: Step) -> None:
-        if isinstance(step.result, dict) and step.result.get("streamed"):
-            self._stream.end_line()
-            self._stream.remember(step.result.get("content"))
-        usage = step.result.get("usage") if isinstance(step.result, dict) else None
-        made = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if made and self._app.out.live:
-            rate = f", {made / step.seconds:.0f} tokens/s" if step.seconds > 0 else ""
-            self._app.out.note(f"{step.node}: {made:,} tokens in {step.seconds:.1f} s{rate}")
+def _told(app: App, stream: Stream, step: Step) -> None:
+    """Say on a terminal what a node took that asked a model."""
+    result = step.result if isinstance(step.result, dict) else {}
+    if result.get("streamed") and stream.used:
+        stream.end_line()
+        stream.shown.append(str(result.get("content")))
+    usage = result.get("usage")
+    made = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if made and app.out.live:
+        rate = f", {made / step.seconds:.0f} tokens/s" if step.seconds > 0 else ""
+        app.out.note(f"{step.node}: {made:,} tokens in {step.seconds:.1f} s{rate}")
 
 
 def _print_value(app: App, state: Mapping[str, Any], wanted: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -22,13 +23,13 @@ _SHOWN_NUMBERS = 4
 
 
 class Stream:
-    """Prints pieces of text as they come, without what could control a terminal."""
+    """Prints pieces of text as they come, without what could control a terminal; `shown` are whole texts."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._safe = file.isatty()
         self._open_line = False
-        self._texts: list[str] = []
+        self.shown: list[str] = []
         self.used = False
 
     def __call__(self, text: str) -> None:
@@ -43,15 +44,6 @@ class Stream:
         if self._open_line:
             self("\n")
 
-    def remember(self, text: Any) -> None:
-        """Note that a text was shown whole."""
-        if self.used and isinstance(text, str):
-            self._texts.append(text)
-
-    def showed(self, value: Any) -> bool:
-        """Whether a value of the state is a text that was shown already."""
-        return isinstance(value, str) and value in self._texts
-
 
 def environment(app: App, *, locked: bool = False) -> dict[str, str]:
     """The environment for the runtime, with the flags in it."""
@@ -62,8 +54,11 @@ def environment(app: App, *, locked: bool = False) -> dict[str, str]:
 @contextlib.contextmanager
 def logged(out: Output) -> Iterator[None]:
     """Show what the runtime logs as notes and warnings on stderr."""
-    handler = _Notes(out)
     logger = logging.getLogger("tea_runtime")
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: (  # type: ignore[method-assign]
+        out.warn(record.getMessage()) if record.levelno >= logging.WARNING else out.note(record.getMessage())
+    )
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -76,66 +71,41 @@ def logged(out: Output) -> Iterator[None]:
         logger.propagate = propagate
 
 
-class _Notes(logging.Handler):
-    def __init__(self, out: Output) -> None:
-        super().__init__(logging.INFO)
-        self._out = out
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            self._out.warn(record.getMessage())
-        else:
-            self._out.note(record.getMessage())
-
-
 @contextlib.contextmanager
-def stdout_to_stderr() -> Iterator[None]:
+def only_json(*, wanted: bool) -> Iterator[None]:
     """Send whatever is printed to stderr, by native code and children too, so that stdout stays one document."""
-    sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # closed
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
+    if not wanted:
+        yield
         return
-    try:
-        os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # closed
+            saved = os.dup(1)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 1)
+            os.dup2(2, 1)
+        stack.callback(sys.stderr.flush)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: other objects become their text, NaN and infinity become null."""
+def plain(value: Any, changes: list[str] | None = None, place: str = "") -> Any:
+    """A value as JSON can hold it: other objects become their text, NaN and infinity become null.
+
+    `changes` gets the places where that makes something else of it, such as `scores[2]`.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, changes, f"{place}.{key}" if place else str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
+        return [plain(item, changes, f"{place}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def changed(value: Any, place: str = "") -> Iterator[str]:
-    """Where `plain` makes something else of a value: places such as `scores[2]`."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from changed(item, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for index, item in enumerate(value):
-            yield from changed(item, f"{place}[{index}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"{place} ({value} became null)"
-    elif hasattr(value, "tolist"):
-        yield from changed(value.tolist(), place)
-    elif not (value is None or isinstance(value, str | bool | int)):
-        yield f"{place} ({type(value).__name__} became a text)"
+    if hasattr(value, "tolist"):
+        return plain(value.tolist(), changes, place)
+    if changes is not None:
+        became = f"{value} became null" if isinstance(value, float) else f"{type(value).__name__} became a text"
+        changes.append(f"{place} ({became})")
+    return None if isinstance(value, float) else str(value)
 
 
 def readable(state: Mapping[str, Any], out: Output) -> str:
@@ -154,28 +124,18 @@ def _show(lines: list[str], label: str, value: Any, indent: str) -> None:
         lines.append(f"{indent}{label}")
         for key, item in value.items():
             _show(lines, printable(key) + ":", item, indent + "  ")
-    elif isinstance(value, list) and value and not _numbers(value):
+    elif isinstance(value, list) and not all(type(item) in (int, float) for item in value):
         lines.append(f"{indent}{label}")
         for item in value:
-            if isinstance(item, dict) and item.keys() == {"role", "content"}:
-                _show(lines, f"- {printable(str(item['role']))}:", item["content"], indent + "  ")
-            else:
-                _show(lines, "-", item, indent + "  ")
+            _show(lines, "-", item, indent + "  ")
     else:
         lines.append(f"{indent}{label} {_short(value)}".rstrip())
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > _SHOWN_NUMBERS + 1:
-        return "[" + ", ".join(map(_short, value[:_SHOWN_NUMBERS])) + f", … {len(value):,} numbers]"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_short, value)) + "]"
+        more = f", … {len(value):,} numbers" if len(value) > _SHOWN_NUMBERS + 1 else ""
+        return "[" + ", ".join(map(_short, value[:_SHOWN_NUMBERS] if more else value)) + more + "]"
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return printable(str(value).strip()) if value != {} else "{}"
-
-
-def _numbers(value: list[Any]) -> bool:
-    return all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+    return printable(value.strip() if isinstance(value, str) else json.dumps(value))

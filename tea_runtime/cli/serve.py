@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import ipaddress
 import json
 import socket
 import sys
@@ -15,6 +14,7 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import TeaModelsError, UsageError
+from tea_models.net.client import is_loopback
 from tea_runtime.cli.models import model_options, opener
 from tea_runtime.cli.screen import logged
 from tea_runtime.errors import MissingExtraError
@@ -67,8 +67,9 @@ def command(
         stack.callback(pool.close)
         if len(models) == 1:
             models[0].backend = models[0].open()
-        url = f"http://{_shown(host)}:{listener.getsockname()[1]}/v1"
-        if not _is_local(host) and not key:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}/v1"
+        if not is_loopback(host) and not key:
             app.out.warn(f"anybody who reaches {host} can use this model; TEA_SERVE_KEY sets a key")
         if app.out.as_json:
             sys.stdout.write(json.dumps({"url": url, "model": names[0], "models": names}) + "\n")
@@ -87,14 +88,3 @@ def _listener(host: str, port: int) -> socket.socket:
         raise UsageError(f"--host {host}: {error.strerror}") from None
     except OSError as error:
         raise TeaModelsError(f"{host}:{port}: {error.strerror}", hint="--port 0 takes a free port") from None
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

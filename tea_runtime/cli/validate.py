@@ -25,6 +25,11 @@ def command(app: App, *, workflow: Path) -> None:
 
     What only The Edge Agent has (several steps in a node, loops, parallel edges, …) is said and is no error here.
     """
+    show_check(app, workflow)
+
+
+def show_check(app: App, workflow: Path) -> None:
+    """Check a workflow, and answer with what was found."""
     here: dict[str, Any] = {"runs": True, "nodes": [], "inputs": []}
     try:
         with logged(app.out):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.yamlfile import nearest
-from tea_runtime.action_parameters import check_parameters, llm_action_name
+from tea_runtime.actions import LLM_ACTION, check_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,8 +77,8 @@ def check_actions(workflow: Workflow, registry: Mapping[str, Action]) -> None:
 
 
 def _check_parameters(node: Node, action: Action) -> None:
-    name = llm_action_name(action)
-    if name is not None:
+    name = getattr(action, LLM_ACTION, None)
+    if isinstance(name, str):
         check_parameters(name, list(node.params))
         return
     try:

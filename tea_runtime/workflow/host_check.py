@@ -71,11 +71,6 @@ def _host_features(document: Document) -> Iterator[tuple[str, tuple[str | int, .
                 yield "parallel branches", (section, index, "type")
 
 
-def imports_our_actions(document: Document) -> bool:
-    """Whether a workflow imports this package, as one for The Edge Agent does."""
-    return bool(_our_imports(document))
-
-
 def host_differences(document: Document) -> list[Difference]:
     """What The Edge Agent's Python engine does otherwise, in the order of the file."""
     found = [*_of_imports(document), *_of_settings(document), *_of_nodes(document)]

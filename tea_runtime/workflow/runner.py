@@ -25,7 +25,6 @@ from tea_runtime.workflow.action_imports import Action, check_actions, import_ac
 from tea_runtime.workflow.file import END, START, read_workflow, workflow_of
 
 if TYPE_CHECKING:
-    from tea_runtime.cassette.entries import Cassette
     from tea_runtime.workflow.file import Node, Workflow
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,6 @@ def run_workflow(
     on_step: Callable[[Step], object] | None = None,
     environ: Mapping[str, str] | None = None,
     max_steps: int = MAX_STEPS,
-    cassette: Cassette | None = None,
 ) -> dict[str, Any]:
     """Run a workflow to its end. A workflow is code: its `run:` blocks and imports do whatever Python can do.
 
@@ -82,7 +80,6 @@ def run_workflow(
         on_step: Is told about each node that has run.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
-        cassette: Answers are replayed from it or recorded into it; by default what `TEA_CASSETTE` names.
 
     Returns:
         The final state.
@@ -94,7 +91,7 @@ def run_workflow(
             type and exit code.
     """
     with LoadedWorkflow(
-        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps, cassette=cassette
+        workflow, gguf=gguf, backend=backend, on_text=on_text, environ=environ, max_steps=max_steps
     ) as loaded:
         return loaded.run(input or {}, on_step=on_step)
 
@@ -115,7 +112,6 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         on_text: Callable[[str], object] | None = None,
         environ: Mapping[str, str] | None = None,
         max_steps: int = MAX_STEPS,
-        cassette: Cassette | None = None,
         n_threads: int | None = None,
     ) -> None:
         self._workflow = _read(workflow)
@@ -124,7 +120,7 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         settings = self._workflow.llm_settings(given).overridden(backend=backend or ("local" if gguf else None))
         settings = settings.overridden(n_threads=n_threads if settings.n_threads is None else None)
         environ = self._workflow.environment(given)
-        self._pool = BackendPool(environ=environ, gguf=gguf, cassette=cassette)
+        self._pool = BackendPool(environ=environ, gguf=gguf)
         actions = LlmActions(settings, self._pool, on_text=on_text)
         registry: dict[str, Action] = actions.table()
         self._engine = WorkflowEngine(actions, environ, dict(self._workflow.spec.variables), registry)
