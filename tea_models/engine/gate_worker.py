@@ -9,7 +9,7 @@ are not installed yet when an engine is looked at. Answers, a JSON document a li
     {"structures": {name: {"declared", "fields", "places", "written"}}, "selected"}
                                                              what it fills, and where; what it takes of candidates
     {"system", "devices"}                                    what it says of itself
-    {"tokens": [...], "embedding": [...], "seconds"}         the self-test
+    {"tokens": [...], "embedding": [...]}                    the self-test
     {"done": true}
 """
 
@@ -17,13 +17,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import platform
 import sys
-import time
 import types
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.append(str(Path(__file__).parents[2]))
+from tea_models.engine.probe_worker import devices, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Functions that fill a structure which the caller lends, with the arguments that follow the hidden pointer to it.
 FILLED: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -41,20 +46,9 @@ def load(folder: str) -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = [folder]
     sys.modules["llama_cpp"] = package
-    if os.path.exists(os.path.join(folder, "_prebuilt.py")):  # noqa: PTH110, PTH118 - start-up time
+    if Path(folder, "_prebuilt.py").exists():
         importlib.import_module("llama_cpp._prebuilt")
     return importlib.import_module("llama_cpp.llama_cpp")
-
-
-def library_of(binding: Any) -> Any:
-    """The library as ctypes has it."""
-    return binding._lib  # noqa: SLF001 - the binding has no other name for it
-
-
-def missing_functions() -> list[str]:
-    """What the binding declares and the library lacks; only a prebuilt one may lack anything."""
-    loader = sys.modules.get("llama_cpp._prebuilt")
-    return list(loader.MISSING) if loader is not None else []
 
 
 def structures(binding: Any, library: Any) -> dict[str, Any]:
@@ -118,27 +112,8 @@ def _plain(value: Any) -> Any:
     return bool(value)
 
 
-def devices(library: Any) -> list[dict[str, Any]]:
-    """The devices that the library would use; ggml's functions are found through llama.cpp's library."""
-    library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_get.restype = ctypes.c_void_p
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    for name in ("ggml_backend_dev_name", "ggml_backend_dev_description"):
-        function = getattr(library, name)
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    found = []
-    for index in range(min(64, library.ggml_backend_dev_count())):
-        device = library.ggml_backend_dev_get(index)
-        name, description = library.ggml_backend_dev_name(device), library.ggml_backend_dev_description(device)
-        found.append({
-            "name": name.decode("utf-8", "replace"), "description": description.decode("utf-8", "replace")
-        })  # fmt: skip
-    return found
-
-
 def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> dict[str, Any]:
     """What a model says to a prompt, greedily, and the mean of its embeddings of it."""
-    began = time.monotonic()
     parameters = binding.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = binding.llama_model_load_from_file(os.fsencode(model_path), parameters)
@@ -149,7 +124,7 @@ def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> d
         embedding = _embedding(binding, model, prompt)
     finally:
         binding.llama_model_free(model)
-    return {"tokens": tokens, "embedding": embedding, "seconds": round(time.monotonic() - began, 2)}
+    return {"tokens": tokens, "embedding": embedding}
 
 
 def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:
@@ -211,16 +186,17 @@ def _embedding(binding: Any, model: Any, prompt: list[int]) -> list[float]:
     return [round(value / length, 5) for value in vector] if length else vector
 
 
-def answer_to(request: dict[str, Any], answer: Any) -> None:
+def look(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
     """Look at one engine, from the least to the most dangerous."""
     answer({"stage": "load"})
     binding = load(request["folder"])
     quiet = binding.llama_log_callback(lambda *_: None)
     binding.llama_log_set(quiet, None)
-    library = library_of(binding)
+    library = binding._lib  # noqa: SLF001 - the binding has no other name for it
+    loader = sys.modules.get("llama_cpp._prebuilt")  # only a prebuilt library may lack what the binding declares
     answer({
         "library": library._name,  # noqa: SLF001
-        "missing": missing_functions(),
+        "missing": list(loader.MISSING) if loader is not None else [],
         "absent": [name for name in request["functions"] if not hasattr(library, name)],
     })  # fmt: skip
     answer({"stage": "structures"})
@@ -234,28 +210,13 @@ def answer_to(request: dict[str, Any], answer: Any) -> None:
         answer(self_test(binding, request["model"], request["prompt"], request["count"]))
 
 
-def main() -> None:
-    """Answer the requests on stdin, a line each; whatever the library prints itself goes to stderr."""
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(document: dict[str, Any]) -> None:
-        answers.write(json.dumps(document) + "\n")
-        answers.flush()
-
-    for line in sys.stdin:
-        try:
-            answer_to(json.loads(line), answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other side must hear of it
-            answer({"error": f"{type(error).__name__}: {error}"})
-        answer({"done": True})
-    answers.close()
-    os._exit(0)
+def handle(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+    """As `look`; whatever goes wrong, the other side must hear of it."""
+    try:
+        look(request, answer)
+    except Exception as error:  # noqa: BLE001
+        answer({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":
-    main()
+    serve(handle)

@@ -18,11 +18,14 @@ import json
 import os
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1024 * 1024
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
-_SIZE = re.compile(r"(\S+)\s+(model|output|KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
+_SIZE = re.compile(r"\S+\s+(output|compute) buffer size =\s*([0-9.]+) MiB")
 _CACHE = re.compile(r"size =\s*([0-9.]+) MiB \(\s*\d+ cells,\s*\d+ layers")
 _ERROR_LEVEL, _CONTINUE_LEVEL, _DEBUG_LEVEL = 4, 5, 1
 
@@ -51,14 +54,10 @@ class _Log:
         self.lines.clear()
         self.errors.clear()
 
-    def sizes(self, kind: str) -> dict[str, int]:
-        """Bytes of each buffer of a kind, as logged: rounded to 0.01 MiB."""
-        found: dict[str, int] = {}
-        for line in self.lines:
-            match = _SIZE.search(line)
-            if match and match[2] == kind:
-                found[match[1]] = found.get(match[1], 0) + round(float(match[3]) * MIB)
-        return found
+    def size(self, kind: str) -> int:
+        """Bytes of the buffers of a kind, as logged: each rounded to 0.01 MiB."""
+        matches = map(_SIZE.search, self.lines)
+        return sum(round(float(match[2]) * MIB) for match in matches if match and match[1] == kind)
 
     def caches(self) -> list[int]:
         """Bytes of each part of the KV cache, as logged."""
@@ -66,10 +65,8 @@ class _Log:
         return [round(float(match[1]) * MIB) for match in matches if match]
 
     def flash_attention(self) -> bool | None:
-        for line in reversed(self.lines):
-            if "Flash Attention" in line:
-                return "enabled" in line
-        return None
+        lines = [line for line in self.lines if "Flash Attention" in line]
+        return "enabled" in lines[-1] if lines else None
 
 
 class _Map(ctypes.Structure):
@@ -85,7 +82,7 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
     The log rounds to 0.01 MiB and says nothing about repacked weights, and there is no C function for it, so the C++
     one is called. The caller checks the sums against the log.
     """
-    library = _library(engine)
+    library = engine.llama_cpp._lib  # noqa: SLF001 - llama.cpp's; the binding has no other name for it
     try:
         function = library["_Z26llama_get_memory_breakdownPK13llama_context"]
         name_of = library["ggml_backend_buft_name"]
@@ -112,49 +109,34 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
     return rows if len(rows) == tree.count else None
 
 
-def _library(engine: Any) -> Any:
-    """llama.cpp's library; a name is looked up in those of ggml, which it needs, too."""
-    return engine.llama_cpp._lib  # noqa: SLF001 - the binding has no other name for it
-
-
-def _devices(engine: Any) -> list[dict[str, Any]]:
-    library = _library(engine)
-    try:
-        library.ggml_backend_dev_get.restype = ctypes.c_void_p
-        library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-        library.ggml_backend_dev_count.restype = ctypes.c_size_t
-        library.ggml_backend_dev_name.restype = ctypes.c_char_p
-        library.ggml_backend_dev_description.restype = ctypes.c_char_p
-    except AttributeError:
-        return []
+def devices(library: Any) -> list[dict[str, Any]]:
+    """What llama.cpp would compute on; names of ggml's library are found through llama.cpp's, which needs it."""
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_name.restype = ctypes.c_char_p
+    library.ggml_backend_dev_description.restype = ctypes.c_char_p
     found = []
     for index in range(min(64, library.ggml_backend_dev_count())):
         device = ctypes.c_void_p(library.ggml_backend_dev_get(index))
-        kind = _DEVICE_KINDS.get(library.ggml_backend_dev_type(device), "other")
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         library.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append({
             "name": library.ggml_backend_dev_name(device).decode("utf-8", "replace"),
             "description": library.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-            "kind": kind, "memory_total": total.value, "memory_free": free.value,
+            "kind": _DEVICE_KINDS.get(library.ggml_backend_dev_type(device), "other"),
+            "memory_total": total.value, "memory_free": free.value,
         })  # fmt: skip
     return found
 
 
 def _resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not tell."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
-            for line in status:
-                if line.startswith("VmRSS:"):
-                    return int(line.split()[1]) * 1024
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
     except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0  # Windows; whoever asked has an estimate
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return 0
 
 
 def _context_parameters(engine: Any, point: dict[str, Any]) -> Any:
@@ -175,7 +157,7 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
         return {"error": log.errors[-1] if log.errors else "the engine refused these settings"}
     try:
         caches = log.caches()
-        logged_compute = sum(log.sizes("compute").values())
+        logged_compute = log.size("compute")
         logged_cache = sum(caches)
         rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else None
         # Each logged number is off by at most half of 0.01 MiB.
@@ -189,7 +171,7 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
             "n_ctx": engine.llama_n_ctx(context),
             "kv_cache": sum(row["context"] for row in rows) if rows else logged_cache,
             "compute": sum(row["compute"] for row in rows) if rows else logged_compute,
-            "output": sum(log.sizes("output").values()),
+            "output": log.size("output"),
             "exact": rows is not None,
             "buffers": rows,
             "flash_attn": log.flash_attention() if point.get("flash_attn") is None else bool(point["flash_attn"]),
@@ -202,26 +184,28 @@ class _Session:
     """The engine, and the one model that is open in it."""
 
     def __init__(self) -> None:
+        self.engine: Any = None
+        self._model: Any = None
+        self._key: tuple[str, int] | None = None
+        self._load: dict[str, Any] = {}
+
+    def start(self) -> dict[str, Any]:
         import llama_cpp as engine
 
         self.engine = engine
         self.log = _Log(engine)
         engine.llama_backend_init()
-        self._model: Any = None
-        self._key: tuple[str, int] | None = None
-        self._load: dict[str, Any] = {}
-
-    def describe(self) -> dict[str, Any]:
-        engine = self.engine
         return {
             "version": engine.__version__,
             "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
             "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-            "devices": _devices(engine),
+            "devices": devices(engine.llama_cpp._lib),  # noqa: SLF001
         }
 
-    def run(self, request: dict[str, Any], answer: Any) -> None:
-        points = request.get("points", [])
+    def run(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        if self.engine is None:
+            answer({"engine": self.start()})
+        points = request["points"]
         for layers in sorted({point.get("n_gpu_layers", 0) for point in points}):
             answer(self._open(request["model"], layers))
             if not self._model:
@@ -253,7 +237,7 @@ class _Session:
         return self._load
 
 
-def main() -> None:
+def serve(handle: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]) -> None:
     """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
     try:
         import resource
@@ -268,12 +252,8 @@ def main() -> None:
         answers.write(json.dumps(document) + "\n")
         answers.flush()
 
-    session = None
     for line in sys.stdin:
-        if session is None:
-            session = _Session()
-            answer({"engine": session.describe()})
-        session.run(json.loads(line), answer)
+        handle(json.loads(line), answer)
         answer({"done": True})
     # Unloading the backends has crashed on some drivers after all was said.
     answers.close()
@@ -281,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_Session().run)

@@ -245,7 +245,7 @@ def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
         info = engine_info(settings.environ or None, cache_dir=_cache_dir(settings))
     except ProbeError:
         return machine
-    return machine.with_gpus(info.gpus)
+    return replace(machine, gpus=info.gpus)
 
 
 def _cache_dir(settings: Settings) -> Path:
