@@ -271,19 +271,11 @@ def test_a_context_from_the_registry_says_so() -> None:
 GPU = Gpu("CUDA0", "NVIDIA RTX", "gpu", 24 * GIB, 22 * GIB)
 
 
-class Card:
-    """A measurer that puts layers on a card, as the engine does; sizes by formula."""
-
-    reason = ""
-
-    def __init__(self, profile: Any) -> None:
-        self._estimator = Estimator(profile)
-
-    def close(self) -> None:
-        pass
+class Card(Estimator):
+    """Puts layers on a card, as the engine does; sizes by formula."""
 
     def measure(self, points: Any) -> list[Any]:
-        uses = self._estimator.measure(points)
+        uses = super().measure(points)
         return [
             replace(use, devices={"CUDA0": next(iter(use.devices.values()))}) if use.devices else use for use in uses
         ]

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+import tea_models.engine.probe
 import tea_models.engine.probe_process
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.estimator import ESTIMATE_ERROR, Estimator
+from tea_models.engine.estimator import ESTIMATE_ERROR, Estimator, Measured
 from tea_models.engine.formula import MemoryUse
-from tea_models.engine.measurer import Measured
 from tea_models.engine.probe import (
     Prober,
     RefusedError,
@@ -172,8 +172,9 @@ def test_a_failed_assertion_of_the_engine_is_an_error_here(
 
 def test_a_dry_run_that_hangs_is_stopped(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker_that("import time; time.sleep(60)", tmp_path, monkeypatch)
+    monkeypatch.setattr(tea_models.engine.probe, "TIMEOUT", 1)
     with pytest.raises(ProbeError, match="took longer than 1 s"):
-        prober(small_file, timeout=1).measure([SMALL])
+        prober(small_file).measure([SMALL])
 
 
 def test_after_a_failed_dry_run_the_formulas_answer_and_say_so(

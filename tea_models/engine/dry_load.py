@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
@@ -20,7 +20,6 @@ from tea_models.gguf.loadable import is_loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from tea_models.settings import Settings
 
@@ -37,11 +36,7 @@ _SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 class DryLoader:
-    """Loads files without their weights, all in one process; a context manager.
-
-    Args:
-        settings: The store, where good answers are kept, and the environment of the process.
-    """
+    """Loads files without their weights, all in one process; good answers are kept in the store."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.store_dir / ".tea" / "probe"
@@ -50,21 +45,11 @@ class DryLoader:
         self._process: ProbeProcess | None = None
         self._answered = False  # an engine that does not even start says nothing about a file
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._process is not None:
-            self._process.close()
-
     def refusal(self, path: Path) -> Refusal | None:
         """Why llama.cpp does not load a file; None if it does, or if there is no engine to ask.
 
-        Args:
-            path: A file that `check_loadable` has no objection to. Of a model in several files, the first; with a part
-                missing nothing is asked, because the engine would blame this one.
+        It is one that `check_loadable` has no objection to. Of a model in several files it is the first; with a part
+        missing nothing is asked, because the engine would blame this one.
 
         Raises:
             MalformedGGUFError: The file is not GGUF.
@@ -84,28 +69,25 @@ class DryLoader:
         remembered = self._folder / f"loads-{digest.hexdigest()[:32]}-{self._build}.json"
         if remembered.is_file():
             return None
-        why, known = self._ask(path)
-        if known and why is None:
-            keep(remembered, {"loads": True})
-        return why
-
-    def _ask(self, path: Path) -> tuple[Refusal | None, bool]:
-        """Why it does not load, and whether the engine gave an answer at all."""
         try:
-            if self._process is None or self._process.ended:
-                self._process = ProbeProcess(self._environ)
-                self._answered = False
-            request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
-            documents = self._process.ask(request, TIMEOUT)
+            loaded = self._load(path)
         except CrashError as error:
-            if not error.documents and not self._answered:
-                return None, False
-            return Refusal(_SOURCE.sub("", error.message), crashed=True), True
+            crashed = bool(error.documents) or self._answered
+            return Refusal(_SOURCE.sub("", error.message), crashed=True) if crashed else None
         except ProbeError:
-            return None, False  # too slow, or it can't be started
-        self._answered = True
-        loaded = next((document for document in documents if "load" in document), {})
+            return None  # too slow, or it can't be started
         if "error" in loaded:
             reason = loaded["error"].removeprefix("error loading model: ")
-            return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False), True
-        return None, bool(loaded)
+            return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False)
+        if loaded:
+            keep(remembered, {"loads": True})
+        return None
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        if self._process is None or self._process.ended:
+            self._process = ProbeProcess(self._environ)
+            self._answered = False
+        request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
+        documents = self._process.ask(request, TIMEOUT)
+        self._answered = True
+        return next((document for document in documents if "load" in document), {})

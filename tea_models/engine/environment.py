@@ -29,11 +29,7 @@ _HINT = "make an environment: python3 -m venv .venv && .venv/bin/pip install tea
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
-    """Refuse to begin where pip may not install.
-
-    Raises:
-        EngineError: The Python belongs to the system, or its folder can't be written.
-    """
+    """Refuse to begin where pip may not install: in a Python of the system, or a folder that can't be written."""
     managed = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
     allowed = environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0").lower() not in ("", "0", "false", "no")
     if sys.prefix == sys.base_prefix and managed.is_file() and not allowed:
@@ -50,12 +46,7 @@ def compiler(environ: Mapping[str, str]) -> str | None:
 
 
 def install_dependencies(caller: Caller) -> None:
-    """Install what llama-cpp-python needs of Python packages and this environment lacks.
-
-    Raises:
-        OfflineError: Nothing may be fetched.
-        EngineError: pip failed.
-    """
+    """Install what llama-cpp-python needs of Python packages and this environment lacks."""
     lacking = [text for text in DEPENDENCIES if not _is_satisfied(Requirement(text))]
     if lacking and caller.settings.offline:
         raise OfflineError(f"the engine needs {', '.join(lacking)}, and nothing may be fetched")
@@ -66,23 +57,13 @@ def install_dependencies(caller: Caller) -> None:
 
 def _is_satisfied(requirement: Requirement) -> bool:
     try:
-        version = metadata.version(requirement.name)
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
     except metadata.PackageNotFoundError:
         return False
-    return requirement.specifier.contains(version, prereleases=True)
 
 
 def pip_install(requirements: Sequence[str], options: Sequence[str], caller: Caller) -> None:
-    """Run `pip install` for this environment, with the user's configuration.
-
-    Args:
-        requirements: Lines of a requirements file.
-        options: Further options.
-        caller: Its environment is given to pip.
-
-    Raises:
-        EngineError: It failed; the last thing it said.
-    """
+    """Have pip install the lines of a requirements file into this environment, with the user's configuration."""
     environ = dict(caller.settings.environ or os.environ)
     environ |= {"PIP_NO_INPUT": "1", "NO_COLOR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     pip = pip_command(environ)

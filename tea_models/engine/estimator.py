@@ -18,11 +18,13 @@ from tea_models.engine.formula import (
     pad,
 )
 from tea_models.engine.probe import ENGINE, LIBRARIES, RefusedError
+from tea_models.engine.probe_process import ProbeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tea_models.engine.engine_settings import EngineSettings
+    from tea_models.engine.probe import Prober
     from tea_models.profile.facts import ModelProfile
 
 # What the engine keeps for each piece of the vocabulary.
@@ -37,8 +39,12 @@ ESTIMATE_ERROR = 0.10
 _F32, _F16 = 4, 2
 
 
+# The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
+_LARGEST_MEASURED = 1 << 22
+
+
 class Estimator:
-    """Answers by formula what settings take."""
+    """Answers by formula what settings take; `reason` is why, empty where the answers are measured after all."""
 
     def __init__(self, profile: ModelProfile, reason: str = "") -> None:
         self.reason = reason
@@ -46,11 +52,11 @@ class Estimator:
         self._layout = cache_layout(profile)
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
-        """What each combination of settings takes by formula."""
+        """What each combination of settings takes, or why it is refused."""
         return [self._estimate(point) for point in points]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Give back what is held open: nothing."""
 
     def _estimate(self, point: EngineSettings) -> MemoryUse | RefusedError:
         layout, profile = self._layout, self._profile
@@ -94,6 +100,27 @@ class Estimator:
         return _on_gpu(use, profile, point.n_gpu_layers) if point.n_gpu_layers else use
 
 
+class Measured(Estimator):
+    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts."""
+
+    def __init__(self, prober: Prober, profile: ModelProfile) -> None:
+        super().__init__(profile)
+        self._prober = prober
+
+    def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
+        """What each combination of settings takes, measured if that works."""
+        if not self.reason and all(point.n_ctx <= _LARGEST_MEASURED for point in points):
+            try:
+                return self._prober.measure(points)
+            except ProbeError as error:
+                self.reason = error.message
+        return super().measure(points)
+
+    def close(self) -> None:
+        """End the dry run."""
+        self._prober.close()
+
+
 def compute_bytes(
     profile: ModelProfile,
     layout: CacheLayout,
@@ -108,14 +135,6 @@ def compute_bytes(
     The engine reserves it for its worst case, a full physical batch at the end of a full context. Its largest stage
     (logits, attention, feed-forward network, experts or recurrent state) decides; beside that lie the inputs, the
     masks, and what the allocator can't reuse in time, about six rows of the model's width a token.
-
-    Args:
-        profile: The model.
-        layout: From `cache_layout`.
-        n_ctx: Context in tokens.
-        n_ubatch: Physical batch in tokens.
-        swa_full: Whether layers with a sliding window keep the whole context.
-        flash_attn: Whether attention is computed without the matrix of all scores.
     """
     h = Hyperparameters(profile)
     cached = h.architecture not in NO_CACHE

@@ -40,31 +40,17 @@ class GateError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be installed.
-
-    Attributes:
-        how: `auto`, or one of the two kinds only.
-        name: One entry of the catalogue.
-        accelerator: What is to compute.
-        force: Replace whatever is there.
-    """
+    """What is to be installed: by kind, or one entry of the catalogue."""
 
     how: How = "auto"
     name: str | None = None
     accelerator: Accelerator = "cpu"
-    force: bool = False
+    force: bool = False  # replace whatever is there
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What came of it.
-
-    Attributes:
-        engine: What is installed now.
-        verdict: What the gate found.
-        status: `installed`, or `present` if it was there already.
-        seconds: How long it took.
-    """
+    """What is installed now, what the gate found, and how long it took."""
 
     engine: InstalledEngine
     verdict: Verdict
@@ -80,14 +66,7 @@ def install(
     host: Host | None = None,
     model: SelfTestModel = lambda: None,
 ) -> Installation:
-    """Install an engine; what can't be used leaves the environment as it was.
-
-    Args:
-        wanted: Which.
-        caller: Where the store is; told about bytes, and what was chosen and why.
-        catalog: By default the one that comes with this distribution.
-        host: By default this machine.
-        model: Brings the model of the self-test.
+    """Install an engine; what can't be used leaves the environment as it was. `model` brings that of the self-test.
 
     Raises:
         EngineError: Another engine is in the way, or the environment can't be written.
@@ -97,10 +76,9 @@ def install(
     began = time.monotonic()
     with Store(caller.settings.store_dir).alone(f"engine-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"):
         installer = _Installer(wanted, caller, catalog or load_catalog(), host or Host.here(), model)
-        status: Literal["installed", "present"] = "present"
         verdict = installer.usable()
+        status: Literal["installed", "present"] = "present" if verdict is not None else "installed"
         if verdict is None:
-            status = "installed"
             check_environment(caller.settings.environ)
             self_test = installer.compile() if wanted.how == "compile" else installer.prebuilt()
             verdict = replace(installer.examine_installed(), self_test=self_test)
@@ -133,42 +111,33 @@ class _Installer:
 
     def usable(self) -> Verdict | None:
         """What the gate says of the engine that is there; None if one is to be installed."""
-        engine, wanted = self.installed(), self._wanted
-        if engine is None or wanted.force:
+        engine = self.installed()
+        if engine is None or self._wanted.force:
             return None
-        ours = engine.kind == "prebuilt"
-        if not self._is_wanted(engine):
-            if ours:
-                return None
-            raise EngineError(
-                f"an engine is installed that `engine install` has not made: {engine.source} ({engine.kind})",
-                hint="--force replaces it",
-            )
-        verdict = self.examine_installed()
-        if not verdict.problems:
+        verdict = self.examine_installed() if self._is_wanted(engine) else None
+        if verdict is not None and not verdict.problems:
             return verdict
-        if ours:
+        if engine.kind != "prebuilt":
+            what = f"an engine is installed that `engine install` has not made: {engine.source} ({engine.kind})"
+            if verdict is not None:
+                what = f"the installed engine can't be used: {engine.source}: {verdict.problems[0]}"
+            raise EngineError(what, hint="--force replaces it")
+        if verdict is not None:
             self._caller.note(f"the installed engine can't be used and is replaced: {verdict.problems[0]}")
-            return None
-        raise EngineError(
-            f"the installed engine can't be used: {engine.source}: {verdict.problems[0]}", hint="--force replaces it"
-        )
+        return None
 
     def _is_wanted(self, engine: InstalledEngine) -> bool:
         wanted = self._wanted
         if engine.kind != "prebuilt":
-            return wanted.name is None and (
-                wanted.how == "auto" or (wanted.how, engine.kind) == ("compile", "compiled")
-            )
+            kinds = {"auto": ("compiled", "foreign"), "compile": ("compiled",), "prebuilt": ()}
+            return wanted.name is None and engine.kind in kinds[wanted.how]
         name = engine.about.get("name")
         known = next((entry for entry in self._catalog.engines if entry.name == name), None)
-        return (
-            known is not None
-            and wanted.how != "compile"
-            and wanted.name in (None, name)
-            and known.target.accelerator == (wanted.accelerator if wanted.name is None else known.target.accelerator)
-            and (known.sha256, self._catalog.binding.version) == (engine.about.get("sha256"), engine.version)
-        )
+        if known is None or wanted.how == "compile":
+            return False
+        chosen = wanted.name == name if wanted.name else known.target.accelerator == wanted.accelerator
+        same = (known.sha256, self._catalog.binding.version) == (engine.about.get("sha256"), engine.version)
+        return chosen and same
 
     def prebuilt(self) -> str:
         """Install the first library that passes the gate, and say how its self-test ended."""

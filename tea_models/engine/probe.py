@@ -1,9 +1,7 @@
 """Memory measured: llama.cpp's own dry run, in a subprocess, from a header alone.
 
 The engine opens the model with `no_alloc`, which reads the header and no weights, and then makes contexts whose
-buffers it only counts. For a model that is not on this machine, a sparse file of the right size with only the header
-in it does. So a plan is exact before one byte of weights was downloaded. Answers are kept under the header's hash and
-the engine's build.
+buffers it only counts. For a model that is not on this machine, a sparse file with only the header in it does.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import json
 import shutil
 import tempfile
 import weakref
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,29 +24,25 @@ from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.profile.model_files import ModelFiles
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0
-_FORMAT = 1
+#: Python with the engine loaded, where no process tells.
+ENGINE = 80 * 1024 * 1024
+#: What the runtime's own libraries take beside Python, the engine and the tokenizer.
+LIBRARIES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """The installed llama.cpp, as it reports itself.
-
-    Attributes:
-        version: Version of llama-cpp-python.
-        system: Features of the processor that the build uses.
-        gpu_offload: The build can use a GPU.
-        gpus: Devices beside the processor.
-    """
+    """The installed llama.cpp, as it reports itself: of llama-cpp-python the version."""
 
     version: str
-    system: str
+    system: str  # features of the processor that the build uses
     gpu_offload: bool
     gpus: tuple[Gpu, ...]
 
@@ -79,48 +72,40 @@ def engine_build() -> str | None:
     return digest.hexdigest()[:16]
 
 
-def engine_info(
-    environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None, timeout: float = TIMEOUT
-) -> EngineInfo:
+def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None) -> EngineInfo:
     """Ask the engine, in a subprocess, what it is and which devices it can use.
 
-    Args:
-        environ: The environment of the subprocess; by default that of this process.
-        cache_dir: Where the answer is kept, or None to keep none. A build that can use a GPU is asked each time: the
-            free memory of a GPU changes.
-        timeout: Seconds.
+    The answer is kept; but a build that can use a GPU is asked each time: the free memory of a GPU changes.
 
     Raises:
         EngineError: It is not installed, or can't be started.
     """
-    build = engine_build()
-    file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
-    if file is not None:
-        known = read_kept(file)
-        try:
-            if known["engine"]["gpu_offload"] is False:
-                return _engine([known])
-        except (KeyError, TypeError):
-            pass  # none, or damaged: ask again
+    file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
+    try:
+        known = _engine(read_kept(file)) if file is not None else None
+    except (KeyError, TypeError):
+        known = None  # none, or damaged: ask again
+    if known is not None and not known.gpu_offload:
+        return known
     process = _start(environ)
     try:
-        documents = process.ask({"points": []}, timeout)
+        document = next(iter(process.ask({"points": []}, TIMEOUT)), {})
     finally:
         process.close()
+    try:
+        info = _engine(document)
+    except (KeyError, TypeError):
+        raise ProbeError("llama.cpp did not answer") from None
     if file is not None:
-        keep(file, next((document for document in documents if "engine" in document), {}))
-    return _engine(documents)
+        keep(file, document)
+    return info
 
 
 class Prober:
-    """Measures one model; keeps the answers.
+    """Measures one model: its (first) file, or its open headers, from which sparse files are written.
 
-    Args:
-        header_sha256: SHA-256 of the model's header, under which answers are kept.
-        model: Its (first) file; or its open headers, from which sparse files are written.
-        cache_dir: Where answers are kept, or None to keep none. An unwritable folder is no error.
-        environ: The environment of the subprocess; by default that of this process.
-        timeout: Seconds that a dry run may take.
+    Answers are kept in `cache_dir` under the header's hash and the engine's build; a folder that can't be written is no
+    error.
     """
 
     def __init__(
@@ -130,11 +115,9 @@ class Prober:
         *,
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
-        timeout: float = TIMEOUT,
     ) -> None:
         self._model = model
         self._environ = environ
-        self._timeout = timeout
         build = engine_build()
         if build is None:
             raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
@@ -142,15 +125,11 @@ class Prober:
         self._known: dict[str, dict[str, Any]] = self._read_cache()
         self._process: ProbeProcess | None = None
         self._path: Path | None = None
-        self._opened = ExitStack()
-        weakref.finalize(self, self._opened.close)
+        self._remove: weakref.finalize[..., Any] | None = None
         self.runs = 0
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
-        """Measure combinations of settings, all unknown ones in one question to the engine.
-
-        Returns:
-            For each point, what it takes, or why the engine refuses it.
+        """What each combination of settings takes, or why it is refused; all unknown ones in one question.
 
         Raises:
             ProbeError: The engine gave no answer.
@@ -165,14 +144,18 @@ class Prober:
         """End the dry run; it is started again if more is asked."""
         if self._process is not None:
             self._process.close()
-            self._process = None
-        self._opened.close()
-        self._path = None
+        if self._remove is not None:
+            self._remove()
+        self._process = self._path = self._remove = None
 
     def _measure(self, points: list[EngineSettings]) -> None:
         self.runs += 1
-        if self._path is None:
-            self._path = self._opened.enter_context(_model_file(self._model))
+        if isinstance(self._model, Path):
+            self._path = self._model
+        elif self._path is None:
+            folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._path = _write_headers(self._model, folder)
         request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
             documents = self._ask(request)
@@ -197,31 +180,27 @@ class Prober:
     def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         if self._process is None or self._process.ended:
             self._process = _start(self._environ)
-        return self._process.ask(request, self._timeout)
+        return self._process.ask(request, TIMEOUT)
 
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             return {}
-        document = read_kept(self._file)
-        current = isinstance(document, dict) and document.get("format") == _FORMAT
-        points = document.get("points") if current else None
-        return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
+        try:
+            points: dict[str, dict[str, Any]] = read_kept(self._file)["points"]
+            for document in points.values():
+                _result(document)
+        except (AttributeError, KeyError, TypeError):
+            return {}  # none, or damaged
+        return points
 
     def _write_cache(self) -> None:
         if self._file is not None:
-            keep(self._file, {"format": _FORMAT, "points": self._read_cache() | self._known})
+            keep(self._file, {"points": self._read_cache() | self._known})
 
 
 def _key(point: EngineSettings) -> str:
     """What memory depends on as a text, the same in every run."""
     return json.dumps(point.deciding_memory(), sort_keys=True)
-
-
-def _complete(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("load"), dict):
-        return False
-    numbers = ("n_ctx", "kv_cache", "compute", "output")
-    return "error" in value or all(isinstance(value.get(name), int) for name in numbers)
 
 
 def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
@@ -252,57 +231,30 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     )
 
 
-#: Python with the engine loaded, where no process tells.
-ENGINE = 80 * 1024 * 1024
-#: What the runtime's own libraries take beside Python, the engine and the tokenizer.
-LIBRARIES = 32 * 1024 * 1024
-
-
 def _is_processor(buffer: str) -> bool:
     return buffer == "CPU" or buffer.startswith("CPU_") or buffer.endswith("_Host")
 
 
-def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
-    document = next((document["engine"] for document in documents if "engine" in document), None)
-    if document is None:
-        raise ProbeError("llama.cpp did not answer")
+def _engine(answer: Any) -> EngineInfo:
+    document = answer["engine"]
     gpus = tuple(
-        Gpu(device["name"], device["description"], device["kind"], device["memory_total"], device["memory_free"])
+        Gpu(*(device[name] for name in ("name", "description", "kind", "memory_total", "memory_free")))
         for device in document["devices"]
         if device["kind"] in ("gpu", "igpu")
     )
-    return EngineInfo(
-        version=document["version"],
-        system=document["system"],
-        gpu_offload=document["gpu_offload"],
-        gpus=gpus,
-    )
+    return EngineInfo(document["version"], document["system"], document["gpu_offload"], gpus)
 
 
-@contextmanager
-def _model_file(model: Path | ModelFiles) -> Iterator[Path]:
-    """The file to open: the model itself, or a sparse one with only its header."""
-    if isinstance(model, Path):
-        yield model
-        return
-    folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
+def _write_headers(model: ModelFiles, folder: Path) -> Path:
+    """Sparse files with only the headers of a model; shards find each other by their names."""
     try:
         for file, header, source in zip(model.files, model.headers, model.sources, strict=True):
-            # Shards find each other by their names.
             with (folder / Path(file.name).name).open("wb") as sparse:
-                at = 0
-                while at < header.data_offset:
-                    part = source.read(at, min(1 << 20, header.data_offset - at))
-                    if not part:
-                        break
-                    sparse.write(part)
-                    at += len(part)
+                sparse.write(source.read(0, header.data_offset))
                 sparse.truncate(max(file.size, header.data_offset))
-        yield folder / Path(model.files[0].name).name
     except OSError as error:
         raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return folder / Path(model.files[0].name).name
 
 
 def _start(environ: Mapping[str, str] | None) -> ProbeProcess:

@@ -6,11 +6,12 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tea_models.disk.hashing import sha256_file
+from tea_models.engine.wheel import LOADER
 from tea_models.store import Store
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 
 
 class WheelCache:
-    """The folder `engines` of the store: a folder a wheel, and in it the wheel and its hash.
-
-    Args:
-        caller: Where the store is; told if a wheel can't be kept.
-    """
+    """The folder `engines` of the store: a folder a wheel."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -33,27 +30,24 @@ class WheelCache:
 
     def place(self, engine: Prebuilt, binding: Archive) -> Path:
         """The folder of a wheel; another one where anything that goes into it is another."""
-        loader = Path(__file__).with_name("prebuilt_loader.py").read_bytes()
-        digest = hashlib.sha256(f"{binding.sha256} {engine.model_dump_json()}".encode() + loader)
+        digest = hashlib.sha256(f"{binding.sha256} {engine.model_dump_json()}".encode() + LOADER.read_bytes())
         return self.folder / f"{engine.name}-{digest.hexdigest()[:16]}"
 
     def find(self, engine: Prebuilt, binding: Archive) -> Path | None:
         """The wheel of a library; None if it is not here, or damaged."""
         wheel = next(iter(self.place(engine, binding).glob("*.whl")), None)
         try:
-            whole = wheel is not None and wheel.with_suffix(".sha256").read_text("ascii").strip() == sha256_file(wheel)
-        except (OSError, ValueError):
+            with zipfile.ZipFile(wheel or "") as archive:
+                return wheel if archive.testzip() is None else None
+        except (OSError, zipfile.BadZipFile, zlib.error):
             return None
-        return wheel if whole else None
 
     def keep(self, wheel: Path, engine: Prebuilt, binding: Archive) -> Path:
         """Move a wheel here, whole or not at all, and say where it lies now."""
         place = self.place(engine, binding)
-        wheel.with_suffix(".sha256").write_text(f"{sha256_file(wheel)}\n", encoding="ascii")
         try:
             draft = Path(tempfile.mkdtemp(prefix="making-", dir=self.folder))
-            for path in (wheel.with_suffix(".sha256"), wheel):
-                shutil.copyfile(path, draft / path.name)
+            shutil.copyfile(wheel, draft / wheel.name)
             shutil.rmtree(place, ignore_errors=True)
             draft.rename(place)
         except OSError as error:

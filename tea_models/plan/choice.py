@@ -26,7 +26,6 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
     from tea_models.plan.types import Speed
     from tea_models.profile.facts import ModelProfile
@@ -231,7 +230,7 @@ class _VariantPlanner:
         store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
-    def _fit(self, profile: ModelProfile, measurer: Measurer, fit: Fit) -> Fit:
+    def _fit(self, profile: ModelProfile, measurer: Estimator, fit: Fit) -> Fit:
         """Plan a profile; where nothing fits, say what the smallest useful context needs."""
         try:
             plan = plan_profile(profile, self.machine, self.user, measurer, name=fit.name)

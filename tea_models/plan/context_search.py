@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tea_models.engine.engine_settings import EngineSettings
+    from tea_models.engine.estimator import Estimator
     from tea_models.engine.formula import MemoryUse
-    from tea_models.engine.measurer import Measurer
 
 _STEP = 256  # the engine pads contexts to this
 
@@ -29,7 +29,7 @@ class ContextSearch:
         whole_batch: The batch has to hold the context, so both grow together.
     """
 
-    def __init__(self, measurer: Measurer, excess: Callable[[MemoryUse], int], *, whole_batch: bool) -> None:
+    def __init__(self, measurer: Estimator, excess: Callable[[MemoryUse], int], *, whole_batch: bool) -> None:
         self._measurer = measurer
         self._excess = excess
         self._whole_batch = whole_batch

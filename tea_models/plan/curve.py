@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tea_models.engine.probe import RefusedError
 
 if TYPE_CHECKING:
+    from tea_models.engine.estimator import Estimator
     from tea_models.engine.formula import MemoryUse
-    from tea_models.engine.measurer import Measurer
     from tea_models.plan.types import RunPlan
 
 
@@ -36,7 +36,7 @@ class Curve:
         }
 
 
-def memory_curve(plan: RunPlan, measurer: Measurer) -> Curve:
+def memory_curve(plan: RunPlan, measurer: Estimator) -> Curve:
     """Measure memory at contexts from 512 tokens to the trained or planned one."""
     most = max(plan.context_length or 0, plan.settings.n_ctx, 512)
     contexts = sorted({512, *(size for size in (1 << power for power in range(10, 31)) if size < most), most})

@@ -24,7 +24,7 @@ from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.engine.measurer import Measurer
+    from tea_models.engine.estimator import Estimator
     from tea_models.machine.detect import Machine
     from tea_models.plan.user_settings import UserSettings
     from tea_models.profile.facts import ModelProfile
@@ -50,7 +50,7 @@ class Planner:
     """
 
     def __init__(
-        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
+        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, *, name: str = ""
     ) -> None:
         self._given = plan_input(profile, machine, user, name)
         self._measurer = measurer

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.engine.estimator import Estimator
-from tea_models.engine.measurer import Measured, Measurer
+from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
@@ -45,7 +44,7 @@ class OpenedModel:
     """
 
     profile: ModelProfile
-    measurer: Measurer
+    measurer: Estimator
     path: Path | None
 
 
@@ -144,8 +143,7 @@ def plan_model(
     if plan.memory.method != "measured":  # the dry run that measures loads the model too
         from tea_models.engine.dry_load import DryLoader
 
-        with DryLoader(settings) as loader:
-            refusal = loader.refusal(path)
+        refusal = DryLoader(settings).refusal(path)
         if refusal is not None and refusal.crashed:
             raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
     return profile, plan
@@ -199,7 +197,7 @@ def _with_speed(plan: RunPlan, opened: OpenedModel, settings: Settings) -> RunPl
 
 
 def plan_profile(
-    profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
+    profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, *, name: str = ""
 ) -> RunPlan:
     """Plan a model that is known by its profile.
 
@@ -220,7 +218,7 @@ def plan_profile(
     return Planner(profile, machine, user, measurer, name=name).plan()
 
 
-def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Measurer:
+def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Estimator:
     """The engine's dry run if it is installed and wanted, otherwise the formulas."""
     if not measure:
         return Estimator(profile, "that was asked for")

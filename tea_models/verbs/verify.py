@@ -186,8 +186,8 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
     finally:
         caller.progress.finish()
-    with DryLoader(caller.settings) as loader:
-        return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
+    loader = DryLoader(caller.settings)
+    return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
 
 def _is_file(path: Path) -> bool:
@@ -259,8 +259,7 @@ def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
     try:
-        with DryLoader(caller.settings) as loader:
-            problems = _loading_problems(pulled.path, loader)
+        problems = _loading_problems(pulled.path, DryLoader(caller.settings))
     except (MalformedGGUFError, NotAvailableError) as error:
         problems = (error.message,)
     return VerifyResult(
