@@ -16,9 +16,8 @@ import yaml
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.probe import engine_version
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.plan.export import export_model
-from tea_models.plan.export_formats import TARGETS, ExportInput, export_plan
-from tea_models.plan.resolve import plan_profile
+from tea_models.plan.export import TARGETS, ExportInput, export_model, export_plan
+from tea_models.plan.planner import plan_profile
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
 from tests.architectures import CASES
@@ -42,7 +41,7 @@ SERVER_VARIABLES = {
 OLLAMA_PARAMETERS = {"num_ctx", "num_batch", "num_thread", "num_gpu", "use_mmap", "stop"}
 LOCALAI_KEYS = {
     "name", "backend", "parameters", "context_size", "threads", "gpu_layers", "flash_attention", "cache_type_k",
-    "cache_type_v", "mmap", "mmlock", "template", "stopwords", "embeddings",
+    "cache_type_v", "mmap", "template", "stopwords", "embeddings",
 }  # fmt: skip
 NASTY = '/models/it\'s "my" $HOME `x` ünï; rm -rf #1.gguf'
 

@@ -12,7 +12,7 @@ import pytest
 
 from tea_models.engine.estimator import Estimator
 from tea_models.machine.bandwidth import memory_bandwidth
-from tea_models.plan.resolve import plan_profile
+from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import bytes_per_token, record_speed, speed_of
 from tea_models.plan.types import RunPlan, Speed
 from tea_models.plan.user_settings import UserSettings

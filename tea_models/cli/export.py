@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from tea_models.cli.frame import answering, takes_locked
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.plan.export_formats import Export
+    from tea_models.plan.export import Export
 
 _TARGETS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "python", "env")
 
@@ -48,4 +49,4 @@ def command(
 
 
 def _document(result: Export, output: Path | None) -> dict[str, Any]:
-    return result.to_json() | ({"path": str(output)} if output else {})
+    return asdict(result) | ({"path": str(output)} if output else {})

@@ -86,7 +86,7 @@ def _value(decision: Decision) -> str:
 
 def explanation(plan: RunPlan, curve: Curve | None, out: Output) -> str:
     """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture."""
-    from tea_models.plan.plot import draw_text
+    from tea_models.plan.curve import draw_text
 
     width = min(out.width, 100)
     machine = plan.machine

@@ -10,45 +10,27 @@ from tea_models.engine.formula import KV_TYPES
 # What a context is opened with as it is.
 _OF_A_CONTEXT = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "swa_full", "n_seq_max")
 # What memory does not depend on.
-_WITHOUT_MEMORY = ("n_threads", "n_threads_batch", "use_mmap", "use_mlock")
+_WITHOUT_MEMORY = ("n_threads", "n_threads_batch", "use_mmap")
 # The engine's other arguments are no settings of a plan: how many sequences there are is the runtime's business.
 _NOT_PLANNED = ("n_seq_max", "embeddings")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """The settings, named as llama.cpp and llama-cpp-python name them.
+    """The settings, named as llama.cpp and llama-cpp-python name them."""
 
-    Attributes:
-        n_ctx: The largest context that may be used, in tokens.
-        n_batch: Logical batch in tokens.
-        n_ubatch: Physical batch in tokens.
-        n_threads: Threads for one token at a time.
-        n_threads_batch: Threads for prompts.
-        n_gpu_layers: Layers on a GPU; -1 means all.
-        flash_attn: Attention without the matrix of all scores; None lets the engine decide.
-        type_k: Type of the key cache (`f16`, `q8_0`, …).
-        type_v: Type of the value cache.
-        swa_full: Keep the whole context in layers with a sliding window.
-        use_mmap: Map the file into memory instead of reading it.
-        use_mlock: Forbid swapping of the weights.
-        n_seq_max: Sequences at once.
-        embeddings: The context is for embeddings.
-    """
-
-    n_ctx: int
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_threads: int = 1
-    n_threads_batch: int = 1
-    n_gpu_layers: int = 0
-    flash_attn: bool | None = None
-    type_k: str = "f16"
+    n_ctx: int  # the largest context that may be used, of all sequences together
+    n_batch: int = 512  # logical, in tokens
+    n_ubatch: int = 512  # physical
+    n_threads: int = 1  # for one token at a time
+    n_threads_batch: int = 1  # for prompts
+    n_gpu_layers: int = 0  # -1 means all
+    flash_attn: bool | None = None  # attention without the matrix of all scores; None lets the engine decide
+    type_k: str = "f16"  # of the key cache
     type_v: str = "f16"
-    swa_full: bool = False
+    swa_full: bool = False  # keep the whole context in layers with a sliding window
     use_mmap: bool = True
-    use_mlock: bool = False
-    n_seq_max: int = 1
+    n_seq_max: int = 1  # sequences at once
     embeddings: bool = False
 
     def deciding_memory(self) -> dict[str, Any]:

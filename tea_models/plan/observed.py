@@ -32,68 +32,42 @@ TOLERANCE = {"kv_cache": 0.0, "compute": 0.02, "peak": 0.10}
 
 @dataclass(frozen=True, slots=True)
 class ObservedLoad:
-    """One load of a model.
-
-    Attributes:
-        name: What the model is called.
-        when: Time, ISO 8601 in UTC.
-        engine: Version of llama-cpp-python.
-        n_ctx: Context that was opened; with `auto` it may be smaller than the plan's.
-        n_ubatch: Physical batch.
-        type_k: Type of the key cache.
-        type_v: Type of the value cache.
-        swa_full: Whether windowed layers keep the whole context.
-        n_gpu_layers: Layers on a GPU.
-        predicted: Bytes that the plan predicted for exactly these settings, by part.
-        actual: Bytes that the load took, by part: `kv_cache`, `compute`, `peak` (the process's peak), as far as known.
-    """
+    """One load of a model: its settings, and the bytes of each part that were predicted for them and that it took."""
 
     name: str
-    when: str
-    engine: str
-    n_ctx: int
+    when: str  # ISO 8601 in UTC
+    engine: str  # version of llama-cpp-python
+    n_ctx: int  # that was opened; with `auto` it may be smaller than the plan's
     n_ubatch: int
     type_k: str
     type_v: str
     swa_full: bool
     n_gpu_layers: int
     predicted: dict[str, int]
-    actual: dict[str, int]
+    actual: dict[str, int]  # `kv_cache`, `compute`, `peak` (of the process), as far as known
 
     def differences(self) -> dict[str, float]:
-        """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance.
-
-        The peak of a process counts only when it is above the prediction: buffers that were never touched take
-        nothing.
-        """
+        """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance."""
         found = {}
         for part, tolerance in TOLERANCE.items():
             predicted, actual = self.predicted.get(part), self.actual.get(part)
-            if not predicted or actual is None:
+            if not predicted or actual is None or abs(actual - predicted) < _ROUNDING:
                 continue
             difference = actual / predicted - 1
-            if abs(actual - predicted) < _ROUNDING or (part == "peak" and actual - predicted < _OTHER_WORK):
-                continue
-            if difference > tolerance or (part != "peak" and difference < -tolerance):
+            if part == "peak":
+                # It counts only when it is above the prediction: buffers that were never touched take nothing.
+                wrong = difference > tolerance and actual - predicted >= _OTHER_WORK
+            else:
+                wrong = abs(difference) > tolerance
+            if wrong:
                 found[part] = difference
         return found
 
 
 def record_load(
     store_dir: Path, plan: RunPlan, *, engine: str, actual: dict[str, int], n_ctx: int | None = None
-) -> ObservedLoad | None:
-    """Record what a load took; a store that can't be written is no error.
-
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan that the load followed.
-        engine: Version of llama-cpp-python.
-        actual: Bytes by part: `kv_cache`, `compute`, `peak`.
-        n_ctx: Context that was opened; by default the plan's.
-
-    Returns:
-        The record, or None where it can't be kept.
-    """
+) -> bool:
+    """Record what a load took, with the context that was opened; False where it can't be kept."""
     settings, use = plan.settings, plan.memory.use
     predicted = {"peak": use.total}
     if n_ctx in (None, settings.n_ctx) and use.method == "measured":
@@ -108,7 +82,7 @@ def record_load(
     )
     path = _path(store_dir, plan.header_sha256)
     loads = [asdict(item) for item in (*_read(path), load)][-_KEPT:]
-    return load if keep(path, {"format": _FORMAT, "loads": loads}) else None
+    return keep(path, {"format": _FORMAT, "loads": loads})
 
 
 def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
@@ -127,11 +101,7 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 def all_observed(store_dir: Path) -> list[ObservedLoad]:
     """The last load of each model, newest first."""
-    folder = store_dir / ".tea" / "observed"
-    try:
-        files = sorted(folder.glob("*.json"))
-    except OSError:
-        return []
+    files = sorted((store_dir / ".tea" / "observed").glob("*.json"))
     last = [loads[-1] for loads in map(_read, files) if loads]
     return sorted(last, key=lambda load: load.when, reverse=True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.formula import MIB, MemoryUse
+from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token
 from tea_models.errors import MemoryDoesNotFitError
 from tea_models.plan.context_search import ContextSearch
 from tea_models.plan.notes import notes_for
@@ -16,7 +16,6 @@ from tea_models.plan.plan_input import (
     SMALL_BATCH,
     SMALLER_TYPES,
     SMALLEST_CONTEXT,
-    Decisions,
     plan_input,
 )
 from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads
@@ -35,59 +34,57 @@ _STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class _Candidate:
     """Settings that might be taken, and what was given up for them: setting → the price."""
 
     point: EngineSettings
     prices: dict[str, str] = field(default_factory=dict)
 
 
-class Planner:
-    """Makes one plan.
+def plan_profile(
+    profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, *, name: str = ""
+) -> RunPlan:
+    """Plan a model that is known by its profile; the measurer answers what settings take.
 
     Raises:
+        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
+        RefusedError: The engine refuses it.
         UsageError: The file is no model that runs by itself.
     """
+    return _Planner(profile, machine, user, measurer, name).plan()
 
+
+class _Planner:
     def __init__(
-        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, *, name: str = ""
+        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, name: str
     ) -> None:
         self._given = plan_input(profile, machine, user, name)
         self._measurer = measurer
-        self._decisions = Decisions()
         whole = self._given.encoder and user.n_ubatch is None
-        self._search = ContextSearch(measurer, self._given.budget.excess, whole_batch=whole)
+        self._search = ContextSearch(measurer, self._given.budget, whole_batch=whole)
 
     def plan(self) -> RunPlan:
-        """Decide everything.
-
-        Raises:
-            MemoryDoesNotFitError: What was asked for does not fit.
-            RefusedError: The engine refuses it.
-        """
-        given, decisions, search = self._given, self._decisions, self._search
+        given, search, budget = self._given, self._search, self._given.budget
         point = self._start()
         point = replace(point, n_gpu_layers=self._gpu_layers(point))
         point, use = self._context(point)
-        explain_batches(given, decisions, search, point)
-        explain_cache(given, decisions, search, point, use)
-        threads = explain_threads(given, decisions)
-        use_mmap = explain_mmap(decisions, use)
+        explain_batches(given, search, point)
+        explain_cache(given, search, point, use)
+        threads = explain_threads(given)
         settings = replace(
             point,
             n_threads=threads,
             n_threads_batch=threads,
             flash_attn=use.flash_attn is not False,
-            use_mmap=use_mmap,
+            use_mmap=explain_mmap(given, use),
         )
-        order = list(settings.to_json())
         return RunPlan(
             name=given.name,
             purpose=given.purpose,
             context_length=given.profile.context_length.value,
             settings=settings,
-            memory=MemoryPlan(use, given.budget.host, given.budget.reason, given.budget.devices),
-            decisions=tuple(sorted(decisions.made, key=lambda decision: order.index(decision.setting))),
+            memory=MemoryPlan(budget.budget, budget.budget_reason, budget.device_budgets, use),
+            decisions=tuple(given.decisions[setting] for setting in settings.to_json()),
             notes=notes_for(given.profile, settings, use, self._measurer.reason, given.layout),
             machine=given.machine,
             header_sha256=given.profile.header_sha256,
@@ -122,27 +119,24 @@ class Planner:
         return batch, min(next(fitting, BATCHES[-1]), batch)
 
     def _gpu_layers(self, point: EngineSettings) -> int:
-        given, decisions = self._given, self._decisions
-        asked, gpus = given.user.n_gpu_layers, given.machine.gpus
-        if asked is not None:
-            reason = "asked for"
-            if asked and not gpus:
-                reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
-            decisions.decide("n_gpu_layers", asked, given.user.source, reason)
-            return asked
-        if not gpus:
-            decisions.decide("n_gpu_layers", 0, "hardware", "the installed llama.cpp reports no GPU")
-            return 0
-        at = replace(point, n_ctx=min(given.trained, GPU_CONTEXT))
-        layers, reason, rejected = self._search.gpu_layers(at, len(given.profile.weights.blocks))
-        decisions.decide("n_gpu_layers", layers, "hardware", reason, *rejected)
+        given = self._given
+        layers, gpus = given.user.n_gpu_layers, given.machine.gpus
+        source, reason = given.user.source, "asked for"
+        rejected: list[Rejected] = []
+        if layers is None:
+            source, layers, reason = "hardware", 0, "the installed llama.cpp reports no GPU"
+            if gpus:
+                at = replace(point, n_ctx=min(given.trained, GPU_CONTEXT))
+                layers, reason, rejected = self._search.gpu_layers(at, len(given.profile.weights.blocks))
+        elif layers and not gpus:
+            reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
+        given.decide("n_gpu_layers", layers, source, reason, *rejected)
         return layers
 
     def _context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        asked_context = self._given.user.n_ctx
+        given, search, asked_context = self._given, self._search, self._given.user.n_ctx
         if asked_context == "auto":
             return self._auto_context(point)
-        given, search = self._given, self._search
         n_ctx = given.trained if asked_context == "max" else int(asked_context)
         asked = search.at(point, n_ctx)
         search.require(asked)
@@ -150,7 +144,10 @@ class Planner:
             use = search.fitting(candidate.point)
             if use is not None:
                 reason = "the whole trained context was asked for" if asked_context == "max" else "asked for"
-                self._decisions.decide("n_ctx", n_ctx, given.user.source, reason + self._beyond(n_ctx))
+                trained = given.profile.context_length.value
+                if trained and n_ctx > trained:
+                    reason += f"; beyond the {trained:,} tokens that the model was trained with, so expect poor answers"
+                given.decide("n_ctx", n_ctx, given.user.source, reason)
                 self._give_way(candidate, asked)
                 return candidate.point, use
         raise self._does_not_fit(asked)
@@ -159,7 +156,7 @@ class Planner:
         given, search = self._given, self._search
         least = min(given.trained, SMALLEST_CONTEXT)
         search.require(search.at(point, least))
-        best: tuple[Candidate, MemoryUse] | None = None
+        best: tuple[_Candidate, MemoryUse] | None = None
         for candidate in self._cheaper(point):
             if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
                 break  # what costs precision or speed is for where nothing else reaches the least context
@@ -167,7 +164,7 @@ class Planner:
             if found is None:
                 continue
             if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:
-                best = Candidate(found[0], candidate.prices), found[1]
+                best = _Candidate(found[0], candidate.prices), found[1]
             if found[0].n_ctx == given.trained:
                 break
         if best is None:
@@ -178,56 +175,48 @@ class Planner:
         return chosen.point, use
 
     def _explain_context(self, chosen: EngineSettings, use: MemoryUse) -> None:
-        given, decisions = self._given, self._decisions
-        fact = given.profile.context_length
-        budget = human_bytes(given.budget.host)
-        if chosen.n_ctx == given.trained:
+        given, fact = self._given, self._given.profile.context_length
+        budget = human_bytes(given.budget.budget)
+        rejected = []
+        if chosen.n_ctx < given.trained:
+            full = self._search.use(self._search.at(chosen, given.trained))
+            need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
+            rejected = [Rejected(given.trained, need)]
+            source = "hardware"
+            each = human_bytes(kv_bytes_per_token(given.layout, chosen.type_k, chosen.type_v))
+            reason = f"the largest that fits into {budget}; each token of context costs {each}"
+        elif fact.value is None:
+            source = "default"
+            reason = f"the file does not say what it was trained with; {given.trained:,} is assumed"
+        else:
             source = "registry" if fact.source.startswith("registry") else "gguf"
             reason = f"the whole trained context fits: {human_bytes(use.total)} of {budget}"
-            if fact.value is None:
-                source, reason = (
-                    "default",
-                    f"the file does not say what it was trained with; {given.trained:,} is assumed",
-                )
-            decisions.decide("n_ctx", chosen.n_ctx, source, reason)
-            return
-        full = self._search.use(self._search.at(chosen, given.trained))
-        need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
-        reason = (
-            f"the largest that fits into {budget}; each token of context costs {human_bytes(given.token_bytes(chosen))}"
-        )
-        decisions.decide("n_ctx", chosen.n_ctx, "hardware", reason, Rejected(given.trained, need))
+        given.decide("n_ctx", chosen.n_ctx, source, reason, *rejected)
 
-    def _give_way(self, chosen: Candidate, wanted: EngineSettings) -> None:
+    def _give_way(self, chosen: _Candidate, wanted: EngineSettings) -> None:
         """Say which other settings were given up for the context."""
         for setting, price in chosen.prices.items():
             value, before = getattr(chosen.point, setting), getattr(wanted, setting)
             if value != before:
-                self._decisions.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
+                self._given.decide(setting, value, "hardware", price, Rejected(before, "the context would not fit"))
 
-    def _cheaper(self, point: EngineSettings) -> list[Candidate]:
+    def _cheaper(self, point: EngineSettings) -> list[_Candidate]:
         """The point, then the same with what costs least to give up: a smaller batch, then a smaller type of cache."""
         given = self._given
-        candidates = [Candidate(point)]
+        candidates = [_Candidate(point)]
         prices: dict[str, str] = {}
         if given.batch_is_free:
             for size, price in ((FAST_BATCH, "about as fast on a processor"), (SMALL_BATCH, "prompts get slower")):
                 if size < point.n_ubatch:
                     prices = {"n_ubatch": f"leaves more room for the context; {price}"}
-                    candidates.append(Candidate(replace(point, n_ubatch=size), prices))
+                    candidates.append(_Candidate(replace(point, n_ubatch=size), prices))
         if given.cache_type_is_free:
             batch = candidates[-1].point.n_ubatch
             for kv_type in SMALLER_TYPES:
                 smaller = replace(point, type_k=kv_type, type_v=kv_type, n_ubatch=batch)
                 price = f"makes the context fit, at some loss of precision; {point.type_k} would not"
-                candidates.append(Candidate(smaller, prices | {"type_k": price, "type_v": price}))
+                candidates.append(_Candidate(smaller, prices | {"type_k": price, "type_v": price}))
         return candidates
-
-    def _beyond(self, n_ctx: int) -> str:
-        trained = self._given.profile.context_length.value
-        if trained and n_ctx > trained:
-            return f"; beyond the {trained:,} tokens that the model was trained with, so expect poor answers there"
-        return ""
 
     def _does_not_fit(self, point: EngineSettings) -> MemoryDoesNotFitError:
         given, search = self._given, self._search
@@ -245,7 +234,7 @@ class Planner:
         )
         message = (
             f"{given.name} with a context of {point.n_ctx:,} tokens needs {human_bytes(use.total)} ({parts}), "
-            f"but {human_bytes(given.budget.host)} may be used: {given.budget.reason}"
+            f"but {human_bytes(given.budget.budget)} may be used: {given.budget.budget_reason}"
         )
         hint = "no context of it fits: take a smaller quantisation or a smaller model"
         return MemoryDoesNotFitError(message, hint=f"would fit: {', or '.join(nearest.values())}" if nearest else hint)

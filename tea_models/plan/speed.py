@@ -6,7 +6,6 @@ The runtime records rates with `record_speed`; `plan` and `list --fit` show them
 from __future__ import annotations
 
 import statistics
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.kept_json import keep, read_rows
@@ -34,29 +33,23 @@ _CONTEXT = 512
 
 def record_speed(
     store_dir: Path, plan: RunPlan, *, prompt_tokens: int, prompt_seconds: float, tokens: int, seconds: float
-) -> None:
-    """Record how fast one request was; too short ones are left out, and a store that can't be written is no error.
+) -> bool:
+    """Record how fast a request was: of its prompt the computed tokens, and the answer after it.
 
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan that the model was loaded by.
-        prompt_tokens: Tokens of the prompt that were computed.
-        prompt_seconds: How long that took.
-        tokens: Tokens of the answer.
-        seconds: How long these took, after the prompt.
+    Too short ones are left out (False), and a store that can't be written is no error.
     """
     sample = {
         "header_sha256": plan.header_sha256,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "n_threads": plan.settings.n_threads,
         "n_gpu_layers": plan.settings.n_gpu_layers,
         "prompt_tokens_per_s": _rate(prompt_tokens, prompt_seconds, _LEAST_PROMPT),
         "tokens_per_s": _rate(tokens, seconds, _LEAST_TOKENS),
     }
     if sample["prompt_tokens_per_s"] is None and sample["tokens_per_s"] is None:
-        return
+        return False
     path = _samples_file(store_dir)
     keep(path, [*read_rows(path), sample][-_KEPT:])
+    return True
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:

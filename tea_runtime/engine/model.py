@@ -197,8 +197,7 @@ def open_model(
     real = spec.path.resolve()
     stat = real.stat()
     chosen = spec.plan.settings
-    how = (chosen.n_gpu_layers, chosen.use_mmap, chosen.use_mlock)
-    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, *how)
+    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, chosen.n_gpu_layers, chosen.use_mmap)
     thread = engine()
 
     def load(request: Request[Model]) -> Model:

@@ -25,7 +25,7 @@ class Weights:
 
     Args:
         path: The file, or the first of its shards.
-        settings: How to load it: layers on the GPU, mapped or read, locked in memory.
+        settings: How to load it: layers on the GPU, mapped or read.
         cancelled: Asked again and again while it loads; True ends it.
         free: Runs the function that frees the weights: at once by default. It can be called by the garbage collector.
 
@@ -50,12 +50,7 @@ class Weights:
         engine = llama()
         params = engine.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
-        params.load_mode = {
-            (True, False): engine.LLAMA_LOAD_MODE_MMAP,
-            (True, True): engine.LLAMA_LOAD_MODE_MMAP_MLOCK,
-            (False, False): engine.LLAMA_LOAD_MODE_NONE,
-            (False, True): engine.LLAMA_LOAD_MODE_MLOCK,
-        }[settings.use_mmap, settings.use_mlock]
+        params.load_mode = engine.LLAMA_LOAD_MODE_MMAP if settings.use_mmap else engine.LLAMA_LOAD_MODE_NONE
         go_on = engine.llama_progress_callback(lambda _progress, _data: not (cancelled is not None and cancelled()))
         params.progress_callback = go_on
         with log.capture() as lines:
