@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tea_models.engine.formula import KV_TYPES
+from tea_models.gguf.types import GGML_TYPES
+
+#: The types that a KV cache can have.
+KV_TYPES = {
+    name: next(kind for kind in GGML_TYPES.values() if kind.name.lower() == name)
+    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+}
 
 # What a context is opened with as it is.
 _OF_A_CONTEXT = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "swa_full", "n_seq_max")

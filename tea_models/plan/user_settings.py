@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tea_models.engine.formula import KV_TYPES
+from tea_models.engine.engine_settings import KV_TYPES
 from tea_models.errors import UsageError
 from tea_models.sizes import parse_bytes
 
