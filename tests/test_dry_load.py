@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,9 @@ def test_a_file_that_loads_is_asked_about_once_until_it_changes(
     started: list[object] = []
 
     class Counted(ProbeProcess):
-        def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        def _start(self) -> Any:
             started.append(self)
-            super().__init__(environ)
+            return super()._start()
 
     monkeypatch.setattr(tea_models.engine.dry_load, "ProbeProcess", Counted)
     path = tmp_path / "a.gguf"

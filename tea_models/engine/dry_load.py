@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
@@ -40,10 +40,8 @@ class DryLoader:
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.store_dir / ".tea" / "probe"
-        self._environ = settings.environ or None
         self._build = engine_build()
-        self._process: ProbeProcess | None = None
-        self._answered = False  # an engine that does not even start says nothing about a file
+        self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
         """Why llama.cpp does not load a file; None if it does, or if there is no engine to ask.
@@ -69,25 +67,19 @@ class DryLoader:
         remembered = self._folder / f"loads-{digest.hexdigest()[:32]}-{self._build}.json"
         if remembered.is_file():
             return None
+        request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
         try:
-            loaded = self._load(path)
+            documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:
-            crashed = bool(error.documents) or self._answered
-            return Refusal(_SOURCE.sub("", error.message), crashed=True) if crashed else None
+            # An engine that does not even start says nothing about a file.
+            told = error.documents or self._process.answered
+            return Refusal(_SOURCE.sub("", error.message), crashed=True) if told else None
         except ProbeError:
             return None  # too slow, or it can't be started
+        loaded = next((document for document in documents if "load" in document), {})
         if "error" in loaded:
             reason = loaded["error"].removeprefix("error loading model: ")
             return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False)
         if loaded:
             keep(remembered, {"loads": True})
         return None
-
-    def _load(self, path: Path) -> dict[str, Any]:
-        if self._process is None or self._process.ended:
-            self._process = ProbeProcess(self._environ)
-            self._answered = False
-        request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
-        documents = self._process.ask(request, TIMEOUT)
-        self._answered = True
-        return next((document for document in documents if "load" in document), {})

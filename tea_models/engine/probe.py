@@ -87,11 +87,8 @@ def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | N
         known = None  # none, or damaged: ask again
     if known is not None and not known.gpu_offload:
         return known
-    process = _start(environ)
-    try:
-        document = next(iter(process.ask({"points": []}, TIMEOUT)), {})
-    finally:
-        process.close()
+    _require_engine()
+    document = next(iter(ProbeProcess(environ).ask({"points": []}, TIMEOUT)), {})
     try:
         info = _engine(document)
     except (KeyError, TypeError):
@@ -99,6 +96,11 @@ def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | N
     if file is not None:
         keep(file, document)
     return info
+
+
+def _require_engine() -> None:
+    if engine_version() is None:
+        raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
 
 
 class Prober:
@@ -116,17 +118,13 @@ class Prober:
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
+        _require_engine()
         self._model = model
-        self._environ = environ
-        build = engine_build()
-        if build is None:
-            raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-        self._file = cache_dir / f"{header_sha256[:32]}-{build}.json" if cache_dir else None
+        self._file = cache_dir / f"{header_sha256[:32]}-{engine_build()}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
-        self._process: ProbeProcess | None = None
+        self._process = ProbeProcess(environ)
         self._path: Path | None = None
         self._remove: weakref.finalize[..., Any] | None = None
-        self.runs = 0
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
         """What each combination of settings takes, or why it is refused; all unknown ones in one question.
@@ -142,14 +140,12 @@ class Prober:
 
     def close(self) -> None:
         """End the dry run; it is started again if more is asked."""
-        if self._process is not None:
-            self._process.close()
+        self._process.close()
         if self._remove is not None:
             self._remove()
-        self._process = self._path = self._remove = None
+        self._path = self._remove = None
 
     def _measure(self, points: list[EngineSettings]) -> None:
-        self.runs += 1
         if isinstance(self._model, Path):
             self._path = self._model
         elif self._path is None:
@@ -158,12 +154,12 @@ class Prober:
             self._path = _write_headers(self._model, folder)
         request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
-            documents = self._ask(request)
+            documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:
             # Reading the exact sizes is the one thing that another build of the engine may not survive.
             documents = error.documents
             if not any("point" in document for document in documents):
-                documents = self._ask(request | {"exact": False})
+                documents = self._process.ask(request | {"exact": False}, TIMEOUT)
         loads: dict[int, dict[str, Any]] = {}
         for document in documents:
             if "load" in document:
@@ -176,11 +172,6 @@ class Prober:
         missing = [point for point in points if _key(point) not in self._known]
         if missing:
             raise ProbeError(f"the dry run of llama.cpp ended before it had measured n_ctx {missing[0].n_ctx:,}")
-
-    def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        if self._process is None or self._process.ended:
-            self._process = _start(self._environ)
-        return self._process.ask(request, TIMEOUT)
 
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
@@ -255,9 +246,3 @@ def _write_headers(model: ModelFiles, folder: Path) -> Path:
     except OSError as error:
         raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
     return folder / Path(model.files[0].name).name
-
-
-def _start(environ: Mapping[str, str] | None) -> ProbeProcess:
-    if engine_version() is None:
-        raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-    return ProbeProcess(environ)
