@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
+from tea_models.plan.speed import record_speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
@@ -93,6 +94,7 @@ class LocalLlmBackend(LlmBackend):
     ) -> None:
         llama()
         settings = settings or default_settings()
+        self._store_dir, self._speed_recorded = settings.store_dir, False
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         user = UserSettings.of(
@@ -401,7 +403,9 @@ class LocalLlmBackend(LlmBackend):
                 calls = [call.to_openai() for call in found]
                 reason = "tool_calls"
         self._check_form(generation, content, calls)
-        usage = generation.usage()
+        usage, timings = generation.usage(), generation.timings()
+        if not self._speed_recorded:  # the first answer tells it: those beside others are slower
+            self._speed_recorded = record_speed(self._store_dir, self.plan, timings)
         return LlmCallResult(
             content=content,
             model=self.model_path.name,
@@ -412,7 +416,7 @@ class LocalLlmBackend(LlmBackend):
             tool_calls=calls,
             logprobs=None if generation.logprobs is None else {"content": generation.logprobs},
             plan=self.plan,
-            timings=generation.timings(),
+            timings=timings,
         )
 
     def _check_form(self, generation: Generation, content: str, calls: list[dict[str, Any]] | None) -> None:

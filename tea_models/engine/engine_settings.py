@@ -13,11 +13,8 @@ KV_TYPES = {
     for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 }
 
-# What a context is opened with as it is.
-_OF_A_CONTEXT = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "swa_full", "n_seq_max")
-# What memory does not depend on.
-_WITHOUT_MEMORY = ("n_threads", "n_threads_batch", "use_mmap")
-# The engine's other arguments are no settings of a plan: how many sequences there are is the runtime's business.
+# What is an argument of the model, and what the plan of a context does not name.
+_OF_THE_MODEL = ("n_gpu_layers", "use_mmap")
 _NOT_PLANNED = ("n_seq_max", "embeddings")
 
 
@@ -39,17 +36,16 @@ class EngineSettings:
     n_seq_max: int = 1  # sequences at once
     embeddings: bool = False
 
-    def deciding_memory(self) -> dict[str, Any]:
-        """The settings that memory depends on, by name, as llama.cpp takes them."""
-        return {
-            name: value for name, value in (asdict(self) | self.type_numbers()).items() if name not in _WITHOUT_MEMORY
-        }
-
     def context_parameters(self) -> dict[str, Any]:
-        """The fields of `llama_context_params` that the settings decide."""
-        flash_attn = -1 if self.flash_attn is None else int(self.flash_attn)
-        given = {name: getattr(self, name) for name in _OF_A_CONTEXT}
-        return given | self.type_numbers() | {"flash_attn_type": flash_attn}
+        """The settings as the fields of `llama_context_params`."""
+        given = {name: value for name, value in asdict(self).items() if name not in _OF_THE_MODEL}
+        flash_attn = given.pop("flash_attn")
+        return given | self.type_numbers() | {"flash_attn_type": -1 if flash_attn is None else int(flash_attn)}
+
+    def deciding_memory(self) -> dict[str, Any]:
+        """What memory depends on: all but the threads, with the layers on a GPU."""
+        parameters = self.context_parameters() | {"n_gpu_layers": self.n_gpu_layers}
+        return {name: value for name, value in parameters.items() if not name.startswith("n_threads")}
 
     def to_json(self) -> dict[str, Any]:
         """The settings of a plan, by name."""

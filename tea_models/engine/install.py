@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from tea_models.engine.environment import check_environment, compiler, install_d
 from tea_models.engine.gate import Verdict, examine
 from tea_models.engine.installed import InstalledEngine, installed_engine
 from tea_models.engine.wheel import describe, lay_out, write_wheel
-from tea_models.engine.wheel_cache import WheelCache, unpack
+from tea_models.engine.wheel_cache import WheelCache
 from tea_models.errors import EngineError, IntegrityError, NotAvailableError, OfflineError, TeaModelsError
 from tea_models.registry.engines import Host, load_catalog
 from tea_models.store import Store
@@ -152,10 +153,11 @@ class _Installer:
                     self._caller.note(f"{engine.name}: {error.message}")
                     continue
                 self._caller.note(f"taken: {engine.name}, llama.cpp {engine.llama_cpp} from {engine.reference}")
-                self._install_wheel(wheel)
+                only_binary = f"--only-binary={self._catalog.binding.package}"
+                self._pip_install(sha256_file(wheel), "--no-index", f"--find-links={wheel.parent}", only_binary)
                 return verdict.self_test
-        wanted = self._wanted
-        if wanted.how == "auto" and wanted.name is None and not self._caller.settings.offline and self._compiler():
+        wanted, settings = self._wanted, self._caller.settings
+        if wanted.how == "auto" and wanted.name is None and not settings.offline and compiler(settings.environ):
             self._caller.note("no prebuilt engine fits, so one is compiled")
             return self.compile()
         raise self._nothing_fits(refused)
@@ -181,7 +183,8 @@ class _Installer:
         binding, tree = self._catalog.binding, folder / "tree"
         wheel = self._cache.find(engine, binding)
         if wheel is not None:
-            unpack(wheel, tree)
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(tree)
         else:
             check_space(folder, engine.size + binding.size + _WORKING_SPACE, "the engine")
             # The model of the self-test comes at the same time.
@@ -199,32 +202,25 @@ class _Installer:
             wheel = self._cache.keep(write_wheel(tree, folder, binding, engine), engine, binding)
         return wheel, verdict
 
-    def _install_wheel(self, wheel: Path) -> None:
-        install_dependencies(self._caller)
-        binding = self._catalog.binding
-        options = ["--no-index", f"--find-links={wheel.parent}", f"--only-binary={binding.package}"]
-        requirement = f"{binding.package}=={binding.version} --hash=sha256:{sha256_file(wheel)}"
-        pip_install([requirement], [*options, "--no-deps", "--force-reinstall"], self._caller)
-
     def compile(self) -> str:
         """Build llama-cpp-python as its own build does, and say how the self-test ended."""
         binding = self._catalog.binding
         if self._caller.settings.offline:
             raise OfflineError("an engine is compiled from a source distribution, and nothing may be fetched")
-        if self._host.system != "windows" and self._compiler() is None:
+        if self._host.system != "windows" and not compiler(self._caller.settings.environ):
             raise NotAvailableError(
                 "there is no C++ compiler to build llama.cpp with",
                 hint="Debian: apt-get install g++; macOS: xcode-select --install",
             )
         self._caller.note(f"compiling {binding.package} {binding.version}: about five minutes on two cores")
-        install_dependencies(self._caller)
-        requirement = f"{binding.package}=={binding.version} --hash=sha256:{binding.sha256}"
-        options = [f"--no-binary={binding.package}", "--no-deps", "--force-reinstall"]
-        pip_install([requirement], options, self._caller)
+        self._pip_install(binding.sha256, f"--no-binary={binding.package}")
         return self.examine_installed(self._model()).self_test
 
-    def _compiler(self) -> str | None:
-        return compiler(self._caller.settings.environ)
+    def _pip_install(self, sha256: str, *options: str) -> None:
+        install_dependencies(self._caller)
+        binding = self._catalog.binding
+        requirement = f"{binding.package}=={binding.version} --hash=sha256:{sha256}"
+        pip_install([requirement], [*options, "--no-deps", "--force-reinstall"], self._caller)
 
     def _nothing_fits(self, refused: list[tuple[Prebuilt, TeaModelsError]]) -> TeaModelsError:
         hint = "with a C++ compiler (Debian: apt-get install g++): tea-models engine install --compile"

@@ -198,7 +198,7 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     if "error" in document:
         return RefusedError(f"llama.cpp refuses these settings: {document['error']}")
     load = document["load"]
-    buffers = document.get("buffers") or []
+    buffers = document["buffers"]
     weights = sum(row["model"] for row in buffers) or load["size"]
     devices = {
         row["buffer"]: (row["model"], row["context"], row["compute"])

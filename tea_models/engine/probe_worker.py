@@ -76,8 +76,8 @@ class _Map(ctypes.Structure):
                 ("leftmost", ctypes.c_uint64), ("rightmost", ctypes.c_uint64), ("count", ctypes.c_uint64))  # fmt: skip
 
 
-def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
-    """Bytes by buffer type, exact; None where this build has no such function or answers what can't be.
+def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]]:
+    """Bytes by buffer type, exact; none where this build has no such function or answers what can't be.
 
     The log rounds to 0.01 MiB and says nothing about repacked weights, and there is no C function for it, so the C++
     one is called. The caller checks the sums against the log.
@@ -88,25 +88,21 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
         name_of = library["ggml_backend_buft_name"]
         is_host = library["ggml_backend_buft_is_host"]
     except AttributeError:
-        return None
+        return []
     function.restype, function.argtypes = _Map, [ctypes.c_void_p]
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     is_host.restype, is_host.argtypes = ctypes.c_bool, [ctypes.c_void_p]
     tree = function(context)
-    if not 0 < tree.count < 64:
-        return None
     rows: list[dict[str, Any]] = []
-    waiting = [tree.root]
-    while waiting:
-        node = (ctypes.c_uint64 * 8).from_address(waiting.pop())
-        name = name_of(node[4]).decode("ascii")
-        rows.append(
-            {"buffer": name, "host": is_host(node[4]), "model": node[5], "context": node[6], "compute": node[7]}
-        )
-        waiting.extend(child for child in (node[2], node[3]) if child)
-        if len(rows) > tree.count:
-            return None
-    return rows if len(rows) == tree.count else None
+    waiting = [tree.root] if 0 < tree.count < 64 else []
+    while waiting and len(rows) < tree.count:
+        _, _, left, right, buffer, model, of_context, compute = (ctypes.c_uint64 * 8).from_address(waiting.pop())
+        name = name_of(buffer).decode("ascii")
+        rows.append({
+            "buffer": name, "host": is_host(buffer), "model": model, "context": of_context, "compute": compute,
+        })  # fmt: skip
+        waiting.extend(child for child in (left, right) if child)
+    return rows if len(rows) == tree.count and not waiting else []
 
 
 def devices(library: Any) -> list[dict[str, Any]]:
@@ -139,42 +135,28 @@ def _resident() -> int:
         return 0
 
 
-def _context_parameters(engine: Any, point: dict[str, Any]) -> Any:
-    parameters = engine.llama_context_default_params()
-    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "swa_full", "embeddings", "offload_kqv",
-                 "type_k", "type_v", "pooling_type", "n_threads", "n_threads_batch", "kv_unified"):  # fmt: skip
-        if point.get(name) is not None:
-            setattr(parameters, name, point[name])
-    wanted = point.get("flash_attn")
-    parameters.flash_attn_type = -1 if wanted is None else int(wanted)
-    return parameters
-
-
 def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact: bool) -> dict[str, Any]:
     log.clear()
-    context = engine.llama_init_from_model(model, _context_parameters(engine, point))
+    parameters = engine.llama_context_default_params()
+    for name in point.keys() - {"n_gpu_layers"}:
+        setattr(parameters, name, point[name])
+    context = engine.llama_init_from_model(model, parameters)
     if not context:
         return {"error": log.errors[-1] if log.errors else "the engine refused these settings"}
     try:
         caches = log.caches()
-        logged_compute = log.size("compute")
-        logged_cache = sum(caches)
-        rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else None
+        sizes = {"kv_cache": sum(caches), "compute": log.size("compute")}
+        rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else []
+        exactly = {"kv_cache": sum(row["context"] for row in rows), "compute": sum(row["compute"] for row in rows)}
         # Each logged number is off by at most half of 0.01 MiB.
-        slack = (len(caches) + 4) * MIB // 100
-        if rows and (
-            abs(sum(row["compute"] for row in rows) - logged_compute) > slack
-            or abs(sum(row["context"] for row in rows) - logged_cache) > slack
-        ):
-            rows = None
-        return {
+        if any(abs(exactly[part] - sizes[part]) > (len(caches) + 4) * MIB // 100 for part in sizes):
+            rows = []
+        flash_attn = point.get("flash_attn_type", -1)
+        return (exactly if rows else sizes) | {
             "n_ctx": engine.llama_n_ctx(context),
-            "kv_cache": sum(row["context"] for row in rows) if rows else logged_cache,
-            "compute": sum(row["compute"] for row in rows) if rows else logged_compute,
             "output": log.size("output"),
-            "exact": rows is not None,
             "buffers": rows,
-            "flash_attn": log.flash_attention() if point.get("flash_attn") is None else bool(point["flash_attn"]),
+            "flash_attn": log.flash_attention() if flash_attn < 0 else bool(flash_attn),
         }
     finally:
         engine.llama_free(context)

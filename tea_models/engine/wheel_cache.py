@@ -65,9 +65,3 @@ class WheelCache:
             parent = None
         with tempfile.TemporaryDirectory(prefix="making-", dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
-
-
-def unpack(wheel: Path, tree: Path) -> None:
-    """Unpack a whole wheel."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tree)

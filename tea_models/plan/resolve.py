@@ -117,6 +117,7 @@ def plan_model(
         if check is not None:
             check(profile)
         plan = plan_profile(profile, machine_now(settings), user, opened.measurer, name=opened.name)
+        plan = replace(plan, observed=read_observed(settings.store_dir, plan))
     if plan.memory.method != "measured":  # the dry run that measures loads the model too
         from tea_models.engine.dry_load import DryLoader
 

@@ -1,7 +1,4 @@
-"""How fast a model runs here: measured where it has run, else estimated from the memory that each token reads.
-
-The runtime records rates with `record_speed`; `plan` and `list --fit` show them.
-"""
+"""How fast a model runs here: measured where it has run, else estimated from the memory that each token reads."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from tea_models.plan.types import RunPlan
     from tea_models.profile.facts import ModelProfile
 
+_SPEEDS, _BANDWIDTHS = ".tea/speeds.json", ".tea/bandwidth.json"
 _KEPT = 200
 _SAMPLES = 5
 # Shorter runs tell more about starting than about running.
@@ -31,36 +29,29 @@ _LAYER_SECONDS = 55e-6
 _CONTEXT = 512
 
 
-def record_speed(
-    store_dir: Path, plan: RunPlan, *, prompt_tokens: int, prompt_seconds: float, tokens: int, seconds: float
-) -> bool:
-    """Record how fast a request was: of its prompt the computed tokens, and the answer after it.
+def record_speed(store_dir: Path, plan: RunPlan, timings: dict[str, float]) -> bool:
+    """Record how fast an answer was (`prompt_n`, `prompt_ms`, `predicted_n`, `predicted_ms`), unless it was too short.
 
-    Too short ones are left out (False), and a store that can't be written is no error.
+    A store that can't be written is no error.
     """
     sample = {
         "header_sha256": plan.header_sha256,
         "n_threads": plan.settings.n_threads,
         "n_gpu_layers": plan.settings.n_gpu_layers,
-        "prompt_tokens_per_s": _rate(prompt_tokens, prompt_seconds, _LEAST_PROMPT),
-        "tokens_per_s": _rate(tokens, seconds, _LEAST_TOKENS),
+        "prompt_tokens_per_s": _rate(timings, "prompt", _LEAST_PROMPT),
+        "tokens_per_s": _rate(timings, "predicted", _LEAST_TOKENS),
     }
     if sample["prompt_tokens_per_s"] is None and sample["tokens_per_s"] is None:
         return False
-    path = _samples_file(store_dir)
-    keep(path, [*read_rows(path), sample][-_KEPT:])
-    return True
+    path = store_dir / _SPEEDS
+    return keep(path, [*read_rows(path), sample][-_KEPT:])
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:
     """How fast a model runs with some settings here; None if nothing is known."""
-    same = {name: getattr(settings, name) for name in ("n_threads", "n_gpu_layers")}
-    same["header_sha256"] = profile.header_sha256
-    samples = [
-        sample
-        for sample in read_rows(_samples_file(store_dir))
-        if all(sample.get(name) == value for name, value in same.items())
-    ]
+    same: dict[str, Any] = {"header_sha256": profile.header_sha256}
+    same |= {"n_threads": settings.n_threads, "n_gpu_layers": settings.n_gpu_layers}
+    samples = [sample for sample in read_rows(store_dir / _SPEEDS) if same.items() <= sample.items()]
     if samples:
         return Speed(_median(samples, "prompt_tokens_per_s"), _median(samples, "tokens_per_s"), "measured")
     if settings.n_gpu_layers or settings.embeddings:
@@ -85,7 +76,7 @@ def bytes_per_token(profile: ModelProfile) -> int:
 
 def _bandwidth(machine: Machine, threads: int, store_dir: Path) -> float | None:
     """The machine's memory bandwidth, measured once for each number of threads and kept."""
-    path = store_dir / ".tea" / "bandwidth.json"
+    path = store_dir / _BANDWIDTHS
     rows = read_rows(path)
     for row in rows:
         if (row.get("cpu"), row.get("threads")) == (machine.cpu, threads) and isinstance(row.get("bytes_per_s"), float):
@@ -96,14 +87,11 @@ def _bandwidth(machine: Machine, threads: int, store_dir: Path) -> float | None:
     return found
 
 
-def _rate(tokens: int, seconds: float, least: int) -> float | None:
-    return round(tokens / seconds, 1) if tokens >= least and seconds > 0 else None
+def _rate(timings: dict[str, float], part: str, least: int) -> float | None:
+    count, milliseconds = timings[f"{part}_n"], timings[f"{part}_ms"]
+    return round(count * 1000 / milliseconds, 1) if count >= least and milliseconds > 0 else None
 
 
 def _median(samples: list[dict[str, Any]], name: str) -> float | None:
     rates = [rate for sample in samples if isinstance(rate := sample.get(name), float)]
     return statistics.median(rates[-_SAMPLES:]) if rates else None
-
-
-def _samples_file(store_dir: Path) -> Path:
-    return store_dir / ".tea" / "speeds.json"
