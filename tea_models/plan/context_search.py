@@ -46,10 +46,8 @@ class ContextSearch:
 
     def use(self, point: EngineSettings) -> MemoryUse | None:
         """What settings take; None where the engine refuses them."""
-        try:
-            return self.require(point)
-        except RefusedError:
-            return None
+        (answer,) = self._measurer.measure([point])
+        return None if isinstance(answer, RefusedError) else answer
 
     def fitting(self, point: EngineSettings) -> MemoryUse | None:
         """What settings take; None where that does not fit, or the engine refuses them."""
