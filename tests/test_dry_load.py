@@ -1,4 +1,4 @@
-"""What the static checks do not know and llama.cpp refuses is found by asking it, and a good answer is kept."""
+"""What the static checks do not know and llama.cpp refuses is found by asking it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-import tea_models.engine.dry_load
 from tea_models.caller import Caller
 from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.probe import engine_version
-from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
 from tea_models.gguf import BytesSource, check_loadable, read_header
 from tea_models.plan.resolve import plan_model
@@ -99,28 +97,6 @@ def test_a_crash_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_
         assert "/" not in refusal.reason
 
 
-def test_a_file_that_loads_is_asked_about_once_until_it_changes(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[object] = []
-
-    class Counted(ProbeProcess):
-        def _start(self) -> Any:
-            started.append(self)
-            return super()._start()
-
-    monkeypatch.setattr(tea_models.engine.dry_load, "ProbeProcess", Counted)
-    path = tmp_path / "a.gguf"
-    path.write_bytes(build_gguf())
-    for starts in (1, 1):
-        assert verify([str(path)], Caller(settings))[0].loadable
-        assert len(started) == starts
-    path.write_bytes(REFUSED["an unknown tokenizer"][0]())
-    for starts in (2, 3):  # a refusal is not kept: another engine may be all it needs
-        assert not verify([str(path)], Caller(settings))[0].loadable
-        assert len(started) == starts
-
-
 def test_nothing_is_asked_about_files_that_are_no_models(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "adapter.gguf"
     path.write_bytes(build_gguf({"general.type": "adapter", "general.architecture": "llama"}, [Tensor("a", (32,))]))
@@ -138,13 +114,6 @@ def test_an_engine_that_does_not_start_says_nothing_about_a_file(tmp_path: Path)
     path.write_bytes(REFUSED["an unknown tokenizer"][0]())
     environ = {"HOME": str(tmp_path), "TEA_MODELS_DIR": str(tmp_path / "store"), "PYTHONHOME": str(tmp_path)}
     assert DryLoader(Settings.resolve(environ, cwd=tmp_path)).refusal(path) is None
-
-
-def test_a_store_that_can_not_be_written_to_is_no_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    path.write_bytes(build_gguf())
-    settings = Settings.resolve({"HOME": str(tmp_path), "TEA_MODELS_DIR": "/dev/null/store"}, cwd=tmp_path)
-    assert DryLoader(settings).refusal(path) is None
 
 
 def test_the_runtime_does_not_load_what_another_process_crashed_on(tmp_path: Path, settings: Settings) -> None:

@@ -46,19 +46,16 @@ def command(app: App, model: str, *, explain: bool, compare: bool, estimate: boo
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
     from tea_models.cli.plan_view import explanation, overview
-    from tea_models.plan.curve import curve_json, memory_curve
     from tea_models.plan.resolve import open_for_plan, plan_opened
 
     try:
         with open_for_plan(model, app.settings, measure=not estimate) as opened:
             plan = plan_opened(opened, app.settings, user, measure=not estimate)
-            curve = memory_curve(plan, opened.measurer) if explain else None
     except (OfflineError, SourceUnavailableError) as error:
         by_size = f"without its header, only its size can be judged: tea-models plan {model} --compare"
         error.hint = f"{error.hint}; {by_size}" if error.hint else by_size
         raise
-    document = plan.to_json() | {"curve": curve_json(curve)} if curve is not None else plan.to_json()
-    app.out.answer(document, lambda: explanation(plan, curve, app.out) if explain else overview(plan, app.out, model))
+    app.out.answer(plan.to_json(), lambda: explanation(plan, app.out) if explain else overview(plan, app.out, model))
 
 
 def user_settings(

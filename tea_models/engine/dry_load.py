@@ -1,22 +1,18 @@
 """Whether the installed llama.cpp loads a file: asked of it, without its weights, in a process that may crash.
 
 `check_loadable` names what is known to kill the loader; this finds all else that it refuses, from an unknown
-tokenizer to a tensor that is missing. A file that loads is remembered by its header and the engine's build.
+tokenizer to a tensor that is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.probe import TIMEOUT, engine_build
+from tea_models.engine.probe import TIMEOUT, engine_version
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.files import shard_names
-from tea_models.gguf import FileSource, read_header
-from tea_models.gguf.loadable import is_loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +32,9 @@ _SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 class DryLoader:
-    """Loads files without their weights, all in one process; good answers are kept in the store."""
+    """Loads files without their weights, all in one process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = settings.store_dir / ".tea" / "probe"
-        self._build = engine_build()
         self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
@@ -48,24 +42,8 @@ class DryLoader:
 
         It is one that `check_loadable` has no objection to. Of a model in several files it is the first; with a part
         missing nothing is asked, because the engine would blame this one.
-
-        Raises:
-            MalformedGGUFError: The file is not GGUF.
-            NotAvailableError: It can't be read.
         """
-        parts = [path.with_name(name) for name in shard_names(path.name)]
-        if self._build is None or not all(part.is_file() for part in parts):
-            return None
-        with FileSource(path) as source:
-            header = read_header(source)
-            if not is_loaded(header):
-                return None
-            digest = hashlib.sha256(source.read(0, header.data_offset))
-        for part in parts:
-            status = part.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns if len(parts) > 1 else 0}".encode())
-        remembered = self._folder / f"loads-{digest.hexdigest()[:32]}-{self._build}.json"
-        if remembered.is_file():
+        if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None
         request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
         try:
@@ -80,6 +58,4 @@ class DryLoader:
         if "error" in loaded:
             reason = loaded["error"].removeprefix("error loading model: ")
             return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False)
-        if loaded:
-            keep(remembered, {"loads": True})
         return None

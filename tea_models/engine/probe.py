@@ -81,18 +81,14 @@ def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | N
         EngineError: It is not installed, or can't be started.
     """
     file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
-    try:
-        known = _engine(read_kept(file)) if file is not None else None
-    except (KeyError, TypeError):
-        known = None  # none, or damaged: ask again
+    known = _engine(read_kept(file)) if file is not None else None
     if known is not None and not known.gpu_offload:
         return known
     _require_engine()
     document = next(iter(ProbeProcess(environ).ask({"points": []}, TIMEOUT)), {})
-    try:
-        info = _engine(document)
-    except (KeyError, TypeError):
-        raise ProbeError("llama.cpp did not answer") from None
+    info = _engine(document)
+    if info is None:
+        raise ProbeError("llama.cpp did not answer")
     if file is not None:
         keep(file, document)
     return info
@@ -114,7 +110,6 @@ class Prober:
         self,
         header_sha256: str,
         model: Path | ModelFiles,
-        *,
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
@@ -226,14 +221,18 @@ def _is_processor(buffer: str) -> bool:
     return buffer == "CPU" or buffer.startswith("CPU_") or buffer.endswith("_Host")
 
 
-def _engine(answer: Any) -> EngineInfo:
-    document = answer["engine"]
-    gpus = tuple(
-        Gpu(*(device[name] for name in ("name", "description", "kind", "memory_total", "memory_free")))
-        for device in document["devices"]
-        if device["kind"] in ("gpu", "igpu")
-    )
-    return EngineInfo(document["version"], document["system"], document["gpu_offload"], gpus)
+def _engine(answer: Any) -> EngineInfo | None:
+    """What the engine says of itself; None where it is damaged, or was never kept."""
+    try:
+        document = answer["engine"]
+        gpus = tuple(
+            Gpu(*(device[name] for name in ("name", "description", "kind", "memory_total", "memory_free")))
+            for device in document["devices"]
+            if device["kind"] in ("gpu", "igpu")
+        )
+        return EngineInfo(document["version"], document["system"], document["gpu_offload"], gpus)
+    except (KeyError, TypeError):
+        return None
 
 
 def _write_headers(model: ModelFiles, folder: Path) -> Path:

@@ -1,21 +1,20 @@
-"""What a user should know beside the settings: estimates, positions beyond the training, windows that are not used."""
+"""What a user should know beside the settings: estimates, long RoPE factors, windows that are not used."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tea_models.engine.estimator import ESTIMATE_ERROR
-from tea_models.engine.formula import NO_CACHE, Hyperparameters
-from tea_models.sizes import human_bytes
+from tea_models.engine.formula import Hyperparameters
 
 if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.engine.formula import CacheLayout, MemoryUse
+    from tea_models.engine.formula import CacheLayout
     from tea_models.profile.facts import ModelProfile
 
 
 def notes_for(
-    profile: ModelProfile, settings: EngineSettings, use: MemoryUse, estimated_because: str, layout: CacheLayout
+    profile: ModelProfile, settings: EngineSettings, estimated_because: str, layout: CacheLayout
 ) -> tuple[str, ...]:
     """Notes on a plan, a sentence each, most important first."""
     notes = []
@@ -28,36 +27,16 @@ def notes_for(
             notes.append(
                 f"the KV cache of {profile.architecture.value} is not one that the formulas know: take it as a guess"
             )
-    if profile.architecture.value in NO_CACHE and profile.kind.value in ("embedding", "reranker"):
-        notes.append("an encoder makes vectors; it can't write text")
-    notes += _rope(profile, settings)
     h = Hyperparameters(profile)
-    window = h.number("attention.sliding_window")
-    if window and not layout.windowed:
-        notes.append(
-            f"llama.cpp does not use the sliding window of {window:,} tokens that the file names for this architecture"
-        )
-    if use.repacked and settings.use_mmap:
-        notes.append(
-            f"{human_bytes(use.repacked)} of the weights are rearranged for this processor, beside the mapped file"
-        )
-    return tuple(notes)
-
-
-def _rope(profile: ModelProfile, settings: EngineSettings) -> list[str]:
-    h = Hyperparameters(profile)
-    notes = []
-    trained = profile.context_length.value
     original = h.number("rope.scaling.original_context_length")
     if original and settings.n_ctx > original and profile.architecture.value in ("phi3", "phimoe", "minicpm3"):
         notes.append(
             f"with a context above {original:,} tokens llama.cpp uses the long RoPE factors for every position, "
             f"short prompts too; at {original:,} or less it uses the short ones"
         )
-    elif original and settings.n_ctx > original:
+    window = h.number("attention.sliding_window")
+    if window and not layout.windowed:
         notes.append(
-            f"the context reaches beyond the original {original:,} tokens by RoPE scaling, which the file sets"
+            f"llama.cpp does not use the sliding window of {window:,} tokens that the file names for this architecture"
         )
-    if trained and settings.n_ctx > trained:
-        notes.append(f"beyond {trained:,} tokens positions are ones that the model has never seen")
-    return notes
+    return tuple(notes)

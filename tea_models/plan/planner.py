@@ -85,7 +85,7 @@ class _Planner:
             settings=settings,
             memory=MemoryPlan(budget.budget, budget.budget_reason, budget.device_budgets, use),
             decisions=tuple(given.decisions[setting] for setting in settings.to_json()),
-            notes=notes_for(given.profile, settings, use, self._measurer.reason, given.layout),
+            notes=notes_for(given.profile, settings, self._measurer.reason, given.layout),
             machine=given.machine,
             header_sha256=given.profile.header_sha256,
         )

@@ -23,20 +23,12 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One setting.
+    """One setting, and who decided: `user`, `project`, `registry`, `gguf`, `hardware` or `default`, in this order."""
 
-    Attributes:
-        setting: Its name, as llama.cpp and llama-cpp-python call it.
-        value: What was decided.
-        source: Who decided: `user`, `project`, `registry`, `gguf`, `hardware` or `default`, most important first.
-        reason: Why, in a sentence with the numbers.
-        rejected: What else was possible.
-    """
-
-    setting: str
+    setting: str  # as llama.cpp and llama-cpp-python call it
     value: Setting
     source: str
-    reason: str
+    reason: str  # in a sentence with the numbers
     rejected: tuple[Rejected, ...] = ()
 
 

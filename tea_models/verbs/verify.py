@@ -13,6 +13,7 @@ from tea_models.engine.dry_load import DryLoader
 from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
+from tea_models.gguf.loadable import is_loaded
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
@@ -233,7 +234,7 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
         first = shard_names(path.name)[0]
         # The later shards of a model carry tensors only; what the loader asks of the metadata is in the first.
         problems = check_loadable(header) if path.name == first else header.problems
-    if problems or path.name != first:
+    if problems or path.name != first or not is_loaded(header):
         return tuple(problems)
     refusal = loader.refusal(path)
     return (refusal.reason,) if refusal else ()
