@@ -86,7 +86,7 @@ def time_model(path: Path, unit: float) -> None:
             plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model, measure=True))
         for name, seconds in rows:
             print(f"  {name:<36} {seconds * 1000:8.0f} ms  {seconds / unit:6.1f} x bare python")
-        print(f"  n_ctx {plan.settings.n_ctx:,}, {plan.memory.total / 2**20:,.0f} MiB ({plan.memory.method})")
+        print(f"  n_ctx {plan.settings.n_ctx:,}, {plan.memory.total / 2**20:,.0f} MiB ({plan.memory.use.method})")
         compare(path, profile)
 
 

@@ -367,7 +367,7 @@ def test_a_file_is_planned_from_its_path(tmp_path: Path) -> None:
     path.write_bytes(build_gguf())
     found = resolve_plan(path, settings=settings_for(tmp_path), measure=False)
     assert found.name == "tiny.gguf"
-    assert found.memory.method == "estimated"
+    assert found.memory.use.method == "estimated"
     assert any("estimated" in note for note in found.notes)
 
 
@@ -470,7 +470,7 @@ def test_a_file_that_llama_cpp_would_not_load_is_never_shown_to_it(tmp_path: Pat
 def test_a_real_model_is_measured_within_one_second_run(real_model: Path, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     found = resolve_plan(real_model, settings=settings)
-    assert found.memory.method == "measured"
+    assert found.memory.use.method == "measured"
     assert found.notes == ()
     again = resolve_plan(real_model, settings=settings)
     assert again.settings == found.settings

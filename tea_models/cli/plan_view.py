@@ -146,7 +146,9 @@ def _story(plan: RunPlan, width: int) -> list[str]:
         context = f"{settings.n_ctx:,} of the {trained:,} tokens it was trained with"
     else:
         context = f"a context of {settings.n_ctx:,} tokens"
-    how = "llama.cpp measured this in a dry run" if memory.method == "measured" else "this is an estimate by formula"
+    how = (
+        "llama.cpp measured this in a dry run" if memory.use.method == "measured" else "this is an estimate by formula"
+    )
     where = "on the processor"
     if settings.n_gpu_layers:
         where = "on the GPU" if settings.n_gpu_layers < 0 else f"with {settings.n_gpu_layers} layers on the GPU"

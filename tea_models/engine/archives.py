@@ -53,14 +53,7 @@ class Archives:
         self._tasks: dict[str, Future[Path]] = {}
 
     def get(self, *archives: Archive) -> list[Path]:
-        """Bring several archives at once, checked; the caller's progress sees one task.
-
-        Raises:
-            OfflineError: Nothing may be fetched.
-            SourceUnavailableError: A package manager is missing, or failed.
-            IntegrityError: An archive is not the one in the catalogue.
-            DiskFullError: No space.
-        """
+        """Bring several archives at once, checked (else an IntegrityError); the caller's progress sees one task."""
         new = [archive for archive in archives if archive.filename not in self._tasks]
         if self._caller.settings.offline and new:
             names = ", ".join(archive.filename for archive in new)

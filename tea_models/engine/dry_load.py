@@ -38,10 +38,9 @@ class DryLoader:
         self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
-        """Why llama.cpp does not load a file; None if it does, or if there is no engine to ask.
+        """Why llama.cpp does not load a file that `check_loadable` has no objection to (of several, the first).
 
-        It is one that `check_loadable` has no objection to. Of a model in several files it is the first; with a part
-        missing nothing is asked, because the engine would blame this one.
+        None if it loads, if there is no engine to ask, or if a part is missing: the engine would blame this one.
         """
         if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None

@@ -144,10 +144,7 @@ def pad(number: int, multiple: int) -> int:
 
 
 def cache_layout(profile: ModelProfile) -> CacheLayout:
-    """What each layer of a model keeps.
-
-    Rules: `llama_model::create_memory`, `llama_hparams`, and `load_arch_hparams` of each architecture in llama.cpp.
-    """
+    """What each layer of a model keeps (llama.cpp's `create_memory`, `llama_hparams` and each `load_arch_hparams`)."""
     h = Hyperparameters(profile)
     heads = h.each("attention.head_count")
     kv_heads = h.each("attention.head_count_kv") if h.has("attention.head_count_kv") else list(heads)

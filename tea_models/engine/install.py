@@ -18,8 +18,7 @@ from tea_models.engine.archives import Archives
 from tea_models.engine.environment import check_environment, compiler, install_dependencies, pip_install
 from tea_models.engine.gate import Verdict, examine
 from tea_models.engine.installed import InstalledEngine, installed_engine
-from tea_models.engine.wheel import describe, lay_out, write_wheel
-from tea_models.engine.wheel_cache import WheelCache
+from tea_models.engine.wheel import WheelCache, describe, lay_out, write_wheel
 from tea_models.errors import EngineError, IntegrityError, NotAvailableError, OfflineError, TeaModelsError
 from tea_models.registry.engines import Host, load_catalog
 from tea_models.store import Store
@@ -67,13 +66,7 @@ def install(
     host: Host | None = None,
     model: SelfTestModel = lambda: None,
 ) -> Installation:
-    """Install an engine; what can't be used leaves the environment as it was. `model` brings that of the self-test.
-
-    Raises:
-        EngineError: Another engine is in the way, or the environment can't be written.
-        NotAvailableError: Nothing fits, or nothing can be fetched.
-        IntegrityError: An archive is not the one in the catalogue.
-    """
+    """Install an engine; what can't be used leaves the environment as it was. `model` brings that of the self-test."""
     began = time.monotonic()
     with Store(caller.settings.store_dir).alone(f"engine-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"):
         installer = _Installer(wanted, caller, catalog or load_catalog(), host or Host.here(), model)

@@ -73,12 +73,9 @@ def engine_build() -> str | None:
 
 
 def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None) -> EngineInfo:
-    """Ask the engine, in a subprocess, what it is and which devices it can use.
+    """Ask the engine, in a subprocess, what it is and which devices it can use; an EngineError if it can't tell.
 
     The answer is kept; but a build that can use a GPU is asked each time: the free memory of a GPU changes.
-
-    Raises:
-        EngineError: It is not installed, or can't be started.
     """
     file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
     known = _engine(read_kept(file)) if file is not None else None
@@ -122,11 +119,7 @@ class Prober:
         self._remove: weakref.finalize[..., Any] | None = None
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
-        """What each combination of settings takes, or why it is refused; all unknown ones in one question.
-
-        Raises:
-            ProbeError: The engine gave no answer.
-        """
+        """What each combination of settings takes, or why it is refused; a ProbeError if the engine gives no answer."""
         unknown = [point for point in dict.fromkeys(points) if _key(point) not in self._known]
         if unknown:
             self._measure(unknown)

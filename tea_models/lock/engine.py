@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.engine.install import Wanted, install
 from tea_models.engine.installed import installed_engine
-from tea_models.engine.wheel_cache import WheelCache
+from tea_models.engine.wheel import WheelCache
 from tea_models.errors import LockError, MissingFileError, OfflineError
 from tea_models.registry.engines import Catalog, Host, load_catalog
 

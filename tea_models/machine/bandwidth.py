@@ -13,10 +13,7 @@ _ROUNDS = 5
 
 
 def memory_bandwidth(threads: int, available: int) -> float | None:
-    """Bytes a second that some threads read together; None where it can't be measured. It takes a tenth of a second.
-
-    Of the bytes of memory that are available an eighth is used at most.
-    """
+    """Bytes a second that some threads read together, in an eighth of what is available; None where it can't be told."""
     import ctypes  # slow to import
 
     try:

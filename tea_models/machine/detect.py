@@ -88,18 +88,19 @@ def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
     return Machine(system, cpu, total, available, limit, free, source, logical, physical, allowed, quota, tuple(gpus))
 
 
+def _fields(text: str) -> dict[str, str]:
+    """Lines of `name: value`; of several the first."""
+    pairs = (line.partition(":") for line in reversed(text.splitlines()))
+    return {name.strip(): " ".join(value.split()) for name, _, value in pairs}
+
+
 def _memory(root: Path) -> tuple[int, int]:
-    fields: dict[str, int] = {}
-    for line in read_text(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        parts = rest.split()
-        if parts and parts[0].isdecimal():
-            fields[name] = int(parts[0]) * (1024 if parts[-1] == "kB" else 1)
-    total = fields.get("MemTotal", 0)
-    if "MemAvailable" in fields:
-        return total, min(total, fields["MemAvailable"])
+    fields = _fields(read_text(root / "proc/meminfo"))
+    sizes = {name: int(value[:-3]) * 1024 for name, value in fields.items() if value[:-3].isdecimal()}  # in kB
+    total = sizes.get("MemTotal", 0)
     # Linux before 3.14: what the kernel would count, without its reserves.
-    return total, min(total, sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable")))
+    rough = sum(sizes.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable"))
+    return total, min(total, sizes.get("MemAvailable", rough))
 
 
 def _windows_memory() -> tuple[int, int]:
@@ -122,10 +123,8 @@ def _cores(root: Path) -> tuple[int, int, int]:
     online = parse_cpu_list(read_text(cpus / "online"))
     if not online:
         online = {int(entry.name[3:]) for entry in cpus.glob("cpu[0-9]*")} or set(range(os.cpu_count() or 1))
-    allowed = online
-    for line in read_text(root / "proc/self/status").splitlines():
-        if line.startswith("Cpus_allowed_list:"):
-            allowed = (parse_cpu_list(line.partition(":")[2]) & online) or online
+    status = _fields(read_text(root / "proc/self/status"))
+    allowed = (parse_cpu_list(status.get("Cpus_allowed_list", "")) & online) or online
     # Two kinds of cores: a slow one would hold up all the others, which is why llama.cpp leaves them out too.
     fast = parse_cpu_list(read_text(root / "sys/devices/cpu_core/cpus")) & online
     counted = fast or online
@@ -145,10 +144,7 @@ def _physical(cpus: Path, logical: set[int]) -> int:
 
 def _cpu_name(root: Path) -> str:
     names = ("model name", "Model", "cpu model", "Hardware")
-    fields: dict[str, str] = {}
-    for line in read_text(root / "proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), " ".join(value.split()))
+    fields = _fields(read_text(root / "proc/cpuinfo"))
     return next((fields[name] for name in names if fields.get(name)), "unknown processor")
 
 

@@ -1,8 +1,7 @@
 """Which variant of a model to take on this machine, and which models of the registry fit it at all.
 
-A model that is here, or whose header can be fetched, is planned. Where only another variant of it can be read, that
-one's cache and buffers are taken with the size of this one's file. Where nothing can be read, the size of the file
-alone decides, and the answer says so.
+A variant that is here, or whose header can be fetched, is planned. Of another the size of the file alone decides, and
+the answer says so.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Fit:
     n_ctx: int | None = None  # the largest context here
     context_length: int | None = None  # the trained one
     total: int | None = None  # with the largest context, or the least it needs
-    method: str = "file size"  # or `measured`, `estimated`, `estimated from another variant`
+    method: str = "file size"  # or `measured`, `estimated`
     contexts: dict[int, int] = field(default_factory=dict)  # what it takes at some contexts
     speed: Speed | None = None
 
@@ -98,14 +97,10 @@ class Comparison:
 
 
 def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None, measure: bool = True) -> Choice:
-    """The best variant of a registry model that fits this machine.
+    """The best variant of a registry model that fits this machine; a MemoryDoesNotFitError where none does.
 
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
     one with the most context.
-
-    Raises:
-        UsageError: It is not a name of the registry, or names a variant already.
-        MemoryDoesNotFitError: No variant fits.
     """
     entry = _entry(name, settings)
     if entry is None:
@@ -143,7 +138,7 @@ def compare_variants(reference: str, settings: Settings, user: UserSettings, *, 
     entry = _entry(reference.partition(":")[0] if named else reference, settings)
     planner = _VariantPlanner(settings, machine, user, budget.budget, measure=measure)
     if entry is None:
-        fit, _profile = planner.fit_of(reference, base_name(reference), "")
+        fit = planner.fit_of(reference, base_name(reference), "")
         return Comparison(public(reference), budget.budget, budget.budget_reason, (fit,))
     return Comparison(entry.name, budget.budget, budget.budget_reason, tuple(planner.fits_of(entry)))
 
@@ -163,32 +158,28 @@ class _VariantPlanner:
         self.settings, self.machine, self.user, self.budget, self.measure = settings, machine, user, budget, measure
         self._unreachable = False
 
-    def fit_of(self, reference: str, name: str, variant: str) -> tuple[Fit, ModelProfile]:
+    def fit_of(self, reference: str, name: str, variant: str) -> Fit:
         """Whether a model fits whose header can be read."""
         with open_for_plan(reference, self.settings, measure=self.measure) as opened:
             size = sum(file.size for file in opened.profile.files)
-            return self._fit(opened.profile, opened.measurer, Fit(name, variant, size, self.budget)), opened.profile
+            return self._fit(opened.profile, opened.measurer, Fit(name, variant, size, self.budget))
 
     def fits_of(self, entry: Entry) -> list[Fit]:
-        """Plan the variants whose header can be read; judge the others by one of these, or by their size."""
+        """Plan the variants whose header can be read; judge the others by their size."""
         found: dict[str, Fit] = {}
-        sibling: ModelProfile | None = None
         for variant in entry.variants.values():
             if self._unreachable and not self._installed(variant):
                 continue
             try:
-                fit, profile = self.fit_of(f"{entry.name}:{variant.name}", entry.name, variant.name)
+                found[variant.name] = self.fit_of(f"{entry.name}:{variant.name}", entry.name, variant.name)
             except NotAvailableError:
                 # A host that can't be reached is not asked again for each variant.
                 self._unreachable = True
-                continue
             except DoesNotFitError:
                 raise
             except TeaModelsError:
                 continue
-            sibling = sibling or profile
-            found[variant.name] = fit
-        return [found.get(variant.name) or self._unread(entry, variant, sibling) for variant in entry.variants.values()]
+        return [found.get(variant.name) or self._unread(entry, variant) for variant in entry.variants.values()]
 
     def _installed(self, variant: Variant) -> bool:
         store = Store.of(self.settings)
@@ -212,23 +203,19 @@ class _VariantPlanner:
             n_ctx=plan.settings.n_ctx,
             context_length=plan.context_length,
             total=plan.memory.total,
-            method=plan.memory.method,
+            method=plan.memory.use.method,
             contexts={n_ctx: use.total for n_ctx, use in zip(wanted, uses, strict=True) if isinstance(use, MemoryUse)},
             speed=speed_of(profile, plan.settings, self.machine, self.settings.store_dir),
         )
 
-    def _unread(self, entry: Entry, variant: Variant, sibling: ModelProfile | None) -> Fit:
-        sizes = [file.size for file in variant.files]
-        size = None if None in sizes else sum(size for size in sizes if size)
-        fit = Fit(entry.name, variant.name, size, self.budget)
-        if size is None:
-            return fit
-        if sibling is not None:
-            profile = replace(sibling, weights=sibling.weights.scaled(size))
-            return replace(self._fit(profile, Estimator(profile), fit), method="estimated from another variant")
+    def _unread(self, entry: Entry, variant: Variant) -> Fit:
+        sizes = [file.size for file in variant.files if file.size is not None]
+        if len(sizes) < len(variant.files):
+            return Fit(entry.name, variant.name, None, self.budget)
+        size = sum(sizes)
         # Room for the smallest cache and buffers; what they really take can't be known without the header.
         least = size + PROCESS + max(256 * MIB, size // 10)
-        return replace(fit, fits=least <= self.budget, total=least)
+        return Fit(entry.name, variant.name, size, self.budget, fits=least <= self.budget, total=least)
 
 
 def _entry(reference: str, settings: Settings) -> Entry | None:

@@ -34,11 +34,7 @@ class ContextSearch:
         return replace(point, n_ctx=n_ctx)
 
     def require(self, point: EngineSettings) -> MemoryUse:
-        """What settings take.
-
-        Raises:
-            RefusedError: The engine refuses them.
-        """
+        """What settings take; a RefusedError where the engine refuses them."""
         (answer,) = self._measurer.measure([point])
         if isinstance(answer, RefusedError):
             raise answer

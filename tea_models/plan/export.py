@@ -73,13 +73,7 @@ def export_model(
     path: str | None = None,
     measure: bool = True,
 ) -> Export:
-    """Plan a model and write the plan for a server, on whose machine the file may lie under another path.
-
-    Raises:
-        MissingFileError: The file is not here, and no path was given.
-        MemoryDoesNotFitError: What was asked for does not fit.
-        UsageError: The target is unknown, or a value can't be written in its format.
-    """
+    """Plan a model and write the plan for a server, on whose machine the file may lie under another path."""
     with open_for_plan(reference, settings, measure=measure) as opened:
         here, profile = opened.path, opened.profile
         if path is None and here is None:
@@ -96,11 +90,7 @@ def export_model(
 
 
 def export_plan(target: str, what: ExportInput) -> Export:
-    """Write a plan for a server.
-
-    Raises:
-        UsageError: The target is unknown, or a value can't be written in its format.
-    """
+    """Write a plan for a server; a UsageError where a value can't be written in its format."""
     if target not in TARGETS:
         raise UsageError(f"--to {target!r}: expected one of {', '.join(TARGETS)}")
     for text in (what.path, what.name, *what.stop):

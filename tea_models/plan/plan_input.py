@@ -74,11 +74,7 @@ class PlanInput:
 
 
 def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> PlanInput:
-    """Work out what a plan is made from.
-
-    Raises:
-        UsageError: The file is no model that runs by itself.
-    """
+    """Work out what a plan is made from; a UsageError where the file is no model that runs by itself."""
     kind = profile.kind.value
     name = name or profile.name.value or (profile.files[0].name if profile.files else "the model")
     if kind in _KINDS_WITHOUT_PLAN:
@@ -98,11 +94,7 @@ def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name
 
 
 def make_budget(machine: Machine, memory: int | None) -> Budget:
-    """What may be used: `memory`, or what is free now under every limit less a tenth (at most 1 GiB) to spare.
-
-    Raises:
-        UsageError: The system does not tell how much there is, and nobody says it.
-    """
+    """What may be used: `memory`, or what is free now under every limit less a tenth (at most 1 GiB) to spare."""
     devices = {gpu.name: gpu.memory_free - _margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
     if memory is not None:
         return Budget(memory, "as asked for", devices)

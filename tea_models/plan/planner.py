@@ -9,7 +9,6 @@ from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token
 from tea_models.errors import MemoryDoesNotFitError
 from tea_models.plan.context_search import ContextSearch
-from tea_models.plan.notes import notes_for
 from tea_models.plan.plan_input import (
     BATCHES,
     FAST_BATCH,
@@ -18,7 +17,7 @@ from tea_models.plan.plan_input import (
     SMALLEST_CONTEXT,
     plan_input,
 )
-from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads
+from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads, notes_for
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
 
@@ -49,7 +48,6 @@ def plan_profile(
     Raises:
         MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
         RefusedError: The engine refuses it.
-        UsageError: The file is no model that runs by itself.
     """
     return _Planner(profile, machine, user, measurer, name).plan()
 
@@ -85,7 +83,7 @@ class _Planner:
             settings=settings,
             memory=MemoryPlan(budget.budget, budget.budget_reason, budget.device_budgets, use),
             decisions=tuple(given.decisions[setting] for setting in settings.to_json()),
-            notes=notes_for(given.profile, settings, self._measurer.reason, given.layout),
+            notes=notes_for(given, settings, self._measurer.reason),
             machine=given.machine,
             header_sha256=given.profile.header_sha256,
         )

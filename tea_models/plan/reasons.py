@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tea_models.engine.estimator import ESTIMATE_ERROR
+from tea_models.engine.formula import Hyperparameters
 from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALLER_TYPES, PlanInput
 from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
@@ -97,3 +99,27 @@ def explain_mmap(given: PlanInput, use: MemoryUse) -> bool:
         )
     given.decide("use_mmap", use.mapped, source, reason)
     return use.mapped
+
+
+def notes_for(given: PlanInput, settings: EngineSettings, estimated_because: str) -> tuple[str, ...]:
+    """What a user should know beside the decisions, a sentence each, most important first."""
+    h, notes = Hyperparameters(given.profile), []
+    if estimated_because:
+        notes.append(
+            f"memory is estimated, not measured: an upper bound, at most {ESTIMATE_ERROR:.0%} above the truth in what "
+            f"was measured; {estimated_because}"
+        )
+        if not given.layout.exact:
+            notes.append(f"the KV cache of {h.architecture} is not one that the formulas know: take it as a guess")
+    original = h.number("rope.scaling.original_context_length")
+    if original and settings.n_ctx > original and h.architecture in ("phi3", "phimoe", "minicpm3"):
+        notes.append(
+            f"with a context above {original:,} tokens llama.cpp uses the long RoPE factors for every position, "
+            f"short prompts too; at {original:,} or less it uses the short ones"
+        )
+    window = h.number("attention.sliding_window")
+    if window and not given.layout.windowed:
+        notes.append(
+            f"llama.cpp does not use the sliding window of {window:,} tokens that the file names for this architecture"
+        )
+    return tuple(notes)

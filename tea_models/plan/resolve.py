@@ -74,12 +74,7 @@ def resolve_plan(
 
 
 def plan_opened(
-    opened: OpenedModel,
-    settings: Settings,
-    user: UserSettings,
-    *,
-    machine: Machine | None = None,
-    measure: bool = True,
+    opened: OpenedModel, settings: Settings, user: UserSettings, *, machine: Machine | None = None, measure: bool = True
 ) -> RunPlan:
     """Plan a model, with what is known of how it has run here; as `resolve_plan` otherwise."""
     here = machine or machine_now(settings, measure=measure)
@@ -99,13 +94,7 @@ def plan_model(
     """Read a file that is about to be loaded, once, and plan it: what would kill the engine never reaches it.
 
     Facts that are known already serve, else those in the store or in the header; `check` raises if they are of no use.
-
-    Raises:
-        MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: It reads well, but llama.cpp can't load it, or crashes on it; says why.
-        MissingFileError: A shard is missing.
-        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
-        UsageError: The profile is of another file.
+    An IntegrityError says why llama.cpp can't load it; otherwise as `resolve_plan`.
     """
     with open_for_plan(path, settings, to_load=True) as opened:
         if profile is not None and profile.header_sha256 != opened.profile.header_sha256:
@@ -118,7 +107,7 @@ def plan_model(
             check(profile)
         plan = plan_profile(profile, machine_now(settings), user, opened.measurer, name=opened.name)
         plan = replace(plan, observed=read_observed(settings.store_dir, plan))
-    if plan.memory.method != "measured":  # the dry run that measures loads the model too
+    if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
         from tea_models.engine.dry_load import DryLoader
 
         refusal = DryLoader(settings).refusal(path)

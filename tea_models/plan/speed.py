@@ -30,10 +30,7 @@ _CONTEXT = 512
 
 
 def record_speed(store_dir: Path, plan: RunPlan, timings: dict[str, float]) -> bool:
-    """Record how fast an answer was (`prompt_n`, `prompt_ms`, `predicted_n`, `predicted_ms`), unless it was too short.
-
-    A store that can't be written is no error.
-    """
+    """Record the rates of an answer (`prompt_n`, `prompt_ms`, `predicted_…`); False if it was too short to tell them."""
     sample = {
         "header_sha256": plan.header_sha256,
         "n_threads": plan.settings.n_threads,

@@ -59,11 +59,6 @@ class MemoryPlan(Budget):
         """All bytes, on all devices."""
         return self.use.total
 
-    @property
-    def method(self) -> str:
-        """`measured` or `estimated`."""
-        return self.use.method
-
     def to_json(self) -> dict[str, Any]:
         """The contract's keys and more, in bytes."""
         use = self.use
@@ -128,11 +123,7 @@ class RunPlan:
     speed: Speed | None = None
 
     def decision(self, setting: str) -> Decision:
-        """The decision on a setting.
-
-        Raises:
-            KeyError: There is none.
-        """
+        """The decision on a setting; a KeyError if there is none."""
         return {decision.setting: decision for decision in self.decisions}[setting]
 
     def to_json(self) -> dict[str, Any]:

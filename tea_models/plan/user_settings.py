@@ -14,11 +14,7 @@ Purpose = Literal["chat", "embed"]
 
 @dataclass(frozen=True, slots=True)
 class UserSettings:
-    """What was asked for; None means that the plan decides.
-
-    Raises:
-        UsageError: A value is out of range; says which and what was expected.
-    """
+    """What was asked for; None means that the plan decides. A UsageError says which value is out of range."""
 
     n_ctx: int | Literal["auto", "max"] = "auto"  # as much as fits, or the trained context or an error
     n_threads: int | None = None
@@ -46,11 +42,7 @@ class UserSettings:
 
     @classmethod
     def of(cls, **asked: Any) -> UserSettings:
-        """What was asked for by name; None leaves it to the plan, and `memory` may be a size such as `8GiB`.
-
-        Raises:
-            UsageError: There is no such setting, or a value is out of range.
-        """
+        """What was asked for by name; None leaves it to the plan, and `memory` may be a size such as `8GiB`."""
         known = [item.name for item in fields(cls)]
         unknown = set(asked) - set(known)
         if unknown:
