@@ -107,16 +107,14 @@ class Hyperparameters:
         """A whole number; the largest of an array."""
         value = self._value(key)
         if isinstance(value, tuple):
-            numbers = [int(item) for item in value if isinstance(item, int | float)]
-            return max(numbers, default=default)
+            return max(_numbers(value), default=default)
         return int(value) if isinstance(value, int | float) else default
 
     def each(self, key: str, default: int = 0) -> list[int]:
         """One number a layer, from an array or one number for all."""
         value = self._value(key)
         if isinstance(value, tuple):
-            numbers = [int(item) for item in value if isinstance(item, int | float)]
-            return (numbers + [default] * self.layers)[: self.layers]
+            return (_numbers(value) + [default] * self.layers)[: self.layers]
         return [self.number(key, default)] * self.layers
 
     def has(self, key: str) -> bool:
@@ -130,6 +128,10 @@ class Hyperparameters:
     def _value(self, key: str) -> object:
         fact = self._facts.get(key)
         return fact.value if fact is not None else None
+
+
+def _numbers(values: tuple[object, ...]) -> list[int]:
+    return [int(value) for value in values if isinstance(value, int | float)]
 
 
 def row_bytes(kv_type: str, elements: int) -> int:
@@ -174,7 +176,9 @@ def cache_layout(profile: ModelProfile) -> CacheLayout:
                 state=state if recurrent[index] else 0,
             )
         )
-    layers += _indexer_layers(h)
+    if h.architecture in ("deepseek32", "glm-dsa") and h.has("attention.indexer.key_length"):
+        # The key cache of sparse attention's indexer: one head in each layer.
+        layers += [CacheLayer(key=h.number("attention.indexer.key_length"))] * _cached_layers(h)
     return CacheLayout(tuple(layers), window, key, value, exact=h.architecture not in _UNKNOWN_CACHE)
 
 
@@ -277,10 +281,3 @@ def _state_bytes(h: Hyperparameters, heads: Iterable[int]) -> int:
         return 4 * size * size * most_heads
     conv = max(0, kernel - 1) * (inner + 2 * h.number("ssm.group_count") * state)
     return 4 * (conv + state * inner)
-
-
-def _indexer_layers(h: Hyperparameters) -> list[CacheLayer]:
-    """Key caches of sparse attention's indexer (DeepSeek 3.2, GLM-DSA): one head in each layer."""
-    if h.architecture not in ("deepseek32", "glm-dsa") or not h.has("attention.indexer.key_length"):
-        return []
-    return [CacheLayer(key=h.number("attention.indexer.key_length"))] * _cached_layers(h)

@@ -58,7 +58,7 @@ def examine(
     environ: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT,
 ) -> Verdict:
-    """Look at a binding (the folder `llama_cpp`) and its library, and at its answer where there is a model to test it."""
+    """Look at a binding (the folder `llama_cpp`) and its library, and at its answer where there is a model for it."""
     recorded = reference()
     test = recorded["self_test"]
     request = {"folder": str(package), "functions": recorded["functions"]}

@@ -105,11 +105,9 @@ def _written(library: Any, function: str, arguments: tuple[Any, ...]) -> list[li
 
 def _plain(value: Any) -> Any:
     """A field as JSON: a number, or of a pointer whether it is set."""
-    if isinstance(value, bool | int):
-        return value
     if isinstance(value, float):
         return round(value, 6)
-    return bool(value)
+    return value if isinstance(value, bool | int) else bool(value)
 
 
 def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class ProbeProcess:
         return process
 
     def ask(self, request: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
-        """Ask, and wait so many seconds for all documents of the answer (see `probe_worker`); a ProbeError if it fails."""
+        """Ask, and wait so long for all documents of the answer (see `probe_worker`); a ProbeError if it fails."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None

@@ -37,18 +37,14 @@ class _Log:
         self.lines: list[str] = []
         self.errors: list[str] = []
         self._level = 0
-
-        def write(level: int, text: bytes, _data: object) -> None:
-            self._level = self._level if level == _CONTINUE_LEVEL else level
-            if self._level == _DEBUG_LEVEL:
-                return
-            line = text.decode("utf-8", "replace").strip()
-            self.lines.append(line)
-            if self._level == _ERROR_LEVEL and line:
-                self.errors.append(line)
-
-        self._callback = engine.llama_log_callback(write)  # ctypes keeps no reference to it
+        self._callback = engine.llama_log_callback(self._write)  # ctypes keeps no reference to it
         engine.llama_log_set(self._callback, None)
+
+    def _write(self, level: int, text: bytes, _data: object) -> None:
+        self._level = self._level if level == _CONTINUE_LEVEL else level
+        line = text.decode("utf-8", "replace").strip()
+        if line and self._level != _DEBUG_LEVEL:
+            (self.errors if self._level == _ERROR_LEVEL else self.lines).append(line)
 
     def clear(self) -> None:
         self.lines.clear()
@@ -142,7 +138,7 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
         setattr(parameters, name, point[name])
     context = engine.llama_init_from_model(model, parameters)
     if not context:
-        return {"error": log.errors[-1] if log.errors else "the engine refused these settings"}
+        return {"error": ["the engine refused these settings", *log.errors][-1]}
     try:
         caches = log.caches()
         sizes = {"kv_cache": sum(caches), "compute": log.size("compute")}
@@ -214,8 +210,7 @@ class _Session:
             self._load |= {"rss": _resident(), "size": engine.llama_model_size(self._model)}
         else:
             # The first error says what is wrong, the last only that something was.
-            reason = log.errors[0].removeprefix("llama_model_load: ") if log.errors else "the engine refused the file"
-            self._load["error"] = reason
+            self._load["error"] = [*log.errors, "the engine refused the file"][0].removeprefix("llama_model_load: ")
         return self._load
 
 

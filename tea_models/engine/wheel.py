@@ -144,32 +144,25 @@ def _matches(name: str, pattern: str) -> bool:
 def _unpack(archive: Path, place: Callable[[str], Path | None]) -> None:
     """Write the members that have a place; links and devices have none."""
     try:
-        for name, read in _members(archive):
+        for name, opened in _members(archive):
             target = place(name)
             if target is not None:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(read())
+                with opened() as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise IntegrityError(f"{archive.name}: not a whole archive: {error}") from None
 
 
-def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def _members(archive: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
-            for entry in wheel.infolist():
-                if not entry.is_dir():
-                    yield entry.filename, partial(wheel.read, entry)
+            yield from (
+                (entry.filename, partial(wheel.open, entry)) for entry in wheel.infolist() if not entry.is_dir()
+            )
         return
     with tarfile.open(archive, "r|gz") as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name, partial(_read, tar, member)
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None, "a regular file"
-    return file.read()
+        yield from ((member.name, partial(tar.extractfile, member)) for member in tar if member.isfile())
 
 
 class WheelCache:

@@ -13,7 +13,7 @@ _ROUNDS = 5
 
 
 def memory_bandwidth(threads: int, available: int) -> float | None:
-    """Bytes a second that some threads read together, in an eighth of what is available; None where it can't be told."""
+    """Bytes a second that some threads read together, of an eighth of what is available; None if it can't be told."""
     import ctypes  # slow to import
 
     try:

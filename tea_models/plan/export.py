@@ -44,11 +44,6 @@ class ExportInput:
         return self.plan.settings
 
     @property
-    def stop(self) -> tuple[str, ...]:
-        """Texts that end a turn."""
-        return self.profile.chat.stop.value
-
-    @property
     def gpu_layers(self) -> int:
         """Layers on a GPU as a number, for servers that take none for all: the blocks and the output."""
         layers = self.plan.settings.n_gpu_layers
@@ -93,7 +88,7 @@ def export_plan(target: str, what: ExportInput) -> Export:
     """Write a plan for a server; a UsageError where a value can't be written in its format."""
     if target not in TARGETS:
         raise UsageError(f"--to {target!r}: expected one of {', '.join(TARGETS)}")
-    for text in (what.path, what.name, *what.stop):
+    for text in (what.path, what.name, *what.profile.chat.stop.value):
         if any(ord(character) < 0x20 and character not in "\n\t" for character in text):
             raise UsageError(f"{text!r}: control characters can't be written into settings")
     if "\n" in what.path + what.name:
@@ -169,7 +164,7 @@ def _ollama(what: ExportInput) -> tuple[str, list[str]]:
     ]
     if not s.use_mmap:
         lines.append("PARAMETER use_mmap false")
-    for stop in what.stop:
+    for stop in what.profile.chat.stop.value:
         if '"""' in stop:
             raise UsageError(f"{stop!r}: can't be written into a Modelfile")
         quotes = '"""' if '"' in stop or "\n" in stop else '"'
@@ -202,8 +197,8 @@ def _localai(what: ExportInput) -> tuple[str, list[str]]:
         document["embeddings"] = True
     else:
         document["template"] = {"use_tokenizer_template": True}
-        if what.stop:
-            document["stopwords"] = list(what.stop)
+        if what.profile.chat.stop.value:
+            document["stopwords"] = list(what.profile.chat.stop.value)
     return _yaml(document), ["swa_full"] if s.swa_full else []
 
 

@@ -90,7 +90,15 @@ class _Planner:
 
     def _start(self) -> EngineSettings:
         given, user = self._given, self._given.user
-        batch, ubatch = self._batches()
+        if given.encoder:
+            # The whole text is one batch, so it holds the context; the search moves both together.
+            batch, ubatch = user.n_batch or given.trained, user.n_ubatch or given.trained
+        else:
+            # The logits of a batch are no larger than half the weights.
+            limit = max(160 * MIB, given.profile.weights.total // 2)
+            largest = next((size for size in BATCHES if 4 * given.vocabulary * size <= limit), BATCHES[-1])
+            batch = max(user.n_batch or BATCHES[0], user.n_ubatch or 0)
+            ubatch = user.n_ubatch or min(largest, batch)
         kv_type = user.kv_type or "f16"
         return EngineSettings(
             n_ctx=given.trained,
@@ -102,19 +110,6 @@ class _Planner:
             flash_attn=user.flash_attn,
             embeddings=given.purpose == "embed",
         )
-
-    def _batches(self) -> tuple[int, int]:
-        """Logical and physical batch to start with: logits of a batch no larger than half the weights."""
-        given, user = self._given, self._given.user
-        if given.encoder:
-            # The whole text is one batch, so it holds the context; the search moves both together.
-            return user.n_batch or given.trained, user.n_ubatch or given.trained
-        if user.n_ubatch is not None:
-            return max(user.n_batch or BATCHES[0], user.n_ubatch), user.n_ubatch
-        batch = user.n_batch or BATCHES[0]
-        limit = max(160 * MIB, given.profile.weights.total // 2)
-        fitting = (size for size in BATCHES if 4 * given.vocabulary * size <= limit)
-        return batch, min(next(fitting, BATCHES[-1]), batch)
 
     def _gpu_layers(self, point: EngineSettings) -> int:
         given = self._given

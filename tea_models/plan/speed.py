@@ -30,7 +30,7 @@ _CONTEXT = 512
 
 
 def record_speed(store_dir: Path, plan: RunPlan, timings: dict[str, float]) -> bool:
-    """Record the rates of an answer (`prompt_n`, `prompt_ms`, `predicted_…`); False if it was too short to tell them."""
+    """Record the rates of an answer (`prompt_n`, `prompt_ms`, `predicted_…`); False if it was too short for that."""
     sample = {
         "header_sha256": plan.header_sha256,
         "n_threads": plan.settings.n_threads,
