@@ -1,8 +1,8 @@
 """A plan as settings for other servers, so that nobody is locked in.
 
 Option names were read from: llama.cpp's `common/arg.cpp` (the build in llama-cpp-python 0.3.36), Ollama's Modelfile
-reference and `api/types.go`, llama-swap's `config.example.yaml`, LocalAI's model configuration, LM Studio's `lms` and
-its load configuration, `llama_cpp.Llama`. What a server can't be told is left out and said.
+reference and `api/types.go`, llama-swap's `config.example.yaml`, LocalAI's model configuration, LM Studio's `lms`,
+`llama_cpp.Llama`. What a server can't be told is left out and said.
 """
 
 from __future__ import annotations
@@ -175,11 +175,14 @@ def _ollama(what: ExportInput) -> tuple[str, list[str]]:
 def _llama_swap(what: ExportInput) -> tuple[str, list[str]]:
     if "${" in what.path + what.name:
         raise UsageError(f"{what.path!r}: llama-swap would take ${{…}} for a macro")
-    command = "\n".join(["llama-server --port ${PORT}", *_server_words(what)]) + "\n"
-    return _yaml({"models": {what.name: {"cmd": command, "name": what.plan.name}}}), []
+    lines = ["models:", f"  {json.dumps(what.name)}:", f"    name: {json.dumps(what.plan.name)}", "    cmd: |"]
+    lines += [f"      {words}" for words in ("llama-server --port ${PORT}", *_server_words(what))]
+    return "\n".join(lines) + "\n", []
 
 
 def _localai(what: ExportInput) -> tuple[str, list[str]]:
+    import yaml
+
     s = what.settings
     document: dict[str, Any] = {
         "name": what.name,
@@ -199,32 +202,21 @@ def _localai(what: ExportInput) -> tuple[str, list[str]]:
         document["template"] = {"use_tokenizer_template": True}
         if what.profile.chat.stop.value:
             document["stopwords"] = list(what.profile.chat.stop.value)
-    return _yaml(document), ["swa_full"] if s.swa_full else []
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+    return text, ["swa_full"] if s.swa_full else []
 
 
 def _lmstudio(what: ExportInput) -> tuple[str, list[str]]:
     s = what.settings
     ratio: float | str = {0: "off", -1: "max"}.get(s.n_gpu_layers, "")
     ratio = ratio or round(min(1.0, s.n_gpu_layers / max(1, len(what.profile.weights.blocks))), 2)
-    config = {
-        "contextLength": s.n_ctx,
-        "evalBatchSize": s.n_ubatch,
-        "flashAttention": s.flash_attn,
-        "gpu": {"ratio": ratio},
-        "llamaKCacheQuantizationType": s.type_k,
-        "llamaVCacheQuantizationType": s.type_v,
-        "tryMmap": s.use_mmap,
-    }
     load = ["lms", "load", what.name, "--context-length", str(s.n_ctx), "--gpu", str(ratio), "--identifier", what.name]
     lines = [
         "# LM Studio keeps its own list of models: put the file there, then load it under the key that `lms ls` shows",
         f"lms import --symbolic-link {shlex.quote(what.path)}",
         shlex.join(load),
-        "",
-        "# the same, and what the command line does not take, as a load configuration for its SDK:",
-        *(f"# {line}" for line in json.dumps(config, indent=2).splitlines()),
     ]
-    left_out = [f"n_threads {s.n_threads}: set it in the model's load settings"]
+    left_out = [f"n_threads {s.n_threads}, n_batch {s.n_ubatch}, KV cache {s.type_k}: set them in the load settings"]
     return "\n".join(lines) + "\n", [*left_out, *(["swa_full"] if s.swa_full else [])]
 
 
@@ -245,16 +237,3 @@ TARGETS: dict[str, Callable[[ExportInput], tuple[str, list[str]]]] = {
     "python": _python,
     "env": _env,
 }
-
-
-def _yaml(document: dict[str, Any]) -> str:
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)

@@ -16,16 +16,15 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.plan.types import RunPlan
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 20
 # The engine's log gives sizes to 0.01 MiB, a buffer each.
 _ROUNDING = 64 * 1024
 # What else a process may do beside the model before its peak says that the plan was wrong.
 _OTHER_WORK = 64 * 1024 * 1024
-# A load tells something about a plan if these were the same.
-_SAME = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
 #: Relative difference above which a prediction is called wrong: KV cache, compute buffers, peak of the process.
 TOLERANCE = {"kv_cache": 0.0, "compute": 0.02, "peak": 0.10}
 
@@ -37,12 +36,7 @@ class ObservedLoad:
     name: str
     when: str  # ISO 8601 in UTC
     engine: str  # version of llama-cpp-python
-    n_ctx: int  # that was opened; with `auto` it may be smaller than the plan's
-    n_ubatch: int
-    type_k: str
-    type_v: str
-    swa_full: bool
-    n_gpu_layers: int
+    settings: dict[str, Any]  # with `auto` the `n_ctx` that was opened may be smaller than the plan's
     predicted: dict[str, int]
     actual: dict[str, int]  # `kv_cache`, `compute`, `peak` (of the process), as far as known
 
@@ -72,14 +66,9 @@ def record_load(
     predicted = {"peak": use.total}
     if n_ctx in (None, settings.n_ctx) and use.method == "measured":
         predicted |= {"kv_cache": use.kv_cache, "compute": use.compute}
-    load = ObservedLoad(
-        name=plan.name,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=engine,
-        predicted=predicted,
-        actual=actual,
-        **{name: getattr(settings, name) for name in _SAME} | {"n_ctx": n_ctx or settings.n_ctx},
-    )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    same = _same(settings) | {"n_ctx": n_ctx or settings.n_ctx}
+    load = ObservedLoad(plan.name, when, engine, same, predicted, actual)
     path = _path(store_dir, plan.header_sha256)
     loads = [asdict(item) for item in (*_read(path), load)][-_KEPT:]
     return keep(path, {"format": _FORMAT, "loads": loads})
@@ -88,7 +77,7 @@ def record_load(
 def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
-        if all(getattr(load, name) == getattr(plan.settings, name) for name in _SAME):
+        if load.settings == _same(plan.settings):
             return {
                 "when": load.when,
                 "engine": load.engine,
@@ -112,6 +101,12 @@ def describe(load: ObservedLoad, part: str, difference: float) -> str:
     predicted, actual = human_bytes(load.predicted[part]), human_bytes(load.actual[part])
     way = "more" if difference > 0 else "less"
     return f"{names[part]} took {actual}, {abs(difference):.0%} {way} than the {predicted} planned"
+
+
+def _same(settings: EngineSettings) -> dict[str, Any]:
+    """A load tells something about a plan if these were the same."""
+    names = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _path(store_dir: Path, header_sha256: str) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tea_models.engine.formula import MIB, NO_CACHE, CacheLayout, cache_layout
 from tea_models.errors import UsageError
 from tea_models.plan.types import Budget, Decision, Rejected
+from tea_models.profile.kind import why_no_chat
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ FAST_BATCH, SMALL_BATCH = 128, 64
 #: KV types that a plan may choose for itself, in this order.
 SMALLER_TYPES = ("q8_0", "q4_0")
 _MARGIN_SHARE, _MARGIN_MOST, _MARGIN_LEAST = 10, 1024 * MIB, 64 * MIB
-_KINDS_WITHOUT_PLAN = {
-    "projector": "a projector (mmproj), which runs beside a model",
-    "adapter": "an adapter (LoRA), which is applied to a model",
-    "vocabulary": "a vocabulary without weights",
-}
 # The user's setting that decides on one of the engine's; for `n_ctx` and `n_gpu_layers` the planner says more.
 _ASKED = {name: name for name in ("n_batch", "n_ubatch", "n_threads", "flash_attn", "swa_full")} | {
     "n_threads_batch": "n_threads",
@@ -77,8 +73,8 @@ def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name
     """Work out what a plan is made from; a UsageError where the file is no model that runs by itself."""
     kind = profile.kind.value
     name = name or profile.name.value or (profile.files[0].name if profile.files else "the model")
-    if kind in _KINDS_WITHOUT_PLAN:
-        raise UsageError(f"{name} is {_KINDS_WITHOUT_PLAN[kind]}: there is nothing to plan")
+    if kind in ("projector", "adapter", "vocabulary"):
+        raise UsageError(f"{name}: {why_no_chat(kind)}: there is nothing to plan")
     return PlanInput(
         profile=profile,
         machine=machine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.kept_json import keep, read_rows
+from tea_models.disk.kept_json import keep, read_kept, read_rows
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
 from tea_models.plan.types import Speed
@@ -73,15 +73,16 @@ def bytes_per_token(profile: ModelProfile) -> int:
 
 def _bandwidth(machine: Machine, threads: int, store_dir: Path) -> float | None:
     """The machine's memory bandwidth, measured once for each number of threads and kept."""
-    path = store_dir / _BANDWIDTHS
-    rows = read_rows(path)
-    for row in rows:
-        if (row.get("cpu"), row.get("threads")) == (machine.cpu, threads) and isinstance(row.get("bytes_per_s"), float):
-            return float(row["bytes_per_s"])
-    found = memory_bandwidth(threads, machine.memory_usable)
-    if found is not None:
-        keep(path, [*rows, {"cpu": machine.cpu, "threads": threads, "bytes_per_s": found}])
-    return found
+    path, key = store_dir / _BANDWIDTHS, f"{machine.cpu}, {threads}"
+    kept = read_kept(path)
+    known = kept if isinstance(kept, dict) else {}
+    if not isinstance(known.get(key), float):
+        found = memory_bandwidth(threads, machine.memory_usable)
+        if found is None:
+            return None
+        known[key] = found
+        keep(path, known)
+    return float(known[key])
 
 
 def _rate(timings: dict[str, float], part: str, least: int) -> float | None:

@@ -62,23 +62,16 @@ class MemoryPlan(Budget):
     def to_json(self) -> dict[str, Any]:
         """The contract's keys and more, in bytes."""
         use = self.use
-        document: dict[str, Any] = {
-            "weights": use.weights,
-            "kv_cache": use.kv_cache,
-            "compute": use.compute,
-            "overhead": use.overhead,
-            "total": use.total,
-            "budget": self.budget + sum(self.device_budgets.get(name, 0) for name in use.devices),
-            "budget_reason": self.budget_reason,
-            "method": use.method,
-            "repacked": use.repacked,
-        }
+        parts = ("weights", "kv_cache", "compute", "overhead", "total", "method", "repacked")
+        document: dict[str, Any] = {name: getattr(use, name) for name in parts}
+        document["budget"] = self.budget + sum(self.device_budgets.get(name, 0) for name in use.devices)
+        document["budget_reason"] = self.budget_reason
         if use.devices:
             document["host"] = {"total": use.host, "budget": self.budget}
             document["devices"] = [
-                dict(zip(("weights", "kv_cache", "compute"), parts, strict=True))
-                | {"name": name, "total": sum(parts), "budget": self.device_budgets.get(name)}
-                for name, parts in use.devices.items()
+                dict(zip(parts[:3], sizes, strict=True))
+                | {"name": name, "total": sum(sizes), "budget": self.device_budgets.get(name)}
+                for name, sizes in use.devices.items()
             ]
         return document
 
@@ -128,18 +121,13 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The document that `plan --json` prints."""
-        return {
-            "name": self.name,
-            "purpose": self.purpose,
-            "context_length": self.context_length,
+        known = ("name", "purpose", "context_length", "observed")
+        return {name: getattr(self, name) for name in known} | {
             "settings": self.settings.to_json(),
             "memory": self.memory.to_json(),
             "speed": asdict(self.speed) if self.speed else None,
-            "decisions": [
-                asdict(decision) | {"rejected": list(map(asdict, decision.rejected))} for decision in self.decisions
-            ],
+            "decisions": [asdict(one) | {"rejected": list(map(asdict, one.rejected))} for one in self.decisions],
             "notes": list(self.notes),
-            "observed": self.observed,
         }
 
     def llama_kwargs(self) -> dict[str, Any]:
