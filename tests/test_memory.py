@@ -120,7 +120,7 @@ def test_the_logits_of_a_large_vocabulary_decide_the_compute_buffer() -> None:
 
 
 def test_what_lies_on_devices_is_not_the_hosts() -> None:
-    use = MemoryUse(100, 50, 20, 10, "measured", 256, devices={"CUDA0": (80, 50, 15)})
+    use = MemoryUse(100, 50, 20, 10, "measured", devices={"CUDA0": (80, 50, 15)})
     assert (use.total, use.host) == (180, 35)
 
 

@@ -76,7 +76,6 @@ class Estimator:
             compute=compute_bytes(profile, layout, point),
             overhead=ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
             method="estimated",
-            n_ctx=n_ctx,
             flash_attn=point.flash_attn is not False,
         )
         return _on_gpu(use, profile, point.n_gpu_layers) if point.n_gpu_layers else use

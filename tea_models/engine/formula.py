@@ -78,7 +78,6 @@ class MemoryUse:
     compute: int  # the compute buffers that the engine reserves
     overhead: int  # the process itself: Python, the engine, tokenizer, output buffer
     method: str  # `measured` by the engine's dry run or `estimated` by formula
-    n_ctx: int  # what the engine makes of the one that was asked for (padded to 256)
     flash_attn: bool | None = None
     repacked: int = 0  # of the weights, what the engine rearranges into a copy for this processor
     mapped: bool = True  # the file should be mapped into memory; then the rearranged weights are there twice

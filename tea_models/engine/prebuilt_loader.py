@@ -44,19 +44,13 @@ def load_shared_library(lib_base_name: str, base_path: pathlib.Path) -> ctypes.C
     except OSError as error:
         raise RuntimeError(f"Failed to load shared library '{path}': {error}") from None
     if lib_base_name == "llama" and ABOUT["plugins"]:
-        _load_backends(library)
-    return library
-
-
-def _load_backends(library: ctypes.CDLL) -> None:
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    library.llama_log_set(quiet, None)  # it tells stderr which one it took
-    try:
+        quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        library.llama_log_set(quiet, None)  # it tells stderr which one it took
         load_all = library.ggml_backend_load_all_from_path
         load_all.argtypes, load_all.restype = [ctypes.c_char_p], None
         load_all(os.fsencode(FOLDER))
-    finally:
         library.llama_log_set(None, None)
+    return library
 
 
 def ctypes_function_for_shared_library(lib: ctypes.CDLL) -> typing.Callable[..., typing.Any]:

@@ -123,7 +123,8 @@ class Prober:
         unknown = [point for point in dict.fromkeys(points) if _key(point) not in self._known]
         if unknown:
             self._measure(unknown)
-            self._write_cache()
+            if self._file is not None:
+                keep(self._file, {"points": self._read_cache() | self._known})
         return [_result(self._known[_key(point)]) for point in points]
 
     def close(self) -> None:
@@ -172,10 +173,6 @@ class Prober:
             return {}  # none, or damaged
         return points
 
-    def _write_cache(self) -> None:
-        if self._file is not None:
-            keep(self._file, {"points": self._read_cache() | self._known})
-
 
 def _key(point: EngineSettings) -> str:
     """What memory depends on as a text, the same in every run."""
@@ -202,7 +199,6 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
         compute=document["compute"],
         overhead=(load["rss"] or ENGINE) + document["output"] + LIBRARIES,
         method="measured",
-        n_ctx=document["n_ctx"],
         flash_attn=document["flash_attn"],
         repacked=repacked,
         mapped=mapped,

@@ -149,7 +149,6 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
             rows = []
         flash_attn = point.get("flash_attn_type", -1)
         return (exactly if rows else sizes) | {
-            "n_ctx": engine.llama_n_ctx(context),
             "output": log.size("output"),
             "buffers": rows,
             "flash_attn": log.flash_attention() if flash_attn < 0 else bool(flash_attn),

@@ -54,24 +54,22 @@ def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path, PurePosixPa
     """Each hierarchy this process is in: version, controllers, where it is mounted, the group's path below that."""
     mounts = list(_mounts(root))
     for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
+        _, names, path = (line + "::").split(":", 2)
         controllers = frozenset(names.split(",")) - {""}
-        for version, mounted, top, folder in mounts:
-            if version == (1 if controllers else 2) and (version == 2 or controllers & mounted):
-                yield version, controllers, folder, _below(path, top)
+        for mounted, top, folder in mounts:
+            if controllers & mounted or not (controllers or mounted):
+                yield (1 if controllers else 2), controllers, folder, _below(path.removesuffix("::"), top)
                 break
 
 
-def _mounts(root: Path) -> Iterator[tuple[int, frozenset[str], str, Path]]:
-    """Mounted cgroup hierarchies: version, controllers, the group that lies at the mount point, the mount point."""
+def _mounts(root: Path) -> Iterator[tuple[frozenset[str], str, Path]]:
+    """Mounted cgroup hierarchies: controllers (none: version 2), the group at the mount point, the mount point."""
     for line in read_text(root / "proc/self/mountinfo").splitlines():
-        left, separator, right = line.partition(" - ")
+        left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
-        if not separator or len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
-            continue
-        folder = root / fields[4].replace("\\040", " ").lstrip("/")
-        yield (2 if kind[0] == "cgroup2" else 1), frozenset(kind[2].split(",")), fields[3], folder
+        if len(fields) >= 5 and len(kind) >= 3 and kind[0] in ("cgroup", "cgroup2"):
+            controllers = kind[2].split(",") if kind[0] == "cgroup" else ()
+            yield frozenset(controllers), fields[3], root / fields[4].replace("\\040", " ").lstrip("/")
 
 
 def _below(path: str, top: str) -> PurePosixPath:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tea_models.engine.formula import MIB, NO_CACHE, CacheLayout, cache_layout
+from tea_models.engine.formula import MIB, NO_CACHE, cache_layout
 from tea_models.errors import UsageError
 from tea_models.plan.types import Budget, Decision, Rejected
 from tea_models.profile.kind import why_no_chat
@@ -36,21 +35,22 @@ _ASKED = {name: name for name in ("n_batch", "n_ubatch", "n_threads", "flash_att
 }
 
 
-@dataclass(frozen=True, slots=True)
 class PlanInput:
     """One model on one machine with the user's settings, and the decisions so far."""
 
-    profile: ModelProfile
-    machine: Machine
-    user: UserSettings
-    name: str
-    purpose: str
-    layout: CacheLayout
-    encoder: bool  # it sees a whole text at once, and keeps nothing
-    trained: int  # the trained context, or an assumption where the file does not say
-    vocabulary: int  # its pieces
-    budget: Budget
-    decisions: dict[str, Decision] = field(default_factory=dict)
+    def __init__(self, profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> None:
+        kind = profile.kind.value
+        self.name = name or profile.name.value or profile.files[0].name
+        if kind in ("projector", "adapter", "vocabulary"):
+            raise UsageError(f"{self.name}: {why_no_chat(kind)}: there is nothing to plan")
+        self.profile, self.machine, self.user = profile, machine, user
+        self.purpose = user.purpose or ("embed" if kind in ("embedding", "reranker") else "chat")
+        self.layout = cache_layout(profile)
+        self.encoder = profile.architecture.value in NO_CACHE  # it sees a whole text at once, and keeps nothing
+        self.trained = profile.context_length.value or UNKNOWN_CONTEXT
+        self.vocabulary = profile.tokenizer.vocab_size.value or 0  # its pieces
+        self.budget = make_budget(machine, user.memory)
+        self.decisions: dict[str, Decision] = {}
 
     @property
     def batch_is_free(self) -> bool:
@@ -67,26 +67,6 @@ class PlanInput:
         if setting in _ASKED and getattr(self.user, _ASKED[setting]) is not None:
             source, reason, rejected = self.user.source, "asked for", ()
         self.decisions.setdefault(setting, Decision(setting, value, source, reason, rejected))
-
-
-def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> PlanInput:
-    """Work out what a plan is made from; a UsageError where the file is no model that runs by itself."""
-    kind = profile.kind.value
-    name = name or profile.name.value or (profile.files[0].name if profile.files else "the model")
-    if kind in ("projector", "adapter", "vocabulary"):
-        raise UsageError(f"{name}: {why_no_chat(kind)}: there is nothing to plan")
-    return PlanInput(
-        profile=profile,
-        machine=machine,
-        user=user,
-        name=name,
-        purpose=user.purpose or ("embed" if kind in ("embedding", "reranker") else "chat"),
-        layout=cache_layout(profile),
-        encoder=profile.architecture.value in NO_CACHE,
-        trained=profile.context_length.value or UNKNOWN_CONTEXT,
-        vocabulary=profile.tokenizer.vocab_size.value or 0,
-        budget=make_budget(machine, user.memory),
-    )
 
 
 def make_budget(machine: Machine, memory: int | None) -> Budget:

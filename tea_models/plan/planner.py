@@ -15,7 +15,7 @@ from tea_models.plan.plan_input import (
     SMALL_BATCH,
     SMALLER_TYPES,
     SMALLEST_CONTEXT,
-    plan_input,
+    PlanInput,
 )
 from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads, notes_for
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
@@ -56,7 +56,7 @@ class _Planner:
     def __init__(
         self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, name: str
     ) -> None:
-        self._given = plan_input(profile, machine, user, name)
+        self._given = PlanInput(profile, machine, user, name)
         self._measurer = measurer
         whole = self._given.encoder and user.n_ubatch is None
         self._search = ContextSearch(measurer, self._given.budget, whole_batch=whole)

@@ -153,9 +153,8 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
     if problems:
         # What llama.cpp refuses, or crashes on, is not shown to it.
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
-    cache = _cache_dir(settings)
     try:
-        prober = Prober(profile.header_sha256, model.path or model, cache_dir=cache, environ=settings.environ or None)
+        prober = Prober(profile.header_sha256, model.path or model, _cache_dir(settings), settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)
