@@ -15,11 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tea_models.disk.hashing import sha256_file
-from tea_models.errors import (
-    ChecksumMismatchError,
-    OfflineError,
-    SourceUnavailableError,
-)
+from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
 from tea_models.progress import Silent
 from tea_models.sizes import human_bytes

@@ -51,12 +51,7 @@ def reference() -> dict[str, Any]:
 
 
 def examine(
-    package: Path,
-    *,
-    version: str,
-    model: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT,
+    package: Path, *, version: str, model: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Verdict:
     """Look at a binding (the folder `llama_cpp`) and its library, and at its answer where there is a model for it."""
     recorded = reference()
@@ -65,7 +60,7 @@ def examine(
     if model is not None:
         request |= {"model": str(model), "prompt": test["prompt"], "count": len(test["tokens"])}
     try:
-        documents = ProbeProcess(environ, _WORKER).ask(request, timeout)
+        documents = ProbeProcess(environ, _WORKER).ask(request, TIMEOUT)
     except CrashError as error:
         return Verdict((f"{error.message} {_stage(error.documents)}",))
     except ProbeError as error:

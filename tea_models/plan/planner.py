@@ -6,17 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token
+from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token, pad
+from tea_models.engine.probe import RefusedError
 from tea_models.errors import MemoryDoesNotFitError
-from tea_models.plan.context_search import ContextSearch
-from tea_models.plan.plan_input import (
-    BATCHES,
-    FAST_BATCH,
-    SMALL_BATCH,
-    SMALLER_TYPES,
-    SMALLEST_CONTEXT,
-    PlanInput,
-)
+from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, PlanInput
 from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads, notes_for
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
 from tea_models.sizes import human_bytes
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Context for which layers are put on a GPU that can't hold everything.
 GPU_CONTEXT = 8192
-_STEP = 256
+_STEP = 256  # the engine pads contexts to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +51,15 @@ class _Planner:
     ) -> None:
         self._given = PlanInput(profile, machine, user, name)
         self._measurer = measurer
-        whole = self._given.encoder and user.n_ubatch is None
-        self._search = ContextSearch(measurer, self._given.budget, whole_batch=whole)
+        self._whole_batch = self._given.encoder and user.n_ubatch is None  # it has to hold the context: both grow
 
     def plan(self) -> RunPlan:
-        given, search, budget = self._given, self._search, self._given.budget
+        given, budget = self._given, self._given.budget
         point = self._start()
         point = replace(point, n_gpu_layers=self._gpu_layers(point))
         point, use = self._context(point)
-        explain_batches(given, search, point)
-        explain_cache(given, search, point, use)
+        explain_batches(given, self._use, point)
+        explain_cache(given, self._use, point, use)
         threads = explain_threads(given)
         settings = replace(
             point,
@@ -120,21 +112,21 @@ class _Planner:
             source, layers, reason = "hardware", 0, "the installed llama.cpp reports no GPU"
             if gpus:
                 at = replace(point, n_ctx=min(given.trained, GPU_CONTEXT))
-                layers, reason, rejected = self._search.gpu_layers(at, len(given.profile.weights.blocks))
+                layers, reason, rejected = self._most_layers(at, len(given.profile.weights.blocks))
         elif layers and not gpus:
             reason = "asked for, but the installed llama.cpp reports no GPU: all layers stay on the processor"
         given.decide("n_gpu_layers", layers, source, reason, *rejected)
         return layers
 
     def _context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        given, search, asked_context = self._given, self._search, self._given.user.n_ctx
+        given, asked_context = self._given, self._given.user.n_ctx
         if asked_context == "auto":
             return self._auto_context(point)
         n_ctx = given.trained if asked_context == "max" else int(asked_context)
-        asked = search.at(point, n_ctx)
-        search.require(asked)
+        asked = self._at(point, n_ctx)
+        self._require(asked)
         for candidate in self._cheaper(asked):
-            use = search.fitting(candidate.point)
+            use = self._fitting(candidate.point)
             if use is not None:
                 reason = "the whole trained context was asked for" if asked_context == "max" else "asked for"
                 trained = given.profile.context_length.value
@@ -146,14 +138,14 @@ class _Planner:
         raise self._does_not_fit(asked)
 
     def _auto_context(self, point: EngineSettings) -> tuple[EngineSettings, MemoryUse]:
-        given, search = self._given, self._search
+        given = self._given
         least = min(given.trained, SMALLEST_CONTEXT)
-        search.require(search.at(point, least))
+        self._require(self._at(point, least))
         best: tuple[_Candidate, MemoryUse] | None = None
         for candidate in self._cheaper(point):
             if best is not None and (candidate.point.type_k != point.type_k or candidate.point.n_ubatch < FAST_BATCH):
                 break  # what costs precision or speed is for where nothing else reaches the least context
-            found = search.largest(candidate.point, given.trained, least)
+            found = self._largest(candidate.point, given.trained, least)
             if found is None:
                 continue
             if best is None or found[0].n_ctx > best[0].point.n_ctx * 1.1:
@@ -161,7 +153,7 @@ class _Planner:
             if found[0].n_ctx == given.trained:
                 break
         if best is None:
-            raise self._does_not_fit(search.at(point, least))
+            raise self._does_not_fit(self._at(point, least))
         chosen, use = best
         self._explain_context(chosen.point, use)
         self._give_way(chosen, point)
@@ -172,7 +164,7 @@ class _Planner:
         budget = human_bytes(given.budget.budget)
         rejected = []
         if chosen.n_ctx < given.trained:
-            full = self._search.use(self._search.at(chosen, given.trained))
+            full = self._use(self._at(chosen, given.trained))
             need = f"the trained context needs {human_bytes(full.total)}" if full else "the engine refuses it"
             rejected = [Rejected(given.trained, need)]
             source = "hardware"
@@ -212,12 +204,12 @@ class _Planner:
         return candidates
 
     def _does_not_fit(self, point: EngineSettings) -> MemoryDoesNotFitError:
-        given, search = self._given, self._search
-        use = search.require(point)
+        given = self._given
+        use = self._require(point)
         nearest: dict[str, str] = {}
         most, least = min(point.n_ctx, given.trained), min(point.n_ctx, _STEP)
         for candidate in self._cheaper(point):
-            found = search.largest(candidate.point, most, least)
+            found = self._largest(candidate.point, most, least)
             if found is not None:
                 option = f" --kv-type {candidate.point.type_k}" if candidate.point.type_k != point.type_k else ""
                 nearest[option] = f"--n-ctx {found[0].n_ctx}{option}"
@@ -231,3 +223,69 @@ class _Planner:
         )
         hint = "no context of it fits: take a smaller quantisation or a smaller model"
         return MemoryDoesNotFitError(message, hint=f"would fit: {', or '.join(nearest.values())}" if nearest else hint)
+
+    # What settings take ---------------------------------------------------------------------------------------------
+
+    def _at(self, point: EngineSettings, n_ctx: int) -> EngineSettings:
+        """The same settings with another context."""
+        if self._whole_batch:
+            return replace(point, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx)
+        return replace(point, n_ctx=n_ctx)
+
+    def _require(self, point: EngineSettings) -> MemoryUse:
+        """What settings take; a RefusedError where the engine refuses them."""
+        (answer,) = self._measurer.measure([point])
+        if isinstance(answer, RefusedError):
+            raise answer
+        return answer
+
+    def _use(self, point: EngineSettings) -> MemoryUse | None:
+        """What settings take; None where the engine refuses them."""
+        (answer,) = self._measurer.measure([point])
+        return None if isinstance(answer, RefusedError) else answer
+
+    def _fitting(self, point: EngineSettings) -> MemoryUse | None:
+        """What settings take; None where that does not fit, or the engine refuses them."""
+        use = self._use(point)
+        return use if use is not None and self._given.budget.excess(use) <= 0 else None
+
+    def _largest(self, point: EngineSettings, most: int, least: int) -> tuple[EngineSettings, MemoryUse] | None:
+        """The settings with the largest context up to `most` that fits; None where not even `least` does."""
+
+        def fit(n_ctx: int) -> tuple[EngineSettings, MemoryUse] | None:
+            settings = self._at(point, n_ctx)
+            use = self._fitting(settings)
+            return (settings, use) if use is not None else None
+
+        low, high = min(least, most), most
+        whole = fit(most)
+        best = whole or fit(low)
+        while best is not None and best is not whole:
+            middle = pad((low + high) // 2, _STEP)
+            if middle >= high:
+                break
+            tried = fit(middle)
+            if tried is not None:
+                best, low = tried, middle
+            else:
+                high = middle
+        return best
+
+    def _most_layers(self, point: EngineSettings, layers: int) -> tuple[int, str, list[Rejected]]:
+        """As many layers on the GPUs as fit there (-1 for all), the reason, and what was rejected."""
+        everything = self._use(replace(point, n_gpu_layers=-1))
+        rejected = []
+        if everything is not None:
+            taken = human_bytes(sum(sum(parts) for parts in everything.devices.values()))
+            if self._given.budget.excess(everything) <= 0:
+                return -1, f"all {layers} layers fit on the GPU: {taken}", []
+            rejected.append(Rejected(-1, f"all layers would take {taken} of it"))
+        low, high = 0, layers + 1
+        while high - low > 1:
+            count = (low + high) // 2
+            if self._fitting(replace(point, n_gpu_layers=count)) is not None:
+                low = count
+            else:
+                high = count
+        reason = f"{low} of {layers} layers fit on the GPU" if low else "not one layer fits on the GPU"
+        return low, reason, rejected

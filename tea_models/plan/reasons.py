@@ -12,12 +12,15 @@ from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import MemoryUse
-    from tea_models.plan.context_search import ContextSearch
+
+    Measured = Callable[[EngineSettings], MemoryUse | None]  # None where the engine refuses them
 
 
-def explain_batches(given: PlanInput, search: ContextSearch, point: EngineSettings) -> None:
+def explain_batches(given: PlanInput, measured: Measured, point: EngineSettings) -> None:
     """Decide on `n_batch` and `n_ubatch`."""
     if given.encoder:
         for setting in ("n_batch", "n_ubatch"):
@@ -28,7 +31,7 @@ def explain_batches(given: PlanInput, search: ContextSearch, point: EngineSettin
     given.decide("n_batch", point.n_batch, "default", reason)
     rejected = []
     for size in BATCHES if given.batch_is_free else ():
-        use = search.use(replace(point, n_ubatch=size))
+        use = measured(replace(point, n_ubatch=size))
         if use is not None and size != point.n_ubatch:
             slower = ", slower prompts" if size < min(FAST_BATCH, point.n_ubatch) else ""
             rejected.append(Rejected(size, f"compute buffers of {human_bytes(use.compute)}{slower}"))
@@ -46,7 +49,7 @@ def _logits(given: PlanInput, tokens: int) -> str:
     return human_bytes(4 * given.vocabulary * tokens)
 
 
-def explain_cache(given: PlanInput, search: ContextSearch, point: EngineSettings, use: MemoryUse) -> None:
+def explain_cache(given: PlanInput, measured: Measured, point: EngineSettings, use: MemoryUse) -> None:
     """Decide on `flash_attn`, `type_k`, `type_v` and `swa_full`."""
     flash = use.flash_attn is not False
     absent = "the engine does not have it for this model here"
@@ -55,7 +58,7 @@ def explain_cache(given: PlanInput, search: ContextSearch, point: EngineSettings
     if given.layout.layers:
         reason = "full precision; smaller types are for where they buy the context that was asked for"
         for kv_type in SMALLER_TYPES if given.cache_type_is_free else ():
-            other = search.use(replace(point, type_k=kv_type, type_v=kv_type))
+            other = measured(replace(point, type_k=kv_type, type_v=kv_type))
             if other is not None:
                 price = f"a KV cache of {human_bytes(other.kv_cache)}, at some loss of precision"
                 rejected.append(Rejected(kv_type, price))
@@ -64,7 +67,7 @@ def explain_cache(given: PlanInput, search: ContextSearch, point: EngineSettings
     if not given.layout.windowed:
         given.decide("swa_full", point.swa_full, "default", "no layer has a sliding window")
         return
-    other = search.use(replace(point, swa_full=True))
+    other = measured(replace(point, swa_full=True))
     whole = [Rejected(value=True, reason=f"a KV cache of {human_bytes(other.kv_cache)}")] if other else []
     reason = f"layers with a window of {given.layout.window:,} tokens keep only that window"
     given.decide("swa_full", point.swa_full, "gguf", reason, *whole)
