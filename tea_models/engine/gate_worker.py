@@ -2,15 +2,8 @@
 
 Started as a script by `tea_models.engine.gate`, because a library for another processor kills the process it is in. The
 folder of `llama_cpp` is named in the request; its `__init__` is not run, because that needs packages (numpy, …) which
-are not installed yet when an engine is looked at. Answers, a JSON document a line:
-
-    {"stage": "load"}                                        what is tried next; the last one before a crash tells
-    {"library", "missing": [...], "absent": [...]}           functions: declared but not exported, asked for but absent
-    {"structures": {name: {"declared", "fields", "places", "written"}}, "selected"}
-                                                             what it fills, and where; what it takes of candidates
-    {"system", "devices"}                                    what it says of itself
-    {"tokens": [...], "embedding": [...]}                    the self-test
-    {"done": true}
+are not installed yet when an engine is looked at. Answers are those of `look`; `{"stage": …}` says what is tried next,
+so that the last one before a crash tells.
 """
 
 from __future__ import annotations

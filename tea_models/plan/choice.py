@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB, MemoryUse
-from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
+from tea_models.errors import MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.files import base_name, public
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.planner import plan_profile
@@ -175,8 +175,6 @@ class _VariantPlanner:
             except NotAvailableError:
                 # A host that can't be reached is not asked again for each variant.
                 self._unreachable = True
-            except DoesNotFitError:
-                raise
             except TeaModelsError:
                 continue
         return [found.get(variant.name) or self._unread(entry, variant) for variant in entry.variants.values()]

@@ -6,6 +6,7 @@ actual bytes. A prediction that parts from reality is shown by `plan` and `docto
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 _KEPT = 20
-# The engine's log gives sizes to 0.01 MiB, a buffer each.
-_ROUNDING = 64 * 1024
-# What else a process may do beside the model before its peak says that the plan was wrong.
-_OTHER_WORK = 64 * 1024 * 1024
-#: Relative difference above which a prediction is called wrong: KV cache, compute buffers, peak of the process.
-TOLERANCE = {"kv_cache": 0.0, "compute": 0.02, "peak": 0.10}
+# When a prediction is called wrong: relative differences below and above it, and the least difference in bytes. The
+# engine's log gives sizes to 0.01 MiB, a buffer each. Of a process's peak less says nothing (buffers that were never
+# touched take nothing), and it may do other work beside the model.
+_TOLERANCE = {
+    "kv_cache": (0.0, 0.0, 64 * 1024),
+    "compute": (0.02, 0.02, 64 * 1024),
+    "peak": (math.inf, 0.10, 64 * 1024 * 1024),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +46,12 @@ class ObservedLoad:
     def differences(self) -> dict[str, float]:
         """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance."""
         found = {}
-        for part, tolerance in TOLERANCE.items():
+        for part, (below, above, least) in _TOLERANCE.items():
             predicted, actual = self.predicted.get(part), self.actual.get(part)
-            if not predicted or actual is None or abs(actual - predicted) < _ROUNDING:
-                continue
-            difference = actual / predicted - 1
-            if part == "peak":
-                # It counts only when it is above the prediction: buffers that were never touched take nothing.
-                wrong = difference > tolerance and actual - predicted >= _OTHER_WORK
-            else:
-                wrong = abs(difference) > tolerance
-            if wrong:
-                found[part] = difference
+            if predicted and actual is not None and abs(actual - predicted) >= least:
+                difference = actual / predicted - 1
+                if not -below <= difference <= above:
+                    found[part] = difference
         return found
 
 

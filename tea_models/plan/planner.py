@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token, pad
+from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token
 from tea_models.engine.probe import RefusedError
 from tea_models.errors import MemoryDoesNotFitError
 from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, PlanInput
@@ -42,16 +43,14 @@ def plan_profile(
         MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
         RefusedError: The engine refuses it.
     """
-    return _Planner(profile, machine, user, measurer, name).plan()
+    return _Planner(PlanInput(profile, machine, user, name), measurer).plan()
 
 
 class _Planner:
-    def __init__(
-        self, profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, name: str
-    ) -> None:
-        self._given = PlanInput(profile, machine, user, name)
+    def __init__(self, given: PlanInput, measurer: Estimator) -> None:
+        self._given = given
         self._measurer = measurer
-        self._whole_batch = self._given.encoder and user.n_ubatch is None  # it has to hold the context: both grow
+        self._whole_batch = given.encoder and given.user.n_ubatch is None  # it has to hold the context: both grow
 
     def plan(self) -> RunPlan:
         given, budget = self._given, self._given.budget
@@ -251,25 +250,16 @@ class _Planner:
 
     def _largest(self, point: EngineSettings, most: int, least: int) -> tuple[EngineSettings, MemoryUse] | None:
         """The settings with the largest context up to `most` that fits; None where not even `least` does."""
-
-        def fit(n_ctx: int) -> tuple[EngineSettings, MemoryUse] | None:
-            settings = self._at(point, n_ctx)
-            use = self._fitting(settings)
-            return (settings, use) if use is not None else None
-
-        low, high = min(least, most), most
-        whole = fit(most)
-        best = whole or fit(low)
-        while best is not None and best is not whole:
-            middle = pad((low + high) // 2, _STEP)
-            if middle >= high:
-                break
-            tried = fit(middle)
-            if tried is not None:
-                best, low = tried, middle
-            else:
-                high = middle
-        return best
+        whole = self._at(point, most)
+        use = self._fitting(whole)
+        if use is not None:
+            return whole, use
+        contexts = range(min(least, most), most, _STEP)
+        count = bisect(contexts, False, key=lambda n_ctx: self._fitting(self._at(point, n_ctx)) is None)
+        if not count:
+            return None
+        settings = self._at(point, contexts[count - 1])
+        return settings, self._require(settings)
 
     def _most_layers(self, point: EngineSettings, layers: int) -> tuple[int, str, list[Rejected]]:
         """As many layers on the GPUs as fit there (-1 for all), the reason, and what was rejected."""
@@ -280,12 +270,7 @@ class _Planner:
             if self._given.budget.excess(everything) <= 0:
                 return -1, f"all {layers} layers fit on the GPU: {taken}", []
             rejected.append(Rejected(-1, f"all layers would take {taken} of it"))
-        low, high = 0, layers + 1
-        while high - low > 1:
-            count = (low + high) // 2
-            if self._fitting(replace(point, n_gpu_layers=count)) is not None:
-                low = count
-            else:
-                high = count
+        counts = range(1, layers + 1)
+        low = bisect(counts, False, key=lambda count: self._fitting(replace(point, n_gpu_layers=count)) is None)
         reason = f"{low} of {layers} layers fit on the GPU" if low else "not one layer fits on the GPU"
         return low, reason, rejected
