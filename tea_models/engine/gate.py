@@ -79,18 +79,15 @@ def _judge(found: dict[str, Any], recorded: dict[str, Any], test: dict[str, Any]
         problems.append(f"llama_token_data_array: of three candidates number {found['selected']} was taken, not 1")
     if "error" in found:
         problems.append(f"{found['error']} {_stage([found])}")
-    outcome = "not run"
-    if "tokens" in found:
-        wrong = _answer_problems(found, test)
-        outcome = "failed" if wrong else "passed"
-        problems += wrong
+    wrong = _answer_problems(found, test) if "tokens" in found else []
+    problems += wrong
     return Verdict(
         problems=tuple(problems),
         library=found.get("library", ""),
         missing=tuple(found.get("missing", ())),
         features=features(found.get("system", "")),
         devices=tuple(device["description"] or device["name"] for device in found.get("devices", ())),
-        self_test=outcome,
+        self_test="failed" if wrong else "passed" if "tokens" in found else "not run",
     )
 
 

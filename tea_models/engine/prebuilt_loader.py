@@ -1,11 +1,8 @@
 """Makes llama-cpp-python's binding load a prebuilt llama.cpp. Lies in the assembled wheel as `llama_cpp/_prebuilt.py`.
 
 Never imported here: `tea_models.engine.wheel` copies its text. It runs before anything else of `llama_cpp` and changes
-two functions of `llama_cpp._ctypes_extensions`:
-
-- the one that loads a library takes the file that `prebuilt.json` names, and then the processor's backend, which lies
-  in plug-ins of which llama.cpp chooses one at run time;
-- the one that declares functions lets a function that the library lacks raise when it is called, not at import.
+two functions of `llama_cpp._ctypes_extensions`: a library is the file that `prebuilt.json` names, with the processor's
+backend from plug-ins; and a function that the library lacks raises when it is called, not at import.
 """
 
 from __future__ import annotations

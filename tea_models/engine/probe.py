@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.engine.formula import MemoryUse
+from tea_models.engine.installed import DISTRIBUTION, installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
@@ -42,7 +42,6 @@ class EngineInfo:
     """The installed llama.cpp, as it reports itself: of llama-cpp-python the version."""
 
     version: str
-    system: str  # features of the processor that the build uses
     gpu_offload: bool
     gpus: tuple[Gpu, ...]
 
@@ -54,19 +53,18 @@ class RefusedError(ProbeError):
 def engine_version() -> str | None:
     """Version of the installed llama-cpp-python, without importing it; None where it is not installed."""
     try:
-        return importlib.metadata.version("llama-cpp-python")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def engine_build() -> str | None:
     """A short hash that changes when the engine is installed anew or built otherwise; None without an engine."""
-    version = engine_version()
-    specification = importlib.util.find_spec("llama_cpp") if version else None
-    if version is None or specification is None or not specification.origin:
+    engine = installed_engine()
+    if engine is None:
         return None
-    digest = hashlib.sha256(version.encode())
-    for library in sorted((Path(specification.origin).parent / "lib").glob("*")):
+    digest = hashlib.sha256(str(engine.version).encode())
+    for library in sorted((engine.package / "lib").glob("*")):
         status = library.stat()
         digest.update(f"{library.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
@@ -188,7 +186,7 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     devices = {
         row["buffer"]: (row["model"], row["context"], row["compute"])
         for row in buffers
-        if not row["host"] and not _is_processor(row["buffer"])
+        if not row["host"] and not row["buffer"].startswith("CPU")  # `CPU_REPACK` is none of the host's either
     }
     repacked = sum(row["model"] for row in buffers if row["buffer"].startswith("CPU_"))
     on_host = weights - sum(parts[0] for parts in devices.values())
@@ -206,10 +204,6 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     )
 
 
-def _is_processor(buffer: str) -> bool:
-    return buffer == "CPU" or buffer.startswith("CPU_") or buffer.endswith("_Host")
-
-
 def _engine(answer: Any) -> EngineInfo | None:
     """What the engine says of itself; None where it is damaged, or was never kept."""
     try:
@@ -219,7 +213,7 @@ def _engine(answer: Any) -> EngineInfo | None:
             for device in document["devices"]
             if device["kind"] in ("gpu", "igpu")
         )
-        return EngineInfo(document["version"], document["system"], document["gpu_offload"], gpus)
+        return EngineInfo(document["version"], document["gpu_offload"], gpus)
     except (KeyError, TypeError):
         return None
 

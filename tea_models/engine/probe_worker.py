@@ -4,7 +4,7 @@ Started as a script by `tea_models.engine.probe` (never imported there), because
 it is in. Each line of stdin is a JSON request; the answer is a JSON document a line, so that what was measured before
 a crash is not lost:
 
-    {"engine": {"version", "system", "gpu_offload", "devices": [...]}}
+    {"engine": {"version", "gpu_offload", "devices": [...]}}
     {"load": 0, "rss", "size"}                                   the model was opened, with so many layers on a GPU
     {"point": 3, "kv_cache", "compute", "output", ...}           one combination of settings
     {"point": 4, "error": "…"}                                   the engine refused it
@@ -103,11 +103,9 @@ def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]]:
 
 def devices(library: Any) -> list[dict[str, Any]]:
     """What llama.cpp would compute on; names of ggml's library are found through llama.cpp's, which needs it."""
-    library.ggml_backend_dev_get.restype = ctypes.c_void_p
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    library.ggml_backend_dev_get.restype, library.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_name.restype = ctypes.c_char_p
-    library.ggml_backend_dev_description.restype = ctypes.c_char_p
+    library.ggml_backend_dev_name.restype = library.ggml_backend_dev_description.restype = ctypes.c_char_p
     found = []
     for index in range(min(64, library.ggml_backend_dev_count())):
         device = ctypes.c_void_p(library.ggml_backend_dev_get(index))
@@ -174,7 +172,6 @@ class _Session:
         engine.llama_backend_init()
         return {
             "version": engine.__version__,
-            "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
             "gpu_offload": bool(engine.llama_supports_gpu_offload()),
             "devices": devices(engine.llama_cpp._lib),  # noqa: SLF001
         }

@@ -108,9 +108,9 @@ def _memory_v1(folder: Path, name: str) -> Iterator[MemoryLimit]:
 
 
 def _quota_v2(folder: Path) -> Iterator[float]:
-    fields = read_text(folder / "cpu.max").split()
-    if len(fields) == 2 and fields[0].isdecimal() and fields[1].isdecimal() and int(fields[1]):
-        yield int(fields[0]) / int(fields[1])
+    found = re.fullmatch(r"(\d+) ([1-9]\d*)", read_text(folder / "cpu.max"))
+    if found:
+        yield int(found[1]) / int(found[2])
 
 
 def _quota_v1(folder: Path) -> Iterator[float]:

@@ -26,7 +26,6 @@ BATCHES = (512, 256, 128, 64)
 FAST_BATCH, SMALL_BATCH = 128, 64
 #: KV types that a plan may choose for itself, in this order.
 SMALLER_TYPES = ("q8_0", "q4_0")
-_MARGIN_SHARE, _MARGIN_MOST, _MARGIN_LEAST = 10, 1024 * MIB, 64 * MIB
 # The user's setting that decides on one of the engine's; for `n_ctx` and `n_gpu_layers` the planner says more.
 _ASKED = {name: name for name in ("n_batch", "n_ubatch", "n_threads", "flash_attn", "swa_full")} | {
     "n_threads_batch": "n_threads",
@@ -86,4 +85,4 @@ def make_budget(machine: Machine, memory: int | None) -> Budget:
 
 
 def _margin(usable: int) -> int:
-    return max(_MARGIN_LEAST, min(_MARGIN_MOST, usable // _MARGIN_SHARE))
+    return max(64 * MIB, min(1024 * MIB, usable // 10))

@@ -6,7 +6,7 @@ A user's explicit setting is honoured, or refused with the numbers; it is never 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
 from tea_models.files import base_name
-from tea_models.machine.detect import Machine, detect_machine
+from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
@@ -162,14 +162,11 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
 
 def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
     """This machine, now, with the devices that the installed engine reports."""
-    machine = detect_machine()
-    if not measure:
-        return machine
-    try:
-        info = engine_info(settings.environ or None, cache_dir=_cache_dir(settings))
-    except ProbeError:
-        return machine
-    return replace(machine, gpus=info.gpus)
+    gpus: tuple[Gpu, ...] = ()
+    if measure:
+        with suppress(ProbeError):
+            gpus = engine_info(settings.environ or None, cache_dir=_cache_dir(settings)).gpus
+    return detect_machine(gpus=gpus)
 
 
 def _cache_dir(settings: Settings) -> Path:
