@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import os
 import platform
+import re
 import sys
 import types
 from pathlib import Path
@@ -85,15 +86,9 @@ def _written(library: Any, function: str, arguments: tuple[Any, ...]) -> list[li
         prototype = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int32] * len(arguments))
         prototype((function, library))(ctypes.addressof(buffer), *arguments)
         images.append(bytes(buffer))
-    runs: list[list[int]] = []
-    for offset in range(_ROOM):
-        if all(image[offset] == pattern for image, pattern in zip(images, _PATTERNS, strict=True)):
-            continue
-        if runs and runs[-1][1] == offset:
-            runs[-1][1] = offset + 1
-        else:
-            runs.append([offset, offset + 1])
-    return runs
+    kept = zip(*images, strict=True)
+    changed = bytes(pair != _PATTERNS for pair in kept)
+    return [list(run.span()) for run in re.finditer(b"\x01+", changed)]
 
 
 def _plain(value: Any) -> Any:

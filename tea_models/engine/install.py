@@ -97,7 +97,7 @@ def install(
             check_environment(caller.settings.environ)
             self_test = installer.compile() if wanted.how == "compile" else installer.prebuilt()
             verdict = replace(installer.examine_installed(), self_test=self_test)
-        engine = installer.installed()
+        engine = installed_engine(caller.settings.environ or None)
     if engine is None:
         raise EngineError("pip has installed the engine where this Python does not find it", hint="pip config list")
     if verdict.problems:
@@ -115,18 +115,15 @@ class _Installer:
         self._environ = caller.settings.environ or None
         self._cache = WheelCache(caller)
 
-    def installed(self) -> InstalledEngine | None:
-        return installed_engine(self._environ)
-
     def examine_installed(self, model: Path | None = None) -> Verdict:
-        engine = self.installed()
+        engine = installed_engine(self._environ)
         if engine is None:
             return Verdict()
         return examine(engine.package, version=engine.version or "", model=model, environ=self._environ)
 
     def usable(self) -> Verdict | None:
         """What the gate says of the engine that is there; None if one is to be installed."""
-        engine = self.installed()
+        engine = installed_engine(self._environ)
         if engine is None or self._wanted.force:
             return None
         verdict = self.examine_installed() if self._is_wanted(engine) else None

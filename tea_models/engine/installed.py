@@ -58,7 +58,7 @@ def installed_engine(environ: Mapping[str, str] | None = None) -> InstalledEngin
         return InstalledEngine(version, "foreign", package, _library(Path(elsewhere)), None, source)
     about = read_kept(package / "prebuilt.json")
     if distribution is not None and isinstance(about, dict) and about.get("schema") == SCHEMA:
-        library = package / "lib" / about["libraries"]["llama"]
+        library = _library(package / "lib", about["libraries"]["llama"])
         return InstalledEngine(version, "prebuilt", package, library, about["llama_cpp"], about["source"], about)
     library = _library(package / "lib")
     # A wheel that was made by the build that llama-cpp-python's source distribution names.
@@ -80,8 +80,8 @@ def _distribution_of(package: Path) -> metadata.Distribution | None:
     return distribution if owned.is_dir() and owned.samefile(package) else None
 
 
-def _library(folder: Path) -> Path | None:
-    names = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
+def _library(folder: Path, *names: str) -> Path | None:
+    names = names or ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

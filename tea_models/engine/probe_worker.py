@@ -164,27 +164,18 @@ class _Session:
         self._key: tuple[str, int] | None = None
         self._load: dict[str, Any] = {}
 
-    def start(self) -> dict[str, Any]:
-        import llama_cpp as engine
-
-        self.engine = engine
-        self.log = _Log(engine)
-        engine.llama_backend_init()
-        return {
-            "version": engine.__version__,
-            "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-            "devices": devices(engine.llama_cpp._lib),  # noqa: SLF001
-        }
-
     def run(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         if self.engine is None:
-            answer({"engine": self.start()})
+            import llama_cpp as engine
+
+            self.engine, self.log = engine, _Log(engine)
+            engine.llama_backend_init()
+            told = {"version": engine.__version__, "gpu_offload": bool(engine.llama_supports_gpu_offload())}
+            answer({"engine": told | {"devices": devices(engine.llama_cpp._lib)}})  # noqa: SLF001
         points = request["points"]
         for layers in sorted({point.get("n_gpu_layers", 0) for point in points}):
             answer(self._open(request["model"], layers))
-            if not self._model:
-                continue
-            for index, point in enumerate(points):
+            for index, point in enumerate(points if self._model else ()):
                 if point.get("n_gpu_layers", 0) == layers:
                     exact = request.get("exact", True)
                     answer({"point": index, **_measure(self.engine, self._model, point, self.log, exact=exact)})

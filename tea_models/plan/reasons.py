@@ -29,24 +29,24 @@ def explain_batches(given: PlanInput, measured: Measured, point: EngineSettings)
         return
     reason = "tokens handed over at a time; more changes neither memory nor speed"
     given.decide("n_batch", point.n_batch, "default", reason)
+
+    def logits(tokens: int) -> str:
+        return human_bytes(4 * given.vocabulary * tokens)
+
     rejected = []
     for size in BATCHES if given.batch_is_free else ():
         use = measured(replace(point, n_ubatch=size))
         if use is not None and size != point.n_ubatch:
             slower = ", slower prompts" if size < min(FAST_BATCH, point.n_ubatch) else ""
             rejected.append(Rejected(size, f"compute buffers of {human_bytes(use.compute)}{slower}"))
-    source, reason = "default", f"tokens computed at a time; their logits take {_logits(given, point.n_ubatch)}"
+    source, reason = "default", f"tokens computed at a time; their logits take {logits(point.n_ubatch)}"
     if point.n_ubatch != min(BATCHES[0], point.n_batch):
         source = "gguf"
         reason = (
-            f"logits take {_logits(given, point.n_ubatch)}; of {BATCHES[0]} tokens at a time they would take "
-            f"{_logits(given, BATCHES[0])}, because the vocabulary has {given.vocabulary:,} pieces"
+            f"logits take {logits(point.n_ubatch)}; of {BATCHES[0]} tokens at a time they would take "
+            f"{logits(BATCHES[0])}, because the vocabulary has {given.vocabulary:,} pieces"
         )
     given.decide("n_ubatch", point.n_ubatch, source, reason, *rejected)
-
-
-def _logits(given: PlanInput, tokens: int) -> str:
-    return human_bytes(4 * given.vocabulary * tokens)
 
 
 def explain_cache(given: PlanInput, measured: Measured, point: EngineSettings, use: MemoryUse) -> None:

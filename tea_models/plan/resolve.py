@@ -130,7 +130,8 @@ def open_for_plan(
     from tea_models.profile.model_files import open_model
     from tea_models.profile.stored import read_profile
 
-    name = path_or_ref.files[0].name if isinstance(path_or_ref, ModelProfile) else _name(str(path_or_ref))
+    name = path_or_ref.files[0].name if isinstance(path_or_ref, ModelProfile) else str(path_or_ref)
+    name = base_name(name) or name
     with ExitStack() as stack:
         if isinstance(path_or_ref, ModelProfile) or str(path_or_ref).endswith(".json"):
             profile = path_or_ref if isinstance(path_or_ref, ModelProfile) else load_profile(Path(path_or_ref))
@@ -171,8 +172,3 @@ def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
 
 def _cache_dir(settings: Settings) -> Path:
     return settings.store_dir / ".tea" / "probe"
-
-
-def _name(reference: str) -> str:
-    """What the user called it, shortened to a file's name where it is a path or an address."""
-    return base_name(reference) or reference
