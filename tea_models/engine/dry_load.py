@@ -28,7 +28,6 @@ class Refusal(NamedTuple):
 
 
 _SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # the folder that the engine was built in
-_SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 class DryLoader:
@@ -44,7 +43,7 @@ class DryLoader:
         """
         if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None
-        request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
+        request = {"model": str(path), "points": [EngineSettings(256, 64, 64).deciding_memory()], "exact": False}
         try:
             documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:

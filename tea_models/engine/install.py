@@ -55,10 +55,6 @@ _HINT = "make an environment: python3 -m venv .venv && .venv/bin/pip install tea
 _WORKING_SPACE = 400 * 1024**2
 
 
-class GateError(EngineError):
-    """A library does not fit the binding or this machine."""
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What is to be installed: by kind, or one entry of the catalogue."""
@@ -159,7 +155,7 @@ class _Installer:
             for engine in self._candidates():
                 try:
                     wheel, verdict = self._checked_wheel(engine, archives, folder / engine.name)
-                except (NotAvailableError, IntegrityError, GateError) as error:
+                except (NotAvailableError, IntegrityError, EngineError) as error:
                     refused.append((engine, error))
                     self._caller.note(f"{engine.name}: {error.message}")
                     continue
@@ -207,7 +203,7 @@ class _Installer:
         self._caller.note(f"checking {engine.name}: functions, structures{', a first answer' if model else ''}")
         verdict = examine(tree / "llama_cpp", version=binding.version, model=model, environ=self._environ)
         if verdict.problems:
-            raise GateError(f"refused: {'; '.join(verdict.problems[:3])}")
+            raise EngineError(f"refused: {'; '.join(verdict.problems[:3])}")
         if wheel is None:
             describe(tree, binding, engine, missing=verdict.missing)
             wheel = self._cache.keep(write_wheel(tree, folder, binding, engine), engine, binding)

@@ -60,10 +60,6 @@ class _Log:
         matches = (_CACHE.search(line) for line in self.lines if "K (" in line or "R (" in line)
         return [round(float(match[1]) * MIB) for match in matches if match]
 
-    def flash_attention(self) -> bool | None:
-        lines = [line for line in self.lines if "Flash Attention" in line]
-        return "enabled" in lines[-1] if lines else None
-
 
 class _Map(ctypes.Structure):
     """`std::map` of libstdc++, as `llama_get_memory_breakdown` returns it: a red-black tree with its header inside."""
@@ -146,10 +142,11 @@ def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact
         if any(abs(exactly[part] - sizes[part]) > (len(caches) + 4) * MIB // 100 for part in sizes):
             rows = []
         flash_attn = point.get("flash_attn_type", -1)
+        chosen = [line for line in log.lines if "Flash Attention" in line][-1:]
         return (exactly if rows else sizes) | {
             "output": log.size("output"),
             "buffers": rows,
-            "flash_attn": log.flash_attention() if flash_attn < 0 else bool(flash_attn),
+            "flash_attn": flash_attn > 0 if flash_attn >= 0 else "enabled" in chosen[0] if chosen else None,
         }
     finally:
         engine.llama_free(context)

@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -202,10 +202,8 @@ class WheelCache:
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
         """A folder to work in; outside the store where that can't be written."""
-        parent: Path | None = self.folder
-        try:
+        with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            parent = None
+        parent = self.folder if self.folder.is_dir() else None
         with tempfile.TemporaryDirectory(prefix="making-", dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)

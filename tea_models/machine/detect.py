@@ -7,6 +7,7 @@ plan is made for the moment in which it is asked for.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
     """Look at this machine, now; `gpus` are the devices that the engine reports."""
     system = sys.platform if root == _ROOT else "linux"
     if system == "darwin":
-        total, available = _darwin_memory()
-        logical, physical, allowed = _darwin_cores()
+        total, logical = _sysctl_number("hw.memsize"), os.cpu_count() or 1
+        available = parse_vm_stat(_command("vm_stat"), total)
+        physical = _sysctl_number("hw.perflevel0.physicalcpu") or _sysctl_number("hw.physicalcpu") or logical
+        allowed = physical
         cpu = _command("sysctl", "-n", "machdep.cpu.brand_string") or "unknown processor"
     else:
         total, available = _windows_memory() if system == "win32" else _memory(root)
@@ -158,27 +161,11 @@ def parse_cpu_list(text: str) -> set[int]:
     return numbers
 
 
-def _darwin_memory() -> tuple[int, int]:
-    total = _sysctl_number("hw.memsize")
-    return total, parse_vm_stat(_command("vm_stat"), total)
-
-
-def _darwin_cores() -> tuple[int, int, int]:
-    logical = os.cpu_count() or 1
-    physical = _sysctl_number("hw.perflevel0.physicalcpu") or _sysctl_number("hw.physicalcpu") or logical
-    return logical, physical, physical
-
-
 def parse_vm_stat(text: str, total: int) -> int:
     """Bytes that macOS can hand out now, from the output of `vm_stat`; half of all where that can't be read."""
-    page, pages = 4096, 0
-    for line in text.splitlines():
-        if "page size of" in line:
-            page = int("".join(filter(str.isdecimal, line.partition("page size of")[2])) or page)
-        name, _, value = line.partition(":")
-        if name in ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable"):
-            pages += int(value.strip(" .") or 0)
-    return min(total, pages * page) if pages else total // 2
+    page = re.search(r"page size of (\d+)", text)
+    free = re.findall(r"^Pages (?:free|inactive|speculative|purgeable): +(\d+)", text, re.MULTILINE)
+    return min(total, sum(map(int, free)) * int(page[1])) if page and free else total // 2
 
 
 def _sysctl_number(name: str) -> int:

@@ -70,19 +70,19 @@ class PlanInput:
 
 def make_budget(machine: Machine, memory: int | None) -> Budget:
     """What may be used: `memory`, or what is free now under every limit less a tenth (at most 1 GiB) to spare."""
-    devices = {gpu.name: gpu.memory_free - _margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
+
+    def margin(usable: int) -> int:
+        return max(64 * MIB, min(1024 * MIB, usable // 10))
+
+    devices = {gpu.name: gpu.memory_free - margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
     if memory is not None:
         return Budget(memory, "as asked for", devices)
     if not machine.memory_total:
         raise UsageError("how much memory this machine has can't be told here", hint="say it: --memory 8GiB")
     usable = machine.memory_usable
-    margin = _margin(usable)
+    spare = margin(usable)
     reason = f"{human_bytes(usable)} available of {human_bytes(machine.memory_total)}"
     if machine.limited:
         limit = human_bytes(machine.memory_limit or 0)
         reason = f"{human_bytes(usable)} free of the {limit} that {machine.memory_limit_source} allows"
-    return Budget(max(0, usable - margin), f"{reason}, less {human_bytes(margin)} to spare", devices)
-
-
-def _margin(usable: int) -> int:
-    return max(64 * MIB, min(1024 * MIB, usable // 10))
+    return Budget(max(0, usable - spare), f"{reason}, less {human_bytes(spare)} to spare", devices)

@@ -37,12 +37,7 @@ class _Candidate:
 def plan_profile(
     profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Estimator, *, name: str = ""
 ) -> RunPlan:
-    """Plan a model that is known by its profile; the measurer answers what settings take.
-
-    Raises:
-        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
-        RefusedError: The engine refuses it.
-    """
+    """Plan a model known by its profile; a MemoryDoesNotFitError says by how much it does not, and what would."""
     return _Planner(PlanInput(profile, machine, user, name), measurer).plan()
 
 

@@ -9,8 +9,6 @@ from tea_models.engine.engine_settings import KV_TYPES
 from tea_models.errors import UsageError
 from tea_models.sizes import parse_bytes
 
-Purpose = Literal["chat", "embed"]
-
 
 @dataclass(frozen=True, slots=True)
 class UserSettings:
@@ -25,7 +23,7 @@ class UserSettings:
     n_ubatch: int | None = None
     flash_attn: bool | None = None
     swa_full: bool | None = None
-    purpose: Purpose | None = None  # by the model's kind
+    purpose: Literal["chat", "embed"] | None = None  # by the model's kind
     source: str = "user"  # who asks: `user` or `project`
 
     def __post_init__(self) -> None:
