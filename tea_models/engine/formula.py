@@ -190,10 +190,9 @@ _UNKNOWN_CACHE = frozenset(
 def kv_cache_bytes(layout: CacheLayout, settings: EngineSettings) -> int:
     """Bytes of KV cache and recurrent state."""
     type_k, type_v, n_seq_max = settings.type_k, settings.type_v, settings.n_seq_max
-    n_ctx, n_ubatch = settings.n_ctx, settings.n_ubatch
-    cells = pad(pad(n_ctx, 256) // n_seq_max, 256)
+    cells = pad(pad(settings.n_ctx, 256) // n_seq_max, 256)
     # A window cache has room for a batch beside the window.
-    small = cells if settings.swa_full else pad(min(cells, layout.window + n_ubatch), 256)
+    small = cells if settings.swa_full else pad(min(cells, layout.window + settings.n_ubatch), 256)
     # Without flash attention the value cache is transposed, and padded to the widest layer.
     widest = max((layer.value for layer in layout.layers), default=0) if settings.flash_attn is False else 0
     total = 0
