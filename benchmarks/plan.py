@@ -23,7 +23,8 @@ from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe import Prober
-from tea_models.plan.resolve import choose_measurer, machine_now, plan_profile
+from tea_models.plan.planner import plan_profile
+from tea_models.plan.resolve import choose_measurer, machine_now
 from tea_models.plan.user_settings import UserSettings
 from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
@@ -85,7 +86,7 @@ def time_model(path: Path, unit: float) -> None:
             plan = plan_profile(profile, machine, user, choose_measurer(profile, settings, model, measure=True))
         for name, seconds in rows:
             print(f"  {name:<36} {seconds * 1000:8.0f} ms  {seconds / unit:6.1f} x bare python")
-        print(f"  {plan.summary()}")
+        print(f"  n_ctx {plan.settings.n_ctx:,}, {plan.memory.total / 2**20:,.0f} MiB ({plan.memory.use.method})")
         compare(path, profile)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
+from tea_models.plan.speed import record_speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
@@ -24,7 +25,6 @@ from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
-from tea_runtime.llama.context import ContextOptions
 from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation
 from tea_runtime.llama.load_record import LoadRecorder
@@ -32,7 +32,6 @@ from tea_runtime.llama.loading import check_text, check_vectors, default_setting
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.rerank import pair_tokens
 from tea_runtime.llama.tool_text import ToolTextFilter
-from tea_runtime.llama.weights import LoadOptions
 
 if TYPE_CHECKING:
     import os
@@ -89,7 +88,8 @@ class LocalLlmBackend(LlmBackend):
     ) -> None:
         llama()
         settings = settings or default_settings()
-        recorder = self._recorder = LoadRecorder(settings.store_dir)
+        self._store_dir, self._speed_recorded = settings.store_dir, False
+        recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         purpose = "embed" if embedding else "chat"
         user = UserSettings.of(
@@ -97,11 +97,11 @@ class LocalLlmBackend(LlmBackend):
         )
         check = functools.partial(check_vectors, path=self.model_path)
         self.profile, self.plan = plan_model(self.model_path, settings, user, profile=profile, check=check)
+        chosen, use = self.plan.settings, self.plan.memory.use
         recorder.plan = self.plan
-        options, use = self._planned(ContextOptions), self.plan.memory.use
         contexts = ContextPlan(
-            options,
-            start=options.n_ctx if isinstance(n_ctx, int) else START,
+            chosen,
+            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
             budget=use.kv_cache + use.compute or None,
             in_memory=max(16 * 1024 * 1024, use.total // 20),
             pooling=self._pooling(),
@@ -109,9 +109,9 @@ class LocalLlmBackend(LlmBackend):
         cache = None
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
-            cache = PromptCache.of(base, model=self._identity(), engine=build(), options=options)
+            cache = PromptCache.of(base, model=self._identity(), engine=build(), settings=chosen)
         self._owner = object()
-        spec = ModelSpec(self.model_path, self._planned(LoadOptions), contexts, cache)
+        spec = ModelSpec(self.model_path, contexts, cache)
         self._model: Model | None = open_model(spec, self._owner, opened=recorder.opened, used=recorder.used)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
@@ -347,8 +347,8 @@ class LocalLlmBackend(LlmBackend):
                 reason = "tool_calls"
         self._check_form(generation, content, calls)
         usage, timings = generation.usage(), generation.timings()
-        if generation.alone:
-            self._recorder.answered(timings)
+        if generation.alone and not self._speed_recorded:
+            self._speed_recorded = record_speed(self._store_dir, self.plan, timings)
         return LlmCallResult(
             content=content,
             model=self.model_path.name,

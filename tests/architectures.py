@@ -121,10 +121,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def measure(requests: list[tuple[str, dict[str, Any], list[dict[str, Any]]]]) -> list[list[dict[str, Any]]]:
     """What the engine says each takes; in a subprocess."""
-    from tea_models.engine.formula import KV_TYPES
+    from tea_models.engine.engine_settings import KV_TYPES
 
     def numbered(point: dict[str, Any]) -> dict[str, Any]:
-        return point | {key: KV_TYPES[point[key]].id for key in ("type_k", "type_v") if key in point}
+        point = point | {key: KV_TYPES[point[key]].id for key in ("type_k", "type_v") if key in point}
+        flash_attn = point.pop("flash_attn", None)
+        return point if flash_attn is None else point | {"flash_attn_type": int(flash_attn)}
 
     requests = [(architecture, facts, list(map(numbered, points))) for architecture, facts, points in requests]
     done = subprocess.run(

@@ -1,18 +1,16 @@
-"""What the static checks do not know and llama.cpp refuses is found by asking it, and a good answer is kept."""
+"""What the static checks do not know and llama.cpp refuses is found by asking it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import tea_models.engine.dry_load
 from tea_models.caller import Caller
 from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.probe import engine_version
-from tea_models.engine.probe_process import ProbeProcess
 from tea_models.errors import IntegrityError
 from tea_models.gguf import check_loadable, read_header
 from tea_models.plan.resolve import plan_model
@@ -93,33 +91,10 @@ def test_a_crash_is_told_from_a_refusal_and_without_the_folder_of_the_build(tmp_
     path = tmp_path / "bad.gguf"
     for case, crashed in (("an assertion", True), ("an unknown tokenizer", False)):
         path.write_bytes(REFUSED[case][0]())
-        with DryLoader(settings) as loader:
-            refusal = loader.refusal(path)
+        refusal = DryLoader(settings).refusal(path)
         assert refusal is not None
         assert refusal.crashed is crashed
         assert "/" not in refusal.reason
-
-
-def test_a_file_that_loads_is_asked_about_once_until_it_changes(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[object] = []
-
-    class Counted(ProbeProcess):
-        def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-            started.append(self)
-            super().__init__(environ)
-
-    monkeypatch.setattr(tea_models.engine.dry_load, "ProbeProcess", Counted)
-    path = tmp_path / "a.gguf"
-    path.write_bytes(build_gguf())
-    for starts in (1, 1):
-        assert verify([str(path)], Caller(settings))[0].loadable
-        assert len(started) == starts
-    path.write_bytes(REFUSED["an unknown tokenizer"][0]())
-    for starts in (2, 3):  # a refusal is not kept: another engine may be all it needs
-        assert not verify([str(path)], Caller(settings))[0].loadable
-        assert len(started) == starts
 
 
 def test_nothing_is_asked_about_files_that_are_no_models(tmp_path: Path, settings: Settings) -> None:
@@ -131,24 +106,14 @@ def test_nothing_is_asked_about_files_that_are_no_models(tmp_path: Path, setting
 def test_the_first_part_is_not_blamed_for_a_missing_one(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "a-00001-of-00002.gguf"
     path.write_bytes(with_metadata(split__no=0, split__count=2))
-    with DryLoader(settings) as loader:
-        assert loader.refusal(path) is None
+    assert DryLoader(settings).refusal(path) is None
 
 
 def test_an_engine_that_does_not_start_says_nothing_about_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(REFUSED["an unknown tokenizer"][0]())
     environ = {"HOME": str(tmp_path), "TEA_MODELS_DIR": str(tmp_path / "store"), "PYTHONHOME": str(tmp_path)}
-    with DryLoader(Settings.resolve(environ, cwd=tmp_path)) as loader:
-        assert loader.refusal(path) is None
-
-
-def test_a_store_that_can_not_be_written_to_is_no_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.gguf"
-    path.write_bytes(build_gguf())
-    settings = Settings.resolve({"HOME": str(tmp_path), "TEA_MODELS_DIR": "/dev/null/store"}, cwd=tmp_path)
-    with DryLoader(settings) as loader:
-        assert loader.refusal(path) is None
+    assert DryLoader(Settings.resolve(environ, cwd=tmp_path)).refusal(path) is None
 
 
 def test_the_runtime_does_not_load_what_another_process_crashed_on(tmp_path: Path, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tea_models.engine import environment
+from tea_models.engine.install import check_environment
 from tea_models.errors import EngineError
 from tea_models.registry.engines import Catalog
 from tests.conftest import _HOME, _SHARED_STORE
@@ -204,15 +204,15 @@ def test_a_python_of_the_system_is_left_alone(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
     monkeypatch.setattr(sys, "base_prefix", sys.prefix)
     with pytest.raises(EngineError, match="belongs to the system") as caught:
-        environment.check_environment({})
+        check_environment({})
     assert "python3 -m venv" in caught.value.hint
-    environment.check_environment({"PIP_BREAK_SYSTEM_PACKAGES": "1"})
+    check_environment({"PIP_BREAK_SYSTEM_PACKAGES": "1"})
 
 
 def test_an_environment_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path / "not there"))
     with pytest.raises(EngineError, match="can't be written"):
-        environment.check_environment({})
+        check_environment({})
 
 
 @pytest.mark.real

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tea_models import Settings, pull, resolve_profile
+from tea_models import Settings, pull, resolve_plan, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
@@ -791,6 +791,18 @@ def test_a_reranker_is_refused_with_the_reason(tmp_path):
     build_encoder(path, pooling=4)
     with pytest.raises(UnsupportedError, match="reranker"):
         opened(path)
+
+
+def test_how_fast_the_first_answer_came_is_what_plans_say_of_the_model(tmp_path):
+    path = tmp_path / "endless.gguf"
+    build_scripted(path, [[f" w{index}" for index in range(60)]], loop=True)
+    settings = Settings(tmp_path / "store")
+    with opened(path, settings=settings) as backend:
+        backend.call(greedy(max_tokens=40))
+        backend.call(greedy(max_tokens=40))
+    assert len(json.loads((tmp_path / "store" / ".tea" / "speeds.json").read_text())) == 1
+    speed = resolve_plan(path, settings=settings, n_threads=1).speed
+    assert (speed.method, speed.tokens_per_s > 0) == ("measured", True)
 
 
 # Stop texts, by themselves --------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.estimator import ESTIMATE_ERROR, compute_bytes
 from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, pad, row_bytes
 from tea_models.engine.installed import installed_engine
@@ -16,7 +18,7 @@ from tests.plan_profiles import GIB, profile_of
 def cache(name: str, n_ctx: int, n_ubatch: int = 512, **more: Any) -> int:
     architecture, hyperparameters = CASES[name]
     layout = cache_layout(profile_of(architecture, hyperparameters))
-    return kv_cache_bytes(layout, n_ctx=n_ctx, n_ubatch=n_ubatch, **more)
+    return kv_cache_bytes(layout, EngineSettings(n_ctx, n_ubatch=n_ubatch, **more))
 
 
 def test_grouped_heads_share_their_cache() -> None:
@@ -32,7 +34,7 @@ def test_the_sliding_window_that_llama_cpp_ignores_changes_nothing() -> None:
     architecture, hyperparameters = CASES["phi4-mini"]
     without = {key: value for key, value in hyperparameters.items() if key != "attention.sliding_window"}
     layout = cache_layout(profile_of(architecture, without))
-    assert kv_cache_bytes(layout, n_ctx=4096, n_ubatch=512) == cache("phi4-mini", 4096)
+    assert kv_cache_bytes(layout, EngineSettings(4096)) == cache("phi4-mini", 4096)
 
 
 def test_layers_with_a_window_keep_the_window_and_one_batch() -> None:
@@ -92,7 +94,7 @@ def test_a_token_costs_what_the_growing_layers_take() -> None:
 def test_without_flash_attention_the_value_cache_is_padded_to_the_widest_layer() -> None:
     hyperparameters = CASES["smollm2"][1] | {"block_count": 2, "attention.head_count_kv": [1, 3]}
     layout = cache_layout(profile_of("llama", hyperparameters))
-    on, off = (kv_cache_bytes(layout, n_ctx=256, n_ubatch=1, flash_attn=flag) for flag in (True, False))
+    on, off = (kv_cache_bytes(layout, EngineSettings(256, n_ubatch=1, flash_attn=flag)) for flag in (True, False))
     assert on == 256 * 2 * 64 * (1 + 1 + 3 + 3)
     assert off == 256 * 2 * 64 * (1 + 3 + 3 + 3)
 
@@ -112,13 +114,13 @@ def test_the_logits_of_a_large_vocabulary_decide_the_compute_buffer() -> None:
     architecture, hyperparameters = CASES["gemma3-270m"]
     profile = profile_of(architecture, hyperparameters)
     layout = cache_layout(profile)
-    found = {ub: compute_bytes(profile, layout, n_ctx=8192, n_ubatch=ub) for ub in (512, 128)}
+    found = {ub: compute_bytes(profile, layout, EngineSettings(8192, n_ubatch=ub)) for ub in (512, 128)}
     assert 512 * MIB < found[512] < 540 * MIB
     assert 128 * MIB < found[128] < 135 * MIB
 
 
 def test_what_lies_on_devices_is_not_the_hosts() -> None:
-    use = MemoryUse(100, 50, 20, 10, "measured", 256, devices={"CUDA0": (80, 50, 15)})
+    use = MemoryUse(100, 50, 20, 10, "measured", devices={"CUDA0": (80, 50, 15)})
     assert (use.total, use.host) == (180, 35)
 
 
@@ -150,14 +152,11 @@ def estimate(name: str, point: dict[str, Any], measured: dict[str, Any]) -> tupl
     layout = cache_layout(profile)
     flash = measured["flash_attn"] is not False
     types = {key: point[key] for key in ("type_k", "type_v") if key in point}
-    kept = kv_cache_bytes(
-        layout, n_ctx=point["n_ctx"], n_ubatch=point["n_ubatch"], swa_full=point["swa_full"], flash_attn=flash, **types
+    settings = EngineSettings(
+        point["n_ctx"], n_ubatch=point["n_ubatch"], swa_full=point["swa_full"], flash_attn=flash, **types
     )
     batch = min(point["n_ubatch"], pad(point["n_ctx"], 256)) if layout.layers else point["n_ubatch"]
-    computed = compute_bytes(
-        profile, layout, n_ctx=point["n_ctx"], n_ubatch=batch, swa_full=point["swa_full"], flash_attn=flash
-    )
-    return kept, computed
+    return kv_cache_bytes(layout, settings), compute_bytes(profile, layout, replace(settings, n_ubatch=batch))
 
 
 @pytest.mark.real

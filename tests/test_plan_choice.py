@@ -69,7 +69,7 @@ def test_variants_are_judged_by_what_can_be_known_of_them(world: Callable[..., S
     comparison = compare_variants("tiny", world(), UserSettings(memory=GIB), measure=False)
     fits = {fit.variant: fit for fit in comparison.fits}
     assert fits["SMALL"].method == "estimated"
-    assert fits["BIG"].method == "estimated from another variant"
+    assert fits["BIG"].method == "file size"
     assert fits["ODD"].fits is None
     assert fits["ODD"].summary == "unknown"
     assert fits["SMALL"].fits

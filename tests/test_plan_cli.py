@@ -112,13 +112,6 @@ def test_a_name_full_of_escapes_does_not_reach_the_terminal(tmp_path: Path, caps
     assert code in (0, 2)
 
 
-def test_plot_writes_a_picture(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _out, err = tea(capsys, "plan", tiny, "--estimate", "--plot", "out.svg")
-    assert code == 0
-    assert (tmp_path / "out.svg").read_text().startswith("<svg")
-    assert "wrote out.svg" in err
-
-
 def test_export_prints_only_the_settings(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _err = tea(capsys, "export", tiny, "--to", "env", "--estimate")
     assert code == 0
@@ -233,5 +226,5 @@ def test_planning_a_file_imports_nothing_heavy(module: str, tiny: str) -> None:
 
 
 def test_a_table_of_variants_goes_without_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(group(), ["plan", "smollm2-135m", "--compare", "--plot", str(tmp_path / "o.svg")]) == 2
+    assert run(group(), ["plan", "smollm2-135m", "--compare", "--explain"]) == 2
     assert "--compare" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_memory_that_no_call_tells_has_to_be_said(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError) as caught:
         make_budget(machine, None)
     assert "--memory" in caught.value.hint
-    assert make_budget(machine, 1 << 30).host == 1 << 30
+    assert make_budget(machine, 1 << 30).budget == 1 << 30
 
 
 def test_a_mac_is_asked_by_its_own_commands(monkeypatch: pytest.MonkeyPatch) -> None:

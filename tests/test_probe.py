@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+import tea_models.engine.probe
 import tea_models.engine.probe_process
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.estimator import ESTIMATE_ERROR, Estimator
+from tea_models.engine.estimator import ESTIMATE_ERROR, Estimator, Measured
 from tea_models.engine.formula import MemoryUse
-from tea_models.engine.measurer import Measured
 from tea_models.engine.probe import (
     Prober,
     RefusedError,
@@ -24,7 +24,7 @@ from tea_models.engine.probe import (
     engine_info,
     engine_version,
 )
-from tea_models.engine.probe_process import ProbeError
+from tea_models.engine.probe_process import ProbeError, ProbeProcess
 from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
 from tests.gguf_build import build_gguf
@@ -76,11 +76,25 @@ def test_a_small_file_is_measured(small_file: Path) -> None:
     assert use.overhead > 30 * 1024**2
 
 
-def test_many_points_cost_one_run(small_file: Path) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the engine was asked."""
+    found: list[dict[str, Any]] = []
+    ask = ProbeProcess.ask
+
+    def asking(self: ProbeProcess, request: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
+        found.append(request)
+        return ask(self, request, timeout)
+
+    monkeypatch.setattr(ProbeProcess, "ask", asking)
+    return found
+
+
+def test_many_points_cost_one_run(small_file: Path, asked: list[dict[str, Any]]) -> None:
     measured = prober(small_file)
     points = [EngineSettings(n_ctx=n_ctx, n_batch=64, n_ubatch=64) for n_ctx in (256, 512, 1024, 256)]
     first, second, third, again = measured.measure(points)
-    assert measured.runs == 1
+    assert len(asked) == 1
     assert first == again
     assert isinstance(first, MemoryUse)
     assert isinstance(second, MemoryUse)
@@ -92,12 +106,12 @@ def test_many_points_cost_one_run(small_file: Path) -> None:
 def test_one_process_answers_many_questions_until_it_is_closed(small_file: Path) -> None:
     measured = prober(small_file)
     measured.measure([SMALL])
-    first = measured._process
+    first = measured._process._process
     measured.measure([EngineSettings(n_ctx=512, n_batch=64, n_ubatch=64)])
-    assert measured._process is first
+    assert measured._process._process is first
     assert first is not None
     measured.close()
-    assert first.ended
+    assert first.poll() is not None
     assert isinstance(measured.measure([EngineSettings(n_ctx=768, n_batch=64, n_ubatch=64)])[0], MemoryUse)
 
 
@@ -109,26 +123,30 @@ def test_one_refused_point_leaves_the_others_alone(small_file: Path) -> None:
     assert isinstance(answers[2], MemoryUse)
 
 
-def test_answers_are_remembered_by_header_and_build(small_file: Path, tmp_path: Path) -> None:
+def test_answers_are_remembered_by_header_and_build(
+    small_file: Path, tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
     cache = tmp_path / "cache"
     first = prober(small_file, cache_dir=cache)
     expected = first.measure([SMALL])
     second = prober(small_file, cache_dir=cache)
     assert second.measure([SMALL]) == expected
-    assert (first.runs, second.runs) == (1, 0)
+    assert len(asked) == 1
     (file,) = cache.iterdir()
     assert engine_build() in file.name
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "points": {"x": {}}}', '{"format": 99, "points": {}}'])
-def test_a_damaged_memory_of_answers_is_measured_anew(text: str, small_file: Path, tmp_path: Path) -> None:
+def test_a_damaged_memory_of_answers_is_measured_anew(
+    text: str, small_file: Path, tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
     cache = tmp_path / "cache"
     prober(small_file, cache_dir=cache).measure([SMALL])
     (file,) = cache.iterdir()
     file.write_text(text)
-    again = prober(small_file, cache_dir=cache)
-    assert isinstance(again.measure([SMALL])[0], MemoryUse)
-    assert again.runs == 1
+    asked.clear()
+    assert isinstance(prober(small_file, cache_dir=cache).measure([SMALL])[0], MemoryUse)
+    assert len(asked) == 1
 
 
 def test_a_cache_folder_that_cannot_be_written_is_no_error(small_file: Path, tmp_path: Path) -> None:
@@ -147,7 +165,7 @@ def test_a_file_that_the_engine_refuses_is_said_with_its_reason(tmp_path: Path) 
 def test_a_process_that_died_in_between_is_started_again(small_file: Path) -> None:
     measured = prober(small_file)
     measured.measure([SMALL])
-    assert measured._process is not None
+    assert measured._process._process is not None
     measured._process._process.kill()
     assert isinstance(measured.measure([EngineSettings(n_ctx=512, n_batch=64, n_ubatch=64)])[0], MemoryUse)
 
@@ -172,8 +190,9 @@ def test_a_failed_assertion_of_the_engine_is_an_error_here(
 
 def test_a_dry_run_that_hangs_is_stopped(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker_that("import time; time.sleep(60)", tmp_path, monkeypatch)
+    monkeypatch.setattr(tea_models.engine.probe, "TIMEOUT", 1)
     with pytest.raises(ProbeError, match="took longer than 1 s"):
-        prober(small_file, timeout=1).measure([SMALL])
+        prober(small_file).measure([SMALL])
 
 
 def test_after_a_failed_dry_run_the_formulas_answer_and_say_so(

@@ -34,7 +34,7 @@ WITH_ADDRESS = [
     ["profile", "--diff", "ADDRESS", "ADDRESS"],
     ["engine"],
     ["plan", "ADDRESS", "--estimate"],
-    ["plan", "ADDRESS", "--estimate", "--plot", "plan.svg"],
+    ["plan", "ADDRESS", "--estimate", "--explain"],
     ["plan", "ADDRESS", "--estimate", "--explain"],
     ["plan", "ADDRESS", "--estimate", "--compare"],
     ["verify", "ADDRESS"],

@@ -12,7 +12,7 @@ import pytest
 
 from tea_models.engine.estimator import Estimator
 from tea_models.machine.bandwidth import memory_bandwidth
-from tea_models.plan.resolve import plan_profile
+from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import bytes_per_token, record_speed, speed_of
 from tea_models.plan.types import RunPlan, Speed
 from tea_models.plan.user_settings import UserSettings
@@ -31,9 +31,8 @@ def plan() -> RunPlan:
 
 
 def record(store: Path, plan: RunPlan, rate: float, **more: Any) -> None:
-    record_speed(
-        store, plan, **({"prompt_tokens": 100, "prompt_seconds": 0.5, "tokens": 50, "seconds": 50 / rate} | more)
-    )
+    timings = {"prompt_n": 100, "prompt_ms": 500, "predicted_n": 50, "predicted_ms": 50_000 / rate}
+    record_speed(store, plan, timings | more)
 
 
 def found(store: Path, plan: RunPlan, profile: ModelProfile = SMOL) -> Speed | None:
@@ -42,8 +41,8 @@ def found(store: Path, plan: RunPlan, profile: ModelProfile = SMOL) -> Speed | N
 
 def with_bandwidth(store: Path, bytes_per_s: float) -> None:
     (store / ".tea").mkdir(parents=True, exist_ok=True)
-    rows = [{"cpu": MACHINE.cpu, "threads": MACHINE.threads, "bytes_per_s": bytes_per_s}]
-    (store / ".tea" / "bandwidth.json").write_text(json.dumps(rows))
+    known = {f"{MACHINE.cpu}, {MACHINE.threads}": bytes_per_s}
+    (store / ".tea" / "bandwidth.json").write_text(json.dumps(known))
 
 
 def test_a_model_that_has_run_here_is_as_fast_as_it_was(plan: RunPlan, tmp_path: Path) -> None:
@@ -68,9 +67,9 @@ def test_runs_with_other_threads_or_of_another_model_do_not_count(plan: RunPlan,
 
 
 def test_runs_that_are_too_short_tell_nothing(plan: RunPlan, tmp_path: Path) -> None:
-    record(tmp_path, plan, 30, prompt_tokens=3, tokens=2, seconds=0.1)
+    record(tmp_path, plan, 30, prompt_n=3, predicted_n=2, predicted_ms=100)
     assert not (tmp_path / ".tea" / "speeds.json").exists()
-    record(tmp_path, plan, 30, prompt_tokens=3)
+    record(tmp_path, plan, 30, prompt_n=3)
     assert found(tmp_path, plan) == Speed(None, 30.0, "measured")
 
 

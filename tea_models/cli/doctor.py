@@ -47,7 +47,7 @@ def _human(app: App, found: CheckUp) -> str:
         for load in found.loads[:5]:
             peak, planned = load.actual.get("peak"), load.predicted.get("peak")
             cells = [human_bytes(size) if size else "" for size in (planned, peak)]
-            rows.append([shortened(load.name, 34), f"{load.n_ctx:,}", *cells, load.when[:10]])
+            rows.append([shortened(load.name, 34), f"{load.settings['n_ctx']:,}", *cells, load.when[:10]])
         header = ["LAST LOADS", "CONTEXT", "AT MOST", "TOOK", "ON"]
         lines += ["", table(rows, header=header, right=frozenset({1, 2, 3}))]
     return "\n".join(lines)

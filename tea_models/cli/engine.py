@@ -78,7 +78,7 @@ def install(
 @answering
 def list_(app: App) -> None:
     """Show the prebuilt engines that are known, and which of them fit this machine."""
-    from tea_models.engine.wheel_cache import WheelCache
+    from tea_models.engine.wheel import WheelCache
     from tea_models.registry.engines import Host, load_catalog
 
     catalog, host, cache = load_catalog(), Host.here(), WheelCache(app.caller)

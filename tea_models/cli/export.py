@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from tea_models.errors import UsageError
 
 if TYPE_CHECKING:
     from tea_models.cli.frame import App
-    from tea_models.plan.export_formats import Export
+    from tea_models.plan.export import Export
 
 _SERVERS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "python", "env")
 _CLUSTERS = ("kubernetes", "kserve", "compose", "vllm")
@@ -51,8 +52,7 @@ def command(
     """
     from tea_models.cli.plan import user_settings
     from tea_models.deploy.manifests import deploy
-    from tea_models.plan.export import plan_for_export
-    from tea_models.plan.export_formats import export_plan
+    from tea_models.plan.export import export_plan, plan_for_export
 
     cluster = target in _CLUSTERS
     if mirror and not cluster:
@@ -68,4 +68,4 @@ def command(
 
 
 def _document(result: Export, output: Path | None) -> dict[str, Any]:
-    return result.to_json() | ({"path": str(output)} if output else {})
+    return asdict(result) | ({"path": str(output)} if output else {})

@@ -159,9 +159,10 @@ def _needs(found: Inspection) -> str:
     weights = human_bytes(profile.weights.total)
     if not context or context > 1 << 24:
         return f"{weights} for the weights"
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.engine.formula import cache_layout, kv_cache_bytes
 
-    cache = kv_cache_bytes(cache_layout(profile), n_ctx=context, n_ubatch=512)
+    cache = kv_cache_bytes(cache_layout(profile), EngineSettings(context))
     if not cache:
         return f"{weights} for the weights, and compute buffers"
     return f"{weights} for the weights + {human_bytes(cache)} KV cache at {context:,} tokens (f16)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -11,7 +10,6 @@ from tea_models.cli.frame import App, answering, takes_locked
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from tea_models.plan.types import RunPlan
     from tea_models.plan.user_settings import UserSettings
 
 _PURPOSES = ("chat", "embed")
@@ -29,20 +27,17 @@ _PURPOSES = ("chat", "embed")
 @click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp.")
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
 @click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
 @takes_locked
 @answering
-def command(
-    app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
-) -> None:
+def command(app: App, model: str, *, explain: bool, compare: bool, estimate: bool, **options: Any) -> None:
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
 
     MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. What is asked
     for and does not fit is refused with the numbers and with what would fit.
     """
     user = user_settings(**options)
-    if compare and (plot is not None or explain):
-        raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
+    if compare and explain:
+        raise UsageError("--compare makes a table of all variants: it goes without --explain")
     if compare:
         from tea_models.cli.plan_view import comparison_text
         from tea_models.plan.choice import compare_variants
@@ -50,34 +45,17 @@ def command(
         comparison = compare_variants(model, app.settings, user, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
-    from tea_models.plan.resolve import plan_with_curve
-
-    if plot is not None or explain:
-        result, curve = plan_with_curve(model, app.settings, user, measure=not estimate)
-    else:
-        result, curve = _plan(app, model, user, measure=not estimate), None
-    if plot is not None and curve is not None:
-        from tea_models.plan.plot import draw_svg
-
-        plot.write_text(draw_svg(result, curve), encoding="utf-8")
-        app.out.note(f"wrote {plot}")
-    document = result.to_json() | {"curve": curve.to_json()} if curve is not None else result.to_json()
     from tea_models.cli.plan_view import explanation, overview
-
-    app.out.answer(
-        document, lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model)
-    )
-
-
-def _plan(app: App, model: str, user: UserSettings, *, measure: bool) -> RunPlan:
-    from tea_models.plan.resolve import resolve_for
+    from tea_models.plan.resolve import open_for_plan, plan_opened
 
     try:
-        return resolve_for(model, app.settings, user, measure=measure)
+        with open_for_plan(model, app.settings, measure=not estimate) as opened:
+            plan = plan_opened(opened, app.settings, user, measure=not estimate)
     except (OfflineError, SourceUnavailableError) as error:
         by_size = f"without its header, only its size can be judged: tea-models plan {model} --compare"
         error.hint = f"{error.hint}; {by_size}" if error.hint else by_size
         raise
+    app.out.answer(plan.to_json(), lambda: explanation(plan, app.out) if explain else overview(plan, app.out, model))
 
 
 def user_settings(

@@ -12,7 +12,6 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
     from tea_models.plan.choice import Comparison, Fit
-    from tea_models.plan.curve import Curve
     from tea_models.plan.types import Decision, RunPlan, Setting
 
 # The settings of the overview; those that only follow a default are listed without their reason.
@@ -84,20 +83,14 @@ def _value(decision: Decision) -> str:
     return _shown(decision.setting, decision.value)
 
 
-def explanation(plan: RunPlan, curve: Curve | None, out: Output) -> str:
-    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected, a picture."""
-    from tea_models.plan.plot import draw_text
-
+def explanation(plan: RunPlan, out: Output) -> str:
+    """The whole reasoning as a page: the machine, the memory, each decision with what was rejected."""
     width = min(out.width, 100)
     machine = plan.machine
     sections = [
         (out.style(f"Running {printable(plan.name)} here", "bold"), _story(plan, width)),
         (out.style("Memory", "bold"), [*_memory_lines(plan, out), "", *_fill(_budget_sentence(plan), width)]),
     ]
-    if curve is not None:
-        shown = draw_text(plan, curve, width)
-        legend = "█ weights, buffers and process   ▒ KV cache"
-        sections.append((out.style("Memory at other contexts", "bold"), [*shown, "", legend]))
     lines = []
     for names, decision in _grouped(plan):
         head = f"{', '.join(names)} = {_value(decision)}"
@@ -153,7 +146,9 @@ def _story(plan: RunPlan, width: int) -> list[str]:
         context = f"{settings.n_ctx:,} of the {trained:,} tokens it was trained with"
     else:
         context = f"a context of {settings.n_ctx:,} tokens"
-    how = "llama.cpp measured this in a dry run" if memory.method == "measured" else "this is an estimate by formula"
+    how = (
+        "llama.cpp measured this in a dry run" if memory.use.method == "measured" else "this is an estimate by formula"
+    )
     where = "on the processor"
     if settings.n_gpu_layers:
         where = "on the GPU" if settings.n_gpu_layers < 0 else f"with {settings.n_gpu_layers} layers on the GPU"

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from tea_models.errors import UsageError
 from tea_models.lock.pins import make_lock
 from tea_models.lockfile import Lock, format_lock, read_lock
-from tea_models.plan.export_formats import Export, server_arguments
+from tea_models.plan.export import Export, server_arguments
 from tea_models.refs import FileRef
 from tea_models.registry.entries import Registry
 
 if TYPE_CHECKING:
     from tea_models.caller import Caller
-    from tea_models.plan.export_formats import ExportInput
+    from tea_models.plan.export import ExportInput
 
 _MIB = 1024 * 1024
 _INIT_IMAGE = "python:3.12-slim"
@@ -66,7 +66,7 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
     lock = _lock(reference, caller)
     (model,) = lock.models.values()
     what = replace(what, path=f"/models/{model.files[0].filename}")
-    arguments = [text for option in server_arguments(what) for text in option]
+    arguments = server_arguments(what)
     text = format_lock(lock)
     memory = math.ceil(what.plan.memory.total / _MIB)
     sizes = [file.size for file in model.files]

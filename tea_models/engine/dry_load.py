@@ -1,26 +1,21 @@
 """Whether the installed llama.cpp loads a file: asked of it, without its weights, in a process that may crash.
 
 `check_loadable` names what is known to kill the loader; this finds all else that it refuses, from an unknown
-tokenizer to a tensor that is missing. A file that loads is remembered by its header and the engine's build.
+tokenizer to a tensor that is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
-from tea_models.disk.kept_json import keep
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.probe import TIMEOUT, engine_build
+from tea_models.engine.probe import TIMEOUT, engine_version
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.files import shard_names
-from tea_models.gguf import FileSource, read_header
-from tea_models.gguf.loadable import is_loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from tea_models.settings import Settings
 
@@ -33,79 +28,32 @@ class Refusal(NamedTuple):
 
 
 _SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # the folder that the engine was built in
-_SMALL = EngineSettings(n_ctx=256, n_batch=64, n_ubatch=64)
 
 
 class DryLoader:
-    """Loads files without their weights, all in one process; a context manager.
-
-    Args:
-        settings: The store, where good answers are kept, and the environment of the process.
-    """
+    """Loads files without their weights, all in one process."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = settings.store_dir / ".tea" / "probe"
-        self._environ = settings.environ or None
-        self._build = engine_build()
-        self._process: ProbeProcess | None = None
-        self._answered = False  # an engine that does not even start says nothing about a file
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._process is not None:
-            self._process.close()
+        self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
-        """Why llama.cpp does not load a file; None if it does, or if there is no engine to ask.
+        """Why llama.cpp does not load a file that `check_loadable` has no objection to (of several, the first).
 
-        Args:
-            path: A file that `check_loadable` has no objection to. Of a model in several files, the first; with a part
-                missing nothing is asked, because the engine would blame this one.
-
-        Raises:
-            MalformedGGUFError: The file is not GGUF.
-            NotAvailableError: It can't be read.
+        None if it loads, if there is no engine to ask, or if a part is missing: the engine would blame this one.
         """
-        parts = [path.with_name(name) for name in shard_names(path.name)]
-        if self._build is None or not all(part.is_file() for part in parts):
+        if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None
-        with FileSource(path) as source:
-            header = read_header(source)
-            if not is_loaded(header):
-                return None
-            digest = hashlib.sha256(source.read(0, header.data_offset))
-        for part in parts:
-            status = part.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns if len(parts) > 1 else 0}".encode())
-        remembered = self._folder / f"loads-{digest.hexdigest()[:32]}-{self._build}.json"
-        if remembered.is_file():
-            return None
-        why, known = self._ask(path)
-        if known and why is None:
-            keep(remembered, {"loads": True})
-        return why
-
-    def _ask(self, path: Path) -> tuple[Refusal | None, bool]:
-        """Why it does not load, and whether the engine gave an answer at all."""
+        request = {"model": str(path), "points": [EngineSettings(256, 64, 64).deciding_memory()], "exact": False}
         try:
-            if self._process is None or self._process.ended:
-                self._process = ProbeProcess(self._environ)
-                self._answered = False
-            request = {"model": str(path), "points": [_SMALL.deciding_memory()], "exact": False}
             documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:
-            if not error.documents and not self._answered:
-                return None, False
-            return Refusal(_SOURCE.sub("", error.message), crashed=True), True
+            # An engine that does not even start says nothing about a file.
+            told = error.documents or self._process.answered
+            return Refusal(_SOURCE.sub("", error.message), crashed=True) if told else None
         except ProbeError:
-            return None, False  # too slow, or it can't be started
-        self._answered = True
+            return None  # too slow, or it can't be started
         loaded = next((document for document in documents if "load" in document), {})
         if "error" in loaded:
             reason = loaded["error"].removeprefix("error loading model: ")
-            return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False), True
-        return None, bool(loaded)
+            return Refusal(f"llama.cpp refuses it: {reason[:300]}", crashed=False)
+        return None

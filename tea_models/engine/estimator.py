@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
 from tea_models.engine.formula import (
-    KV_TYPES,
     MIB,
     NO_CACHE,
     RECURRENT,
@@ -18,11 +18,12 @@ from tea_models.engine.formula import (
     pad,
 )
 from tea_models.engine.probe import ENGINE, LIBRARIES, RefusedError
+from tea_models.engine.probe_process import ProbeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tea_models.engine.engine_settings import EngineSettings
+    from tea_models.engine.probe import Prober
     from tea_models.profile.facts import ModelProfile
 
 # What the engine keeps for each piece of the vocabulary.
@@ -35,10 +36,12 @@ _REARRANGED = 16
 #: and two real files, at up to 131,072 tokens in batches up to 512 (`tests/test_memory.py` and `tests/test_probe.py`).
 ESTIMATE_ERROR = 0.10
 _F32, _F16 = 4, 2
+# The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
+_LARGEST_MEASURED = 1 << 22
 
 
 class Estimator:
-    """Answers by formula what settings take."""
+    """Answers by formula what settings take; `reason` is why, empty where the answers are measured after all."""
 
     def __init__(self, profile: ModelProfile, reason: str = "") -> None:
         self.reason = reason
@@ -46,83 +49,73 @@ class Estimator:
         self._layout = cache_layout(profile)
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
-        """What each combination of settings takes by formula."""
+        """What each combination of settings takes, or why it is refused."""
         return [self._estimate(point) for point in points]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Give back what is held open: nothing."""
 
     def _estimate(self, point: EngineSettings) -> MemoryUse | RefusedError:
         layout, profile = self._layout, self._profile
-        flash_attn = point.flash_attn is not False
-        if not flash_attn and point.type_v not in ("f32", "f16", "bf16"):
+        if point.flash_attn is False and point.type_v not in ("f32", "f16", "bf16"):
             return RefusedError("a quantised value cache needs flash attention")
-        for which, kv_type, size in (
-            ("key", point.type_k, layout.head_size_key),
-            ("value", point.type_v, layout.head_size_value),
-        ):
+        heads = (("key", point.type_k, layout.head_size_key), ("value", point.type_v, layout.head_size_value))
+        for which, kv_type, size in heads:
             block = KV_TYPES[kv_type].block_size
             if size % block:
-                return RefusedError(
-                    f"{kv_type} comes in blocks of {block}, which do not divide {which} heads of {size}"
-                )
+                why = f"{kv_type} comes in blocks of {block}, which do not divide {which} heads of {size}"
+                return RefusedError(why)
         n_ctx = pad(point.n_ctx, 256)
         batch = min(point.n_batch, n_ctx) if layout.layers else point.n_batch
-        ubatch = min(point.n_ubatch, batch)
+        point = replace(point, n_ctx=n_ctx, n_ubatch=min(point.n_ubatch, batch))
         vocabulary = profile.tokenizer.vocab_size.value or 0
         weights = profile.weights.total
         use = MemoryUse(
             weights=weights + (weights // _REARRANGED if profile.bits_per_weight.value < 16 else 0),
-            kv_cache=kv_cache_bytes(
-                layout,
-                n_ctx=n_ctx,
-                n_ubatch=ubatch,
-                type_k=point.type_k,
-                type_v=point.type_v,
-                swa_full=point.swa_full,
-                flash_attn=flash_attn,
-                n_seq_max=point.n_seq_max,
-            ),
-            compute=compute_bytes(
-                profile, layout, n_ctx=n_ctx, n_ubatch=ubatch, swa_full=point.swa_full, flash_attn=flash_attn
-            ),
+            kv_cache=kv_cache_bytes(layout, point),
+            compute=compute_bytes(profile, layout, point),
             overhead=ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
             method="estimated",
-            n_ctx=n_ctx,
-            flash_attn=flash_attn,
+            flash_attn=point.flash_attn is not False,
         )
         return _on_gpu(use, profile, point.n_gpu_layers) if point.n_gpu_layers else use
 
 
-def compute_bytes(
-    profile: ModelProfile,
-    layout: CacheLayout,
-    *,
-    n_ctx: int,
-    n_ubatch: int,
-    swa_full: bool = False,
-    flash_attn: bool = True,
-) -> int:
+class Measured(Estimator):
+    """Answers by the engine's dry run; by formula from the moment on in which that fails, and for absurd contexts."""
+
+    def __init__(self, prober: Prober, profile: ModelProfile) -> None:
+        super().__init__(profile)
+        self._prober = prober
+
+    def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
+        """What each combination of settings takes, measured if that works."""
+        if not self.reason and all(point.n_ctx <= _LARGEST_MEASURED for point in points):
+            try:
+                return self._prober.measure(points)
+            except ProbeError as error:
+                self.reason = error.message
+        return super().measure(points)
+
+    def close(self) -> None:
+        """End the dry run."""
+        self._prober.close()
+
+
+def compute_bytes(profile: ModelProfile, layout: CacheLayout, settings: EngineSettings) -> int:
     """Bytes that the compute buffer on the processor takes at most.
 
     The engine reserves it for its worst case, a full physical batch at the end of a full context. Its largest stage
     (logits, attention, feed-forward network, experts or recurrent state) decides; beside that lie the inputs, the
     masks, and what the allocator can't reuse in time, about six rows of the model's width a token.
-
-    Args:
-        profile: The model.
-        layout: From `cache_layout`.
-        n_ctx: Context in tokens.
-        n_ubatch: Physical batch in tokens.
-        swa_full: Whether layers with a sliding window keep the whole context.
-        flash_attn: Whether attention is computed without the matrix of all scores.
     """
     h = Hyperparameters(profile)
     cached = h.architecture not in NO_CACHE
-    cells = pad(n_ctx, 256)
-    tokens = min(n_ubatch, cells) if cached else n_ubatch
+    flash_attn = settings.flash_attn is not False
+    cells = pad(settings.n_ctx, 256)
+    tokens = min(settings.n_ubatch, cells) if cached else settings.n_ubatch
     span = cells if cached else tokens
-    window = (span if swa_full else min(span, pad(layout.window + tokens, 256))) if layout.windowed else 0
+    window = (span if settings.swa_full else min(span, pad(layout.window + tokens, 256))) if layout.windowed else 0
     masks = 0 if h.architecture in RECURRENT else (span + window) * (_F16 if flash_attn else _F32)
     width, heads = h.number("embedding_length"), h.number("attention.head_count")
     key_heads = h.number("attention.head_count_kv", heads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tea_models.gguf.types import GGML_TYPES
+from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
-
-#: The types that a KV cache can have.
-KV_TYPES = {
-    name: next(kind for kind in GGML_TYPES.values() if kind.name.lower() == name)
-    for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-}
 
 # Encoders and diffusion models keep nothing between calls.
 NO_CACHE = frozenset({
@@ -38,25 +32,12 @@ _RECURRENT_WITHOUT_HEADS = frozenset({
 })  # fmt: skip
 # Hybrids with full attention in every n-th layer.
 _RECURRENT_BY_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-# Sliding windows: every n-th layer is dense, and whether the pattern starts with a dense layer (`load_swa_pattern`).
-_WINDOW_PATTERN: dict[str, tuple[int, bool]] = {
-    "afmoe": (4, False),
-    "cohere2": (4, False),
-    "cohere2moe": (4, True),
-    "exaone-moe": (4, False),
-    "exaone4": (4, False),
-    "gemma2": (2, False),
-    "gemma3": (6, False),
-    "gemma3n": (5, False),
-    "laguna": (4, True),
-    "llama4": (4, False),
-    "mellum": (4, False),
-    "muse-glimmer": (4, False),
-    "olmo2": (4, False),
-    "gpt-oss": (2, False),
-    "plamo3": (8, False),
-    "smallthinker": (4, True),
-}
+# Sliding windows: every n-th layer is dense (`load_swa_pattern`), for some the first of n, else the last.
+_WINDOW_PATTERN = {"gemma2": 2, "gpt-oss": 2, "gemma3n": 5, "gemma3": 6, "plamo3": 8} | dict.fromkeys(
+    ("afmoe", "cohere2", "cohere2moe", "exaone-moe", "exaone4", "laguna", "llama4", "mellum", "muse-glimmer", "olmo2",
+     "smallthinker"), 4,
+)  # fmt: skip
+_DENSE_FIRST = frozenset({"cohere2moe", "laguna", "smallthinker"})
 # Sliding windows whose pattern the file must give layer by layer.
 _WINDOW_BY_FILE = frozenset({"gemma4", "granite_swa", "maple", "mimo2", "spark2_5", "step35"})
 _WINDOW_DEFAULT = {"gemma2": 4096, "exaone-moe": 128, "llama4": 8192}
@@ -64,38 +45,23 @@ _WINDOW_DEFAULT = {"gemma2": 4096, "exaone-moe": 128, "llama4": 8192}
 
 @dataclass(frozen=True, slots=True)
 class CacheLayer:
-    """What one layer keeps.
+    """What one layer keeps."""
 
-    Attributes:
-        key: Elements a token in the key cache.
-        value: Elements a token in the value cache.
-        windowed: Only the last tokens are kept, as many as the sliding window.
-        state: Bytes of recurrent state a sequence (always f32).
-    """
-
-    key: int = 0
+    key: int = 0  # elements a token in the key cache
     value: int = 0
-    windowed: bool = False
-    state: int = 0
+    windowed: bool = False  # only the last tokens are kept, as many as the sliding window
+    state: int = 0  # bytes of recurrent state a sequence (always f32)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """What a model keeps between tokens, layer by layer.
-
-    Attributes:
-        layers: One entry a layer that has a cache or a state.
-        window: Sliding window in tokens, 0 without one.
-        head_size_key: Elements of one key head (a quantised type must divide them).
-        head_size_value: Elements of one value head.
-        exact: The architecture is one whose cache these rules describe; otherwise plain attention was assumed.
-    """
+    """What a model keeps between tokens: each layer that has a cache or a state."""
 
     layers: tuple[CacheLayer, ...]
-    window: int
-    head_size_key: int
+    window: int  # in tokens, 0 without one
+    head_size_key: int  # elements of a head; a quantised type must divide them
     head_size_value: int
-    exact: bool
+    exact: bool  # these rules describe the architecture; otherwise plain attention was assumed
 
     @property
     def windowed(self) -> bool:
@@ -105,31 +71,17 @@ class CacheLayout:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What one combination of settings takes, in bytes.
-
-    Attributes:
-        weights: Weights that stay in memory.
-        kv_cache: KV cache and recurrent states.
-        compute: Compute buffers that the engine reserves.
-        overhead: The process itself: Python, the engine, tokenizer, output buffer.
-        method: `measured` by the engine's dry run or `estimated` by formula.
-        n_ctx: The context that the engine makes of the one that was asked for (padded to 256).
-        flash_attn: Whether flash attention is used, if known.
-        repacked: Bytes of the weights that the engine rearranges into a copy for this processor.
-        mapped: The file should be mapped into memory; then the rearranged weights are there twice.
-        devices: The same bytes on devices beside the processor: name → (weights, kv_cache, compute).
-    """
+    """What one combination of settings takes, in bytes."""
 
     weights: int
-    kv_cache: int
-    compute: int
-    overhead: int
-    method: str
-    n_ctx: int
+    kv_cache: int  # and recurrent states
+    compute: int  # the compute buffers that the engine reserves
+    overhead: int  # the process itself: Python, the engine, tokenizer, output buffer
+    method: str  # `measured` by the engine's dry run or `estimated` by formula
     flash_attn: bool | None = None
-    repacked: int = 0
-    mapped: bool = True
-    devices: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    repacked: int = 0  # of the weights, what the engine rearranges into a copy for this processor
+    mapped: bool = True  # the file should be mapped into memory; then the rearranged weights are there twice
+    devices: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # weights, kv_cache, compute on each
 
     @property
     def total(self) -> int:
@@ -154,16 +106,14 @@ class Hyperparameters:
         """A whole number; the largest of an array."""
         value = self._value(key)
         if isinstance(value, tuple):
-            numbers = [int(item) for item in value if isinstance(item, int | float)]
-            return max(numbers, default=default)
+            return max(_numbers(value), default=default)
         return int(value) if isinstance(value, int | float) else default
 
     def each(self, key: str, default: int = 0) -> list[int]:
         """One number a layer, from an array or one number for all."""
         value = self._value(key)
         if isinstance(value, tuple):
-            numbers = [int(item) for item in value if isinstance(item, int | float)]
-            return (numbers + [default] * self.layers)[: self.layers]
+            return (_numbers(value) + [default] * self.layers)[: self.layers]
         return [self.number(key, default)] * self.layers
 
     def has(self, key: str) -> bool:
@@ -179,6 +129,10 @@ class Hyperparameters:
         return fact.value if fact is not None else None
 
 
+def _numbers(values: tuple[object, ...]) -> list[int]:
+    return [int(value) for value in values if isinstance(value, int | float)]
+
+
 def row_bytes(kv_type: str, elements: int) -> int:
     """Bytes of a row of a tensor (`ggml_row_size`)."""
     kind = KV_TYPES[kv_type]
@@ -191,10 +145,7 @@ def pad(number: int, multiple: int) -> int:
 
 
 def cache_layout(profile: ModelProfile) -> CacheLayout:
-    """What each layer of a model keeps.
-
-    Rules: `llama_model::create_memory`, `llama_hparams`, and `load_arch_hparams` of each architecture in llama.cpp.
-    """
+    """What each layer of a model keeps (llama.cpp's `create_memory`, `llama_hparams` and each `load_arch_hparams`)."""
     h = Hyperparameters(profile)
     heads = h.each("attention.head_count")
     kv_heads = h.each("attention.head_count_kv") if h.has("attention.head_count_kv") else list(heads)
@@ -224,7 +175,9 @@ def cache_layout(profile: ModelProfile) -> CacheLayout:
                 state=state if recurrent[index] else 0,
             )
         )
-    layers += _indexer_layers(h)
+    if h.architecture in ("deepseek32", "glm-dsa") and h.has("attention.indexer.key_length"):
+        # The key cache of sparse attention's indexer: one head in each layer.
+        layers += [CacheLayer(key=h.number("attention.indexer.key_length"))] * _cached_layers(h)
     return CacheLayout(tuple(layers), window, key, value, exact=h.architecture not in _UNKNOWN_CACHE)
 
 
@@ -234,37 +187,19 @@ _UNKNOWN_CACHE = frozenset(
 )
 
 
-def kv_cache_bytes(
-    layout: CacheLayout,
-    *,
-    n_ctx: int,
-    n_ubatch: int,
-    type_k: str = "f16",
-    type_v: str = "f16",
-    swa_full: bool = False,
-    flash_attn: bool = True,
-    n_seq_max: int = 1,
-) -> int:
-    """Bytes of KV cache and recurrent state.
-
-    Args:
-        layout: From `cache_layout`.
-        n_ctx: Context of all sequences together, in tokens.
-        n_ubatch: Physical batch, in tokens; a window cache has room for it beside the window.
-        type_k: Type of the key cache.
-        type_v: Type of the value cache.
-        swa_full: Keep the whole context in layers with a sliding window too.
-        flash_attn: Without it the value cache is transposed, and padded to the widest layer.
-        n_seq_max: Sequences at once.
-    """
-    cells = pad(pad(n_ctx, 256) // n_seq_max, 256)
-    small = cells if swa_full else pad(min(cells, layout.window + n_ubatch), 256)
-    widest = max((layer.value for layer in layout.layers if layer.value), default=0)
+def kv_cache_bytes(layout: CacheLayout, settings: EngineSettings) -> int:
+    """Bytes of KV cache and recurrent state."""
+    type_k, type_v, n_seq_max = settings.type_k, settings.type_v, settings.n_seq_max
+    cells = pad(pad(settings.n_ctx, 256) // n_seq_max, 256)
+    # A window cache has room for a batch beside the window.
+    small = cells if settings.swa_full else pad(min(cells, layout.window + settings.n_ubatch), 256)
+    # Without flash attention the value cache is transposed, and padded to the widest layer.
+    widest = max((layer.value for layer in layout.layers), default=0) if settings.flash_attn is False else 0
     total = 0
     for layer in layout.layers:
         count = (small if layer.windowed else cells) * n_seq_max
         total += row_bytes(type_k, layer.key) * count + layer.state * n_seq_max
-        total += row_bytes(type_v, widest if layer.value and not flash_attn else layer.value) * count
+        total += row_bytes(type_v, max(widest, layer.value) if layer.value else 0) * count
     return total
 
 
@@ -305,20 +240,12 @@ def _windows(h: Hyperparameters) -> tuple[int, list[bool]]:
             return window, [bool(flag) for flag in h.each(pattern)]
         if h.architecture in _WINDOW_BY_FILE and not h.has(pattern):
             return window, none
-        every, dense_first = _WINDOW_PATTERN.get(h.architecture, (0, False))
-        every = h.number(pattern, every)
-        shared_prefix = h.layers - h.number("nextn_predict_layers")
-        return window, [
-            _is_windowed(index, every, dense_first=dense_first) and index < shared_prefix for index in range(h.layers)
-        ]
+        every = h.number(pattern, _WINDOW_PATTERN.get(h.architecture, 0))
+        dense = 0 if h.architecture in _DENSE_FIRST else every - 1
+        ordinary = h.layers - h.number("nextn_predict_layers")
+        return window, [index < ordinary and (not every or index % every != dense) for index in range(h.layers)]
     # Phi-3, Qwen2, Mistral and others name a window that llama.cpp does not use.
     return 0, none
-
-
-def _is_windowed(layer: int, every: int, *, dense_first: bool) -> bool:
-    if every == 0:
-        return True
-    return layer % every != 0 if dense_first else layer % every < every - 1
 
 
 def _recurrent_layers(h: Hyperparameters, kv_heads: Sequence[int]) -> list[bool]:
@@ -352,10 +279,3 @@ def _state_bytes(h: Hyperparameters, heads: Iterable[int]) -> int:
         return 4 * size * size * most_heads
     conv = max(0, kernel - 1) * (inner + 2 * h.number("ssm.group_count") * state)
     return 4 * (conv + state * inner)
-
-
-def _indexer_layers(h: Hyperparameters) -> list[CacheLayer]:
-    """Key caches of sparse attention's indexer (DeepSeek 3.2, GLM-DSA): one head in each layer."""
-    if h.architecture not in ("deepseek32", "glm-dsa") or not h.has("attention.indexer.key_length"):
-        return []
-    return [CacheLayer(key=h.number("attention.indexer.key_length"))] * _cached_layers(h)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,63 +33,34 @@ _STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found.
-
-    Attributes:
-        problems: Why the library can't be used; empty if it can.
-        library: The file that was loaded.
-        missing: Functions that the binding declares and the library lacks; none of them is called here.
-        features: What of the processor the library uses.
-        devices: What it would compute on.
-        self_test: `passed`, `failed`, or `not run`.
-        size_checked: Whether the sizes of structures could be seen on this processor.
-    """
+    """What was found: the library can be used if there are no problems."""
 
     problems: tuple[str, ...] = ()
-    library: str = ""
-    missing: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
+    library: str = ""  # the file that was loaded
+    missing: tuple[str, ...] = ()  # functions that the binding declares and the library lacks; none is called here
+    features: tuple[str, ...] = ()  # what of the processor the library uses
     devices: tuple[str, ...] = ()
-    self_test: str = "not run"
-    size_checked: bool = False
+    self_test: str = "not run"  # or `passed`, `failed`
 
 
 @cache
 def reference() -> dict[str, Any]:
     """The recorded values: functions that are called here, structures, and the self-test."""
-    text = (resources.files("tea_models.engine") / "reference.json").read_text("utf-8")
-    document: dict[str, Any] = json.loads(text)
+    document: dict[str, Any] = json.loads(Path(__file__).with_name("reference.json").read_text("utf-8"))
     return document
 
 
 def examine(
-    package: Path,
-    *,
-    version: str,
-    model: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    timeout: float = TIMEOUT,
+    package: Path, *, version: str, model: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Verdict:
-    """Look at a binding and its library.
-
-    Args:
-        package: The folder `llama_cpp`.
-        version: Version of the binding; of another one than the recorded, defaults are not compared.
-        model: The model of the self-test, if it is there.
-        environ: The environment of the process.
-        timeout: Seconds.
-    """
+    """Look at a binding (the folder `llama_cpp`) and its library, and at its answer where there is a model for it."""
     recorded = reference()
     test = recorded["self_test"]
     request = {"folder": str(package), "functions": recorded["functions"]}
     if model is not None:
         request |= {"model": str(model), "prompt": test["prompt"], "count": len(test["tokens"])}
     try:
-        process = ProbeProcess(environ, _WORKER)
-        try:
-            documents = process.ask(request, timeout)
-        finally:
-            process.close()
+        documents = ProbeProcess(environ, _WORKER).ask(request, TIMEOUT)
     except CrashError as error:
         return Verdict((f"{error.message} {_stage(error.documents)}",))
     except ProbeError as error:
@@ -98,32 +68,26 @@ def examine(
     found: dict[str, Any] = {}
     for document in documents:
         found |= document
-    return _judge(found, recorded if recorded["binding"] == version else {}, test, documents)
+    return _judge(found, recorded if recorded["binding"] == version else {}, test)
 
 
-def _judge(
-    found: dict[str, Any], recorded: dict[str, Any], test: dict[str, Any], documents: list[dict[str, Any]]
-) -> Verdict:
+def _judge(found: dict[str, Any], recorded: dict[str, Any], test: dict[str, Any]) -> Verdict:
     problems = [f"the library has no {name}" for name in found.get("absent", ())]
     for name, structure in found.get("structures", {}).items():
         problems += _structure_problems(name, structure, recorded.get("structures", {}).get(name, {}))
     if found.get("selected", 1) != 1:
         problems.append(f"llama_token_data_array: of three candidates number {found['selected']} was taken, not 1")
     if "error" in found:
-        problems.append(f"{found['error']} {_stage(documents)}")
-    outcome = "not run"
-    if "tokens" in found:
-        wrong = _answer_problems(found, test)
-        outcome = "failed" if wrong else "passed"
-        problems += wrong
+        problems.append(f"{found['error']} {_stage([found])}")
+    wrong = _answer_problems(found, test) if "tokens" in found else []
+    problems += wrong
     return Verdict(
         problems=tuple(problems),
         library=found.get("library", ""),
         missing=tuple(found.get("missing", ())),
         features=features(found.get("system", "")),
         devices=tuple(device["description"] or device["name"] for device in found.get("devices", ())),
-        self_test=outcome,
-        size_checked=any("written" in structure for structure in found.get("structures", {}).values()),
+        self_test="failed" if wrong else "passed" if "tokens" in found else "not run",
     )
 
 

@@ -2,28 +2,27 @@
 
 Started as a script by `tea_models.engine.gate`, because a library for another processor kills the process it is in. The
 folder of `llama_cpp` is named in the request; its `__init__` is not run, because that needs packages (numpy, …) which
-are not installed yet when an engine is looked at. Answers, a JSON document a line:
-
-    {"stage": "load"}                                        what is tried next; the last one before a crash tells
-    {"library", "missing": [...], "absent": [...]}           functions: declared but not exported, asked for but absent
-    {"structures": {name: {"declared", "fields", "places", "written"}}, "selected"}
-                                                             what it fills, and where; what it takes of candidates
-    {"system", "devices"}                                    what it says of itself
-    {"tokens": [...], "embedding": [...], "seconds"}         the self-test
-    {"done": true}
+are not installed yet when an engine is looked at. Answers are those of `look`; `{"stage": …}` says what is tried next,
+so that the last one before a crash tells.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import platform
+import re
 import sys
-import time
 import types
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.append(str(Path(__file__).parents[2]))
+from tea_models.engine.probe_worker import devices, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Functions that fill a structure which the caller lends, with the arguments that follow the hidden pointer to it.
 FILLED: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -41,20 +40,9 @@ def load(folder: str) -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = [folder]
     sys.modules["llama_cpp"] = package
-    if os.path.exists(os.path.join(folder, "_prebuilt.py")):  # noqa: PTH110, PTH118 - start-up time
+    if Path(folder, "_prebuilt.py").exists():
         importlib.import_module("llama_cpp._prebuilt")
     return importlib.import_module("llama_cpp.llama_cpp")
-
-
-def library_of(binding: Any) -> Any:
-    """The library as ctypes has it."""
-    return binding._lib  # noqa: SLF001 - the binding has no other name for it
-
-
-def missing_functions() -> list[str]:
-    """What the binding declares and the library lacks; only a prebuilt one may lack anything."""
-    loader = sys.modules.get("llama_cpp._prebuilt")
-    return list(loader.MISSING) if loader is not None else []
 
 
 def structures(binding: Any, library: Any) -> dict[str, Any]:
@@ -98,47 +86,20 @@ def _written(library: Any, function: str, arguments: tuple[Any, ...]) -> list[li
         prototype = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int32] * len(arguments))
         prototype((function, library))(ctypes.addressof(buffer), *arguments)
         images.append(bytes(buffer))
-    runs: list[list[int]] = []
-    for offset in range(_ROOM):
-        if all(image[offset] == pattern for image, pattern in zip(images, _PATTERNS, strict=True)):
-            continue
-        if runs and runs[-1][1] == offset:
-            runs[-1][1] = offset + 1
-        else:
-            runs.append([offset, offset + 1])
-    return runs
+    kept = zip(*images, strict=True)
+    changed = bytes(pair != _PATTERNS for pair in kept)
+    return [list(run.span()) for run in re.finditer(b"\x01+", changed)]
 
 
 def _plain(value: Any) -> Any:
     """A field as JSON: a number, or of a pointer whether it is set."""
-    if isinstance(value, bool | int):
-        return value
     if isinstance(value, float):
         return round(value, 6)
-    return bool(value)
-
-
-def devices(library: Any) -> list[dict[str, Any]]:
-    """The devices that the library would use; ggml's functions are found through llama.cpp's library."""
-    library.ggml_backend_dev_count.restype = ctypes.c_size_t
-    library.ggml_backend_dev_get.restype = ctypes.c_void_p
-    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    for name in ("ggml_backend_dev_name", "ggml_backend_dev_description"):
-        function = getattr(library, name)
-        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    found = []
-    for index in range(min(64, library.ggml_backend_dev_count())):
-        device = library.ggml_backend_dev_get(index)
-        name, description = library.ggml_backend_dev_name(device), library.ggml_backend_dev_description(device)
-        found.append({
-            "name": name.decode("utf-8", "replace"), "description": description.decode("utf-8", "replace")
-        })  # fmt: skip
-    return found
+    return value if isinstance(value, bool | int) else bool(value)
 
 
 def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> dict[str, Any]:
     """What a model says to a prompt, greedily, and the mean of its embeddings of it."""
-    began = time.monotonic()
     parameters = binding.llama_model_default_params()
     parameters.n_gpu_layers = 0
     model = binding.llama_model_load_from_file(os.fsencode(model_path), parameters)
@@ -149,7 +110,7 @@ def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> d
         embedding = _embedding(binding, model, prompt)
     finally:
         binding.llama_model_free(model)
-    return {"tokens": tokens, "embedding": embedding, "seconds": round(time.monotonic() - began, 2)}
+    return {"tokens": tokens, "embedding": embedding}
 
 
 def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:
@@ -211,16 +172,17 @@ def _embedding(binding: Any, model: Any, prompt: list[int]) -> list[float]:
     return [round(value / length, 5) for value in vector] if length else vector
 
 
-def answer_to(request: dict[str, Any], answer: Any) -> None:
+def look(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
     """Look at one engine, from the least to the most dangerous."""
     answer({"stage": "load"})
     binding = load(request["folder"])
     quiet = binding.llama_log_callback(lambda *_: None)
     binding.llama_log_set(quiet, None)
-    library = library_of(binding)
+    library = binding._lib  # noqa: SLF001 - the binding has no other name for it
+    loader = sys.modules.get("llama_cpp._prebuilt")  # only a prebuilt library may lack what the binding declares
     answer({
         "library": library._name,  # noqa: SLF001
-        "missing": missing_functions(),
+        "missing": list(loader.MISSING) if loader is not None else [],
         "absent": [name for name in request["functions"] if not hasattr(library, name)],
     })  # fmt: skip
     answer({"stage": "structures"})
@@ -234,28 +196,13 @@ def answer_to(request: dict[str, Any], answer: Any) -> None:
         answer(self_test(binding, request["model"], request["prompt"], request["count"]))
 
 
-def main() -> None:
-    """Answer the requests on stdin, a line each; whatever the library prints itself goes to stderr."""
-    if sys.platform != "win32":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def answer(document: dict[str, Any]) -> None:
-        answers.write(json.dumps(document) + "\n")
-        answers.flush()
-
-    for line in sys.stdin:
-        try:
-            answer_to(json.loads(line), answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other side must hear of it
-            answer({"error": f"{type(error).__name__}: {error}"})
-        answer({"done": True})
-    answers.close()
-    os._exit(0)
+def handle(request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+    """As `look`; whatever goes wrong, the other side must hear of it."""
+    try:
+        look(request, answer)
+    except Exception as error:  # noqa: BLE001
+        answer({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":
-    main()
+    serve(handle)

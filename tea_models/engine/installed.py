@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import sys
@@ -14,36 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.disk.hashing import sha256_file
+from tea_models.disk.kept_json import read_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DISTRIBUTION = "llama-cpp-python"
+#: What `prebuilt.json` beside the binding says that it is, where `engine install` has put the library under it.
+SCHEMA = "tea.prebuilt-engine/1"
 Kind = Literal["prebuilt", "compiled", "foreign"]
 _SONAME = re.compile(r"\.so\.(\d+\.\d+\.\d+)\Z|\.(\d+\.\d+\.\d+)\.dylib\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledEngine:
-    """What is known of it from its files.
+    """What is known of it from its files."""
 
-    Attributes:
-        version: Version of llama-cpp-python, or None of something else that is called `llama_cpp`.
-        kind: `prebuilt` (made by `engine install`), `compiled` (llama-cpp-python built from its source), or `foreign`.
-        package: The folder `llama_cpp`.
-        library: llama.cpp's library.
-        llama_cpp: Its release or build, where it can be told.
-        source: Where it comes from.
-        about: `prebuilt.json`.
-    """
-
-    version: str | None
+    version: str | None  # of llama-cpp-python; None of something else that is called `llama_cpp`
     kind: Kind
-    package: Path
+    package: Path  # the folder `llama_cpp`
     library: Path | None
-    llama_cpp: str | None
+    llama_cpp: str | None  # its release or build, where it can be told
     source: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)  # `prebuilt.json`
 
     @property
     def sha256(self) -> str | None:
@@ -52,11 +44,7 @@ class InstalledEngine:
 
 
 def installed_engine(environ: Mapping[str, str] | None = None) -> InstalledEngine | None:
-    """The engine that `import llama_cpp` would find; None if there is none.
-
-    Args:
-        environ: `LLAMA_CPP_LIB_PATH` is read; by default from that of this process.
-    """
+    """The engine that `import llama_cpp` would find; the environment may name its library. None if there is none."""
     importlib.invalidate_caches()
     specification = PathFinder.find_spec("llama_cpp", sys.path)
     if specification is None or not specification.origin:
@@ -66,16 +54,16 @@ def installed_engine(environ: Mapping[str, str] | None = None) -> InstalledEngin
     version = distribution.version if distribution is not None else None
     elsewhere = (os.environ if environ is None else environ).get("LLAMA_CPP_LIB_PATH")
     if elsewhere:
-        library = _library(Path(elsewhere), ())
-        return InstalledEngine(version, "foreign", package, library, None, f"LLAMA_CPP_LIB_PATH={elsewhere}")
-    about = _about(package)
-    if about and distribution is not None:
-        library = _library(package / "lib", (about["libraries"]["llama"],))
-        return InstalledEngine(
-            version, "prebuilt", package, library, about.get("llama_cpp"), about.get("source", ""), about
-        )
-    library = _library(package / "lib", ())
-    if distribution is None or library is None or not _is_built_here(distribution):
+        source = f"LLAMA_CPP_LIB_PATH={elsewhere}"
+        return InstalledEngine(version, "foreign", package, _library(Path(elsewhere)), None, source)
+    about = read_kept(package / "prebuilt.json")
+    if distribution is not None and isinstance(about, dict) and about.get("schema") == SCHEMA:
+        library = _library(package / "lib", about["libraries"]["llama"])
+        return InstalledEngine(version, "prebuilt", package, library, about["llama_cpp"], about["source"], about)
+    library = _library(package / "lib")
+    # A wheel that was made by the build that llama-cpp-python's source distribution names.
+    generator = "Generator: scikit-build-core"
+    if distribution is None or library is None or generator not in (distribution.read_text("WHEEL") or ""):
         what = f"{distribution.name} {version}" if distribution is not None else str(package)
         return InstalledEngine(version, "foreign", package, library, None, what)
     source = f"pypi:{DISTRIBUTION}=={version}, compiled"
@@ -92,31 +80,12 @@ def _distribution_of(package: Path) -> metadata.Distribution | None:
     return distribution if owned.is_dir() and owned.samefile(package) else None
 
 
-def _is_built_here(distribution: metadata.Distribution) -> bool:
-    """Whether a wheel was made by the build that llama-cpp-python's source distribution names."""
-    return "Generator: scikit-build-core" in (distribution.read_text("WHEEL") or "")
-
-
-def _about(package: Path) -> dict[str, Any]:
-    try:
-        document = json.loads((package / "prebuilt.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    usable = isinstance(document, dict) and document.get("kind") == "prebuilt"
-    return document if usable and isinstance(document.get("libraries", {}).get("llama"), str) else {}
-
-
-def _library(folder: Path, names: tuple[str, ...]) -> Path | None:
-    for name in names or ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll"):
-        if (folder / name).is_file():
-            return folder / name
-    return None
+def _library(folder: Path, *names: str) -> Path | None:
+    names = names or ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _release(library: Path) -> str | None:
     """The release of llama.cpp, from the name that its build gives the library beside the plain one."""
-    for path in sorted(library.parent.glob("libllama*")):
-        match = _SONAME.search(path.name)
-        if match:
-            return f"v{match[1] or match[2]}"
-    return None
+    matches = (_SONAME.search(path.name) for path in sorted(library.parent.glob("libllama*")))
+    return next((f"v{match[1] or match[2]}" for match in matches if match), None)

@@ -1,11 +1,8 @@
 """Makes llama-cpp-python's binding load a prebuilt llama.cpp. Lies in the assembled wheel as `llama_cpp/_prebuilt.py`.
 
 Never imported here: `tea_models.engine.wheel` copies its text. It runs before anything else of `llama_cpp` and changes
-two functions of `llama_cpp._ctypes_extensions`:
-
-- the one that loads a library takes the file that `prebuilt.json` names, and then the processor's backend, which lies
-  in plug-ins of which llama.cpp chooses one at run time;
-- the one that declares functions lets a function that the library lacks raise when it is called, not at import.
+two functions of `llama_cpp._ctypes_extensions`: a library is the file that `prebuilt.json` names, with the processor's
+backend from plug-ins; and a function that the library lacks raises when it is called, not at import.
 """
 
 from __future__ import annotations
@@ -44,19 +41,13 @@ def load_shared_library(lib_base_name: str, base_path: pathlib.Path) -> ctypes.C
     except OSError as error:
         raise RuntimeError(f"Failed to load shared library '{path}': {error}") from None
     if lib_base_name == "llama" and ABOUT["plugins"]:
-        _load_backends(library)
-    return library
-
-
-def _load_backends(library: ctypes.CDLL) -> None:
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    library.llama_log_set(quiet, None)  # it tells stderr which one it took
-    try:
+        quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+        library.llama_log_set(quiet, None)  # it tells stderr which one it took
         load_all = library.ggml_backend_load_all_from_path
         load_all.argtypes, load_all.restype = [ctypes.c_char_p], None
         load_all(os.fsencode(FOLDER))
-    finally:
         library.llama_log_set(None, None)
+    return library
 
 
 def ctypes_function_for_shared_library(lib: ctypes.CDLL) -> typing.Callable[..., typing.Any]:

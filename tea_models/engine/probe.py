@@ -1,55 +1,47 @@
 """Memory measured: llama.cpp's own dry run, in a subprocess, from a header alone.
 
 The engine opens the model with `no_alloc`, which reads the header and no weights, and then makes contexts whose
-buffers it only counts. For a model that is not on this machine, a sparse file of the right size with only the header
-in it does. So a plan is exact before one byte of weights was downloaded. Answers are kept under the header's hash and
-the engine's build.
+buffers it only counts. For a model that is not on this machine, a sparse file with only the header in it does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import tempfile
 import weakref
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.engine.formula import MemoryUse
+from tea_models.engine.installed import DISTRIBUTION, installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_models.profile.model_files import ModelFiles
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0
-_FORMAT = 1
+#: Python with the engine loaded, where no process tells.
+ENGINE = 80 * 1024 * 1024
+#: What the runtime's own libraries take beside Python, the engine and the tokenizer.
+LIBRARIES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """The installed llama.cpp, as it reports itself.
-
-    Attributes:
-        version: Version of llama-cpp-python.
-        system: Features of the processor that the build uses.
-        gpu_offload: The build can use a GPU.
-        gpus: Devices beside the processor.
-    """
+    """The installed llama.cpp, as it reports itself: of llama-cpp-python the version."""
 
     version: str
-    system: str
     gpu_offload: bool
     gpus: tuple[Gpu, ...]
 
@@ -61,126 +53,100 @@ class RefusedError(ProbeError):
 def engine_version() -> str | None:
     """Version of the installed llama-cpp-python, without importing it; None where it is not installed."""
     try:
-        return importlib.metadata.version("llama-cpp-python")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def engine_build() -> str | None:
     """A short hash that changes when the engine is installed anew or built otherwise; None without an engine."""
-    version = engine_version()
-    specification = importlib.util.find_spec("llama_cpp") if version else None
-    if version is None or specification is None or not specification.origin:
+    engine = installed_engine()
+    if engine is None:
         return None
-    digest = hashlib.sha256(version.encode())
-    for library in sorted((Path(specification.origin).parent / "lib").glob("*")):
+    digest = hashlib.sha256(str(engine.version).encode())
+    for library in sorted((engine.package / "lib").glob("*")):
         status = library.stat()
         digest.update(f"{library.name} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 
-def engine_info(
-    environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None, timeout: float = TIMEOUT
-) -> EngineInfo:
-    """Ask the engine, in a subprocess, what it is and which devices it can use.
+def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None) -> EngineInfo:
+    """Ask the engine, in a subprocess, what it is and which devices it can use; an EngineError if it can't tell.
 
-    Args:
-        environ: The environment of the subprocess; by default that of this process.
-        cache_dir: Where the answer is kept, or None to keep none. A build that can use a GPU is asked each time: the
-            free memory of a GPU changes.
-        timeout: Seconds.
-
-    Raises:
-        EngineError: It is not installed, or can't be started.
+    The answer is kept; but a build that can use a GPU is asked each time: the free memory of a GPU changes.
     """
-    build = engine_build()
-    file = cache_dir / f"engine-{build}.json" if cache_dir and build else None
+    file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
+    known = _engine(read_kept(file)) if file is not None else None
+    if known is not None and not known.gpu_offload:
+        return known
+    _require_engine()
+    document = next(iter(ProbeProcess(environ).ask({"points": []}, TIMEOUT)), {})
+    info = _engine(document)
+    if info is None:
+        raise ProbeError("llama.cpp did not answer")
     if file is not None:
-        known = read_kept(file)
-        try:
-            if known["engine"]["gpu_offload"] is False:
-                return _engine([known])
-        except (KeyError, TypeError):
-            pass  # none, or damaged: ask again
-    process = _start(environ)
-    try:
-        documents = process.ask({"points": []}, timeout)
-    finally:
-        process.close()
-    if file is not None:
-        keep(file, next((document for document in documents if "engine" in document), {}))
-    return _engine(documents)
+        keep(file, document)
+    return info
+
+
+def _require_engine() -> None:
+    if engine_version() is None:
+        raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
 
 
 class Prober:
-    """Measures one model; keeps the answers.
+    """Measures one model: its (first) file, or its open headers, from which sparse files are written.
 
-    Args:
-        header_sha256: SHA-256 of the model's header, under which answers are kept.
-        model: Its (first) file; or its open headers, from which sparse files are written.
-        cache_dir: Where answers are kept, or None to keep none. An unwritable folder is no error.
-        environ: The environment of the subprocess; by default that of this process.
-        timeout: Seconds that a dry run may take.
+    Answers are kept in `cache_dir` under the header's hash and the engine's build; a folder that can't be written is no
+    error.
     """
 
     def __init__(
         self,
         header_sha256: str,
         model: Path | ModelFiles,
-        *,
         cache_dir: Path | None = None,
         environ: Mapping[str, str] | None = None,
-        timeout: float = TIMEOUT,
     ) -> None:
+        _require_engine()
         self._model = model
-        self._environ = environ
-        self._timeout = timeout
-        build = engine_build()
-        if build is None:
-            raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-        self._file = cache_dir / f"{header_sha256[:32]}-{build}.json" if cache_dir else None
+        self._file = cache_dir / f"{header_sha256[:32]}-{engine_build()}.json" if cache_dir else None
         self._known: dict[str, dict[str, Any]] = self._read_cache()
-        self._process: ProbeProcess | None = None
+        self._process = ProbeProcess(environ)
         self._path: Path | None = None
-        self._opened = ExitStack()
-        weakref.finalize(self, self._opened.close)
-        self.runs = 0
+        self._remove: weakref.finalize[..., Any] | None = None
 
     def measure(self, points: Sequence[EngineSettings]) -> list[MemoryUse | RefusedError]:
-        """Measure combinations of settings, all unknown ones in one question to the engine.
-
-        Returns:
-            For each point, what it takes, or why the engine refuses it.
-
-        Raises:
-            ProbeError: The engine gave no answer.
-        """
+        """What each combination of settings takes, or why it is refused; a ProbeError if the engine gives no answer."""
         unknown = [point for point in dict.fromkeys(points) if _key(point) not in self._known]
         if unknown:
             self._measure(unknown)
-            self._write_cache()
+            if self._file is not None:
+                keep(self._file, {"points": self._read_cache() | self._known})
         return [_result(self._known[_key(point)]) for point in points]
 
     def close(self) -> None:
         """End the dry run; it is started again if more is asked."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
-        self._opened.close()
-        self._path = None
+        self._process.close()
+        if self._remove is not None:
+            self._remove()
+        self._path = self._remove = None
 
     def _measure(self, points: list[EngineSettings]) -> None:
-        self.runs += 1
-        if self._path is None:
-            self._path = self._opened.enter_context(_model_file(self._model))
+        if isinstance(self._model, Path):
+            self._path = self._model
+        elif self._path is None:
+            folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._path = _write_headers(self._model, folder)
         request = {"model": str(self._path), "points": [point.deciding_memory() for point in points]}
         try:
-            documents = self._ask(request)
+            documents = self._process.ask(request, TIMEOUT)
         except CrashError as error:
             # Reading the exact sizes is the one thing that another build of the engine may not survive.
             documents = error.documents
             if not any("point" in document for document in documents):
-                documents = self._ask(request | {"exact": False})
+                documents = self._process.ask(request | {"exact": False}, TIMEOUT)
         loads: dict[int, dict[str, Any]] = {}
         for document in documents:
             if "load" in document:
@@ -194,22 +160,16 @@ class Prober:
         if missing:
             raise ProbeError(f"the dry run of llama.cpp ended before it had measured n_ctx {missing[0].n_ctx:,}")
 
-    def _ask(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        if self._process is None or self._process.ended:
-            self._process = _start(self._environ)
-        return self._process.ask(request, self._timeout)
-
     def _read_cache(self) -> dict[str, dict[str, Any]]:
         if self._file is None:
             return {}
-        document = read_kept(self._file)
-        current = isinstance(document, dict) and document.get("format") == _FORMAT
-        points = document.get("points") if current else None
-        return points if isinstance(points, dict) and all(map(_complete, points.values())) else {}
-
-    def _write_cache(self) -> None:
-        if self._file is not None:
-            keep(self._file, {"format": _FORMAT, "points": self._read_cache() | self._known})
+        try:
+            points: dict[str, dict[str, Any]] = read_kept(self._file)["points"]
+            for document in points.values():
+                _result(document)
+        except (AttributeError, KeyError, TypeError):
+            return {}  # none, or damaged
+        return points
 
 
 def _key(point: EngineSettings) -> str:
@@ -217,23 +177,16 @@ def _key(point: EngineSettings) -> str:
     return json.dumps(point.deciding_memory(), sort_keys=True)
 
 
-def _complete(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("load"), dict):
-        return False
-    numbers = ("n_ctx", "kv_cache", "compute", "output")
-    return "error" in value or all(isinstance(value.get(name), int) for name in numbers)
-
-
 def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     if "error" in document:
         return RefusedError(f"llama.cpp refuses these settings: {document['error']}")
     load = document["load"]
-    buffers = document.get("buffers") or []
+    buffers = document["buffers"]
     weights = sum(row["model"] for row in buffers) or load["size"]
     devices = {
         row["buffer"]: (row["model"], row["context"], row["compute"])
         for row in buffers
-        if not row["host"] and not _is_processor(row["buffer"])
+        if not row["host"] and not row["buffer"].startswith("CPU")  # `CPU_REPACK` is none of the host's either
     }
     repacked = sum(row["model"] for row in buffers if row["buffer"].startswith("CPU_"))
     on_host = weights - sum(parts[0] for parts in devices.values())
@@ -244,7 +197,6 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
         compute=document["compute"],
         overhead=(load["rss"] or ENGINE) + document["output"] + LIBRARIES,
         method="measured",
-        n_ctx=document["n_ctx"],
         flash_attn=document["flash_attn"],
         repacked=repacked,
         mapped=mapped,
@@ -252,60 +204,27 @@ def _result(document: dict[str, Any]) -> MemoryUse | RefusedError:
     )
 
 
-#: Python with the engine loaded, where no process tells.
-ENGINE = 80 * 1024 * 1024
-#: What the runtime's own libraries take beside Python, the engine and the tokenizer.
-LIBRARIES = 32 * 1024 * 1024
+def _engine(answer: Any) -> EngineInfo | None:
+    """What the engine says of itself; None where it is damaged, or was never kept."""
+    try:
+        document = answer["engine"]
+        gpus = tuple(
+            Gpu(*(device[name] for name in ("name", "description", "kind", "memory_total", "memory_free")))
+            for device in document["devices"]
+            if device["kind"] in ("gpu", "igpu")
+        )
+        return EngineInfo(document["version"], document["gpu_offload"], gpus)
+    except (KeyError, TypeError):
+        return None
 
 
-def _is_processor(buffer: str) -> bool:
-    return buffer == "CPU" or buffer.startswith("CPU_") or buffer.endswith("_Host")
-
-
-def _engine(documents: list[dict[str, Any]]) -> EngineInfo:
-    document = next((document["engine"] for document in documents if "engine" in document), None)
-    if document is None:
-        raise ProbeError("llama.cpp did not answer")
-    gpus = tuple(
-        Gpu(device["name"], device["description"], device["kind"], device["memory_total"], device["memory_free"])
-        for device in document["devices"]
-        if device["kind"] in ("gpu", "igpu")
-    )
-    return EngineInfo(
-        version=document["version"],
-        system=document["system"],
-        gpu_offload=document["gpu_offload"],
-        gpus=gpus,
-    )
-
-
-@contextmanager
-def _model_file(model: Path | ModelFiles) -> Iterator[Path]:
-    """The file to open: the model itself, or a sparse one with only its header."""
-    if isinstance(model, Path):
-        yield model
-        return
-    folder = Path(tempfile.mkdtemp(prefix="tea-probe-"))
+def _write_headers(model: ModelFiles, folder: Path) -> Path:
+    """Sparse files with only the headers of a model; shards find each other by their names."""
     try:
         for file, header, source in zip(model.files, model.headers, model.sources, strict=True):
-            # Shards find each other by their names.
             with (folder / Path(file.name).name).open("wb") as sparse:
-                at = 0
-                while at < header.data_offset:
-                    part = source.read(at, min(1 << 20, header.data_offset - at))
-                    if not part:
-                        break
-                    sparse.write(part)
-                    at += len(part)
+                sparse.write(source.read(0, header.data_offset))
                 sparse.truncate(max(file.size, header.data_offset))
-        yield folder / Path(model.files[0].name).name
     except OSError as error:
         raise ProbeError(f"a file for the dry run can't be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(environ: Mapping[str, str] | None) -> ProbeProcess:
-    if engine_version() is None:
-        raise ProbeError("llama.cpp is not installed", hint=INSTALL_ENGINE)
-    return ProbeProcess(environ)
+    return folder / Path(model.files[0].name).name

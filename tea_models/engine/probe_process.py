@@ -1,16 +1,15 @@
-"""The process in which the engine's dry run happens, kept for as many questions as come."""
+"""The process in which the engine is asked, kept for as many questions as come."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tea_models.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _WORKER = Path(__file__).with_name("probe_worker.py")
 
@@ -36,24 +35,31 @@ class CrashError(ProbeError):
 
 
 class ProbeProcess:
-    """A running worker; ends with `close`, or when it is forgotten.
+    """A worker, by default that of the dry run: started when it is asked, and again where it has ended.
 
-    Args:
-        environ: Its environment; by default that of this process.
-        worker: The script that it runs; by default that of the dry run.
-
-    Raises:
-        ProbeError: It can't be started.
+    It ends with `close`, or when it is forgotten. `answered` tells whether it has, since it was started.
     """
 
     def __init__(self, environ: Mapping[str, str] | None = None, worker: Path | None = None) -> None:
-        environment = dict(os.environ if environ is None else environ)
+        self._environ = environ
+        self._worker = worker
+        self._end: Callable[[], object] = lambda: None
+        self._process: subprocess.Popen[bytes] | None = None
+        self.answered = False
+
+    def close(self) -> None:
+        """End it."""
+        self._end()
+        self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ if self._environ is None else self._environ)
         # Without the first, a failed assertion starts gdb.
         environment |= {"GGML_NO_BACKTRACE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(worker or _WORKER)],
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(self._worker or _WORKER)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
@@ -62,44 +68,35 @@ class ProbeProcess:
         except OSError as error:
             self._stderr.close()
             raise ProbeError(f"the dry run can't be started: {error.strerror or error}") from None
-        # A thread, because not every system can wait for a pipe with a time limit.
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_read_lines, args=(self._process.stdout, self._lines), daemon=True)
-        reader.start()
-        self.close = weakref.finalize(self, _end, self._process, self._stderr, reader)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing can be asked any more."""
-        return not self.close.alive
+        self._end = weakref.finalize(self, _end, process, self._stderr)
+        self._process, self.answered = process, False
+        return process
 
     def ask(self, request: dict[str, Any], timeout: float) -> list[dict[str, Any]]:
-        """Ask, and wait for all documents of the answer.
-
-        Args:
-            request: See `probe_worker`.
-            timeout: Seconds.
-
-        Raises:
-            CrashError: The process ended before it had said all.
-            ProbeError: It took too long.
-        """
+        """Ask, and wait so long for all documents of the answer (see `probe_worker`); a ProbeError if it fails."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
         documents: list[dict[str, Any]] = []
-        deadline = time.monotonic() + timeout
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(timeout, expire)
+        timer.daemon = True
+        timer.start()
         try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            while True:
-                line = self._line(deadline, timeout)
-                if line is None:
-                    break
-                try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                document = None
+                with contextlib.suppress(ValueError):  # something else wrote to it
                     document = json.loads(line)
-                except ValueError:
-                    continue  # something else wrote to it
                 if isinstance(document, dict):
                     if "done" in document:
+                        self.answered = True
                         return documents
                     documents.append(document)
         except BrokenPipeError:
@@ -107,48 +104,32 @@ class ProbeProcess:
         except BaseException:
             self.close()
             raise
-        raise CrashError(f"llama.cpp {self._why()}", documents)
-
-    def _line(self, deadline: float, timeout: float) -> bytes | None:
-        """The next line of the answer; None where the process ended."""
-        try:
-            return self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise ProbeError(f"the dry run of llama.cpp took longer than {timeout:.0f} s") from None
-
-    def _why(self) -> str:
-        """How it ended, with the line of its stderr that tells most."""
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = 0
-        self._stderr.seek(0)
-        text = self._stderr.read(1 << 20).decode("utf-8", "replace")
+        finally:
+            timer.cancel()
+        how = _how_it_ended(process, self._stderr)
         self.close()
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        telling = next((line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()), "")
-        telling = telling or (lines[-1] if lines else "")
-        what = f"ended with exit code {code}"
-        if code < 0:
-            what = f"was stopped by signal {-code} ({signal.strsignal(-code)})"
-        return f"{what}: {telling[:300]}" if telling else what
+        if expired.is_set():
+            raise ProbeError(f"the dry run of llama.cpp took longer than {timeout:.0f} s")
+        raise CrashError(f"llama.cpp {how}", documents)
 
 
-def _read_lines(stdout: IO[bytes] | None, lines: queue.SimpleQueue[bytes | None]) -> None:
-    assert stdout is not None
-    with stdout:
-        for line in stdout:
-            lines.put(line)
-    lines.put(None)
+def _how_it_ended(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> str:
+    """With the line of its stderr that tells most."""
+    code = process.wait()
+    stderr.seek(0)
+    text = stderr.read(1 << 20).decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()][:1] or lines[-1:]
+    what = f"ended with exit code {code}"
+    if code < 0:
+        what = f"was stopped by signal {-code} ({signal.strsignal(-code)})"
+    return f"{what}: {telling[0][:300]}" if telling else what
 
 
-def _end(process: subprocess.Popen[bytes], stderr: IO[bytes], reader: threading.Thread) -> None:
+def _end(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    reader.join(timeout=5)
-    for pipe in (process.stdin, stderr):  # stdout ends with its reader
-        try:
+    for pipe in (process.stdin, process.stdout, stderr):
+        with contextlib.suppress(OSError):  # what could not be written to it any more
             if pipe is not None:
                 pipe.close()
-        except OSError:
-            continue  # what could not be written to it any more

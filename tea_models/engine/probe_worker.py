@@ -4,7 +4,7 @@ Started as a script by `tea_models.engine.probe` (never imported there), because
 it is in. Each line of stdin is a JSON request; the answer is a JSON document a line, so that what was measured before
 a crash is not lost:
 
-    {"engine": {"version", "system", "gpu_offload", "devices": [...]}}
+    {"engine": {"version", "gpu_offload", "devices": [...]}}
     {"load": 0, "rss", "size"}                                   the model was opened, with so many layers on a GPU
     {"point": 3, "kv_cache", "compute", "output", ...}           one combination of settings
     {"point": 4, "error": "…"}                                   the engine refused it
@@ -18,11 +18,14 @@ import json
 import os
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1024 * 1024
 _DEVICE_KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
-_SIZE = re.compile(r"(\S+)\s+(model|output|KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
+_SIZE = re.compile(r"\S+\s+(output|compute) buffer size =\s*([0-9.]+) MiB")
 _CACHE = re.compile(r"size =\s*([0-9.]+) MiB \(\s*\d+ cells,\s*\d+ layers")
 _ERROR_LEVEL, _CONTINUE_LEVEL, _DEBUG_LEVEL = 4, 5, 1
 
@@ -34,42 +37,28 @@ class _Log:
         self.lines: list[str] = []
         self.errors: list[str] = []
         self._level = 0
-
-        def write(level: int, text: bytes, _data: object) -> None:
-            self._level = self._level if level == _CONTINUE_LEVEL else level
-            if self._level == _DEBUG_LEVEL:
-                return
-            line = text.decode("utf-8", "replace").strip()
-            self.lines.append(line)
-            if self._level == _ERROR_LEVEL and line:
-                self.errors.append(line)
-
-        self._callback = engine.llama_log_callback(write)  # ctypes keeps no reference to it
+        self._callback = engine.llama_log_callback(self._write)  # ctypes keeps no reference to it
         engine.llama_log_set(self._callback, None)
+
+    def _write(self, level: int, text: bytes, _data: object) -> None:
+        self._level = self._level if level == _CONTINUE_LEVEL else level
+        line = text.decode("utf-8", "replace").strip()
+        if line and self._level != _DEBUG_LEVEL:
+            (self.errors if self._level == _ERROR_LEVEL else self.lines).append(line)
 
     def clear(self) -> None:
         self.lines.clear()
         self.errors.clear()
 
-    def sizes(self, kind: str) -> dict[str, int]:
-        """Bytes of each buffer of a kind, as logged: rounded to 0.01 MiB."""
-        found: dict[str, int] = {}
-        for line in self.lines:
-            match = _SIZE.search(line)
-            if match and match[2] == kind:
-                found[match[1]] = found.get(match[1], 0) + round(float(match[3]) * MIB)
-        return found
+    def size(self, kind: str) -> int:
+        """Bytes of the buffers of a kind, as logged: each rounded to 0.01 MiB."""
+        matches = map(_SIZE.search, self.lines)
+        return sum(round(float(match[2]) * MIB) for match in matches if match and match[1] == kind)
 
     def caches(self) -> list[int]:
         """Bytes of each part of the KV cache, as logged."""
         matches = (_CACHE.search(line) for line in self.lines if "K (" in line or "R (" in line)
         return [round(float(match[1]) * MIB) for match in matches if match]
-
-    def flash_attention(self) -> bool | None:
-        for line in reversed(self.lines):
-            if "Flash Attention" in line:
-                return "enabled" in line
-        return None
 
 
 class _Map(ctypes.Structure):
@@ -79,120 +68,85 @@ class _Map(ctypes.Structure):
                 ("leftmost", ctypes.c_uint64), ("rightmost", ctypes.c_uint64), ("count", ctypes.c_uint64))  # fmt: skip
 
 
-def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]] | None:
-    """Bytes by buffer type, exact; None where this build has no such function or answers what can't be.
+def _breakdown(engine: Any, context: Any) -> list[dict[str, Any]]:
+    """Bytes by buffer type, exact; none where this build has no such function or answers what can't be.
 
     The log rounds to 0.01 MiB and says nothing about repacked weights, and there is no C function for it, so the C++
     one is called. The caller checks the sums against the log.
     """
-    library = _library(engine)
+    library = engine.llama_cpp._lib  # noqa: SLF001 - llama.cpp's; the binding has no other name for it
     try:
         function = library["_Z26llama_get_memory_breakdownPK13llama_context"]
         name_of = library["ggml_backend_buft_name"]
         is_host = library["ggml_backend_buft_is_host"]
     except AttributeError:
-        return None
+        return []
     function.restype, function.argtypes = _Map, [ctypes.c_void_p]
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     is_host.restype, is_host.argtypes = ctypes.c_bool, [ctypes.c_void_p]
     tree = function(context)
-    if not 0 < tree.count < 64:
-        return None
     rows: list[dict[str, Any]] = []
-    waiting = [tree.root]
-    while waiting:
-        node = (ctypes.c_uint64 * 8).from_address(waiting.pop())
-        name = name_of(node[4]).decode("ascii")
-        rows.append(
-            {"buffer": name, "host": is_host(node[4]), "model": node[5], "context": node[6], "compute": node[7]}
-        )
-        waiting.extend(child for child in (node[2], node[3]) if child)
-        if len(rows) > tree.count:
-            return None
-    return rows if len(rows) == tree.count else None
+    waiting = [tree.root] if 0 < tree.count < 64 else []
+    while waiting and len(rows) < tree.count:
+        _, _, left, right, buffer, model, of_context, compute = (ctypes.c_uint64 * 8).from_address(waiting.pop())
+        name = name_of(buffer).decode("ascii")
+        rows.append({
+            "buffer": name, "host": is_host(buffer), "model": model, "context": of_context, "compute": compute,
+        })  # fmt: skip
+        waiting.extend(child for child in (left, right) if child)
+    return rows if len(rows) == tree.count and not waiting else []
 
 
-def _library(engine: Any) -> Any:
-    """llama.cpp's library; a name is looked up in those of ggml, which it needs, too."""
-    return engine.llama_cpp._lib  # noqa: SLF001 - the binding has no other name for it
-
-
-def _devices(engine: Any) -> list[dict[str, Any]]:
-    library = _library(engine)
-    try:
-        library.ggml_backend_dev_get.restype = ctypes.c_void_p
-        library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-        library.ggml_backend_dev_count.restype = ctypes.c_size_t
-        library.ggml_backend_dev_name.restype = ctypes.c_char_p
-        library.ggml_backend_dev_description.restype = ctypes.c_char_p
-    except AttributeError:
-        return []
+def devices(library: Any) -> list[dict[str, Any]]:
+    """What llama.cpp would compute on; names of ggml's library are found through llama.cpp's, which needs it."""
+    library.ggml_backend_dev_get.restype, library.ggml_backend_dev_get.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
+    library.ggml_backend_dev_name.restype = library.ggml_backend_dev_description.restype = ctypes.c_char_p
     found = []
     for index in range(min(64, library.ggml_backend_dev_count())):
         device = ctypes.c_void_p(library.ggml_backend_dev_get(index))
-        kind = _DEVICE_KINDS.get(library.ggml_backend_dev_type(device), "other")
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         library.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         found.append({
             "name": library.ggml_backend_dev_name(device).decode("utf-8", "replace"),
             "description": library.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-            "kind": kind, "memory_total": total.value, "memory_free": free.value,
+            "kind": _DEVICE_KINDS.get(library.ggml_backend_dev_type(device), "other"),
+            "memory_total": total.value, "memory_free": free.value,
         })  # fmt: skip
     return found
 
 
 def _resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not tell."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
-            for line in status:
-                if line.startswith("VmRSS:"):
-                    return int(line.split()[1]) * 1024
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
     except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0  # Windows; whoever asked has an estimate
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _context_parameters(engine: Any, point: dict[str, Any]) -> Any:
-    parameters = engine.llama_context_default_params()
-    for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_outputs_max", "swa_full", "embeddings", "offload_kqv",
-                 "type_k", "type_v", "pooling_type", "n_threads", "n_threads_batch", "kv_unified"):  # fmt: skip
-        if point.get(name) is not None:
-            setattr(parameters, name, point[name])
-    wanted = point.get("flash_attn")
-    parameters.flash_attn_type = -1 if wanted is None else int(wanted)
-    return parameters
+        return 0
 
 
 def _measure(engine: Any, model: Any, point: dict[str, Any], log: _Log, *, exact: bool) -> dict[str, Any]:
     log.clear()
-    context = engine.llama_init_from_model(model, _context_parameters(engine, point))
+    parameters = engine.llama_context_default_params()
+    for name in point.keys() - {"n_gpu_layers"}:
+        setattr(parameters, name, point[name])
+    context = engine.llama_init_from_model(model, parameters)
     if not context:
-        return {"error": log.errors[-1] if log.errors else "the engine refused these settings"}
+        return {"error": ["the engine refused these settings", *log.errors][-1]}
     try:
         caches = log.caches()
-        logged_compute = sum(log.sizes("compute").values())
-        logged_cache = sum(caches)
-        rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else None
+        sizes = {"kv_cache": sum(caches), "compute": log.size("compute")}
+        rows = _breakdown(engine, context) if exact and sys.platform.startswith("linux") else []
+        exactly = {"kv_cache": sum(row["context"] for row in rows), "compute": sum(row["compute"] for row in rows)}
         # Each logged number is off by at most half of 0.01 MiB.
-        slack = (len(caches) + 4) * MIB // 100
-        if rows and (
-            abs(sum(row["compute"] for row in rows) - logged_compute) > slack
-            or abs(sum(row["context"] for row in rows) - logged_cache) > slack
-        ):
-            rows = None
-        return {
-            "n_ctx": engine.llama_n_ctx(context),
-            "kv_cache": sum(row["context"] for row in rows) if rows else logged_cache,
-            "compute": sum(row["compute"] for row in rows) if rows else logged_compute,
-            "output": sum(log.sizes("output").values()),
-            "exact": rows is not None,
+        if any(abs(exactly[part] - sizes[part]) > (len(caches) + 4) * MIB // 100 for part in sizes):
+            rows = []
+        flash_attn = point.get("flash_attn_type", -1)
+        chosen = [line for line in log.lines if "Flash Attention" in line][-1:]
+        return (exactly if rows else sizes) | {
+            "output": log.size("output"),
             "buffers": rows,
-            "flash_attn": log.flash_attention() if point.get("flash_attn") is None else bool(point["flash_attn"]),
+            "flash_attn": flash_attn > 0 if flash_attn >= 0 else "enabled" in chosen[0] if chosen else None,
         }
     finally:
         engine.llama_free(context)
@@ -202,31 +156,23 @@ class _Session:
     """The engine, and the one model that is open in it."""
 
     def __init__(self) -> None:
-        import llama_cpp as engine
-
-        self.engine = engine
-        self.log = _Log(engine)
-        engine.llama_backend_init()
+        self.engine: Any = None
         self._model: Any = None
         self._key: tuple[str, int] | None = None
         self._load: dict[str, Any] = {}
 
-    def describe(self) -> dict[str, Any]:
-        engine = self.engine
-        return {
-            "version": engine.__version__,
-            "system": engine.llama_print_system_info().decode("utf-8", "replace").strip(),
-            "gpu_offload": bool(engine.llama_supports_gpu_offload()),
-            "devices": _devices(engine),
-        }
+    def run(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        if self.engine is None:
+            import llama_cpp as engine
 
-    def run(self, request: dict[str, Any], answer: Any) -> None:
-        points = request.get("points", [])
+            self.engine, self.log = engine, _Log(engine)
+            engine.llama_backend_init()
+            told = {"version": engine.__version__, "gpu_offload": bool(engine.llama_supports_gpu_offload())}
+            answer({"engine": told | {"devices": devices(engine.llama_cpp._lib)}})  # noqa: SLF001
+        points = request["points"]
         for layers in sorted({point.get("n_gpu_layers", 0) for point in points}):
             answer(self._open(request["model"], layers))
-            if not self._model:
-                continue
-            for index, point in enumerate(points):
+            for index, point in enumerate(points if self._model else ()):
                 if point.get("n_gpu_layers", 0) == layers:
                     exact = request.get("exact", True)
                     answer({"point": index, **_measure(self.engine, self._model, point, self.log, exact=exact)})
@@ -248,12 +194,11 @@ class _Session:
             self._load |= {"rss": _resident(), "size": engine.llama_model_size(self._model)}
         else:
             # The first error says what is wrong, the last only that something was.
-            reason = log.errors[0].removeprefix("llama_model_load: ") if log.errors else "the engine refused the file"
-            self._load["error"] = reason
+            self._load["error"] = [*log.errors, "the engine refused the file"][0].removeprefix("llama_model_load: ")
         return self._load
 
 
-def main() -> None:
+def serve(handle: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]) -> None:
     """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
     try:
         import resource
@@ -268,12 +213,8 @@ def main() -> None:
         answers.write(json.dumps(document) + "\n")
         answers.flush()
 
-    session = None
     for line in sys.stdin:
-        if session is None:
-            session = _Session()
-            answer({"engine": session.describe()})
-        session.run(json.loads(line), answer)
+        handle(json.loads(line), answer)
         answer({"done": True})
     # Unloading the backends has crashed on some drivers after all was said.
     answers.close()
@@ -281,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(_Session().run)

@@ -13,15 +13,7 @@ _ROUNDS = 5
 
 
 def memory_bandwidth(threads: int, available: int) -> float | None:
-    """Bytes a second that some threads read together; None where it can't be measured.
-
-    The time that a thread computes is counted, not the clock: other programs on a busy machine change little. It takes
-    a tenth of a second.
-
-    Args:
-        threads: How many read at once.
-        available: Bytes of memory that are free; of these an eighth is used at most.
-    """
+    """Bytes a second that some threads read together, of an eighth of what is available; None if it can't be told."""
     import ctypes  # slow to import
 
     try:
@@ -35,7 +27,7 @@ def memory_bandwidth(threads: int, available: int) -> float | None:
         return None
     data = bytearray(b"\x55") * (share * threads)  # written, so that it is there
     start = ctypes.addressof(ctypes.c_char.from_buffer(data))
-    # Where the time of a thread is only counted in long ticks, the clock has to do.
+    # The time that a thread computes: other programs change little in it. Where it has long ticks, the clock has to do.
     clock = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-3 else time.perf_counter
     rates: list[list[float]] = [[] for _ in range(threads)]
 

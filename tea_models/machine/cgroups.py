@@ -6,9 +6,9 @@ group holds for the group, so the hierarchy is walked up to where it is mounted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 _UNLIMITED = 1 << 60
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryLimit:
+class MemoryLimit(NamedTuple):
     """The limit that leaves the least: its bytes, the bytes left under it, and which one it is."""
 
     limit: int
@@ -26,8 +25,7 @@ class MemoryLimit:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The tightest limits: of memory, and of processor time (in processors)."""
 
     memory: MemoryLimit | None
@@ -35,11 +33,7 @@ class Limits:
 
 
 def read_limits(root: Path) -> Limits:
-    """Read every limit that holds for this process.
-
-    Args:
-        root: Where `proc` and `sys` lie.
-    """
+    """Read every limit that holds for this process; `root` is where `proc` and `sys` lie."""
     memory: list[MemoryLimit] = []
     quotas: list[float] = []
     for version, controllers, mount, group in _groups(root):
@@ -48,11 +42,10 @@ def read_limits(root: Path) -> Limits:
             if version == 2:
                 memory.extend(_memory_v2(folder, name))
                 quotas.extend(_quota_v2(folder))
-            else:
-                if "memory" in controllers:
-                    memory.extend(_memory_v1(folder, name))
-                if "cpu" in controllers:
-                    quotas.extend(_quota_v1(folder))
+            if "memory" in controllers:
+                memory.extend(_memory_v1(folder, name))
+            if "cpu" in controllers:
+                quotas.extend(_quota_v1(folder))
     memory.extend(_address_space(root))
     return Limits(min(memory, key=lambda limit: limit.free, default=None), min(quotas, default=None))
 
@@ -60,78 +53,64 @@ def read_limits(root: Path) -> Limits:
 def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path, PurePosixPath]]:
     """Each hierarchy this process is in: version, controllers, where it is mounted, the group's path below that."""
     mounts = list(_mounts(root))
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
+    for line in read_text(root / "proc/self/cgroup").splitlines():
+        _, names, path = (line + "::").split(":", 2)
         controllers = frozenset(names.split(",")) - {""}
-        for version, mounted, top, folder in mounts:
-            if version == (1 if controllers else 2) and (version == 2 or controllers & mounted):
-                yield version, controllers, folder, _below(path, top)
+        for mounted, top, folder in mounts:
+            if controllers & mounted or not (controllers or mounted):
+                yield (1 if controllers else 2), controllers, folder, _below(path.removesuffix("::"), top)
                 break
 
 
-def _mounts(root: Path) -> Iterator[tuple[int, frozenset[str], str, Path]]:
-    """Mounted cgroup hierarchies: version, controllers, the group that lies at the mount point, the mount point."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
-        left, separator, right = line.partition(" - ")
+def _mounts(root: Path) -> Iterator[tuple[frozenset[str], str, Path]]:
+    """Mounted cgroup hierarchies: controllers (none: version 2), the group at the mount point, the mount point."""
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
-        if not separator or len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
-            continue
-        folder = root / fields[4].replace("\\040", " ").lstrip("/")
-        yield (2 if kind[0] == "cgroup2" else 1), frozenset(kind[2].split(",")), fields[3], folder
+        if len(fields) >= 5 and len(kind) >= 3 and kind[0] in ("cgroup", "cgroup2"):
+            controllers = kind[2].split(",") if kind[0] == "cgroup" else ()
+            yield frozenset(controllers), fields[3], root / fields[4].replace("\\040", " ").lstrip("/")
 
 
 def _below(path: str, top: str) -> PurePosixPath:
-    """The group's path under the mount point.
-
-    In a container without a cgroup namespace both carry the host's path; with one, the group is `/`. A path that
-    leaves the mount (`/../…`) is visible only from its top.
-    """
+    """The group's path under the mount point; without a cgroup namespace a container sees the host's path in both."""
     group = PurePosixPath("/") / path.lstrip("/")
-    if ".." in group.parts:
+    if ".." in group.parts:  # it leaves the mount, and is visible only from its top
         return PurePosixPath()
-    try:
-        return group.relative_to(top)
-    except ValueError:
-        return group.relative_to("/")
+    return group.relative_to(top if group.is_relative_to(top) else "/")
 
 
 def _upwards(mount: Path, group: PurePosixPath) -> Iterator[Path]:
-    folder = mount / group
-    if not folder.is_dir():
-        # The host's path, seen from inside a container that has only its own group mounted.
-        folder = mount
-    while True:
-        yield folder
-        if folder == mount:
-            return
+    # Inside a container that has only its own group mounted, the host's path leads nowhere.
+    folder = mount / group if (mount / group).is_dir() else mount
+    yield folder
+    while folder != mount:
         folder = folder.parent
+        yield folder
 
 
 def _memory_v2(folder: Path, name: str) -> Iterator[MemoryLimit]:
+    used = max(0, (_number(folder / "memory.current") or 0) - _statistic(folder, "inactive_file"))
     for file in ("memory.max", "memory.high"):
         limit = _number(folder / file)
         if limit is not None:
-            used = (_number(folder / "memory.current") or 0) - _statistic(folder, "inactive_file")
-            yield MemoryLimit(limit, max(0, limit - max(0, used)), f"cgroup v2 {file} of {name}")
+            yield MemoryLimit(limit, max(0, limit - used), f"cgroup v2 {file} of {name}")
 
 
 def _memory_v1(folder: Path, name: str) -> Iterator[MemoryLimit]:
-    limit = _number(folder / "memory.limit_in_bytes")
+    used = max(0, (_number(folder / "memory.usage_in_bytes") or 0) - _statistic(folder, "total_inactive_file"))
+    limit = _number(folder / "memory.limit_in_bytes") or _UNLIMITED
+    # That of a parent which may not be mounted here; what its other children use can't be seen.
     above = _statistic(folder, "hierarchical_memory_limit") or _UNLIMITED
-    used = (_number(folder / "memory.usage_in_bytes") or 0) - _statistic(folder, "total_inactive_file")
-    source = f"cgroup v1 memory.limit_in_bytes of {name}"
-    if limit is not None and limit < _UNLIMITED:
-        yield MemoryLimit(limit, max(0, limit - max(0, used)), source)
-    if above < min(limit or _UNLIMITED, _UNLIMITED):
-        # A parent that is not mounted here; what its other children use can't be seen.
-        yield MemoryLimit(above, max(0, above - max(0, used)), source.replace(" of ", " above "))
+    for size, where in ((limit, "of"), (above, "above")):
+        if size < _UNLIMITED and (where == "of" or size < limit):
+            yield MemoryLimit(size, max(0, size - used), f"cgroup v1 memory.limit_in_bytes {where} {name}")
 
 
 def _quota_v2(folder: Path) -> Iterator[float]:
-    fields = _read(folder / "cpu.max").split()
-    if len(fields) == 2 and fields[0].isdecimal() and fields[1].isdecimal() and int(fields[1]):
-        yield int(fields[0]) / int(fields[1])
+    found = re.fullmatch(r"(\d+) ([1-9]\d*)", read_text(folder / "cpu.max"))
+    if found:
+        yield int(found[1]) / int(found[2])
 
 
 def _quota_v1(folder: Path) -> Iterator[float]:
@@ -141,29 +120,25 @@ def _quota_v1(folder: Path) -> Iterator[float]:
 
 
 def _address_space(root: Path) -> Iterator[MemoryLimit]:
-    for line in _read(root / "proc/self/limits").splitlines():
-        if line.startswith("Max address space"):
-            value = line.removeprefix("Max address space").split()
-            if value and value[0].isdecimal():
-                pages = _read(root / "proc/self/statm").split()
-                used = int(pages[0]) * 4096 if pages else 0
-                yield MemoryLimit(int(value[0]), max(0, int(value[0]) - used), "ulimit -v")
+    found = re.search(r"^Max address space +(\d+)", read_text(root / "proc/self/limits"), re.MULTILINE)
+    if found:
+        pages = read_text(root / "proc/self/statm").split()
+        limit, used = int(found[1]), int(pages[0]) * 4096 if pages else 0
+        yield MemoryLimit(limit, max(0, limit - used), "ulimit -v")
 
 
 def _number(path: Path) -> int | None:
-    text = _read(path)
+    text = read_text(path)
     return int(text) if text.isdecimal() else None
 
 
 def _statistic(folder: Path, name: str) -> int:
-    for line in _read(folder / "memory.stat").splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.strip().isdecimal():
-            return int(value)
-    return 0
+    found = re.search(rf"^{name} (\d+)", read_text(folder / "memory.stat"), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file of `/proc` or `/sys`, stripped; empty where there is none or it may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

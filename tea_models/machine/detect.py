@@ -7,35 +7,28 @@ plan is made for the moment in which it is asked for.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.machine.cgroups import read_limits
+from tea_models.machine.cgroups import read_limits, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 _ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A device that the installed llama.cpp build can use, as it reports it.
+    """A device that the installed llama.cpp build can use, as it reports it; sizes in bytes."""
 
-    Attributes:
-        name: llama.cpp's name of the device (`CUDA0`, `Metal`, `Vulkan0`).
-        description: The product's name.
-        kind: `gpu`, `igpu` (shares the machine's memory) or `accelerator`.
-        memory_total: Bytes.
-        memory_free: Bytes, now.
-    """
-
-    name: str
+    name: str  # llama.cpp's: `CUDA0`, `Metal`, `Vulkan0`
     description: str
-    kind: str
+    kind: str  # `gpu`, or `igpu`, which shares the machine's memory
     memory_total: int
     memory_free: int
 
@@ -47,45 +40,25 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine at one moment.
-
-    Attributes:
-        system: `linux`, `darwin`, …
-        cpu: Name of the processor.
-        memory_total: Bytes of memory that the machine has.
-        memory_available: Bytes that can be had now without swapping, before limits.
-        memory_limit: Bytes that this process and its group may use at most, or None without a limit.
-        memory_limit_free: Bytes left under the tightest limit, or None.
-        memory_limit_source: Which limit that is (`cgroup v2 memory.max of /docker/ab12`).
-        cores_logical: Logical processors that are online.
-        cores_physical: Physical cores that are online (only the fast ones where there are two kinds).
-        cores_allowed: Physical cores that this process may run on (affinity, cpuset).
-        cpu_quota: Processors' worth of time that the cgroup grants, or None.
-        gpus: What llama.cpp could use beside the processor.
-    """
+    """A machine at one moment; sizes in bytes."""
 
     system: str
     cpu: str
     memory_total: int
-    memory_available: int
-    memory_limit: int | None
+    memory_available: int  # without swapping, before limits
+    memory_limit: int | None  # the tightest, of this process and its groups
     memory_limit_free: int | None
     memory_limit_source: str
     cores_logical: int
-    cores_physical: int
-    cores_allowed: int
-    cpu_quota: float | None
+    cores_physical: int  # of the fast kind, where there are two
+    cores_allowed: int  # physical ones that this process may run on
+    cpu_quota: float | None  # processors' worth of time that the cgroup grants
     gpus: tuple[Gpu, ...] = ()
 
     @property
     def memory_usable(self) -> int:
         """Bytes that can be had now, under every limit."""
-        free = (
-            self.memory_available
-            if self.memory_limit_free is None
-            else min(self.memory_available, self.memory_limit_free)
-        )
-        return max(0, free)
+        return self.memory_limit_free or 0 if self.limited else self.memory_available
 
     @property
     def limited(self) -> bool:
@@ -94,62 +67,43 @@ class Machine:
 
     @property
     def threads(self) -> int:
-        """Threads that compute at full speed: one a physical core, within affinity and quota.
-
-        A thread above the quota is stopped for a part of every period, and all others wait for it at the next barrier.
-        """
-        if self.cpu_quota is None:
-            return self.cores_allowed
-        return max(1, min(self.cores_allowed, int(self.cpu_quota + 1e-6)))
-
-    def with_gpus(self, gpus: Iterable[Gpu]) -> Machine:
-        """The same machine with the devices that the engine reports."""
-        return replace(self, gpus=tuple(gpus))
+        """Threads that compute at full speed: one a physical core, within affinity and quota."""
+        # One above the quota is stopped for a part of every period, and all others wait for it at the next barrier.
+        quota = self.cores_allowed if self.cpu_quota is None else int(self.cpu_quota + 1e-6)
+        return max(1, min(self.cores_allowed, quota))
 
 
 def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
-    """Look at this machine, now.
+    """Look at this machine, now; `gpus` are the devices that the engine reports."""
+    system = sys.platform if root == _ROOT else "linux"
+    if system == "darwin":
+        total, logical = _sysctl_number("hw.memsize"), os.cpu_count() or 1
+        available = parse_vm_stat(_command("vm_stat"), total)
+        physical = _sysctl_number("hw.perflevel0.physicalcpu") or _sysctl_number("hw.physicalcpu") or logical
+        allowed = physical
+        cpu = _command("sysctl", "-n", "machdep.cpu.brand_string") or "unknown processor"
+    else:
+        total, available = _windows_memory() if system == "win32" else _memory(root)
+        logical, physical, allowed = _cores(root)
+        cpu = _cpu_name(root)
+    memory, quota = read_limits(root)
+    limit, free, source = memory or (None, None, "")
+    return Machine(system, cpu, total, available, limit, free, source, logical, physical, allowed, quota, tuple(gpus))
 
-    Args:
-        root: Where `proc` and `sys` lie.
-        gpus: Devices that the engine reports (`probe.engine_info`).
-    """
-    if root == _ROOT and sys.platform == "darwin":
-        return _darwin(gpus)
-    total, available = _windows_memory() if root == _ROOT and sys.platform == "win32" else _memory(root)
-    limits = read_limits(root)
-    logical, physical, allowed = _cores(root)
-    return Machine(
-        system="linux" if root != _ROOT or sys.platform.startswith("linux") else sys.platform,
-        cpu=_cpu_name(root),
-        memory_total=total,
-        memory_available=available,
-        memory_limit=limits.memory.limit if limits.memory else None,
-        memory_limit_free=limits.memory.free if limits.memory else None,
-        memory_limit_source=limits.memory.source if limits.memory else "",
-        cores_logical=logical,
-        cores_physical=physical,
-        cores_allowed=allowed,
-        cpu_quota=limits.cpu_quota,
-        gpus=tuple(gpus),
-    )
+
+def _fields(text: str) -> dict[str, str]:
+    """Lines of `name: value`; of several the first."""
+    pairs = (line.partition(":") for line in reversed(text.splitlines()))
+    return {name.strip(): " ".join(value.split()) for name, _, value in pairs}
 
 
 def _memory(root: Path) -> tuple[int, int]:
-    fields: dict[str, int] = {}
-    for line in read_text(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        parts = rest.split()
-        if parts and parts[0].isdecimal():
-            fields[name] = int(parts[0]) * (1024 if parts[-1] == "kB" else 1)
-    total = fields.get("MemTotal", 0)
-    if not total:
-        pages, page = _sysconf("SC_PHYS_PAGES"), _sysconf("SC_PAGE_SIZE")
-        return pages * page, _sysconf("SC_AVPHYS_PAGES") * page
-    if "MemAvailable" in fields:
-        return total, min(total, fields["MemAvailable"])
+    fields = _fields(read_text(root / "proc/meminfo"))
+    sizes = {name: int(value[:-3]) * 1024 for name, value in fields.items() if value[:-3].isdecimal()}  # in kB
+    total = sizes.get("MemTotal", 0)
     # Linux before 3.14: what the kernel would count, without its reserves.
-    return total, min(total, sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable")))
+    rough = sum(sizes.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable"))
+    return total, min(total, sizes.get("MemAvailable", rough))
 
 
 def _windows_memory() -> tuple[int, int]:
@@ -166,23 +120,14 @@ def _windows_memory() -> tuple[int, int]:
     return status.total, status.available
 
 
-def _sysconf(name: str) -> int:
-    try:
-        return max(0, os.sysconf(name))
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-
 def _cores(root: Path) -> tuple[int, int, int]:
     """Logical processors online, physical cores online, physical cores this process may run on."""
     cpus = root / "sys/devices/system/cpu"
     online = parse_cpu_list(read_text(cpus / "online"))
     if not online:
         online = {int(entry.name[3:]) for entry in cpus.glob("cpu[0-9]*")} or set(range(os.cpu_count() or 1))
-    allowed = online
-    for line in read_text(root / "proc/self/status").splitlines():
-        if line.startswith("Cpus_allowed_list:"):
-            allowed = (parse_cpu_list(line.partition(":")[2]) & online) or online
+    status = _fields(read_text(root / "proc/self/status"))
+    allowed = (parse_cpu_list(status.get("Cpus_allowed_list", "")) & online) or online
     # Two kinds of cores: a slow one would hold up all the others, which is why llama.cpp leaves them out too.
     fast = parse_cpu_list(read_text(root / "sys/devices/cpu_core/cpus")) & online
     counted = fast or online
@@ -202,14 +147,8 @@ def _physical(cpus: Path, logical: set[int]) -> int:
 
 def _cpu_name(root: Path) -> str:
     names = ("model name", "Model", "cpu model", "Hardware")
-    fields: dict[str, str] = {}
-    for line in read_text(root / "proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    for name in names:
-        if fields.get(name):
-            return " ".join(fields[name].split())
-    return "unknown processor"
+    fields = _fields(read_text(root / "proc/cpuinfo"))
+    return next((fields[name] for name in names if fields.get(name)), "unknown processor")
 
 
 def parse_cpu_list(text: str) -> set[int]:
@@ -222,48 +161,11 @@ def parse_cpu_list(text: str) -> set[int]:
     return numbers
 
 
-def read_text(path: Path) -> str:
-    """The text of a file of `/proc` or `/sys`, stripped; empty where there is none or it may not be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _darwin(gpus: Sequence[Gpu]) -> Machine:
-    total = _sysctl_number("hw.memsize")
-    physical = _sysctl_number("hw.perflevel0.physicalcpu") or _sysctl_number("hw.physicalcpu") or os.cpu_count() or 1
-    return Machine(
-        system="darwin",
-        cpu=_command("sysctl", "-n", "machdep.cpu.brand_string") or "unknown processor",
-        memory_total=total,
-        memory_available=parse_vm_stat(_command("vm_stat"), total),
-        memory_limit=None,
-        memory_limit_free=None,
-        memory_limit_source="",
-        cores_logical=os.cpu_count() or 1,
-        cores_physical=physical,
-        cores_allowed=physical,
-        cpu_quota=None,
-        gpus=tuple(gpus),
-    )
-
-
 def parse_vm_stat(text: str, total: int) -> int:
-    """Bytes that macOS can hand out now: free, inactive, speculative and purgeable pages of `vm_stat`.
-
-    Args:
-        text: Output of `vm_stat`.
-        total: Bytes of memory; half of it is the answer where the text can't be read.
-    """
-    page, pages = 4096, 0
-    for line in text.splitlines():
-        if "page size of" in line:
-            page = int("".join(filter(str.isdecimal, line.partition("page size of")[2])) or page)
-        name, _, value = line.partition(":")
-        if name in ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable"):
-            pages += int(value.strip(" .") or 0)
-    return min(total, pages * page) if pages else total // 2
+    """Bytes that macOS can hand out now, from the output of `vm_stat`; half of all where that can't be read."""
+    page = re.search(r"page size of (\d+)", text)
+    free = re.findall(r"^Pages (?:free|inactive|speculative|purgeable): +(\d+)", text, re.MULTILINE)
+    return min(total, sum(map(int, free)) * int(page[1])) if page and free else total // 2
 
 
 def _sysctl_number(name: str) -> int:

@@ -1,32 +1,31 @@
 """Which variant of a model to take on this machine, and which models of the registry fit it at all.
 
-A model that is here, or whose header can be fetched, is planned. Where only another variant of it can be read, that
-one's cache and buffers are taken with the size of this one's file. Where nothing can be read, the size of the file
-alone decides, and the answer says so.
+A variant that is here, or whose header can be fetched, is planned. Of another the size of the file alone decides, and
+the answer says so.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
-from tea_models.engine.formula import MIB
-from tea_models.engine.probe import RefusedError
-from tea_models.errors import DoesNotFitError, MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
+from tea_models.engine.formula import MIB, MemoryUse
+from tea_models.errors import MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.files import base_name, public
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
-from tea_models.plan.resolve import machine_now, open_for_plan, plan_profile
+from tea_models.plan.planner import plan_profile
+from tea_models.plan.resolve import machine_now, open_for_plan
 from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tea_models.engine.measurer import Measurer
     from tea_models.machine.detect import Machine
     from tea_models.plan.types import Speed
     from tea_models.profile.facts import ModelProfile
@@ -40,32 +39,18 @@ _COMPARED = (4096, 8192, 32768, 131072)
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Whether one variant of a model fits here.
-
-    Attributes:
-        name: The model.
-        variant: The variant.
-        size: Bytes to download, or None if unknown.
-        budget: Bytes that may be used.
-        fits: Whether it runs here with a useful context; None if nothing is known.
-        n_ctx: The largest context here, None where only the size of the file is known.
-        context_length: The trained context, if known.
-        total: Bytes with that context, or the least it needs.
-        method: `measured`, `estimated`, `estimated from another variant` or `file size`.
-        contexts: Bytes at several contexts.
-        speed: How fast it is here, if something is known.
-    """
+    """Whether one variant of a model fits here; None where something is not known. Sizes are in bytes."""
 
     name: str
     variant: str
-    size: int | None
+    size: int | None  # to download
     budget: int
-    fits: bool | None = None
-    n_ctx: int | None = None
-    context_length: int | None = None
-    total: int | None = None
-    method: str = "file size"
-    contexts: dict[int, int] = field(default_factory=dict)
+    fits: bool | None = None  # with a useful context
+    n_ctx: int | None = None  # the largest context here
+    context_length: int | None = None  # the trained one
+    total: int | None = None  # with the largest context, or the least it needs
+    method: str = "file size"  # or `measured`, `estimated`
+    contexts: dict[int, int] = field(default_factory=dict)  # what it takes at some contexts
     speed: Speed | None = None
 
     @property
@@ -83,12 +68,10 @@ class Fit:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, and the summary."""
-        document = {name: getattr(self, name) for name in self.__slots__ if name not in ("contexts", "speed")}
         contexts = [
             {"n_ctx": n_ctx, "total": total, "fits": total <= self.budget} for n_ctx, total in self.contexts.items()
         ]
-        speed = self.speed.to_json() if self.speed else None
-        return document | {"summary": self.summary, "contexts": contexts, "speed": speed}
+        return asdict(self) | {"summary": self.summary, "contexts": contexts}
 
 
 class Choice(NamedTuple):
@@ -109,24 +92,15 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The table's rows with the budget."""
-        return {
-            "name": self.name,
-            "budget": self.budget,
-            "budget_reason": self.budget_reason,
-            "variants": [fit.to_json() for fit in self.fits],
-        }
+        rows = [fit.to_json() for fit in self.fits]
+        return {"name": self.name, "budget": self.budget, "budget_reason": self.budget_reason, "variants": rows}
 
 
 def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None, measure: bool = True) -> Choice:
-    """The best variant of a registry model that fits this machine.
+    """The best variant of a registry model that fits this machine; a MemoryDoesNotFitError where none does.
 
     Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
     one with the most context.
-
-    Raises:
-        UnknownModelError: There is no such model.
-        UsageError: It is not a name of the registry, or names a variant already.
-        MemoryDoesNotFitError: No variant fits.
     """
     entry = _entry(name, settings)
     if entry is None:
@@ -147,47 +121,33 @@ def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None,
         return (good, fit.size or 0, 0) if good else (good, fit.n_ctx or 0, fit.size or 0)
 
     best = max(fitting, key=rank)
-    larger = [fit for fit in comparison.fits if (fit.size or 0) > (best.size or 0)]
-    reason = f"{best.variant} ({human_bytes(best.size or 0)}): {best.summary}, {best.method}"
-    if larger:
-        reason += "; " + ", ".join(f"{fit.variant} {_why_not(fit)}" for fit in larger)
-    return Choice(f"{entry.name}:{best.variant}", reason)
-
-
-def _why_not(fit: Fit) -> str:
-    return fit.summary if fit.fits is False else f"leaves room for only {fit.n_ctx or 0:,} tokens"
+    reasons = [f"{best.variant} ({human_bytes(best.size or 0)}): {best.summary}, {best.method}"]
+    for fit in comparison.fits:
+        if (fit.size or 0) > (best.size or 0):
+            why = fit.summary if fit.fits is False else f"leaves room for only {fit.n_ctx or 0:,} tokens"
+            reasons.append(f"{fit.variant} {why}")
+    return Choice(f"{entry.name}:{best.variant}", "; ".join(reasons))
 
 
 def compare_variants(reference: str, settings: Settings, user: UserSettings, *, measure: bool = True) -> Comparison:
-    """All variants of a model on this machine; of a file or an address, that one alone.
-
-    Args:
-        reference: A name of the registry, or any other reference.
-        settings: Where the registry and the store are.
-        user: What else was asked for; the context is found for each variant.
-        measure: Whether the engine may be asked.
-    """
+    """All variants of a model on this machine, the context found for each; of a file or an address, that one alone."""
     user = replace(user, n_ctx="auto")
     machine = machine_now(settings, measure=measure)
     budget = make_budget(machine, user.memory)
     named = isinstance(parse_reference(reference), NameRef)
     entry = _entry(reference.partition(":")[0] if named else reference, settings)
-    planner = _VariantPlanner(settings, machine, user, budget.host, measure=measure)
+    planner = _VariantPlanner(settings, machine, user, budget.budget, measure=measure)
     if entry is None:
-        fit, _profile = planner.fit_of(reference, base_name(reference), "")
-        return Comparison(public(reference), budget.host, budget.reason, (fit,))
-    return Comparison(entry.name, budget.host, budget.reason, tuple(planner.fits_of(entry)))
+        fit = planner.fit_of(reference, base_name(reference), "")
+        return Comparison(public(reference), budget.budget, budget.budget_reason, (fit,))
+    return Comparison(entry.name, budget.budget, budget.budget_reason, tuple(planner.fits_of(entry)))
 
 
 def fit_table(entries: Iterable[Entry], settings: Settings) -> dict[tuple[str, str], dict[str, Any]]:
-    """Whether each variant of each entry fits here, without fetching anything.
-
-    Returns:
-        By name and variant: `Fit.to_json()`, with a `summary` for a table.
-    """
+    """Whether each variant of each entry fits here, without fetching anything: `Fit.to_json()` by name and variant."""
     offline = replace(settings, offline=True)
     machine = machine_now(settings)
-    planner = _VariantPlanner(offline, machine, UserSettings(), make_budget(machine, None).host, measure=True)
+    planner = _VariantPlanner(offline, machine, UserSettings(), make_budget(machine, None).budget, measure=True)
     return {(fit.name, fit.variant): fit.to_json() for entry in entries for fit in planner.fits_of(entry)}
 
 
@@ -198,40 +158,32 @@ class _VariantPlanner:
         self.settings, self.machine, self.user, self.budget, self.measure = settings, machine, user, budget, measure
         self._unreachable = False
 
-    def fit_of(self, reference: str, name: str, variant: str) -> tuple[Fit, ModelProfile]:
+    def fit_of(self, reference: str, name: str, variant: str) -> Fit:
         """Whether a model fits whose header can be read."""
         with open_for_plan(reference, self.settings, measure=self.measure) as opened:
             size = sum(file.size for file in opened.profile.files)
-            return self._fit(opened.profile, opened.measurer, Fit(name, variant, size, self.budget)), opened.profile
+            return self._fit(opened.profile, opened.measurer, Fit(name, variant, size, self.budget))
 
     def fits_of(self, entry: Entry) -> list[Fit]:
-        """Plan the variants whose header can be read; judge the others by one of these, or by their size."""
+        """Plan the variants whose header can be read; judge the others by their size."""
         found: dict[str, Fit] = {}
-        sibling: ModelProfile | None = None
         for variant in entry.variants.values():
             if self._unreachable and not self._installed(variant):
                 continue
             try:
-                fit, profile = self.fit_of(f"{entry.name}:{variant.name}", entry.name, variant.name)
+                found[variant.name] = self.fit_of(f"{entry.name}:{variant.name}", entry.name, variant.name)
             except NotAvailableError:
                 # A host that can't be reached is not asked again for each variant.
                 self._unreachable = True
-                continue
-            except DoesNotFitError:
-                raise
             except TeaModelsError:
                 continue
-            sibling = sibling or profile
-            found[variant.name] = fit
-        return [found.get(variant.name) or self._unread(entry, variant, sibling) for variant in entry.variants.values()]
+        return [found.get(variant.name) or self._unread(entry, variant) for variant in entry.variants.values()]
 
     def _installed(self, variant: Variant) -> bool:
-        from tea_models.store import Store
-
         store = Store.of(self.settings)
         return all(store.path_of(file) is not None for file in variant.files)
 
-    def _fit(self, profile: ModelProfile, measurer: Measurer, fit: Fit) -> Fit:
+    def _fit(self, profile: ModelProfile, measurer: Estimator, fit: Fit) -> Fit:
         """Plan a profile; where nothing fits, say what the smallest useful context needs."""
         try:
             plan = plan_profile(profile, self.machine, self.user, measurer, name=fit.name)
@@ -242,34 +194,26 @@ class _VariantPlanner:
             return replace(fit, fits=False, total=use.total, method=use.method)
         trained = profile.context_length.value or plan.settings.n_ctx
         wanted = sorted({n_ctx for n_ctx in (*_COMPARED, trained) if n_ctx <= trained})
-        answers = measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in wanted])
+        uses = measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in wanted])
         return replace(
             fit,
             fits=True,
             n_ctx=plan.settings.n_ctx,
             context_length=plan.context_length,
             total=plan.memory.total,
-            method=plan.memory.method,
-            contexts={
-                n_ctx: use.total
-                for n_ctx, use in zip(wanted, answers, strict=True)
-                if not isinstance(use, RefusedError)
-            },
+            method=plan.memory.use.method,
+            contexts={n_ctx: use.total for n_ctx, use in zip(wanted, uses, strict=True) if isinstance(use, MemoryUse)},
             speed=speed_of(profile, plan.settings, self.machine, self.settings.store_dir),
         )
 
-    def _unread(self, entry: Entry, variant: Variant, sibling: ModelProfile | None) -> Fit:
-        sizes = [file.size for file in variant.files]
-        size = None if None in sizes else sum(size for size in sizes if size)
-        fit = Fit(entry.name, variant.name, size, self.budget)
-        if size is None:
-            return fit
-        if sibling is not None:
-            profile = replace(sibling, weights=sibling.weights.scaled(size))
-            return replace(self._fit(profile, Estimator(profile), fit), method="estimated from another variant")
+    def _unread(self, entry: Entry, variant: Variant) -> Fit:
+        sizes = [file.size for file in variant.files if file.size is not None]
+        if len(sizes) < len(variant.files):
+            return Fit(entry.name, variant.name, None, self.budget)
+        size = sum(sizes)
         # Room for the smallest cache and buffers; what they really take can't be known without the header.
         least = size + PROCESS + max(256 * MIB, size // 10)
-        return replace(fit, fits=least <= self.budget, total=least)
+        return Fit(entry.name, variant.name, size, self.budget, fits=least <= self.budget, total=least)
 
 
 def _entry(reference: str, settings: Settings) -> Entry | None:

@@ -1,60 +1,75 @@
-"""Memory against context: what a model takes at every context up to the trained one, for a picture and a table."""
+"""Memory against context: what a model takes at other contexts than the planned one, for pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tea_models.engine.probe import RefusedError
+from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
+    from tea_models.engine.estimator import Estimator
     from tea_models.engine.formula import MemoryUse
-    from tea_models.engine.measurer import Measurer
     from tea_models.plan.types import RunPlan
 
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Memory at several contexts, with the other settings as planned.
-
-    Attributes:
-        series: KV type → (context, what it takes), contexts rising.
-        budget: Bytes that may be used.
-    """
-
-    series: dict[str, tuple[tuple[int, MemoryUse], ...]]
-    budget: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Contexts and bytes by KV type."""
-        return {
-            kv_type: [
-                {"n_ctx": n_ctx, "kv_cache": use.kv_cache, "compute": use.compute, "total": use.total}
-                for n_ctx, use in points
-            ]
-            for kv_type, points in self.series.items()
-        }
+Curve = list[tuple[int, "MemoryUse"]]
+_GREEN, _AMBER, _INK = "#4d7a5b", "#c08a2d", "#222222"
 
 
-def memory_curve(plan: RunPlan, measurer: Measurer) -> Curve:
-    """Measure memory at contexts from 512 tokens to the trained or planned one."""
+def memory_curve(plan: RunPlan, measurer: Estimator) -> Curve:
+    """What the planned settings take at contexts from 512 tokens to the trained or planned one, rising."""
     most = max(plan.context_length or 0, plan.settings.n_ctx, 512)
-    contexts = sorted({512, *(size for size in (1 << power for power in range(10, 31)) if size < most), most})
-    contexts = sorted({*contexts, *(most * part // 8 // 256 * 256 for part in range(1, 8)), plan.settings.n_ctx})
-    contexts = [n_ctx for n_ctx in contexts if n_ctx >= 256]
-    types = dict.fromkeys((plan.settings.type_k, "f16", "q8_0", "q4_0"))
-    base = plan.settings
-    points = {
-        (kv_type, n_ctx): replace(base, n_ctx=n_ctx, type_k=kv_type, type_v=kv_type)
-        for kv_type in types
-        for n_ctx in contexts
-    }
-    answers = dict(zip(points, measurer.measure(list(points.values())), strict=True))
-    series: dict[str, tuple[tuple[int, MemoryUse], ...]] = {}
-    for kv_type in types:
-        found = tuple(
-            (n_ctx, answer) for n_ctx in contexts if not isinstance(answer := answers[kv_type, n_ctx], RefusedError)
-        )
-        if found:
-            series[kv_type] = found
-    return Curve(series, plan.memory.budget)
+    powers = {1 << power for power in range(9, 31) if 1 << power < most}
+    eighths = {most * part // 8 // 256 * 256 for part in range(1, 8)}
+    contexts = sorted({512, most, plan.settings.n_ctx, *powers, *(n_ctx for n_ctx in eighths if n_ctx)})
+    answers = measurer.measure([replace(plan.settings, n_ctx=n_ctx) for n_ctx in contexts])
+    found = zip(contexts, answers, strict=True)
+    return [(n_ctx, use) for n_ctx, use in found if not isinstance(use, RefusedError)]
+
+
+def draw_text(plan: RunPlan, curve: Curve, width: int) -> list[str]:
+    """A bar for each of some contexts, with the KV cache told apart; `width` in columns."""
+    powers = {512 << power for power in range(24)}
+    shown = [one for one in curve if one[0] in powers or one[0] in (curve[-1][0], plan.settings.n_ctx)][-9:]
+    room, most = max(16, width - 34), max(use.total for _, use in shown)
+    lines = []
+    for n_ctx, use in shown:
+        bar = "█" * max(1, round(room * (use.total - use.kv_cache) / most)) + "▒" * round(room * use.kv_cache / most)
+        lines.append(f"{n_ctx:>9,}  {human_bytes(use.total):>9}  {bar} {_mark(plan, n_ctx, use)}".rstrip())
+    return [*lines, "", "█ weights, buffers and process   ▒ KV cache"]
+
+
+def draw_svg(plan: RunPlan, curve: Curve) -> str:
+    """The same as a picture."""
+    from html import escape
+
+    most, step = max(use.total for _, use in curve), 26
+    parts = []
+    for row, (n_ctx, use) in enumerate(curve):
+        y, whole, cache = 60 + step * row, 420 * use.total / most, 420 * use.kv_cache / most
+        mark = " ".join(("", human_bytes(use.total), _mark(plan, n_ctx, use))).rstrip()
+        parts += [
+            f'<text x="90" y="{y + 14}" text-anchor="end">{n_ctx:,}</text>',
+            f'<rect x="100" y="{y}" width="{whole - cache:.1f}" height="18" fill="{_GREEN}"/>',
+            f'<rect x="{100 + whole - cache:.1f}" y="{y}" width="{cache:.1f}" height="18" fill="{_AMBER}"/>',
+            f'<text x="{106 + whole:.1f}" y="{y + 14}">{mark}</text>',
+        ]
+    title = f"{escape(plan.name)}: memory against context ({plan.memory.use.method})"
+    height = 70 + step * len(curve)
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" font-family="sans-serif" font-size="13">',
+        f"<title>{title}</title>",
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="20" y="26" font-size="17" fill="{_INK}">{title}</text>',
+        f'<text x="20" y="46" fill="{_GREEN}">weights, buffers and process</text>',
+        f'<text x="210" y="46" fill="{_AMBER}">KV cache</text>',
+        *parts,
+        "</svg>\n",
+    ])  # fmt: skip
+
+
+def _mark(plan: RunPlan, n_ctx: int, use: MemoryUse) -> str:
+    if n_ctx == plan.settings.n_ctx:
+        return "◂ planned"
+    return "" if use.total <= plan.memory.budget else "too much"

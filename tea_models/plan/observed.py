@@ -6,6 +6,7 @@ actual bytes. A prediction that parts from reality is shown by `plan` and `docto
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,105 +17,64 @@ from tea_models.sizes import human_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.plan.types import RunPlan
 
-_FORMAT = 1
+_FORMAT = 2
 _KEPT = 20
-# The engine's log gives sizes to 0.01 MiB, a buffer each.
-_ROUNDING = 64 * 1024
-# What else a process may do beside the model before its peak says that the plan was wrong.
-_OTHER_WORK = 64 * 1024 * 1024
-# A load tells something about a plan if these were the same.
-_SAME = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
-#: Relative difference above which a prediction is called wrong: KV cache, compute buffers, peak of the process.
-TOLERANCE = {"kv_cache": 0.0, "compute": 0.02, "peak": 0.10}
+# When a prediction is called wrong: relative differences below and above it, and the least difference in bytes. The
+# engine's log gives sizes to 0.01 MiB, a buffer each. Of a process's peak less says nothing (buffers that were never
+# touched take nothing), and it may do other work beside the model.
+_TOLERANCE = {
+    "kv_cache": (0.0, 0.0, 64 * 1024),
+    "compute": (0.02, 0.02, 64 * 1024),
+    "peak": (math.inf, 0.10, 64 * 1024 * 1024),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedLoad:
-    """One load of a model.
-
-    Attributes:
-        name: What the model is called.
-        when: Time, ISO 8601 in UTC.
-        engine: Version of llama-cpp-python.
-        n_ctx: Context that was opened; with `auto` it may be smaller than the plan's.
-        n_ubatch: Physical batch.
-        type_k: Type of the key cache.
-        type_v: Type of the value cache.
-        swa_full: Whether windowed layers keep the whole context.
-        n_gpu_layers: Layers on a GPU.
-        predicted: Bytes that the plan predicted for exactly these settings, by part.
-        actual: Bytes that the load took, by part: `kv_cache`, `compute`, `peak` (the process's peak), as far as known.
-    """
+    """One load of a model: its settings, and the bytes of each part that were predicted for them and that it took."""
 
     name: str
-    when: str
-    engine: str
-    n_ctx: int
-    n_ubatch: int
-    type_k: str
-    type_v: str
-    swa_full: bool
-    n_gpu_layers: int
+    when: str  # ISO 8601 in UTC
+    engine: str  # version of llama-cpp-python
+    settings: dict[str, Any]  # with `auto` the `n_ctx` that was opened may be smaller than the plan's
     predicted: dict[str, int]
-    actual: dict[str, int]
+    actual: dict[str, int]  # `kv_cache`, `compute`, `peak` (of the process), as far as known
 
     def differences(self) -> dict[str, float]:
-        """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance.
-
-        The peak of a process counts only when it is above the prediction: buffers that were never touched take
-        nothing.
-        """
+        """Relative differences (actual / predicted - 1) of the parts that are beyond tolerance."""
         found = {}
-        for part, tolerance in TOLERANCE.items():
+        for part, (below, above, least) in _TOLERANCE.items():
             predicted, actual = self.predicted.get(part), self.actual.get(part)
-            if not predicted or actual is None:
-                continue
-            difference = actual / predicted - 1
-            if abs(actual - predicted) < _ROUNDING or (part == "peak" and actual - predicted < _OTHER_WORK):
-                continue
-            if difference > tolerance or (part != "peak" and difference < -tolerance):
-                found[part] = difference
+            if predicted and actual is not None and abs(actual - predicted) >= least:
+                difference = actual / predicted - 1
+                if not -below <= difference <= above:
+                    found[part] = difference
         return found
 
 
 def record_load(
     store_dir: Path, plan: RunPlan, *, engine: str, actual: dict[str, int], n_ctx: int | None = None
-) -> ObservedLoad | None:
-    """Record what a load took; a store that can't be written is no error.
-
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan that the load followed.
-        engine: Version of llama-cpp-python.
-        actual: Bytes by part: `kv_cache`, `compute`, `peak`.
-        n_ctx: Context that was opened; by default the plan's.
-
-    Returns:
-        The record, or None where it can't be kept.
-    """
+) -> bool:
+    """Record what a load took, with the context that was opened; False where it can't be kept."""
     settings, use = plan.settings, plan.memory.use
     predicted = {"peak": use.total}
     if n_ctx in (None, settings.n_ctx) and use.method == "measured":
         predicted |= {"kv_cache": use.kv_cache, "compute": use.compute}
-    load = ObservedLoad(
-        name=plan.name,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=engine,
-        predicted=predicted,
-        actual=actual,
-        **{name: getattr(settings, name) for name in _SAME} | {"n_ctx": n_ctx or settings.n_ctx},
-    )
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    same = _same(settings) | {"n_ctx": n_ctx or settings.n_ctx}
+    load = ObservedLoad(plan.name, when, engine, same, predicted, actual)
     path = _path(store_dir, plan.header_sha256)
     loads = [asdict(item) for item in (*_read(path), load)][-_KEPT:]
-    return load if keep(path, {"format": _FORMAT, "loads": loads}) else None
+    return keep(path, {"format": _FORMAT, "loads": loads})
 
 
 def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
-        if all(getattr(load, name) == getattr(plan.settings, name) for name in _SAME):
+        if load.settings == _same(plan.settings):
             return {
                 "when": load.when,
                 "engine": load.engine,
@@ -127,11 +87,7 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
 
 def all_observed(store_dir: Path) -> list[ObservedLoad]:
     """The last load of each model, newest first."""
-    folder = store_dir / ".tea" / "observed"
-    try:
-        files = sorted(folder.glob("*.json"))
-    except OSError:
-        return []
+    files = sorted((store_dir / ".tea" / "observed").glob("*.json"))
     last = [loads[-1] for loads in map(_read, files) if loads]
     return sorted(last, key=lambda load: load.when, reverse=True)
 
@@ -142,6 +98,12 @@ def describe(load: ObservedLoad, part: str, difference: float) -> str:
     predicted, actual = human_bytes(load.predicted[part]), human_bytes(load.actual[part])
     way = "more" if difference > 0 else "less"
     return f"{names[part]} took {actual}, {abs(difference):.0%} {way} than the {predicted} planned"
+
+
+def _same(settings: EngineSettings) -> dict[str, Any]:
+    """A load tells something about a plan if these were the same."""
+    names = ("n_ctx", "n_ubatch", "type_k", "type_v", "swa_full", "n_gpu_layers")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _path(store_dir: Path, header_sha256: str) -> Path:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tea_models.engine.formula import MIB, NO_CACHE, CacheLayout, MemoryUse, cache_layout, kv_bytes_per_token
+from tea_models.engine.formula import MIB, NO_CACHE, cache_layout
 from tea_models.errors import UsageError
-from tea_models.plan.types import Decision, Rejected, excess
+from tea_models.plan.types import Budget, Decision, Rejected
+from tea_models.profile.kind import why_no_chat
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.engine.engine_settings import EngineSettings
     from tea_models.machine.detect import Machine
+    from tea_models.plan.types import Setting
     from tea_models.plan.user_settings import UserSettings
     from tea_models.profile.facts import ModelProfile
 
@@ -26,76 +26,30 @@ BATCHES = (512, 256, 128, 64)
 FAST_BATCH, SMALL_BATCH = 128, 64
 #: KV types that a plan may choose for itself, in this order.
 SMALLER_TYPES = ("q8_0", "q4_0")
-_MARGIN_SHARE, _MARGIN_MOST, _MARGIN_LEAST = 10, 1024 * MIB, 64 * MIB
-_KINDS_WITHOUT_PLAN = {
-    "projector": "a projector (mmproj), which runs beside a model",
-    "adapter": "an adapter (LoRA), which is applied to a model",
-    "vocabulary": "a vocabulary without weights",
+# The user's setting that decides on one of the engine's; for `n_ctx` and `n_gpu_layers` the planner says more.
+_ASKED = {name: name for name in ("n_batch", "n_ubatch", "n_threads", "flash_attn", "swa_full")} | {
+    "n_threads_batch": "n_threads",
+    "type_k": "kv_type",
+    "type_v": "kv_type",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Bytes that may be used: of the machine's own memory and of each device, and where the first number comes from."""
-
-    host: int
-    devices: dict[str, int]
-    reason: str
-
-    def fits(self, use: MemoryUse) -> bool:
-        """Whether something fits everywhere."""
-        return self.excess(use) <= 0
-
-    def excess(self, use: MemoryUse) -> int:
-        """Bytes by which something is too large where it is most so."""
-        return excess(use, self.host, self.devices)
-
-
-@dataclass(slots=True)
-class Decisions:
-    """The decisions so far."""
-
-    made: list[Decision] = field(default_factory=list)
-
-    def decide(self, setting: str, value: int | str | bool, source: str, reason: str, *rejected: Rejected) -> None:
-        """Write down a decision."""
-        self.made.append(Decision(setting, value, source, reason, rejected))
-
-    def has(self, setting: str) -> bool:
-        """Whether a setting was decided."""
-        return any(decision.setting == setting for decision in self.made)
-
-
-@dataclass(frozen=True, slots=True)
 class PlanInput:
-    """One model on one machine with the user's settings.
+    """One model on one machine with the user's settings, and the decisions so far."""
 
-    Attributes:
-        profile: The model.
-        machine: Where it is to run.
-        user: What was asked for.
-        name: What to call the model.
-        purpose: `chat` or `embed`.
-        layout: What the model keeps between tokens.
-        encoder: It sees a whole text at once, and keeps nothing.
-        trained: The trained context, or an assumption where the file does not say.
-        budget: What may be used.
-    """
-
-    profile: ModelProfile
-    machine: Machine
-    user: UserSettings
-    name: str
-    purpose: str
-    layout: CacheLayout
-    encoder: bool
-    trained: int
-    budget: Budget
-
-    @property
-    def vocabulary(self) -> int:
-        """Pieces of the vocabulary."""
-        return self.profile.tokenizer.vocab_size.value or 0
+    def __init__(self, profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> None:
+        kind = profile.kind.value
+        self.name = name or profile.name.value or profile.files[0].name
+        if kind in ("projector", "adapter", "vocabulary"):
+            raise UsageError(f"{self.name}: {why_no_chat(kind)}: there is nothing to plan")
+        self.profile, self.machine, self.user = profile, machine, user
+        self.purpose = user.purpose or ("embed" if kind in ("embedding", "reranker") else "chat")
+        self.layout = cache_layout(profile)
+        self.encoder = profile.architecture.value in NO_CACHE  # it sees a whole text at once, and keeps nothing
+        self.trained = profile.context_length.value or UNKNOWN_CONTEXT
+        self.vocabulary = profile.tokenizer.vocab_size.value or 0  # its pieces
+        self.budget = make_budget(machine, user.memory)
+        self.decisions: dict[str, Decision] = {}
 
     @property
     def batch_is_free(self) -> bool:
@@ -107,57 +61,28 @@ class PlanInput:
         """Whether the plan may choose a smaller KV type."""
         return self.user.kv_type is None and self.user.flash_attn is not False and bool(self.layout.layers)
 
-    def token_bytes(self, point: EngineSettings) -> int:
-        """Bytes that one more token of context costs."""
-        return kv_bytes_per_token(self.layout, point.type_k, point.type_v)
-
-
-def plan_input(profile: ModelProfile, machine: Machine, user: UserSettings, name: str) -> PlanInput:
-    """Work out what a plan is made from.
-
-    Raises:
-        UsageError: The file is no model that runs by itself.
-    """
-    kind = profile.kind.value
-    name = name or profile.name.value or (profile.files[0].name if profile.files else "the model")
-    if kind in _KINDS_WITHOUT_PLAN:
-        raise UsageError(f"{name} is {_KINDS_WITHOUT_PLAN[kind]}: there is nothing to plan")
-    return PlanInput(
-        profile=profile,
-        machine=machine,
-        user=user,
-        name=name,
-        purpose=user.purpose or ("embed" if kind in ("embedding", "reranker") else "chat"),
-        layout=cache_layout(profile),
-        encoder=profile.architecture.value in NO_CACHE,
-        trained=profile.context_length.value or UNKNOWN_CONTEXT,
-        budget=make_budget(machine, user.memory),
-    )
+    def decide(self, setting: str, value: Setting, source: str, reason: str, *rejected: Rejected) -> None:
+        """Write down a decision, unless it was made before; what was asked for has no other reason."""
+        if setting in _ASKED and getattr(self.user, _ASKED[setting]) is not None:
+            source, reason, rejected = self.user.source, "asked for", ()
+        self.decisions.setdefault(setting, Decision(setting, value, source, reason, rejected))
 
 
 def make_budget(machine: Machine, memory: int | None) -> Budget:
-    """What may be used: what is free now under every limit, less a tenth (at most 1 GiB) to spare.
+    """What may be used: `memory`, or what is free now under every limit less a tenth (at most 1 GiB) to spare."""
 
-    Args:
-        machine: The machine.
-        memory: Bytes that the user gives instead.
+    def margin(usable: int) -> int:
+        return max(64 * MIB, min(1024 * MIB, usable // 10))
 
-    Raises:
-        UsageError: The system does not tell how much there is, and nobody says it.
-    """
-    devices = {gpu.name: gpu.memory_free - _margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
+    devices = {gpu.name: gpu.memory_free - margin(gpu.memory_free) for gpu in machine.gpus if not gpu.unified}
     if memory is not None:
-        return Budget(memory, devices, "as asked for")
+        return Budget(memory, "as asked for", devices)
     if not machine.memory_total:
         raise UsageError("how much memory this machine has can't be told here", hint="say it: --memory 8GiB")
     usable = machine.memory_usable
-    margin = _margin(usable)
+    spare = margin(usable)
     reason = f"{human_bytes(usable)} available of {human_bytes(machine.memory_total)}"
     if machine.limited:
         limit = human_bytes(machine.memory_limit or 0)
         reason = f"{human_bytes(usable)} free of the {limit} that {machine.memory_limit_source} allows"
-    return Budget(max(0, usable - margin), devices, f"{reason}, less {human_bytes(margin)} to spare")
-
-
-def _margin(usable: int) -> int:
-    return max(_MARGIN_LEAST, min(_MARGIN_MOST, usable // _MARGIN_SHARE))
+    return Budget(max(0, usable - spare), f"{reason}, less {human_bytes(spare)} to spare", devices)

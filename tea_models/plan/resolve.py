@@ -1,26 +1,24 @@
 """`resolve_plan`: from a profile, this machine and the user's settings to the settings a model runs with here and now.
 
-Order of decisions: what must be (purpose, the user's settings), what memory there is, where layers run, then the
-largest context that fits beside everything else. A user's explicit setting is honoured, or refused with the numbers; it
-is never changed silently.
+A user's explicit setting is honoured, or refused with the numbers; it is never changed silently.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tea_models.engine.estimator import Estimator
-from tea_models.engine.measurer import Measured, Measurer
+from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
 from tea_models.errors import IntegrityError, UsageError
 from tea_models.files import base_name
-from tea_models.machine.detect import Machine, detect_machine
+from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
+from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings
@@ -28,7 +26,6 @@ from tea_models.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tea_models.plan.curve import Curve
     from tea_models.plan.types import RunPlan
     from tea_models.profile.facts import ModelProfile
     from tea_models.profile.model_files import ModelFiles
@@ -36,17 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OpenedModel:
-    """A model that is about to be planned: its header is read, and something can say what settings take.
+    """A model that is about to be planned: its header is read, and something can say what settings take."""
 
-    Attributes:
-        profile: Facts about it.
-        measurer: Answers what settings take.
-        path: Its (first) file, if it is on this machine.
-    """
-
+    name: str  # what the user called it
     profile: ModelProfile
-    measurer: Measurer
-    path: Path | None
+    measurer: Estimator
+    path: Path | None  # its (first) file, if it is on this machine
 
 
 def resolve_plan(
@@ -76,34 +68,19 @@ def resolve_plan(
     """
     if settings is None:
         settings = Settings.resolve(os.environ, cwd=Path.cwd())
-    return resolve_for(path_or_ref, settings, UserSettings.of(**user), measure=measure, machine=machine)
+    asked = UserSettings.of(**user)
+    with open_for_plan(path_or_ref, settings, measure=measure) as opened:
+        return plan_opened(opened, settings, asked, machine=machine, measure=measure)
 
 
-def resolve_for(
-    path_or_ref: str | Path | ModelProfile,
-    settings: Settings,
-    user: UserSettings,
-    *,
-    measure: bool = True,
-    machine: Machine | None = None,
+def plan_opened(
+    opened: OpenedModel, settings: Settings, user: UserSettings, *, machine: Machine | None = None, measure: bool = True
 ) -> RunPlan:
-    """Plan a model for settings that were put together before; as `resolve_plan` otherwise."""
-    user.check()
-    with open_for_plan(path_or_ref, settings, measure=measure) as opened:
-        plan = _plan(path_or_ref, opened, settings, user, machine or machine_now(settings, measure=measure))
-        return plan if machine else _with_speed(plan, opened, settings)
-
-
-def plan_with_curve(
-    path_or_ref: str | Path | ModelProfile, settings: Settings, user: UserSettings, *, measure: bool = True
-) -> tuple[RunPlan, Curve]:
-    """Plan a model, and measure what it would take at other contexts; as `resolve_plan` otherwise."""
-    from tea_models.plan.curve import memory_curve
-
-    user.check()
-    with open_for_plan(path_or_ref, settings, measure=measure) as opened:
-        plan = _plan(path_or_ref, opened, settings, user, machine_now(settings, measure=measure))
-        return _with_speed(plan, opened, settings), memory_curve(plan, opened.measurer)
+    """Plan a model, with what is known of how it has run here; as `resolve_plan` otherwise."""
+    here = machine or machine_now(settings, measure=measure)
+    plan = plan_profile(opened.profile, here, user, opened.measurer, name=opened.name)
+    speed = None if machine else speed_of(opened.profile, plan.settings, here, settings.store_dir)
+    return replace(plan, speed=speed, observed=read_observed(settings.store_dir, plan))
 
 
 def plan_model(
@@ -116,21 +93,9 @@ def plan_model(
 ) -> tuple[ModelProfile, RunPlan]:
     """Read a file that is about to be loaded, once, and plan it: what would kill the engine never reaches it.
 
-    Args:
-        path: The (first) file.
-        settings: Where the store is.
-        user: What was asked for.
-        profile: Facts about the file, if they are known already; by default those in the store, or in the header.
-        check: Called with the profile before anything is planned; raises if it is of no use to the caller.
-
-    Raises:
-        MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: It reads well, but llama.cpp can't load it, or crashes on it; says why.
-        MissingFileError: A shard is missing.
-        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
-        UsageError: A value is out of range, or the profile is of another file.
+    Facts that are known already serve, else those in the store or in the header; `check` raises if they are of no use.
+    An IntegrityError says why llama.cpp can't load it; otherwise as `resolve_plan`.
     """
-    user.check()
     with open_for_plan(path, settings, to_load=True) as opened:
         if profile is not None and profile.header_sha256 != opened.profile.header_sha256:
             raise UsageError(
@@ -140,12 +105,12 @@ def plan_model(
         profile = profile or opened.profile
         if check is not None:
             check(profile)
-        plan = _plan(path, replace(opened, profile=profile), settings, user, machine_now(settings))
-    if plan.memory.method != "measured":  # the dry run that measures loads the model too
+        plan = plan_profile(profile, machine_now(settings), user, opened.measurer, name=opened.name)
+        plan = replace(plan, observed=read_observed(settings.store_dir, plan))
+    if plan.memory.use.method != "measured":  # the dry run that measures loads the model too
         from tea_models.engine.dry_load import DryLoader
 
-        with DryLoader(settings) as loader:
-            refusal = loader.refusal(path)
+        refusal = DryLoader(settings).refusal(path)
         if refusal is not None and refusal.crashed:
             raise IntegrityError(f"{path}: {refusal.reason}", hint="get the file again, or another one")
     return profile, plan
@@ -157,11 +122,7 @@ def open_for_plan(
 ) -> Iterator[OpenedModel]:
     """Open what is to be planned, and choose who measures it: the dry run, or the formulas.
 
-    Args:
-        path_or_ref: As for `resolve_plan`.
-        settings: Where the store and the hosts are.
-        measure: Whether the engine may be asked.
-        to_load: The file is to be loaded here: all of its header is checked, and the profile in the store serves.
+    With `to_load` it is to be loaded here: all of its header is checked, and the profile in the store serves.
     """
     from tea_models.profile.document import load_profile
     from tea_models.profile.facts import ModelProfile
@@ -169,58 +130,23 @@ def open_for_plan(
     from tea_models.profile.model_files import open_model
     from tea_models.profile.stored import read_profile
 
+    name = path_or_ref.files[0].name if isinstance(path_or_ref, ModelProfile) else str(path_or_ref)
+    name = base_name(name) or name
     with ExitStack() as stack:
         if isinstance(path_or_ref, ModelProfile) or str(path_or_ref).endswith(".json"):
             profile = path_or_ref if isinstance(path_or_ref, ModelProfile) else load_profile(Path(path_or_ref))
-            yield OpenedModel(profile, Estimator(profile, "there is neither a file nor a header to measure"), None)
+            why = "there is neither a file nor a header to measure"
+            yield OpenedModel(name, profile, Estimator(profile, why), None)
             return
         model = stack.enter_context(open_model(path_or_ref, settings=settings))
         model.require_loadable(thorough=to_load)
         known = read_profile(model.path, model.files, settings) if to_load and model.path is not None else None
         profile = known or profile_from_headers(model.headers, model.files, entry=model.entry)
         measurer = stack.enter_context(closing(choose_measurer(profile, settings, model, measure=measure)))
-        yield OpenedModel(profile, measurer, model.path)
+        yield OpenedModel(name, profile, measurer, model.path)
 
 
-def _plan(
-    path_or_ref: str | Path | ModelProfile,
-    opened: OpenedModel,
-    settings: Settings,
-    user: UserSettings,
-    machine: Machine,
-) -> RunPlan:
-    name = _name(path_or_ref) if isinstance(path_or_ref, str | Path) else opened.profile.files[0].name
-    plan = plan_profile(opened.profile, machine, user, opened.measurer, name=name)
-    return replace(plan, observed=read_observed(settings.store_dir, plan))
-
-
-def _with_speed(plan: RunPlan, opened: OpenedModel, settings: Settings) -> RunPlan:
-    return replace(plan, speed=speed_of(opened.profile, plan.settings, plan.machine, settings.store_dir))
-
-
-def plan_profile(
-    profile: ModelProfile, machine: Machine, user: UserSettings, measurer: Measurer, *, name: str = ""
-) -> RunPlan:
-    """Plan a model that is known by its profile.
-
-    Args:
-        profile: Facts about the model.
-        machine: Where it is to run.
-        user: What was asked for.
-        measurer: Answers what settings take.
-        name: What to call the model; by default what the file says.
-
-    Raises:
-        MemoryDoesNotFitError: What was asked for does not fit; says by how much and what would.
-        UsageError: The file is no model that runs by itself.
-    """
-    from tea_models.plan.planner import Planner
-
-    user.check()
-    return Planner(profile, machine, user, measurer, name=name).plan()
-
-
-def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Measurer:
+def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Estimator:
     """The engine's dry run if it is installed and wanted, otherwise the formulas."""
     if not measure:
         return Estimator(profile, "that was asked for")
@@ -228,9 +154,8 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
     if problems:
         # What llama.cpp refuses, or crashes on, is not shown to it.
         return Estimator(profile, f"llama.cpp would not load this file: {problems[0]}")
-    cache = _cache_dir(settings)
     try:
-        prober = Prober(profile.header_sha256, model.path or model, cache_dir=cache, environ=settings.environ or None)
+        prober = Prober(profile.header_sha256, model.path or model, _cache_dir(settings), settings.environ or None)
     except ProbeError as error:
         return Estimator(profile, error.message)
     return Measured(prober, profile)
@@ -238,20 +163,12 @@ def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles
 
 def machine_now(settings: Settings, *, measure: bool = True) -> Machine:
     """This machine, now, with the devices that the installed engine reports."""
-    machine = detect_machine()
-    if not measure:
-        return machine
-    try:
-        info = engine_info(settings.environ or None, cache_dir=_cache_dir(settings))
-    except ProbeError:
-        return machine
-    return machine.with_gpus(info.gpus)
+    gpus: tuple[Gpu, ...] = ()
+    if measure:
+        with suppress(ProbeError):
+            gpus = engine_info(settings.environ or None, cache_dir=_cache_dir(settings)).gpus
+    return detect_machine(gpus=gpus)
 
 
 def _cache_dir(settings: Settings) -> Path:
     return settings.store_dir / ".tea" / "probe"
-
-
-def _name(path_or_ref: str | Path) -> str:
-    """What the user called it, shortened to a file's name where it is a path or an address."""
-    return base_name(str(path_or_ref)) or str(path_or_ref)

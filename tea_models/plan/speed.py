@@ -1,15 +1,11 @@
-"""How fast a model runs here: measured where it has run, else estimated from the memory that each token reads.
-
-The runtime records rates with `record_speed`; `plan` and `list --fit` show them.
-"""
+"""How fast a model runs here: measured where it has run, else estimated from the memory that each token reads."""
 
 from __future__ import annotations
 
 import statistics
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tea_models.disk.kept_json import keep, read_rows
+from tea_models.disk.kept_json import keep, read_kept, read_rows
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
 from tea_models.plan.types import Speed
@@ -22,52 +18,37 @@ if TYPE_CHECKING:
     from tea_models.plan.types import RunPlan
     from tea_models.profile.facts import ModelProfile
 
+_SPEEDS, _BANDWIDTHS = ".tea/speeds.json", ".tea/bandwidth.json"
 _KEPT = 200
 _SAMPLES = 5
 # Shorter runs tell more about starting than about running.
-_LEAST_PROMPT, LEAST_TOKENS = 32, 16
+_LEAST_PROMPT, _LEAST_TOKENS = 32, 16
 # Measured on two cores with two models of 18 and 30 layers: what threads wait for each other, a layer and token.
 _LAYER_SECONDS = 55e-6
 # A context that answers are given at: its cache is read for each token too.
 _CONTEXT = 512
 
 
-def record_speed(
-    store_dir: Path, plan: RunPlan, *, prompt_tokens: int, prompt_seconds: float, tokens: int, seconds: float
-) -> None:
-    """Record how fast one request was; too short ones are left out, and a store that can't be written is no error.
-
-    Args:
-        store_dir: Folder of the store.
-        plan: The plan that the model was loaded by.
-        prompt_tokens: Tokens of the prompt that were computed.
-        prompt_seconds: How long that took.
-        tokens: Tokens of the answer.
-        seconds: How long these took, after the prompt.
-    """
+def record_speed(store_dir: Path, plan: RunPlan, timings: dict[str, float]) -> bool:
+    """Record the rates of an answer (`prompt_n`, `prompt_ms`, `predicted_…`); False if it was too short for that."""
     sample = {
         "header_sha256": plan.header_sha256,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "n_threads": plan.settings.n_threads,
         "n_gpu_layers": plan.settings.n_gpu_layers,
-        "prompt_tokens_per_s": _rate(prompt_tokens, prompt_seconds, _LEAST_PROMPT),
-        "tokens_per_s": _rate(tokens, seconds, LEAST_TOKENS),
+        "prompt_tokens_per_s": _rate(timings, "prompt", _LEAST_PROMPT),
+        "tokens_per_s": _rate(timings, "predicted", _LEAST_TOKENS),
     }
     if sample["prompt_tokens_per_s"] is None and sample["tokens_per_s"] is None:
-        return
-    path = _samples_file(store_dir)
-    keep(path, [*read_rows(path), sample][-_KEPT:])
+        return False
+    path = store_dir / _SPEEDS
+    return keep(path, [*read_rows(path), sample][-_KEPT:])
 
 
 def speed_of(profile: ModelProfile, settings: EngineSettings, machine: Machine, store_dir: Path) -> Speed | None:
     """How fast a model runs with some settings here; None if nothing is known."""
-    same = {name: getattr(settings, name) for name in ("n_threads", "n_gpu_layers")}
-    same["header_sha256"] = profile.header_sha256
-    samples = [
-        sample
-        for sample in read_rows(_samples_file(store_dir))
-        if all(sample.get(name) == value for name, value in same.items())
-    ]
+    same: dict[str, Any] = {"header_sha256": profile.header_sha256}
+    same |= {"n_threads": settings.n_threads, "n_gpu_layers": settings.n_gpu_layers}
+    samples = [sample for sample in read_rows(store_dir / _SPEEDS) if same.items() <= sample.items()]
     if samples:
         return Speed(_median(samples, "prompt_tokens_per_s"), _median(samples, "tokens_per_s"), "measured")
     if settings.n_gpu_layers or settings.embeddings:
@@ -92,25 +73,23 @@ def bytes_per_token(profile: ModelProfile) -> int:
 
 def _bandwidth(machine: Machine, threads: int, store_dir: Path) -> float | None:
     """The machine's memory bandwidth, measured once for each number of threads and kept."""
-    path = store_dir / ".tea" / "bandwidth.json"
-    rows = read_rows(path)
-    for row in rows:
-        if (row.get("cpu"), row.get("threads")) == (machine.cpu, threads) and isinstance(row.get("bytes_per_s"), float):
-            return float(row["bytes_per_s"])
-    found = memory_bandwidth(threads, machine.memory_usable)
-    if found is not None:
-        keep(path, [*rows, {"cpu": machine.cpu, "threads": threads, "bytes_per_s": found}])
-    return found
+    path, key = store_dir / _BANDWIDTHS, f"{machine.cpu}, {threads}"
+    kept = read_kept(path)
+    known = kept if isinstance(kept, dict) else {}
+    if not isinstance(known.get(key), float):
+        found = memory_bandwidth(threads, machine.memory_usable)
+        if found is None:
+            return None
+        known[key] = found
+        keep(path, known)
+    return float(known[key])
 
 
-def _rate(tokens: int, seconds: float, least: int) -> float | None:
-    return round(tokens / seconds, 1) if tokens >= least and seconds > 0 else None
+def _rate(timings: dict[str, float], part: str, least: int) -> float | None:
+    count, milliseconds = timings[f"{part}_n"], timings[f"{part}_ms"]
+    return round(count * 1000 / milliseconds, 1) if count >= least and milliseconds > 0 else None
 
 
 def _median(samples: list[dict[str, Any]], name: str) -> float | None:
     rates = [rate for sample in samples if isinstance(rate := sample.get(name), float)]
     return statistics.median(rates[-_SAMPLES:]) if rates else None
-
-
-def _samples_file(store_dir: Path) -> Path:
-    return store_dir / ".tea" / "speeds.json"

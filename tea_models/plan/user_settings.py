@@ -5,66 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tea_models.engine.formula import KV_TYPES
+from tea_models.engine.engine_settings import KV_TYPES
 from tea_models.errors import UsageError
 from tea_models.sizes import parse_bytes
-
-Purpose = Literal["chat", "embed"]
 
 
 @dataclass(frozen=True, slots=True)
 class UserSettings:
-    """What was asked for; None means that the plan decides.
+    """What was asked for; None means that the plan decides. A UsageError says which value is out of range."""
 
-    Attributes:
-        n_ctx: Tokens, `auto` (as much as fits, up to the trained context) or `max` (the trained context or an error).
-        n_threads: Threads.
-        n_gpu_layers: Layers on a GPU; 0 means none, -1 all.
-        kv_type: Type of the KV cache.
-        memory: Bytes that may be used, instead of what is available.
-        n_batch: Logical batch in tokens.
-        n_ubatch: Physical batch in tokens.
-        flash_attn: On or off.
-        swa_full: Keep the whole context in layers with a sliding window.
-        purpose: What the model is to do; by its kind when None.
-        source: Who asks: `user` or `project`.
-    """
-
-    n_ctx: int | Literal["auto", "max"] = "auto"
+    n_ctx: int | Literal["auto", "max"] = "auto"  # as much as fits, or the trained context or an error
     n_threads: int | None = None
-    n_gpu_layers: int | None = None
+    n_gpu_layers: int | None = None  # 0 means none, -1 all
     kv_type: str | None = None
-    memory: int | None = None
+    memory: int | None = None  # bytes that may be used, instead of what is available
     n_batch: int | None = None
     n_ubatch: int | None = None
     flash_attn: bool | None = None
     swa_full: bool | None = None
-    purpose: Purpose | None = None
-    source: str = "user"
+    purpose: Literal["chat", "embed"] | None = None  # by the model's kind
+    source: str = "user"  # who asks: `user` or `project`
 
-    @classmethod
-    def of(cls, **asked: Any) -> UserSettings:
-        """What was asked for by name; None leaves it to the plan, and `memory` may be a size such as `8GiB`.
-
-        Raises:
-            UsageError: There is no such setting, or a value is out of range.
-        """
-        unknown = set(asked) - {item.name for item in fields(cls)}
-        if unknown:
-            raise UsageError(f"{', '.join(sorted(unknown))}: expected {', '.join(item.name for item in fields(cls))}")
-        given = {name: value for name, value in asked.items() if value is not None}
-        if isinstance(given.get("memory"), str):
-            given["memory"] = parse_bytes(given["memory"])
-        user = cls(**given)
-        user.check()
-        return user
-
-    def check(self) -> None:
-        """Refuse what can't be meant.
-
-        Raises:
-            UsageError: A value is out of range; says which and what was expected.
-        """
+    def __post_init__(self) -> None:
         for name, least in (("n_ctx", 1), ("n_threads", 1), ("n_batch", 1), ("n_ubatch", 1), ("n_gpu_layers", -1)):
             value = getattr(self, name)
             if isinstance(value, int) and not least <= value < 1 << 31:
@@ -75,3 +37,15 @@ class UserSettings:
             raise UsageError(f"KV cache type {self.kv_type!r}: expected one of {', '.join(KV_TYPES)}")
         if self.memory is not None and self.memory <= 0:
             raise UsageError(f"memory {self.memory}: expected bytes")
+
+    @classmethod
+    def of(cls, **asked: Any) -> UserSettings:
+        """What was asked for by name; None leaves it to the plan, and `memory` may be a size such as `8GiB`."""
+        known = [item.name for item in fields(cls)]
+        unknown = set(asked) - set(known)
+        if unknown:
+            raise UsageError(f"{', '.join(sorted(unknown))}: expected {', '.join(known)}")
+        given = {name: value for name, value in asked.items() if value is not None}
+        if isinstance(given.get("memory"), str):
+            given["memory"] = parse_bytes(given["memory"])
+        return cls(**given)

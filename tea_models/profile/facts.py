@@ -124,12 +124,6 @@ class WeightFacts:
     output: int
     other: int
 
-    def scaled(self, total: int) -> WeightFacts:
-        """The same in another quantisation, by its size alone."""
-        share = total / self.total if self.total else 0.0
-        sizes = (int(size * share) for size in (self.token_embedding, self.output, self.other))
-        return WeightFacts(total, tuple(int(size * share) for size in self.blocks), *sizes)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:

@@ -112,8 +112,8 @@ def _memory(machine: Machine) -> Check:
         budget = make_budget(machine, None)
     except TeaModelsError as error:
         return Check("memory", "warn", error.message, error.hint)
-    detail = f"{human_bytes(budget.host)} may be used: {budget.reason}"
-    if budget.host < 512 * 1024**2:
+    detail = f"{human_bytes(budget.budget)} may be used: {budget.budget_reason}"
+    if budget.budget < 512 * 1024**2:
         return Check("memory", "warn", detail, "only the smallest models fit; raise the limit or end other programs")
     return Check("memory", "ok", detail)
 

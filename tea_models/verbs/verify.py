@@ -13,6 +13,7 @@ from tea_models.engine.dry_load import DryLoader
 from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
+from tea_models.gguf.loadable import is_loaded
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
@@ -186,8 +187,8 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
     finally:
         caller.progress.finish()
-    with DryLoader(caller.settings) as loader:
-        return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
+    loader = DryLoader(caller.settings)
+    return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
 
 def _is_file(path: Path) -> bool:
@@ -233,7 +234,7 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
         first = shard_names(path.name)[0]
         # The later shards of a model carry tensors only; what the loader asks of the metadata is in the first.
         problems = check_loadable(header) if path.name == first else header.problems
-    if problems or path.name != first:
+    if problems or path.name != first or not is_loaded(header):
         return tuple(problems)
     refusal = loader.refusal(path)
     return (refusal.reason,) if refusal else ()
@@ -259,8 +260,7 @@ def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
     try:
-        with DryLoader(caller.settings) as loader:
-            problems = _loading_problems(pulled.path, loader)
+        problems = _loading_problems(pulled.path, DryLoader(caller.settings))
     except (MalformedGGUFError, NotAvailableError) as error:
         problems = (error.message,)
     return VerifyResult(

@@ -6,11 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tea_models.plan.speed import LEAST_TOKENS, record_speed
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tea_models.plan.types import RunPlan
     from tea_runtime.llama.context import Context
 
@@ -19,7 +15,7 @@ _ROUNDING = 0.005 * 1024 * 1024
 
 
 class LoadRecorder:
-    """Records each context that is opened, once it has been used, and the speed of the first long enough answer.
+    """Records each context that is opened, once it has been used.
 
     Args:
         store_dir: Folder of the store; one that can't be written is no error.
@@ -30,7 +26,6 @@ class LoadRecorder:
         self._before = resident()
         self._context: tuple[int, dict[str, int]] | None = None
         self.plan: RunPlan | None = None
-        self._speed_known = False
 
     def opened(self, context: Context) -> None:
         """Remember what a context reserved."""
@@ -58,20 +53,6 @@ class LoadRecorder:
             # A host process may be large for reasons of its own: only the growth is the model's.
             actual["peak"] = min(now, now - self._before + use.overhead)
         record_load(self._store_dir, self.plan, engine=str(llama().__version__), actual=actual, n_ctx=n_ctx)
-
-    def answered(self, timings: Mapping[str, float]) -> None:
-        """Record how fast an answer was that no other one was decoded with."""
-        if self._speed_known or self.plan is None or timings["predicted_n"] < LEAST_TOKENS:
-            return
-        self._speed_known = True
-        record_speed(
-            self._store_dir,
-            self.plan,
-            prompt_tokens=int(timings["prompt_n"]),
-            prompt_seconds=timings["prompt_ms"] / 1000,
-            tokens=int(timings["predicted_n"]),
-            seconds=timings["predicted_ms"] / 1000,
-        )
 
 
 def resident() -> int | None:

@@ -55,6 +55,8 @@ def _curve(path: str, plan: RunPlan) -> list[dict[str, int]]:
     from tea_models.plan.resolve import open_for_plan
     from tea_runtime.llama.loading import default_settings
 
-    with open_for_plan(str(path), default_settings(), measure=True) as opened:
-        points: list[dict[str, int]] = memory_curve(plan, opened.measurer).to_json()[plan.settings.type_k]
-    return points
+    with open_for_plan(path, default_settings(), measure=True) as opened:
+        curve = memory_curve(plan, opened.measurer)
+    return [
+        {"n_ctx": n_ctx, "kv_cache": use.kv_cache, "compute": use.compute, "total": use.total} for n_ctx, use in curve
+    ]
