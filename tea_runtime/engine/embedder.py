@@ -27,13 +27,7 @@ _LOGITS_BUDGET = 64 * 1024 * 1024
 
 
 class EmbedRequest(Request[list[list[float]]]):
-    """A request for vectors, or for the scores of a reranker.
-
-    Args:
-        texts: The tokens of each text.
-        owner: The backend that it belongs to.
-        timeout: Seconds after which the caller gives up, or None.
-    """
+    """A request for vectors, or for the scores of a reranker."""
 
     def __init__(self, texts: Sequence[list[int]], owner: object, timeout: float | None = None) -> None:
         super().__init__(timeout)
@@ -60,15 +54,6 @@ class Embedder:
     Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
     the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) and rerankers are
     pooled by llama.cpp.
-
-    Args:
-        engine: The thread.
-        weights: The model.
-        plan: How to open the context.
-
-    Attributes:
-        may_open: Asked before a context of a size is opened, whether there is room for it now.
-        hold: No text is begun, because somebody else waits for the room.
     """
 
     def __init__(self, engine: EngineThread, weights: Weights, plan: ContextPlan) -> None:
@@ -105,11 +90,7 @@ class Embedder:
         return self._waiting[0].number if self._waiting else None
 
     def check(self, tokens: Sequence[int]) -> None:
-        """Check that a text fits.
-
-        Raises:
-            ContextOverflowError: It is longer than the context.
-        """
+        """Check that a text fits."""
         if len(tokens) > self._options.n_ctx:
             raise ContextOverflowError(
                 prompt_tokens=len(tokens),

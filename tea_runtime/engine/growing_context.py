@@ -29,16 +29,7 @@ SHORTEST_PREFIX = 32
 
 @dataclass(frozen=True, slots=True)
 class ContextPlan:
-    """How the contexts of a model may be opened.
-
-    Attributes:
-        options: Its `n_ctx` is the largest that may be used.
-        start: Size of the first one.
-        budget: Bytes that cache and compute buffers may take, for models that need more for each sequence; None for any
-            number.
-        in_memory: Bytes of state that may lie in memory beside a context while it grows; more goes through files.
-        pooling: How a model's vectors of tokens become that of a text: `mean`, `cls`, `last` or `rank`.
-    """
+    """How the contexts of a model may be opened."""
 
     options: ContextOptions
     start: int = START
@@ -48,19 +39,7 @@ class ContextPlan:
 
 
 class GrowingContext:
-    """Only for the engine's thread.
-
-    Args:
-        weights: The model.
-        plan: How to open contexts.
-        abort: What can end an evaluation.
-        opened: Called with every context that is opened.
-
-    Attributes:
-        context: The context that is open, or None.
-        pool: Its sequences.
-        may_open: Asked before a context of a size is opened, whether there is room for it now.
-    """
+    """Only for the engine's thread."""
 
     def __init__(
         self,
@@ -89,16 +68,7 @@ class GrowingContext:
         return self.plan.options.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
-        """See to a context with room for some tokens, as far as the plan allows.
-
-        Args:
-            cells: The tokens.
-            reserved: How many of them are for what is still to come: sequences that nobody uses don't get that room.
-
-        Returns:
-            Sequences of the old context, and what became of them in a new one (None: nothing); None if there is no room
-            for it now, because somebody else has it.
-        """
+        """See to a context with room for some tokens, as far as the plan allows."""
         size = self.size or min(self.plan.start, self.n_ctx)
         while size < min(cells, self.n_ctx):
             size *= 2

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What is opened: equal ones share a model.
-
-    Attributes:
-        path: The file, or the first of its shards.
-        load: How its weights are loaded.
-        plan: How its contexts are opened.
-        prompt_cache: Where long prompts are kept between processes, or None.
-    """
+    """What is opened: equal ones share a model."""
 
     path: Path
     load: LoadOptions
@@ -44,15 +37,7 @@ class ModelSpec:
 
 
 class Model:
-    """Weights, and the requests that are worked on with them. Made by `open_model`.
-
-    Attributes:
-        weights: The weights.
-        vocabulary: Their vocabulary, for any thread.
-        texts: The text requests.
-        vectors: The requests for embeddings and scores.
-        owners: The backends that use it, each by an object of its own.
-    """
+    """Weights, and the requests that are worked on with them. Made by `open_model`."""
 
     def __init__(
         self,
@@ -75,11 +60,7 @@ class Model:
     # Any thread -------------------------------------------------------------------------------------------------------
 
     def submit(self, request: TextRequest | EmbedRequest) -> None:
-        """Hand in a request.
-
-        Raises:
-            LlmError: The process is a fork, or is ending.
-        """
+        """Hand in a request."""
         self._thread.submit(request, lambda: self._add(request))
 
     def leave(self, owner: object) -> None:
@@ -182,18 +163,7 @@ def open_model(
     opened: Callable[[Context], None] | None = None,
     used: Callable[[], None] | None = None,
 ) -> Model:
-    """Load a model, or share the one that this process has open for the same file and plan.
-
-    Args:
-        spec: What to open.
-        owner: Stands for the backend that uses it, until it calls `Model.leave`.
-        opened: Called with every context that is opened, where this is the first backend of the model.
-        used: Called after a step, where this is the first backend of the model.
-
-    Raises:
-        EngineError: llama.cpp refuses the file; the message says why.
-        MissingExtraError: llama.cpp is not installed.
-    """
+    """Load a model, or share the one that this process has open for the same file and plan."""
     if "\0" in str(spec.path):
         raise UsageError(f"model path {str(spec.path)!r}: a path can't hold a NUL character")
     real = spec.path.resolve()

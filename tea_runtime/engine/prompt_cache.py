@@ -42,27 +42,14 @@ _MAGIC = 0x67677371
 
 @dataclass(frozen=True, slots=True)
 class PromptCache:
-    """The prompts of one model, for one engine and one way to open contexts.
-
-    Attributes:
-        folder: Where the files are; made when the first is written.
-        limit: Bytes that the files may take.
-    """
+    """The prompts of one model, for one engine and one way to open contexts."""
 
     folder: Path
     limit: int = 1024**3
 
     @classmethod
     def of(cls, base: Path, *, model: str, engine: str, options: ContextOptions, limit: int = 1024**3) -> PromptCache:
-        """The cache for a model.
-
-        Args:
-            base: Folder of all prompt caches.
-            model: What identifies the bytes of the model.
-            engine: Version and build of llama.cpp.
-            options: How contexts are opened; what changes a state is part of the key.
-            limit: Bytes that the files may take.
-        """
+        """The cache for a model."""
         key = json.dumps([model, engine, options.type_k, options.type_v, options.flash_attn, options.swa_full])
         return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
 

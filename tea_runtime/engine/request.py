@@ -19,15 +19,7 @@ _numbers = itertools.count()
 
 
 class Request(Generic[T]):
-    """A piece of work for the engine's thread. One thread waits for it; any thread may cancel it.
-
-    Args:
-        timeout: Seconds after which the caller gives up, or None.
-
-    Attributes:
-        number: Requests that were made earlier have smaller ones.
-        cancelled: Nobody waits for it any more; the engine drops it.
-    """
+    """A piece of work for the engine's thread. One thread waits for it; any thread may cancel it."""
 
     def __init__(self, timeout: float | None = None) -> None:
         self.number = next(_numbers)
@@ -68,12 +60,7 @@ class Request(Generic[T]):
             self.on_cancel()
 
     def pieces(self) -> Generator[str, None, T]:
-        """The pieces as they come; the generator's value is the result. Leaving it early cancels the request.
-
-        Raises:
-            AnswerTimeoutError: The time is over.
-            CancelledCallError: Somebody else cancelled it.
-        """
+        """The pieces as they come; the generator's value is the result. Leaving it early cancels the request."""
         scope = current_scope()
         try:
             with scope.running(self.cancel) if scope is not None else nullcontext():

@@ -33,14 +33,7 @@ _LEAST_PIECE = 16
 
 
 class TextRequest(Request["Generation"]):
-    """A request for a text.
-
-    Args:
-        generation: The answer to be made.
-        owner: The backend that it belongs to.
-        timeout: Seconds after which the caller gives up, or None.
-        pieces: The caller wants the text piece by piece.
-    """
+    """A request for a text."""
 
     def __init__(
         self, generation: Generation, owner: object, timeout: float | None = None, *, pieces: bool = False
@@ -67,20 +60,7 @@ class TextRequest(Request["Generation"]):
 
 
 class Scheduler:
-    """Decodes requests together in one context. Only for the engine's thread, except `check`.
-
-    Args:
-        engine: The thread.
-        weights: The model.
-        plan: How to open the context.
-        prompt_cache: Where long prompts are kept between processes, or None.
-        opened: Called with every context that is opened.
-        used: Called after a step.
-
-    Attributes:
-        memory: The context and its sequences.
-        hold: No request is let in, because somebody else waits for the room.
-    """
+    """Decodes requests together in one context. Only for the engine's thread, except `check`."""
 
     def __init__(
         self,
@@ -129,11 +109,7 @@ class Scheduler:
         }
 
     def check(self, prompt: Sequence[int]) -> None:
-        """Check that a prompt and at least one token of an answer fit.
-
-        Raises:
-            ContextOverflowError: They don't; the message says by how many tokens.
-        """
+        """Check that a prompt and at least one token of an answer fit."""
         n_ctx, trained = self.memory.n_ctx, self._weights.n_ctx_train
         if len(prompt) + 1 > n_ctx:
             hint = "" if n_ctx < trained else f"the model was trained for {trained:,} tokens; shorten the prompt"

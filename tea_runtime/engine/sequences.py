@@ -14,14 +14,7 @@ _uses = itertools.count()
 
 
 class HeldSequence:
-    """One sequence of a context.
-
-    Attributes:
-        id: llama.cpp's number of it.
-        tokens: What is in memory.
-        in_use: A request works on it; otherwise it is kept for requests that begin alike.
-        last_used: Larger for those that were used later.
-    """
+    """One sequence of a context."""
 
     __slots__ = ("_inherited", "_own", "id", "in_use", "last_used", "tokens")
 
@@ -46,11 +39,7 @@ class HeldSequence:
 
 
 class SequencePool:
-    """The sequences of one context.
-
-    Args:
-        context: The context.
-    """
+    """The sequences of one context."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

@@ -44,12 +44,7 @@ class Worker(Protocol):
 
 
 class EngineThread:
-    """Runs functions and workers' steps in one thread, which is started by the first of them.
-
-    Attributes:
-        workers: What takes part in the rounds; changed only in the thread.
-        abort: Ends the step that is running.
-    """
+    """Runs functions and workers' steps in one thread, which is started by the first of them."""
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
@@ -70,11 +65,7 @@ class EngineThread:
         self._inbox.put(work)
 
     def submit(self, request: Request[Any], work: Callable[[], None]) -> None:
-        """Let the thread run a function that begins a request.
-
-        Raises:
-            LlmError: The process is a fork, or is ending.
-        """
+        """Let the thread run a function that begins a request."""
         self.check_process()
         if self._ending:
             raise LlmError("the process is ending: no model can be used any more")
@@ -104,11 +95,7 @@ class EngineThread:
         return request.wait()
 
     def check_process(self) -> None:
-        """Check that this process has the thread.
-
-        Raises:
-            LlmError: It was forked from one that had.
-        """
+        """Check that this process has the thread."""
         if self._forked:
             # The threads of llama.cpp are not there in a fork: whoever waits for them waits for ever.
             raise LlmError(

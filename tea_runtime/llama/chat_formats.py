@@ -40,15 +40,7 @@ _STAND_IN = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a chat is rendered.
-
-    Attributes:
-        template: Jinja source, or "" for a format of llama.cpp's own.
-        builtin: Name of a format of llama.cpp's own, or "".
-        name: A name for people and for the parser of tool calls.
-        stop: Texts that end a turn.
-        tools: It renders tools.
-    """
+    """How a chat is rendered."""
 
     template: str
     builtin: str
@@ -80,16 +72,7 @@ class ChatFormat:
 
 
 def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Sequence[str] = ()) -> ChatFormat | None:
-    """Choose how to render a chat; None where the file has no template and none was given.
-
-    Args:
-        profile: Facts about the file.
-        wanted: The user's `chat_format`: the name of a format, a Jinja template, or the path of one (`*.jinja`).
-        token_texts: Texts of the control tokens, for finding the turn end of a given template.
-
-    Raises:
-        UsageError: No such format; the message lists the names.
-    """
+    """Choose how to render a chat; None where the file has no template and none was given."""
     chat = profile.chat
     if not wanted or wanted == "auto":
         if chat.template.value is None:

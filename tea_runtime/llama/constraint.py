@@ -27,13 +27,7 @@ _ARGUMENTS_KEY = {"llama-3": "parameters"}
 
 
 def grammar_of(params: LlmCallParams) -> str | None:
-    """The grammar that `grammar` or `response_format` ask for, or None.
-
-    Raises:
-        UsageError: Both are given, the format is not one of OpenAI's, or the schema is none.
-        UnsupportedError: The schema holds something that can't be enforced; it is never ignored.
-        MissingExtraError: The package that checks schemas is not installed.
-    """
+    """The grammar that `grammar` or `response_format` ask for, or None."""
     schema = wanted_schema(params.response_format)
     if params.grammar is not None:
         if schema is not None:
@@ -43,12 +37,7 @@ def grammar_of(params: LlmCallParams) -> str | None:
 
 
 def schema_grammar(schema: Any) -> str:
-    """A JSON schema as GBNF.
-
-    Raises:
-        UnsupportedError: The schema says something that the grammar would not enforce.
-        UsageError: It is no schema.
-    """
+    """A JSON schema as GBNF."""
     check_schema(schema, extra="llm-local")
     grammar = SchemaGrammar()
     root = grammar.add(schema)
@@ -65,11 +54,7 @@ def _check_enforced(grammar: SchemaGrammar, what: str) -> None:
 
 
 def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
-    """The tools one of which must be called, by `tool_choice`; None where the model may choose.
-
-    Raises:
-        UsageError: `tool_choice` is nothing known, or names a tool that is not there.
-    """
+    """The tools one of which must be called, by `tool_choice`; None where the model may choose."""
     choice = params.tool_choice
     tools = list(params.tools or ())
     if choice is None or choice in ("auto", "none"):
@@ -95,11 +80,7 @@ def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Check that tools are in OpenAI's form.
-
-    Raises:
-        UsageError: One is not; the message says which.
-    """
+    """Check that tools are in OpenAI's form."""
     for index, tool in enumerate(tools):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, Mapping):

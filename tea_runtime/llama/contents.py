@@ -28,9 +28,6 @@ class Contents:
 
     A list of text parts stays one where the template renders it, so that the prompt is what `transformers` renders;
     elsewhere the texts are joined, as templates that take a list do it themselves.
-
-    Args:
-        render: Renders messages and tools by the template.
     """
 
     def __init__(self, render: Callable[..., list[Segment]]) -> None:
@@ -38,28 +35,19 @@ class Contents:
         self._takes: dict[str, bool] = {}
 
     def arranged(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The messages with every content in a form that the template takes.
-
-        Raises:
-            UnsupportedError: A part is a picture, a sound or something else that is no text.
-            UsageError: A part has no type or no text.
-        """
+        """The messages with every content in a form that the template takes."""
         found = []
         for index, message in enumerate(messages):
             content = message.get("content")
             if not isinstance(content, list | tuple):
                 found.append(message)
                 continue
-            texts = _texts(content, index)
+            texts = joined_texts(content, index)
             found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
         return found
 
     def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
-        """The prompt; a content that is null (beside tool calls) becomes an empty one where the template needs a text.
-
-        Raises:
-            TemplateError: The template fails on these messages.
-        """
+        """The prompt; a null content (beside tool calls) becomes an empty one where the template needs a text."""
         if all(message.get("content") is not None for message in messages):
             return self._render(messages=messages, **given)
         try:
@@ -82,7 +70,8 @@ class Contents:
         return self._takes[role]
 
 
-def _texts(parts: Sequence[Any], index: int) -> str:
+def joined_texts(parts: Sequence[Any], index: int) -> str:
+    """The text of a content in parts, that of message `index`; parts that are no text are refused."""
     texts = []
     for place, part in enumerate(parts):
         where = f"messages[{index}].content[{place}]"

@@ -90,16 +90,7 @@ class AbortFlag:
 
 
 class Context:
-    """A context on shared weights. Only for the engine's thread.
-
-    Args:
-        weights: The model.
-        options: How to open it.
-        abort: What can end an evaluation, or None.
-
-    Attributes:
-        n_ctx: Tokens it has room for.
-    """
+    """A context on shared weights. Only for the engine's thread."""
 
     def __init__(self, weights: Weights, options: ContextOptions, abort: AbortFlag | None = None) -> None:
         engine = llama()
@@ -133,28 +124,11 @@ class Context:
         return self.options.n_batch - self._batch.count
 
     def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
-        """Put tokens of a sequence into the next batch.
-
-        Args:
-            sequence: The sequence.
-            tokens: The tokens, as many as there is `room` for at most.
-            position: The place of the first one in the sequence.
-            output: The logits (or the embedding) of the last one are wanted.
-            every: Those of all are wanted.
-
-        Returns:
-            The place of the last one in the batch.
-        """
+        """Put tokens of a sequence into the next batch."""
         return self._batch.add(sequence, tokens, position, output=output, every=every)
 
     def evaluate(self) -> None:
-        """Compute the batch, and begin an empty one.
-
-        Raises:
-            NoRoomError: The cache is full; nothing was changed.
-            AbortedError: It was ended by the abort flag.
-            GenerationError: llama.cpp refused or failed; what the memory holds is not known.
-        """
+        """Compute the batch, and begin an empty one."""
         struct = self._batch.take()
         with log.capture() as lines:
             code = self._engine.llama_decode(self.pointer, struct)

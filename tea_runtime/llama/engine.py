@@ -88,12 +88,7 @@ log = EngineLog()
 
 @functools.cache
 def llama() -> Any:
-    """Import `llama_cpp`, check its version and take over its log.
-
-    Raises:
-        MissingExtraError: The package is not installed (this is an ImportError too).
-        EngineError: It is too old, or can't be loaded.
-    """
+    """Import `llama_cpp`, check its version and take over its log."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingEngineError
     prepare(os.environ, cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -112,12 +107,7 @@ def llama() -> Any:
 
 
 def prepare(environ: MutableMapping[str, str], *, cpus: int) -> None:
-    """Set what llama.cpp's libraries read from the environment when they are loaded; what the user has set stays.
-
-    Args:
-        environ: The process's environment.
-        cpus: CPUs that this process may use.
-    """
+    """Set what llama.cpp's libraries read from the environment when they are loaded; what the user has set stays."""
     # Without it, a failed assertion starts a debugger on this process.
     environ.setdefault("GGML_NO_BACKTRACE", "1")
     # GNU OpenMP's threads wait for each other by spinning for milliseconds, hundreds of times a token. Where something
@@ -129,11 +119,7 @@ def prepare(environ: MutableMapping[str, str], *, cpus: int) -> None:
 
 
 def check_version(version: str) -> None:
-    """Check that an installed version of llama-cpp-python is one this package can use.
-
-    Raises:
-        EngineError: It is older than `MINIMUM_VERSION`.
-    """
+    """Check that an installed version of llama-cpp-python is one this package can use."""
     numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:3] if part.isdecimal())
     if numbers < MINIMUM_VERSION:
         wanted = ".".join(map(str, MINIMUM_VERSION))

@@ -56,25 +56,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class Generation:
-    """One answer, from its prompt to its last token: made by a caller's thread, worked on by the engine's.
-
-    Args:
-        weights: The model.
-        vocabulary: Its vocabulary.
-        prompt: The prompt as tokens; may not be empty.
-        params: The request.
-        stops: Texts that end the answer, those of the template included.
-        grammar: GBNF that the answer must follow, or None.
-        special: Control tokens are part of the text (tool calls of some models are made of them).
-
-    Attributes:
-        emit: Gets each piece of text as it comes, or None.
-        output: The tokens of the answer so far.
-        finish_reason: Why it ended, or None.
-        reused: Tokens of the prompt that were in memory already.
-        started: When its evaluation began (`time.perf_counter`).
-        logprobs: Where they are asked for: an entry a token.
-    """
+    """One answer, from its prompt to its last token: made by a caller's thread, worked on by the engine's."""
 
     def __init__(
         self,
@@ -123,11 +105,7 @@ class Generation:
         return self.prompt + self.output
 
     def step(self, context: Context, index: int) -> None:
-        """Choose the next token from the logits at `index` of the last batch and take it into the answer.
-
-        Raises:
-            GenerationError: The logits are no numbers, or the grammar allows no token.
-        """
+        """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
         logits = context.logits(index)
         if not self.output:
             self._check_numbers(logits)

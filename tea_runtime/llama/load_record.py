@@ -15,11 +15,7 @@ _ROUNDING = 0.005 * 1024 * 1024
 
 
 class LoadRecorder:
-    """Records each context that is opened, once it has been used.
-
-    Args:
-        store_dir: Folder of the store; one that can't be written is no error.
-    """
+    """Records each context that is opened, once it has been used."""
 
     def __init__(self, store_dir: Path) -> None:
         self._store_dir = store_dir

@@ -22,12 +22,7 @@ def default_settings() -> Settings:
 
 
 def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
-    """The file (of shards, the first) that a path or a reference means. Nothing is downloaded.
-
-    Raises:
-        MissingFileError: No such file, or the model is not in the store; the hint says how to pull it.
-        UsageError: It is no path and no reference.
-    """
+    """The file (of shards, the first) that a path or a reference means. Nothing is downloaded."""
     if not str(model):
         raise UsageError("model_path: it is empty")
     path = Path(model).expanduser()
@@ -44,11 +39,7 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
 
 
 def check_text(profile: ModelProfile, path: Path) -> None:
-    """Check that a file is a model that can write text.
-
-    Raises:
-        UnsupportedError: It is something else; says what.
-    """
+    """Check that a file is a model that can write text."""
     from tea_models.profile.kind import why_no_chat
 
     reason = why_no_chat(profile.kind.value)
@@ -58,11 +49,7 @@ def check_text(profile: ModelProfile, path: Path) -> None:
 
 
 def check_vectors(profile: ModelProfile, path: Path) -> None:
-    """Check that a file is a model that can make embeddings; every one that can write text is.
-
-    Raises:
-        UnsupportedError: It is something else; says what.
-    """
+    """Check that a file is a model that can make embeddings; every one that can write text is."""
     if profile.kind.value != "embedding":
         check_text(profile, path)
 

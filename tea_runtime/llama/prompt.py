@@ -28,12 +28,7 @@ _MARK_SHAPE = re.compile(r"<\S+>\Z|\[\S+\]\Z")
 
 
 class ControlTokens:
-    """The texts that must not become control tokens unless the template wrote them.
-
-    Args:
-        vocabulary: The model's vocabulary.
-        template: The template's source; user-defined tokens that it writes delimit turns too.
-    """
+    """The texts that must not become control tokens unless the template wrote them."""
 
     def __init__(self, vocabulary: Vocabulary, template: str) -> None:
         engine = llama()
@@ -79,13 +74,7 @@ class ControlTokens:
 
 
 class ChatPrompt:
-    """Turns messages into tokens by a template.
-
-    Args:
-        vocabulary: The model's vocabulary.
-        template: The Jinja source of the chat template (for `render` to use, and for the texts in it).
-        render: Renders messages and tools; gets the keyword arguments `tools` and the template's variables.
-    """
+    """Turns messages into tokens by a template."""
 
     def __init__(self, vocabulary: Vocabulary, template: str, render: Callable[..., list[Segment]]) -> None:
         self._vocabulary = vocabulary
@@ -98,14 +87,7 @@ class ChatPrompt:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The prompt as it goes to the model.
-
-        Raises:
-            TemplateError: The template fails on these messages.
-            UsageError: A text has half a character.
-            UnsupportedError: A message has a part that is no text, or the template loses track of who wrote a text that
-                looks like a control token.
-        """
+        """The prompt as it goes to the model."""
         given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
         try:
             _check_texts(given)

@@ -16,9 +16,6 @@ def pair_tokens(weights: Weights, vocabulary: Vocabulary, query: str, document: 
     """The tokens of a pair: by the model's own `rerank` template, or `BOS query EOS SEP document EOS`.
 
     The same rules as llama-server's (format_prompt_rerank).
-
-    Raises:
-        UsageError: One of the two is empty.
     """
     if not query or not document:
         raise UsageError(f"{'documents' if query else 'query'}: an empty text can't be scored")

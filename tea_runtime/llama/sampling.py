@@ -35,16 +35,7 @@ _stderr_lock = threading.Lock()
 
 
 class Sampler:
-    """The sampler of one request. Free it with `close`, or let the garbage collector.
-
-    Args:
-        weights: The model it samples from.
-        params: The request.
-        grammar: GBNF that the answer must follow, or None.
-
-    Raises:
-        UsageError: llama.cpp can't read the grammar; the message says what it found.
-    """
+    """The sampler of one request. Free it with `close`, or let the garbage collector."""
 
     def __init__(self, weights: Weights, params: LlmCallParams, grammar: str | None = None) -> None:
         engine = llama()
@@ -65,16 +56,7 @@ class Sampler:
             self._engine.llama_sampler_accept(self._chain, token)
 
     def sample(self, context: Any, index: int, logits: Any) -> int:
-        """Choose the next token, and remember the choice.
-
-        Args:
-            context: llama.cpp's context.
-            index: The place in its last batch whose logits decide.
-            logits: These logits.
-
-        Raises:
-            GenerationError: The grammar allows no token at all here.
-        """
+        """Choose the next token, and remember the choice."""
         if self._greedy:  # the same choice without a list of all candidates: the first of the largest
             return int(logits.argmax())
         if self._grammar is None:

@@ -17,16 +17,6 @@ class SavedState:
 
     Copying takes milliseconds where evaluating again takes seconds, and the continuation is the same to the last bit. A
     state that can't be taken along is no error: the tokens are evaluated again.
-
-    Args:
-        context: The context it comes from.
-        sequence: llama.cpp's number of the sequence.
-        tokens: What the sequence holds.
-        in_memory: Bytes up to which it is kept in memory; a larger one goes into a file that nobody else can read.
-
-    Attributes:
-        tokens: What the sequence holds.
-        size: Bytes that it keeps in memory.
     """
 
     def __init__(self, context: Context, sequence: int, tokens: list[int], in_memory: int) -> None:

@@ -19,18 +19,7 @@ _LONGEST = 2**31 - 2
 
 
 class Vocabulary:
-    """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is.
-
-    Args:
-        weights: The model.
-        limit: Tokens that can be of use. Some tokenizers take minutes for a few megabytes of blanks, so a text that
-            can't be that short is refused before it is tokenised.
-
-    Attributes:
-        bos: Id of the token that begins a text, or None.
-        bos_text: Its text, or "".
-        add_bos: The header asks for BOS at the beginning of a text.
-    """
+    """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is."""
 
     def __init__(self, weights: Weights, limit: int | None = None) -> None:
         engine = llama()
@@ -78,17 +67,7 @@ class Vocabulary:
         return buffer.raw[:length]
 
     def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
-        """Turn a text into tokens.
-
-        Args:
-            text: The text; NUL characters are kept.
-            special: Texts of control tokens become those tokens; otherwise they stay text.
-            add_special: Add what the header asks for at both ends (BOS, EOS, CLS, SEP).
-
-        Raises:
-            UsageError: The text has a lone surrogate, or is longer than llama.cpp can take.
-            ContextOverflowError: The text has more tokens than the limit, whatever they are.
-        """
+        """Turn a text into tokens."""
         raw = encode(text)
         self._check_length(len(raw))
         if len(raw) > _LONGEST:
@@ -152,11 +131,7 @@ class Vocabulary:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8 of a text.
-
-    Raises:
-        UsageError: The text has a lone surrogate, which is half a character.
-    """
+    """UTF-8 of a text."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -35,24 +35,7 @@ class LoadCancelledError(Exception):
 
 
 class Weights:
-    """The loaded weights of one file. They are freed when nothing refers to them any more.
-
-    Args:
-        path: The file, or the first of its shards.
-        options: How to load it.
-        cancelled: Asked again and again while it loads; True ends it.
-        free: Runs the function that frees the weights: at once by default. It can be called by the garbage collector.
-
-    Attributes:
-        path: The file, or the first of its shards.
-        options: How it was loaded.
-        model: llama.cpp's model.
-        vocab: Its vocabulary.
-
-    Raises:
-        EngineError: llama.cpp refuses the file; the message says why.
-        LoadCancelledError: `cancelled` said so.
-    """
+    """The loaded weights of one file. They are freed when nothing refers to them any more."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
@@ -12,17 +13,9 @@ if TYPE_CHECKING:
 
     from tea_runtime.backend import LlmCallResult
 
-# A stream of a tool call hands over its arguments in pieces of so many characters, as clients expect it.
-_ARGUMENTS_PIECE = 64
-
 
 class AnswerForm:
-    """How the answers to one request look.
-
-    Args:
-        model: Name of the model.
-        chat: Answers of a chat, not of a raw prompt.
-    """
+    """How the answers to one request look."""
 
     def __init__(self, model: str, *, chat: bool) -> None:
         self._chat = chat
@@ -52,19 +45,13 @@ class AnswerForm:
     def end(self, index: int, result: LlmCallResult) -> Iterator[str]:
         """The events of what comes at the end of an answer."""
         for place, call in enumerate(result.tool_calls or ()):
-            function = call["function"]
-            head = {**call, "index": place, "function": {**function, "arguments": ""}}
-            yield self._event(index, {"tool_calls": [head]})
-            arguments = function["arguments"]
-            for start in range(0, len(arguments), _ARGUMENTS_PIECE):
-                part = {"arguments": arguments[start : start + _ARGUMENTS_PIECE]}
-                yield self._event(index, {"tool_calls": [{"index": place, "function": part}]})
+            yield self._event(index, {"tool_calls": [{**call, "index": place}]})
         last: dict[str, Any] = {} if self._chat else {"text": ""}
         yield self._event(index, last, result.finish_reason, logprobs=self._logprobs(result))
 
     def usage(self, results: Sequence[LlmCallResult]) -> str:
         """The event with the usage of all answers."""
-        return _data({**self._head, "object": self._chunk, "choices": [], **_figures(results)})
+        return event({**self._head, "object": self._chunk, "choices": [], **_figures(results)})
 
     @property
     def _chunk(self) -> str:
@@ -73,11 +60,10 @@ class AnswerForm:
     def _event(self, index: int, part: Mapping[str, Any], reason: str | None = None, **more: Any) -> str:
         content = {"delta": part} if self._chat else part
         choice = {"index": index, "finish_reason": reason, **content, **more}
-        return _data({**self._head, "object": self._chunk, "choices": [choice]})
+        return event({**self._head, "object": self._chunk, "choices": [choice]})
 
     def _choice(self, result: LlmCallResult, index: int) -> dict[str, Any]:
-        data: dict[str, Any] = {"index": index, "finish_reason": result.finish_reason}
-        data["logprobs"] = self._logprobs(result)
+        data = {"index": index, "finish_reason": result.finish_reason, "logprobs": self._logprobs(result)}
         if not self._chat:
             return data | {"text": result.content}
         message: dict[str, Any] = {"role": "assistant", "content": result.content}
@@ -89,21 +75,13 @@ class AnswerForm:
         if result.logprobs is None or self._chat:
             return result.logprobs
         entries = result.logprobs["content"]
-        offsets, place = [], 0
-        for entry in entries:
-            offsets.append(place)
-            place += len(entry["token"])
+        tokens = [entry["token"] for entry in entries]
         return {
-            "tokens": [entry["token"] for entry in entries],
+            "tokens": tokens,
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries],
-            "text_offset": offsets,
+            "text_offset": list(itertools.accumulate(map(len, tokens[:-1]), initial=0))[: len(tokens)],
         }
-
-
-def error_event(document: Mapping[str, Any]) -> str:
-    """The event of an error in the middle of a stream."""
-    return _data(document)
 
 
 def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
@@ -116,5 +94,6 @@ def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
     return {"usage": usage} | ({"timings": dict(timings)} if timings else {})
 
 
-def _data(document: Mapping[str, Any]) -> str:
+def event(document: Mapping[str, Any]) -> str:
+    """A server-sent event."""
     return f"data: {json.dumps(document)}\n\n"
