@@ -21,7 +21,6 @@ from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
-from tea_runtime.llama.context import ContextOptions
 from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation
 from tea_runtime.llama.load_record import LoadRecorder
@@ -35,7 +34,6 @@ from tea_runtime.llama.loading import (
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.rerank import pair_tokens
 from tea_runtime.llama.tool_text import ToolTextFilter
-from tea_runtime.llama.weights import LoadOptions
 from tea_runtime.stream import LlmStream
 
 if TYPE_CHECKING:
@@ -113,22 +111,10 @@ class LocalLlmBackend(LlmBackend):
             check=lambda found: check_vectors(found, self.model_path),
         )
         chosen = self.plan.settings
-        load = LoadOptions(n_gpu_layers=chosen.n_gpu_layers, use_mmap=chosen.use_mmap, use_mlock=chosen.use_mlock)
-        options = ContextOptions(
-            n_ctx=chosen.n_ctx,
-            n_batch=chosen.n_batch,
-            n_ubatch=chosen.n_ubatch,
-            n_threads=chosen.n_threads,
-            n_threads_batch=chosen.n_threads_batch,
-            flash_attn=chosen.flash_attn,
-            type_k=chosen.type_k,
-            type_v=chosen.type_v,
-            swa_full=chosen.swa_full,
-        )
         use = self.plan.memory.use
         recorder.plan = self.plan
         contexts = ContextPlan(
-            options,
+            chosen,
             start=chosen.n_ctx if isinstance(n_ctx, int) else START,
             budget=use.kv_cache + use.compute or None,
             in_memory=max(16 * 1024 * 1024, use.total // 20),
@@ -138,11 +124,11 @@ class LocalLlmBackend(LlmBackend):
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
             cache = PromptCache.of(
-                base, model=_identity(self.profile, self.model_path), engine=build(), options=options
+                base, model=_identity(self.profile, self.model_path), engine=build(), settings=chosen
             )
         self._owner = object()
         self._model: Model | None = open_model(
-            ModelSpec(self.model_path, load, contexts, cache), self._owner, opened=recorder.opened, used=recorder.used
+            ModelSpec(self.model_path, contexts, cache), self._owner, opened=recorder.opened, used=recorder.used
         )
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tea_models.chat.schema import SchemaGrammar, unenforceable
+from tea_models.engine.engine_settings import EngineSettings
 from tea_runtime.answer_format import mismatch
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.llama.constraint import schema_grammar
 from tea_runtime.llama.sampling import Sampler
-from tea_runtime.llama.weights import LoadOptions, Weights
+from tea_runtime.llama.weights import Weights
 from tests.gbnf_sample import Grammar
 from tests.scripted_model import build_scripted
 
@@ -340,7 +341,7 @@ def test_every_text_of_a_schemas_grammar_is_valid(name: str) -> None:
 def test_llama_cpp_reads_the_grammars(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     build_scripted(tmp_path / "m.gguf", [["x"]])
-    weights = Weights(tmp_path / "m.gguf", LoadOptions())
+    weights = Weights(tmp_path / "m.gguf", EngineSettings(512))
     try:
         for schema in (*ENFORCED.values(), *({"type": "string", "pattern": pattern} for pattern in PATTERNS)):
             for temperature in (0.0, 1.0):

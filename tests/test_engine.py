@@ -12,16 +12,16 @@ import weakref
 
 import pytest
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
 from tea_runtime.engine.growing_context import ContextPlan
 from tea_runtime.engine.model import ModelSpec, loaded, open_model
 from tea_runtime.errors import ContextOverflowError
-from tea_runtime.llama.context import ContextOptions
 from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
 from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
-from tea_runtime.llama.weights import LoadOptions, Weights
+from tea_runtime.llama.weights import Weights
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
@@ -36,15 +36,15 @@ def small_file(tmp_path_factory):
 
 @pytest.fixture
 def weights(small_file):
-    weights = Weights(small_file, LoadOptions())
+    weights = Weights(small_file, EngineSettings(512))
     yield weights
     weights.close()
 
 
-def opened(path, load=None, n_ctx=256):
+def opened(path, n_ctx=256, **settings):
     """A model of the engine's, and what stands for its user."""
     owner = object()
-    spec = ModelSpec(path, load or LoadOptions(), ContextPlan(ContextOptions(n_ctx, n_threads=1, n_threads_batch=1)))
+    spec = ModelSpec(path, ContextPlan(EngineSettings(n_ctx, **settings)))
     return open_model(spec, owner), owner
 
 
@@ -138,7 +138,7 @@ def test_another_plan_for_a_file_shares_its_weights(small_file):
 
 
 def test_other_load_options_are_another_copy(small_file):
-    (first, one), (second, other) = opened(small_file), opened(small_file, LoadOptions(use_mmap=False))
+    (first, one), (second, other) = opened(small_file), opened(small_file, use_mmap=False)
     assert first.weights is not second.weights
     first.leave(one)
     second.leave(other)
@@ -182,7 +182,7 @@ def test_a_failed_load_says_why_and_leaves_nothing_behind(tmp_path, small_file):
 
 def test_the_engines_log_is_silent_on_stderr_and_goes_to_logging(small_file, capfd, caplog):
     caplog.set_level(logging.DEBUG, logger="tea_runtime.llama")
-    Weights(small_file, LoadOptions()).close()
+    Weights(small_file, EngineSettings(512)).close()
     assert capfd.readouterr().err == ""
     assert any("general.architecture" in record.message for record in caplog.records)
 

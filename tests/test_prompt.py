@@ -7,10 +7,11 @@ import random
 import pytest
 
 from tea_models.chat import render_chat, render_segments
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import UsageError
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import LoadOptions, Weights
+from tea_runtime.llama.weights import Weights
 from tests.gguf_build import CHATML
 from tests.scripted_model import USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts
@@ -27,7 +28,7 @@ def vocabulary(tmp_path_factory):
         texts.add(text, USER_DEFINED)
     path = tmp_path_factory.mktemp("models") / "small.gguf"
     build_scripted(path, [["x"]], vocabulary=texts)
-    weights = Weights(path, LoadOptions())
+    weights = Weights(path, EngineSettings(512))
     yield Vocabulary(weights)
     weights.close()
 
@@ -122,7 +123,7 @@ def test_a_template_that_writes_bos_gets_no_second_one(vocabulary):
 
 @pytest.mark.real
 def test_a_real_vocabulary_behaves_the_same(real_model):
-    weights = Weights(real_model, LoadOptions())
+    weights = Weights(real_model, EngineSettings(512))
     try:
         vocabulary = Vocabulary(weights)
         chat = prompt(vocabulary)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tea_models.chat import TemplateError
 from tea_models.chat.provenance import TemplateText
+from tea_models.engine.engine_settings import EngineSettings
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.chat_formats import ChatFormat, builtin_formats
 from tea_runtime.llama.engine import llama
 from tea_runtime.llama.prompt import ChatPrompt
 from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import LoadOptions, Weights
+from tea_runtime.llama.weights import Weights
 from tests.scripted_model import CONTROL, USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts
 
@@ -68,7 +69,7 @@ def vocabulary(tmp_path_factory):
         texts.add(text)
     path = tmp_path_factory.mktemp("models") / "inert.gguf"
     build_scripted(path, [["x"]], vocabulary=texts)
-    weights = Weights(path, LoadOptions())
+    weights = Weights(path, EngineSettings(512))
     yield Vocabulary(weights)
     weights.close()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from tea_models.engine.formula import KV_TYPES
 
+# What a context is opened with as it is.
+_OF_A_CONTEXT = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "swa_full", "n_seq_max")
 # What memory does not depend on.
 _WITHOUT_MEMORY = ("n_threads", "n_threads_batch", "use_mmap", "use_mlock")
 # The engine's other arguments are no settings of a plan: how many sequences there are is the runtime's business.
@@ -35,8 +37,8 @@ class EngineSettings:
     """
 
     n_ctx: int
-    n_batch: int
-    n_ubatch: int
+    n_batch: int = 512
+    n_ubatch: int = 512
     n_threads: int = 1
     n_threads_batch: int = 1
     n_gpu_layers: int = 0
@@ -50,10 +52,21 @@ class EngineSettings:
     embeddings: bool = False
 
     def deciding_memory(self) -> dict[str, Any]:
-        """The settings that memory depends on, by name, as llama.cpp takes them: types are numbers (`ggml_type`)."""
-        types = {"type_k": KV_TYPES[self.type_k].id, "type_v": KV_TYPES[self.type_v].id}
-        return {name: value for name, value in (asdict(self) | types).items() if name not in _WITHOUT_MEMORY}
+        """The settings that memory depends on, by name, as llama.cpp takes them."""
+        return {
+            name: value for name, value in (asdict(self) | self.type_numbers()).items() if name not in _WITHOUT_MEMORY
+        }
+
+    def context_parameters(self) -> dict[str, Any]:
+        """The fields of `llama_context_params` that the settings decide."""
+        flash_attn = -1 if self.flash_attn is None else int(self.flash_attn)
+        given = {name: getattr(self, name) for name in _OF_A_CONTEXT}
+        return given | self.type_numbers() | {"flash_attn_type": flash_attn}
 
     def to_json(self) -> dict[str, Any]:
         """The settings of a plan, by name."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_PLANNED}
+
+    def type_numbers(self) -> dict[str, int]:
+        """The types as llama.cpp's numbers (ggml.h, `enum ggml_type`)."""
+        return {"type_k": KV_TYPES[self.type_k].id, "type_v": KV_TYPES[self.type_v].id}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tea_models.engine.formula import KV_TYPES
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -190,11 +189,7 @@ class RunPlan:
 
     def llama_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `llama_cpp.Llama`, KV types as the numbers that it expects."""
-        kwargs: dict[str, Any] = self.settings.to_json()
-        kwargs["type_k"] = KV_TYPES[self.settings.type_k].id
-        kwargs["type_v"] = KV_TYPES[self.settings.type_v].id
-        kwargs["embedding"] = self.purpose == "embed"
-        return kwargs
+        return self.settings.to_json() | self.settings.type_numbers() | {"embedding": self.purpose == "embed"}
 
     def summary(self) -> str:
         """One line for a log."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from tea_runtime.engine.growing_context import ContextPlan
     from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.context import ContextOptions
     from tea_runtime.llama.weights import Weights
 
 _START = 1024
@@ -59,7 +58,7 @@ class Embedder:
     def __init__(self, engine: EngineThread, weights: Weights, plan: ContextPlan) -> None:
         self._engine = engine
         self._weights = weights
-        self._options = plan.options
+        self._settings = plan.settings
         self._pooling = plan.pooling
         # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
         self._causal = True
@@ -91,10 +90,10 @@ class Embedder:
 
     def check(self, tokens: Sequence[int]) -> None:
         """Check that a text fits."""
-        if len(tokens) > self._options.n_ctx:
+        if len(tokens) > self._settings.n_ctx:
             raise ContextOverflowError(
                 prompt_tokens=len(tokens),
-                n_ctx=self._options.n_ctx,
+                n_ctx=self._settings.n_ctx,
                 reserved=0,
                 what="text",
                 hint="split the text, or give the model a larger n_ctx",
@@ -132,7 +131,7 @@ class Embedder:
         if not self._waiting or self.hold:
             return False
         first = self._waiting[0]
-        room = max(min(_START, self._options.n_ctx), len(first.texts[first.begun]))
+        room = max(min(_START, self._settings.n_ctx), len(first.texts[first.begun]))
         chosen: list[_Text] = []
         for request in self._waiting:
             for index in range(request.begun, len(request.texts)):
@@ -205,21 +204,21 @@ class Embedder:
     def _ensure(self, tokens: int) -> bool:
         if self.size >= tokens:
             return True
-        size = min(_START, self._options.n_ctx)
+        size = min(_START, self._settings.n_ctx)
         while size < tokens:
             size *= 2
-        size = min(size, self._options.n_ctx)
+        size = min(size, self._settings.n_ctx)
         if not self.may_open(size):
             return False
         self.close()
-        self._context = Context(self._weights, self._sized(size), self._engine.abort)
+        self._context = self._open(size)
         if self._causal and not self._context.causal:
             self._causal = False
             self._context.close()
-            self._context = Context(self._weights, self._sized(size), self._engine.abort)
+            self._context = self._open(size)
         return True
 
-    def _sized(self, n_ctx: int) -> ContextOptions:
+    def _open(self, n_ctx: int) -> Context:
         engine = llama()
         if not self._causal or self._pooling == "rank":  # these see the whole text at once
             kinds = {
@@ -228,21 +227,13 @@ class Embedder:
                 "last": engine.LLAMA_POOLING_TYPE_LAST,
                 "rank": engine.LLAMA_POOLING_TYPE_RANK,
             }
-            pooling = kinds[self._pooling]
-            return replace(
-                self._options, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=n_ctx, n_seq_max=_TOGETHER, pooling=pooling
-            )
-        step = 128
-        while step > 16 and step * self._weights.n_vocab * 4 > _LOGITS_BUDGET:
-            step //= 2
-        return replace(
-            self._options,
-            n_ctx=n_ctx,
-            n_batch=step,
-            n_ubatch=step,
-            n_seq_max=_TOGETHER,
-            pooling=engine.LLAMA_POOLING_TYPE_NONE,
-        )
+            step, pooling = n_ctx, kinds[self._pooling]
+        else:
+            step, pooling = 128, engine.LLAMA_POOLING_TYPE_NONE
+            while step > 16 and step * self._weights.n_vocab * 4 > _LOGITS_BUDGET:
+                step //= 2
+        settings = replace(self._settings, n_ctx=n_ctx, n_batch=step, n_ubatch=step, n_seq_max=_TOGETHER)
+        return Context(self._weights, settings, self._engine.abort, pooling=pooling)
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""

@@ -14,7 +14,8 @@ from tea_runtime.llama.saved_state import SavedState
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tea_runtime.llama.context import AbortFlag, ContextOptions
+    from tea_models.engine.engine_settings import EngineSettings
+    from tea_runtime.llama.context import AbortFlag
     from tea_runtime.llama.weights import Weights
 
 _logger = logging.getLogger("tea_runtime")
@@ -31,7 +32,7 @@ SHORTEST_PREFIX = 32
 class ContextPlan:
     """How the contexts of a model may be opened."""
 
-    options: ContextOptions
+    settings: EngineSettings
     start: int = START
     budget: int | None = None
     in_memory: int = 16 * 1024 * 1024
@@ -65,7 +66,7 @@ class GrowingContext:
     @property
     def n_ctx(self) -> int:
         """The largest context, in tokens."""
-        return self.plan.options.n_ctx
+        return self.plan.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
         """See to a context with room for some tokens, as far as the plan allows."""
@@ -148,22 +149,20 @@ class GrowingContext:
         return moved
 
     def _open(self, n_ctx: int) -> None:
-        options = replace(self.plan.options, n_ctx=n_ctx)
+        settings = replace(self.plan.settings, n_ctx=n_ctx)
         count = MOST_SEQUENCES
         if self.plan.budget is not None and (self._weights.recurrent or self._weights.n_swa):
-            count = self._affordable(options, self.plan.budget)
-        # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
-        options = replace(options, n_seq_max=count, n_outputs_max=count)
-        self.context = Context(self._weights, options, self._abort)
+            count = self._affordable(settings, self.plan.budget)
+        self.context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
         self.pool = SequencePool(self.context)
         if self._opened is not None:
             self._opened(self.context)
 
-    def _affordable(self, options: ContextOptions, budget: int) -> int:
+    def _affordable(self, settings: EngineSettings, budget: int) -> int:
         """How many sequences there is memory for: a sliding window or a recurrent state is there for each of them."""
-        with closing(Context(self._weights, replace(options, n_seq_max=1, n_outputs_max=1))) as one:
+        with closing(Context(self._weights, settings)) as one:
             caches, state, compute = one.buffers("KV"), one.buffers("RS"), one.buffers("compute")
         each = sum(state) + self._weights.n_vocab * 4
-        if self._weights.n_swa and not options.swa_full and len(caches) > 1:
-            each += caches[-1] * self._weights.n_swa // (self._weights.n_swa + options.n_ubatch)
+        if self._weights.n_swa and not settings.swa_full and len(caches) > 1:
+            each += caches[-1] * self._weights.n_swa // (self._weights.n_swa + settings.n_ubatch)
         return max(1, min(MOST_SEQUENCES, 1 + (budget - sum(caches) - sum(state) - sum(compute)) // each))

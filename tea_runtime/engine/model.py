@@ -13,7 +13,7 @@ from tea_runtime.engine.scheduler import Scheduler, TextRequest
 from tea_runtime.engine.thread import engine
 from tea_runtime.errors import LlmError
 from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import LoadOptions, Weights
+from tea_runtime.llama.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,6 @@ class ModelSpec:
     """What is opened: equal ones share a model."""
 
     path: Path
-    load: LoadOptions
     plan: ContextPlan
     prompt_cache: PromptCache | None = None
 
@@ -50,7 +49,7 @@ class Model:
         self._thread = thread
         self.spec = spec
         self.weights = weights
-        self.vocabulary = Vocabulary(weights, limit=spec.plan.options.n_ctx)
+        self.vocabulary = Vocabulary(weights, limit=spec.plan.settings.n_ctx)
         self.texts = Scheduler(thread, weights, spec.plan, prompt_cache=spec.prompt_cache, opened=opened, used=used)
         self.vectors = Embedder(thread, weights, spec.plan)
         self.texts.memory.may_open = self._may_open_texts
@@ -101,7 +100,7 @@ class Model:
         """Free the contexts, and at the end of the process what lies on a GPU: its driver wants that."""
         self.texts.memory.close()
         self.vectors.close()
-        if at_exit and self.spec.load.n_gpu_layers:
+        if at_exit and self.spec.plan.settings.n_gpu_layers:
             self.weights.close()
 
     @property
@@ -168,7 +167,9 @@ def open_model(
         raise UsageError(f"model path {str(spec.path)!r}: a path can't hold a NUL character")
     real = spec.path.resolve()
     stat = real.stat()
-    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, spec.load)
+    chosen = spec.plan.settings
+    how = (chosen.n_gpu_layers, chosen.use_mmap, chosen.use_mlock)
+    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, *how)
     thread = engine()
 
     def load(request: Request[Model]) -> Model:
@@ -178,7 +179,7 @@ def open_model(
                 return worker
         weights = _weights.get(key)
         if weights is None:
-            weights = Weights(spec.path, spec.load, cancelled=lambda: request.cancelled, free=thread.post)
+            weights = Weights(spec.path, chosen, cancelled=lambda: request.cancelled, free=thread.post)
             _weights[key] = weights
         model = Model(thread, weights, spec, opened, used)
         model.owners.add(owner)

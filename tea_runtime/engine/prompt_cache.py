@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.engine.sequences import HeldSequence, SequencePool
-    from tea_runtime.llama.context import Context, ContextOptions
+    from tea_runtime.llama.context import Context
 
 _logger = logging.getLogger("tea_runtime")
 
@@ -48,9 +49,9 @@ class PromptCache:
     limit: int = 1024**3
 
     @classmethod
-    def of(cls, base: Path, *, model: str, engine: str, options: ContextOptions, limit: int = 1024**3) -> PromptCache:
+    def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings, limit: int = 1024**3) -> PromptCache:
         """The cache for a model."""
-        key = json.dumps([model, engine, options.type_k, options.type_v, options.flash_attn, options.swa_full])
+        key = json.dumps([model, engine, settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full])
         return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
 
     def begin(self, context: Context, pool: SequencePool, held: HeldSequence, tokens: list[int]) -> HeldSequence:

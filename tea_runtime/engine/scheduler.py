@@ -173,7 +173,7 @@ class Scheduler:
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
         # One computation of llama.cpp's: running answers wait for no more than that, and a larger step is no faster.
-        room = min(context.room, max(context.options.n_ubatch - len(answering), _LEAST_PIECE))
+        room = min(context.room, max(context.settings.n_ubatch - len(answering), _LEAST_PIECE))
         # Shares of the room: what short prompts leave of theirs goes to the longer ones.
         for left, request in zip(
             range(len(prompts), 0, -1), sorted(prompts, key=lambda one: len(one.pending)), strict=True
@@ -328,7 +328,7 @@ class Scheduler:
                 return None
             answering = sum(not request.prefilling for request in self._running)
             pending = sum(len(request.pending) for request in self._running if request.prefilling)
-            step = answering + min(pending, max(context.options.n_ubatch, _LEAST_PIECE))
+            step = answering + min(pending, max(context.settings.n_ubatch, _LEAST_PIECE))
             cells, in_use = pool.cells + step, pool.cells_in_use + step
             if cells <= context.n_ctx:
                 return context

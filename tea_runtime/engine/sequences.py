@@ -73,7 +73,7 @@ class SequencePool:
         return held
 
     def _free_number(self) -> int | None:
-        number = next((number for number in range(self._context.options.n_seq_max) if number not in self._held), None)
+        number = next((number for number in range(self._context.settings.n_seq_max) if number not in self._held), None)
         if number is None:
             idle = self.idle
             if not idle:

@@ -6,10 +6,9 @@ import ctypes
 import os
 import re
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import EngineError, UsageError
+from tea_models.errors import EngineError
 from tea_runtime.errors import GenerationError
 from tea_runtime.llama.engine import explanation, llama, log
 
@@ -17,11 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.llama.weights import Weights
 
-#: KV-cache types by their llama.cpp names; the numbers are those of ggml.h (enum ggml_type).
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
-_FLASH = {None: -1, False: 0, True: 1}
 _NOT_CAUSAL = re.compile(r"\bcausal_attn\s+= 0\b")
 _BUFFER = re.compile(r"(KV|RS|compute) buffer size =\s*([0-9.]+) MiB")
 # What llama_decode answers.
@@ -35,39 +32,6 @@ class NoRoomError(GenerationError):
 
 class AbortedError(GenerationError):
     """An evaluation was ended by `Context.abort`; the sequences in it are in no known state."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """What a context is opened with.
-
-    Attributes:
-        n_ctx: Tokens of all sequences together.
-        n_batch: Tokens handed to llama.cpp at once.
-        n_ubatch: Tokens it computes at once.
-        n_seq_max: Sequences side by side.
-        n_outputs_max: Tokens of a batch whose logits are wanted at most; 0 is any number.
-        n_threads: Threads for one token a sequence.
-        n_threads_batch: Threads for prompts.
-        flash_attn: On, off, or None to let llama.cpp choose.
-        type_k: Type of the keys in the cache.
-        type_v: Type of the values in the cache.
-        swa_full: A full-size cache for layers with a sliding window.
-        pooling: Makes it a context for embeddings, with llama.cpp's pooling of that number.
-    """
-
-    n_ctx: int
-    n_batch: int = 512
-    n_ubatch: int = 512
-    n_seq_max: int = 1
-    n_outputs_max: int = 0
-    n_threads: int = 2
-    n_threads_batch: int = 2
-    flash_attn: bool | None = None
-    type_k: str = "f16"
-    type_v: str = "f16"
-    swa_full: bool = False
-    pooling: int | None = None
 
 
 class AbortFlag:
@@ -92,18 +56,25 @@ class AbortFlag:
 class Context:
     """A context on shared weights. Only for the engine's thread."""
 
-    def __init__(self, weights: Weights, options: ContextOptions, abort: AbortFlag | None = None) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        settings: EngineSettings,
+        abort: AbortFlag | None = None,
+        *,
+        pooling: int | None = None,
+    ) -> None:
         engine = llama()
         self._engine = engine
         self.weights = weights
-        self.options = options
-        self.n_ctx = options.n_ctx
+        self.settings = settings
+        self.n_ctx = settings.n_ctx
         with log.capture() as lines:
-            pointer = engine.llama_init_from_model(weights.model, _parameters(engine, options))
+            pointer = engine.llama_init_from_model(weights.model, _parameters(engine, settings, pooling))
         self.log = tuple(lines)
         if not pointer:
             raise EngineError(
-                f"{weights.path}: llama.cpp can't open a context of {options.n_ctx:,} tokens: "
+                f"{weights.path}: llama.cpp can't open a context of {settings.n_ctx:,} tokens: "
                 f"{explanation(lines) or 'no reason given'}",
                 hint="a smaller n_ctx or another kv_type needs less memory",
             )
@@ -112,7 +83,7 @@ class Context:
         if abort is not None:
             engine.llama_set_abort_callback(pointer, abort.callback, abort.data)
         self._memory: Any = engine.llama_get_memory(pointer)
-        self._batch = _Batch(engine, options.n_batch)
+        self._batch = _Batch(engine, settings.n_batch)
         self._free = weakref.finalize(self, engine.llama_free, pointer)
         self._free.atexit = False  # the engine's thread may still compute with it when the process ends
 
@@ -121,7 +92,7 @@ class Context:
     @property
     def room(self) -> int:
         """Tokens that the batch can still take."""
-        return self.options.n_batch - self._batch.count
+        return self.settings.n_batch - self._batch.count
 
     def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
         """Put tokens of a sequence into the next batch."""
@@ -284,34 +255,16 @@ class _Batch:
         return self._struct
 
 
-def kv_type(name: str) -> int:
-    """llama.cpp's number of a KV-cache type.
-
-    Raises:
-        UsageError: No such type.
-    """
-    if name.lower() not in KV_TYPES:
-        raise UsageError(f"kv_type {name!r}: expected one of {', '.join(KV_TYPES)}")
-    return KV_TYPES[name.lower()]
-
-
-def _parameters(engine: Any, options: ContextOptions) -> Any:
+def _parameters(engine: Any, settings: EngineSettings, pooling: int | None) -> Any:
     params = engine.llama_context_default_params()
-    params.n_ctx = options.n_ctx
-    params.n_batch = options.n_batch
-    params.n_ubatch = options.n_ubatch
-    params.n_seq_max = options.n_seq_max
-    params.n_outputs_max = options.n_outputs_max
-    params.n_threads = options.n_threads
-    params.n_threads_batch = options.n_threads_batch
-    params.flash_attn_type = _FLASH[options.flash_attn]
-    params.type_k = kv_type(options.type_k)
-    params.type_v = kv_type(options.type_v)
-    params.swa_full = options.swa_full
+    for name, value in settings.context_parameters().items():
+        setattr(params, name, value)
     # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
     params.kv_unified = True
     params.no_perf = True
-    if options.pooling is not None:
-        params.embeddings = True
-        params.pooling_type = options.pooling
+    # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
+    params.n_outputs_max = settings.n_seq_max if pooling is None else 0
+    params.embeddings = pooling is not None
+    if pooling is not None:
+        params.pooling_type = pooling
     return params

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import EngineError
@@ -14,20 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How weights are loaded.
-
-    Attributes:
-        n_gpu_layers: Layers in GPU memory; 0 none, -1 all.
-        use_mmap: Map the file instead of reading it.
-        use_mlock: Keep the pages in memory.
-    """
-
-    n_gpu_layers: int = 0
-    use_mmap: bool = True
-    use_mlock: bool = False
+    from tea_models.engine.engine_settings import EngineSettings
 
 
 class LoadCancelledError(Exception):
@@ -40,20 +26,20 @@ class Weights:
     def __init__(
         self,
         path: Path,
-        options: LoadOptions,
+        settings: EngineSettings,
         *,
         cancelled: Callable[[], bool] | None = None,
         free: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         engine = llama()
         params = engine.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
+        params.n_gpu_layers = settings.n_gpu_layers
         params.load_mode = {
             (True, False): engine.LLAMA_LOAD_MODE_MMAP,
             (True, True): engine.LLAMA_LOAD_MODE_MMAP_MLOCK,
             (False, False): engine.LLAMA_LOAD_MODE_NONE,
             (False, True): engine.LLAMA_LOAD_MODE_MLOCK,
-        }[options.use_mmap, options.use_mlock]
+        }[settings.use_mmap, settings.use_mlock]
         go_on = engine.llama_progress_callback(lambda _progress, _data: not (cancelled is not None and cancelled()))
         params.progress_callback = go_on
         with log.capture() as lines:
@@ -64,7 +50,6 @@ class Weights:
             reason = explanation(lines) or "no reason given"
             raise EngineError(f"{path}: llama.cpp can't load it: {reason}", hint=f"tea-models verify {path}")
         self.path = path
-        self.options = options
         self.model: Any = pointer
         self.vocab: Any = engine.llama_model_get_vocab(pointer)
         self.n_ctx_train = int(engine.llama_model_n_ctx_train(pointer))
