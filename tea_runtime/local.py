@@ -14,8 +14,8 @@ from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.engine.embedder import EmbedRequest
-from tea_runtime.engine.growing_context import START, ContextPlan
-from tea_runtime.engine.model import Model, ModelSpec, open_model
+from tea_runtime.engine.growing_context import START, ModelSpec
+from tea_runtime.engine.model import Model, open_model
 from tea_runtime.engine.prompt_cache import PromptCache
 from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
@@ -113,13 +113,6 @@ class LocalLlmBackend(LlmBackend):
         chosen = self.plan.settings
         use = self.plan.memory.use
         recorder.plan = self.plan
-        contexts = ContextPlan(
-            chosen,
-            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
-            budget=use.kv_cache + use.compute or None,
-            in_memory=max(16 * 1024 * 1024, use.total // 20),
-            pooling=self._pooling(),
-        )
         cache = None
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
@@ -127,9 +120,15 @@ class LocalLlmBackend(LlmBackend):
                 base, model=_identity(self.profile, self.model_path), engine=build(), settings=chosen
             )
         self._owner = object()
-        self._model: Model | None = open_model(
-            ModelSpec(self.model_path, contexts, cache), self._owner, opened=recorder.opened, used=recorder.used
+        spec = ModelSpec(
+            self.model_path,
+            chosen,
+            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
+            budget=use.kv_cache + use.compute or None,
+            pooling=self._pooling(),
+            prompt_cache=cache,
         )
+        self._model: Model | None = open_model(spec, self._owner, recorder)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
         self._closed = weakref.finalize(self, self._model.leave_later, self._owner)

@@ -15,14 +15,14 @@ import pytest
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.engine.growing_context import ContextPlan
-from tea_runtime.engine.model import ModelSpec, loaded, open_model
+from tea_runtime.engine.growing_context import ModelSpec
+from tea_runtime.engine.model import open_model
 from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
 from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
 from tea_runtime.llama.weights import Weights
-from tests.scripted_model import build_scripted
+from tests.scripted_model import build_scripted, loaded
 
 pytest.importorskip("llama_cpp")
 
@@ -44,7 +44,7 @@ def weights(small_file):
 def opened(path, n_ctx=256, **settings):
     """A model of the engine's, and what stands for its user."""
     owner = object()
-    spec = ModelSpec(path, ContextPlan(EngineSettings(n_ctx, **settings)))
+    spec = ModelSpec(path, EngineSettings(n_ctx, **settings))
     return open_model(spec, owner), owner
 
 

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,11 @@ from tea_models import Settings, pull, resolve_profile
 from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.engine.model import loaded
 from tea_runtime.errors import ContextOverflowError, GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.generation import StopMatcher
 from tests.encoder_model import build_encoder
 from tests.gguf_build import CHATML, build_gguf, small_llama_metadata
-from tests.scripted_model import CONTROL, Vocabulary, build_scripted
+from tests.scripted_model import CONTROL, Vocabulary, build_scripted, loaded
 
 pytest.importorskip("llama_cpp")
 
@@ -217,14 +215,11 @@ def test_the_context_starts_small_and_grows(tmp_path, caplog):
     assert any("4,096 → 8,192 tokens" in record.message for record in caplog.records)
 
 
-@pytest.mark.parametrize("in_memory", [0, 10**9])
-def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog, in_memory):
+def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
     caplog.set_level(logging.INFO, logger="tea_runtime")
     with opened(path) as backend:
-        memory = backend._model.texts.memory
-        memory.plan = replace(memory.plan, in_memory=in_memory)
         backend.call(greedy("a" * 3500 + "\n"))
         result = backend.call(greedy("a" * 3500 + "b" * 500 + "\n", max_tokens=600))
         assert result.content == "Hello"

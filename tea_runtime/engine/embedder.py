@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tea_runtime.engine.growing_context import enlarged
 from tea_runtime.engine.request import Request
 from tea_runtime.errors import ContextOverflowError, GenerationError
 from tea_runtime.llama.context import AbortedError, Context
@@ -14,7 +16,7 @@ from tea_runtime.llama.engine import llama
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_runtime.engine.growing_context import ContextPlan
+    from tea_runtime.engine.growing_context import ModelSpec
     from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.weights import Weights
 
@@ -44,7 +46,7 @@ class _Text:
     index: int
     tokens: list[int]
     evaluated: int = 0
-    total: Any = field(default=None)
+    total: Any = None
 
 
 class Embedder:
@@ -55,11 +57,11 @@ class Embedder:
     pooled by llama.cpp.
     """
 
-    def __init__(self, engine: EngineThread, weights: Weights, plan: ContextPlan) -> None:
+    def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec) -> None:
         self._engine = engine
         self._weights = weights
-        self._settings = plan.settings
-        self._pooling = plan.pooling
+        self._settings = spec.settings
+        self._pooling = spec.pooling
         # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
         self._causal = True
         self._context: Context | None = None
@@ -84,9 +86,9 @@ class Embedder:
         return bool(self._group)
 
     @property
-    def oldest_waiting(self) -> int | None:
-        """The number of the request that has waited longest, or None."""
-        return self._waiting[0].number if self._waiting else None
+    def oldest_waiting(self) -> float:
+        """The number of the request that has waited longest."""
+        return self._waiting[0].number if self._waiting else math.inf
 
     def check(self, tokens: Sequence[int]) -> None:
         """Check that a text fits."""
@@ -115,14 +117,14 @@ class Embedder:
             return
         context = self._context
         assert context is not None
-        self._engine.begin_step({text.request for text in self._group})
+        self._engine.set_step({text.request for text in self._group})
         try:
             self._evaluate(context)
         except AbortedError:
             self._end_group()
             return
         finally:
-            self._engine.end_step()
+            self._engine.set_step()
         if all(text.evaluated == len(text.tokens) for text in self._group):
             self._deliver()
 
@@ -152,9 +154,9 @@ class Embedder:
     def _evaluate(self, context: Context) -> None:
         added: list[tuple[int, _Text, int]] = []
         for sequence, text in enumerate(self._group):
-            part = text.tokens[text.evaluated : text.evaluated + context.room]
+            part = text.tokens[text.evaluated : text.evaluated + context.batch.room]
             if part:
-                last = context.add(sequence, part, text.evaluated, output=True, every=True)
+                last = context.batch.add(sequence, part, text.evaluated, output=True, every=True)
                 added.append((last - len(part) + 1, text, len(part)))
         context.evaluate()
         for place, text, count in added:
@@ -204,10 +206,7 @@ class Embedder:
     def _ensure(self, tokens: int) -> bool:
         if self.size >= tokens:
             return True
-        size = min(_START, self._settings.n_ctx)
-        while size < tokens:
-            size *= 2
-        size = min(size, self._settings.n_ctx)
+        size = enlarged(_START, tokens, self._settings.n_ctx)
         if not self.may_open(size):
             return False
         self.close()
@@ -221,13 +220,7 @@ class Embedder:
     def _open(self, n_ctx: int) -> Context:
         engine = llama()
         if not self._causal or self._pooling == "rank":  # these see the whole text at once
-            kinds = {
-                "mean": engine.LLAMA_POOLING_TYPE_MEAN,
-                "cls": engine.LLAMA_POOLING_TYPE_CLS,
-                "last": engine.LLAMA_POOLING_TYPE_LAST,
-                "rank": engine.LLAMA_POOLING_TYPE_RANK,
-            }
-            step, pooling = n_ctx, kinds[self._pooling]
+            step, pooling = n_ctx, getattr(engine, f"LLAMA_POOLING_TYPE_{self._pooling.upper()}")
         else:
             step, pooling = 128, engine.LLAMA_POOLING_TYPE_NONE
             while step > 16 and step * self._weights.n_vocab * 4 > _LOGITS_BUDGET:
@@ -238,7 +231,7 @@ class Embedder:
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
         for request in {*self._waiting, *(text.request for text in self._group)}:
-            if owner is None or request.owner is owner:
+            if owner in (None, request.owner):
                 request.cancelled = True
                 request.fail(error)
         if owner is None:

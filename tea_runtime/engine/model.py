@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -16,44 +15,25 @@ from tea_runtime.llama.vocabulary import Vocabulary
 from tea_runtime.llama.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tea_runtime.engine.growing_context import ContextPlan
-    from tea_runtime.engine.prompt_cache import PromptCache
+    from tea_runtime.engine.growing_context import ModelSpec
     from tea_runtime.engine.request import Request
     from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What is opened: equal ones share a model."""
-
-    path: Path
-    plan: ContextPlan
-    prompt_cache: PromptCache | None = None
+    from tea_runtime.llama.load_record import LoadRecorder
 
 
 class Model:
     """Weights, and the requests that are worked on with them. Made by `open_model`."""
 
-    def __init__(
-        self,
-        thread: EngineThread,
-        weights: Weights,
-        spec: ModelSpec,
-        opened: Callable[[Context], None] | None = None,
-        used: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, thread: EngineThread, weights: Weights, spec: ModelSpec, recorder: LoadRecorder | None) -> None:
         self._thread = thread
         self.spec = spec
         self.weights = weights
-        self.vocabulary = Vocabulary(weights, limit=spec.plan.settings.n_ctx)
-        self.texts = Scheduler(thread, weights, spec.plan, prompt_cache=spec.prompt_cache, opened=opened, used=used)
-        self.vectors = Embedder(thread, weights, spec.plan)
-        self.texts.memory.may_open = self._may_open_texts
-        self.vectors.may_open = self._may_open_vectors
+        self.vocabulary = Vocabulary(weights, limit=spec.settings.n_ctx)
+        self.texts = Scheduler(thread, weights, spec, recorder)
+        self.vectors = Embedder(thread, weights, spec)
+        self.texts.memory.may_open = lambda tokens: self._may_open(tokens, self.vectors)
+        self.vectors.may_open = lambda tokens: self._may_open(tokens, self.texts)
+        # The backends that use it, each by an object of its own.
         self.owners: set[object] = set()
 
     # Any thread -------------------------------------------------------------------------------------------------------
@@ -79,50 +59,32 @@ class Model:
 
     def step(self) -> None:
         """A step for texts and one for vectors."""
+        texts, vectors = self.texts, self.vectors
         # Where the plan has no room for both contexts, the request that has waited longest gets it.
-        text, vector = self.texts.oldest_waiting, self.vectors.oldest_waiting
-        blocked = self.texts.busy and self.vectors.busy and not self._both_fit
-        self.texts.hold = blocked and text is not None and vector is not None and vector < text
-        self.vectors.hold = blocked and text is not None and vector is not None and text < vector
-        for part in (self.texts, self.vectors):
+        both = texts.size and vectors.size and texts.size + vectors.size <= self.spec.settings.n_ctx
+        blocked = texts.busy and vectors.busy and not both
+        texts.hold = blocked and vectors.oldest_waiting < texts.oldest_waiting
+        vectors.hold = blocked and texts.oldest_waiting < vectors.oldest_waiting
+        for part in (texts, vectors):
             if part.busy:
                 try:
                     part.step()
                 except BaseException as error:  # noqa: BLE001 - it ends the requests of this part only
                     part.fail(error)
 
-    def fail(self, error: BaseException) -> None:
-        """End all requests with an error."""
-        self.texts.fail(error)
-        self.vectors.fail(error)
-
     def close(self, *, at_exit: bool = False) -> None:
         """Free the contexts, and at the end of the process what lies on a GPU: its driver wants that."""
-        self.texts.memory.close()
+        self.texts.close()
         self.vectors.close()
-        if at_exit and self.spec.plan.settings.n_gpu_layers:
+        if at_exit and self.spec.settings.n_gpu_layers:
             self.weights.close()
 
-    @property
-    def _both_fit(self) -> bool:
-        return self.texts.memory.size + self.vectors.size <= self.texts.memory.n_ctx and bool(
-            self.texts.memory.size and self.vectors.size
-        )
-
-    def _may_open_texts(self, tokens: int) -> bool:
-        if tokens + self.vectors.size <= self.texts.memory.n_ctx:
-            return True
-        if self.vectors.running:
-            return False
-        self.vectors.close()
-        return True
-
-    def _may_open_vectors(self, tokens: int) -> bool:
-        if tokens + self.texts.memory.size <= self.texts.memory.n_ctx:
-            return True
-        if self.texts.running:
-            return False
-        self.texts.memory.close()
+    def _may_open(self, tokens: int, other: Scheduler | Embedder) -> bool:
+        """Whether a context fits beside the other part's, which is closed for it if nothing runs there."""
+        if tokens + other.size > self.spec.settings.n_ctx:
+            if other.running:
+                return False
+            other.close()
         return True
 
     def _add(self, request: TextRequest | EmbedRequest) -> None:
@@ -142,62 +104,42 @@ class Model:
         self.vectors.fail(error, owner)
         if not self.owners:
             self.close()
-            self._thread.workers.remove(self)
+            self._thread.models.remove(self)
             # Without this they would refer to each other, and the weights would stay until the garbage is collected.
-            self.texts.memory.may_open = self.vectors.may_open = _closed
-
-
-def _closed(_tokens: int) -> bool:
-    return False
+            self.texts.memory.may_open = self.vectors.may_open = lambda _tokens: False
 
 
 # Weights that are loaded, for as long as something refers to them.
 _weights: weakref.WeakValueDictionary[tuple[Any, ...], Weights] = weakref.WeakValueDictionary()
 
 
-def open_model(
-    spec: ModelSpec,
-    owner: object,
-    *,
-    opened: Callable[[Context], None] | None = None,
-    used: Callable[[], None] | None = None,
-) -> Model:
-    """Load a model, or share the one that this process has open for the same file and plan."""
+def open_model(spec: ModelSpec, owner: object, recorder: LoadRecorder | None = None) -> Model:
+    """Load a model, or share the one that this process has open for the same file and plan.
+
+    `owner` stands for the backend that uses it, until it calls `Model.leave`. Of several backends the first one's
+    `recorder` is told what contexts take.
+    """
     if "\0" in str(spec.path):
         raise UsageError(f"model path {str(spec.path)!r}: a path can't hold a NUL character")
     real = spec.path.resolve()
     stat = real.stat()
-    chosen = spec.plan.settings
-    how = (chosen.n_gpu_layers, chosen.use_mmap, chosen.use_mlock)
-    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, *how)
+    load_settings = (spec.settings.n_gpu_layers, spec.settings.use_mmap, spec.settings.use_mlock)
+    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, *load_settings)
     thread = engine()
 
     def load(request: Request[Model]) -> Model:
-        for worker in thread.workers:
-            if isinstance(worker, Model) and worker.spec == spec and worker.weights is _weights.get(key):
-                worker.owners.add(owner)
-                return worker
+        model: Model
         weights = _weights.get(key)
-        if weights is None:
-            weights = Weights(spec.path, chosen, cancelled=lambda: request.cancelled, free=thread.post)
-            _weights[key] = weights
-        model = Model(thread, weights, spec, opened, used)
+        for model in thread.models:
+            if model.spec == spec and model.weights is weights:
+                break
+        else:
+            if weights is None:
+                weights = Weights(spec.path, spec.settings, cancelled=lambda: request.cancelled, free=thread.post)
+                _weights[key] = weights
+            model = Model(thread, weights, spec, recorder)
+            thread.models.append(model)
         model.owners.add(owner)
-        thread.workers.append(model)
         return model
 
     return thread.call(load)
-
-
-def loaded() -> list[tuple[Path, int]]:
-    """The files whose weights this process uses, each with the number of its backends."""
-    users: dict[Path, int] = {}
-
-    def count(_request: Request[None]) -> None:
-        for worker in thread.workers:
-            if isinstance(worker, Model):
-                users[worker.spec.path] = users.get(worker.spec.path, 0) + len(worker.owners)
-
-    thread = engine()
-    thread.call(count)
-    return list(users.items())

@@ -67,7 +67,7 @@ class PromptCache:
         pool.drop(held)
         fresh = pool.new()
         assert fresh is not None
-        restored = context.restore_file(fresh.id, path)
+        restored = context.restore(fresh.id, path)
         if restored is None:
             return fresh
         fresh.tokens = restored
@@ -97,7 +97,7 @@ class PromptCache:
             if size > self.limit or shutil.disk_usage(self.folder).free < 2 * size:
                 return
             self._make_room(size, tokens)
-            if context.save_file(held.id, temporary, tokens):
+            if context.save(held.id, temporary, tokens):
                 temporary.replace(self.folder / sha256_file(temporary))
         except OSError as error:
             _logger.debug("prompt cache: %s", error)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tea_runtime.engine.request import Request
 from tea_runtime.errors import LlmError
@@ -26,35 +26,20 @@ _logger = logging.getLogger("tea_runtime")
 _LAST_STEP = 10.0
 
 
-class Worker(Protocol):
-    """Something with requests that take many steps."""
-
-    @property
-    def busy(self) -> bool:
-        """It has something to do."""
-
-    def step(self) -> None:
-        """Do a bounded part of it."""
-
-    def fail(self, error: BaseException) -> None:
-        """End all its requests with an error."""
-
-    def close(self, *, at_exit: bool = False) -> None:
-        """Free what it holds."""
-
-
 class EngineThread:
-    """Runs functions and workers' steps in one thread, which is started by the first of them."""
+    """Runs functions and models' steps in one thread, which is started by the first of them."""
 
     def __init__(self) -> None:
-        self.workers: list[Worker] = []
-        self.abort = AbortFlag()
+        #: The models that are open (`engine.model.Model`); changed only in the thread.
+        self.models: list[Any] = []
+        #: Ends the step that is running; made with the thread.
+        self.abort: AbortFlag
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ending = False
         self._forked = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Who is in the step that is running, for `cancel`; the lock keeps the flag from hitting the next step.
+        # Who is in the step that is running, for `_cancelled`; the lock keeps the flag from hitting the next step.
         self._step_lock = threading.Lock()
         self._in_step: tuple[Request[Any], ...] = ()
 
@@ -66,19 +51,25 @@ class EngineThread:
 
     def submit(self, request: Request[Any], work: Callable[[], None]) -> None:
         """Let the thread run a function that begins a request."""
-        self.check_process()
+        if self._forked:
+            # The threads of llama.cpp are not there in a fork: whoever waits for them waits for ever.
+            raise LlmError(
+                "a model can't be used in a process that was forked after it was loaded",
+                hint="load it in the new process, or start processes by multiprocessing's 'spawn'",
+            )
         if self._ending:
             raise LlmError("the process is ending: no model can be used any more")
         request.on_cancel = self._cancelled
         with self._starting:
             if self._thread is None:
+                self.abort = AbortFlag()
                 self._thread = threading.Thread(target=self._run, name="tea-engine", daemon=True)
                 self._thread.start()
         self._inbox.put(work)
 
-    def call(self, function: Callable[[Request[T]], T], timeout: float | None = None) -> T:
+    def call(self, function: Callable[[Request[T]], T]) -> T:
         """Run a function in the thread and wait for its result; raises what it raises."""
-        request: Request[T] = Request(timeout)
+        request: Request[T] = Request()
 
         def work() -> None:
             if request.cancelled:
@@ -94,15 +85,6 @@ class EngineThread:
             self.submit(request, work)
         return request.wait()
 
-    def check_process(self) -> None:
-        """Check that this process has the thread."""
-        if self._forked:
-            # The threads of llama.cpp are not there in a fork: whoever waits for them waits for ever.
-            raise LlmError(
-                "a model can't be used in a process that was forked after it was loaded",
-                hint="load it in the new process, or start processes by multiprocessing's 'spawn'",
-            )
-
     def _cancelled(self) -> None:
         """End the running step, if all whose tokens are in it have gone."""
         with self._step_lock:
@@ -115,47 +97,35 @@ class EngineThread:
 
     def shutdown(self) -> None:
         """End the thread; what is running ends at the next operation."""
-        if self._forked or self._thread is None:
+        if self._thread is None:
             return
         with self._step_lock:
             self._ending = True
             self.abort.raise_()
-        self.post(_nothing)  # wakes it
+        self.post(lambda: None)  # wakes it
         self._thread.join(_LAST_STEP)
 
     # The engine's thread ----------------------------------------------------------------------------------------------
 
-    def begin_step(self, requests: Iterable[Request[Any]]) -> None:
-        """Say whose tokens the step computes that is about to run."""
+    def set_step(self, requests: Iterable[Request[Any]] = ()) -> None:
+        """Say whose tokens the step computes that is about to run, or that it is over."""
         with self._step_lock:
             self._in_step = tuple(requests)
             if not self._ending:
                 self.abort.lower()
 
-    def end_step(self) -> None:
-        """Say that it is over."""
-        with self._step_lock:
-            self._in_step = ()
-            if not self._ending:
-                self.abort.lower()
-
     def _run(self) -> None:
         while not self._ending:
-            self._read_inbox(wait=not any(worker.busy for worker in self.workers))
+            self._read_inbox(wait=not any(model.busy for model in self.models))
             self._round()
         # Only daemons can still wait for answers, and they end with the process: an error would only be printed.
-        for worker in tuple(self.workers):
-            worker.close(at_exit=True)
+        for model in self.models:
+            model.close(at_exit=True)
 
     def _round(self) -> None:
-        """A step of every worker."""
-        for worker in tuple(self.workers):
-            if worker.busy and not self._ending:
-                try:
-                    worker.step()
-                except BaseException as error:  # the thread must live, and nobody may wait for ever
-                    _logger.debug("a step failed", exc_info=True)
-                    worker.fail(error)
+        for model in tuple(self.models):
+            if model.busy and not self._ending:
+                model.step()
 
     def _read_inbox(self, *, wait: bool) -> None:
         while True:
@@ -171,30 +141,19 @@ class EngineThread:
             del work  # it may be the last to hold weights
 
 
-def _nothing() -> None:
-    pass
-
-
-_engine: EngineThread | None = None
-_making = threading.Lock()
+_engine = EngineThread()
+atexit.register(lambda: _engine.shutdown())  # noqa: PLW0108 - after a fork it is another one
 
 
 def engine() -> EngineThread:
     """The engine of this process."""
-    global _engine  # noqa: PLW0603 - there is one a process
-    with _making:
-        if _engine is None:
-            _engine = EngineThread()
-            atexit.register(_engine.shutdown)
-        return _engine
+    return _engine
 
 
 def _after_fork() -> None:
-    global _engine, _making  # noqa: PLW0603 - a fork has none of the threads, and its locks may be held by them
-    _making = threading.Lock()
-    if _engine is not None:
-        _engine.forked()
-    _engine = None
+    global _engine  # noqa: PLW0603 - there is one a process; a fork has none of the threads, and locks may be held
+    _engine.forked()
+    _engine = EngineThread()
 
 
 if hasattr(os, "register_at_fork"):

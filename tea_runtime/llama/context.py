@@ -27,11 +27,11 @@ _MEANINGS = {_NO_ROOM: "no room left in the KV cache", _ABORTED: "it was aborted
 
 
 class NoRoomError(GenerationError):
-    """The KV cache has no room for a batch; nothing was changed."""
+    pass
 
 
 class AbortedError(GenerationError):
-    """An evaluation was ended by `Context.abort`; the sequences in it are in no known state."""
+    pass
 
 
 class AbortFlag:
@@ -79,28 +79,22 @@ class Context:
                 hint="a smaller n_ctx or another kv_type needs less memory",
             )
         self.pointer: Any = pointer
-        self._abort = abort
+        self._abort = abort  # as long as llama.cpp may ask it
         if abort is not None:
             engine.llama_set_abort_callback(pointer, abort.callback, abort.data)
         self._memory: Any = engine.llama_get_memory(pointer)
-        self._batch = _Batch(engine, settings.n_batch)
+        self.batch = Batch(engine, settings.n_batch)
         self._free = weakref.finalize(self, engine.llama_free, pointer)
         self._free.atexit = False  # the engine's thread may still compute with it when the process ends
 
     # Evaluating -------------------------------------------------------------------------------------------------------
 
-    @property
-    def room(self) -> int:
-        """Tokens that the batch can still take."""
-        return self.settings.n_batch - self._batch.count
-
-    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
-        """Put tokens of a sequence into the next batch."""
-        return self._batch.add(sequence, tokens, position, output=output, every=every)
-
     def evaluate(self) -> None:
-        """Compute the batch, and begin an empty one."""
-        struct = self._batch.take()
+        """Compute the batch, and begin an empty one.
+
+        After a NoRoomError nothing is changed; after an AbortedError the sequences in the batch are in no known state.
+        """
+        struct = self.batch.take()
         with log.capture() as lines:
             code = self._engine.llama_decode(self.pointer, struct)
         if code == 0:
@@ -172,27 +166,14 @@ class Context:
         """Bytes of the state of a sequence."""
         return int(self._engine.llama_state_seq_get_size(self.pointer, sequence))
 
-    def save(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
-        """The state of a sequence, for `restore` in another context of the same weights."""
-        buffer = (ctypes.c_uint8 * self.state_size(sequence))()
-        self._engine.llama_state_seq_get_data(self.pointer, buffer, len(buffer), sequence)
-        return buffer
-
-    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
-        """Put a saved state into an empty sequence; False (and an empty sequence) if llama.cpp does not take it."""
-        if self._engine.llama_state_seq_set_data(self.pointer, state, len(state), sequence):
-            return True
-        self.drop(sequence)
-        return False
-
-    def save_file(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
-        """As `save`, into a file; False if it can't be written."""
+    def save(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
+        """Write the state of a sequence to a file, for `restore` in another context of the same weights."""
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         name = os.fsencode(path)
         return bool(self._engine.llama_state_seq_save_file(self.pointer, name, sequence, array, len(tokens)))
 
-    def restore_file(self, sequence: int, path: Path) -> list[int] | None:
-        """As `restore`, from a file of `save_file`: its tokens, or None if llama.cpp does not take it."""
+    def restore(self, sequence: int, path: Path) -> list[int] | None:
+        """Put a saved state into an empty sequence: its tokens, or None if llama.cpp does not take it."""
         tokens = (ctypes.c_int32 * self.n_ctx)()
         count = ctypes.c_size_t()
         if self._engine.llama_state_seq_load_file(
@@ -209,7 +190,7 @@ class Context:
         self._memory = None
 
 
-class _Batch:
+class Batch:
     """A `llama_batch` over numpy arrays, which are filled a whole prompt at a time."""
 
     def __init__(self, engine: Any, size: int) -> None:
@@ -236,7 +217,16 @@ class _Batch:
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
         self.count = 0
 
-    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool) -> int:
+    @property
+    def room(self) -> int:
+        """Tokens that it can still take."""
+        return len(self._token) - self.count
+
+    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
+        """Put tokens of a sequence in, the first of them at `position` of it; the place of the last one in the batch.
+
+        `output`: the logits (or the embedding) of the last one are wanted; `every`: those of all.
+        """
         start, end = self.count, self.count + len(tokens)
         if len(tokens) == 1:
             self._token[start], self._position[start] = tokens[0], position
@@ -251,6 +241,7 @@ class _Batch:
         return end - 1
 
     def take(self) -> Any:
+        """The batch for llama.cpp; what is put in afterwards begins an empty one."""
         self._struct.n_tokens, self.count = self.count, 0
         return self._struct
 

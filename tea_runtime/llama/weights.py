@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,19 @@ class LoadCancelledError(Exception):
 
 
 class Weights:
-    """The loaded weights of one file. They are freed when nothing refers to them any more."""
+    """The loaded weights of one file (of shards, the first); freed when nothing refers to them any more.
+
+    `cancelled` is asked again and again while they load. `free` runs the function that frees them; it can be called by
+    the garbage collector.
+    """
 
     def __init__(
         self,
         path: Path,
         settings: EngineSettings,
         *,
-        cancelled: Callable[[], bool] | None = None,
-        free: Callable[[Callable[[], None]], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        free: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         engine = llama()
         params = engine.llama_model_default_params()
@@ -40,13 +45,13 @@ class Weights:
             (False, False): engine.LLAMA_LOAD_MODE_NONE,
             (False, True): engine.LLAMA_LOAD_MODE_MLOCK,
         }[settings.use_mmap, settings.use_mlock]
-        go_on = engine.llama_progress_callback(lambda _progress, _data: not (cancelled is not None and cancelled()))
+        go_on = engine.llama_progress_callback(lambda _progress, _data: not cancelled())
         params.progress_callback = go_on
         with log.capture() as lines:
             pointer = engine.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
-        if not pointer and cancelled is not None and cancelled():
-            raise LoadCancelledError
         if not pointer:
+            if cancelled():
+                raise LoadCancelledError
             reason = explanation(lines) or "no reason given"
             raise EngineError(f"{path}: llama.cpp can't load it: {reason}", hint=f"tea-models verify {path}")
         self.path = path
@@ -57,11 +62,8 @@ class Weights:
         self.n_swa = int(engine.llama_model_n_swa(pointer))
         self.n_vocab = int(engine.llama_vocab_n_tokens(self.vocab))
         self.n_cls_out = int(engine.llama_model_n_cls_out(pointer))
-        self.has_encoder = bool(engine.llama_model_has_encoder(pointer))
-        self.has_decoder = bool(engine.llama_model_has_decoder(pointer))
         self.recurrent = bool(engine.llama_model_is_recurrent(pointer) or engine.llama_model_is_hybrid(pointer))
-        self.log = tuple(lines)
-        self._free = weakref.finalize(self, _free, engine, pointer, free)
+        self._free = weakref.finalize(self, free, functools.partial(engine.llama_model_free, pointer))
         self._free.atexit = False  # the engine's thread sees to it where it matters
         architecture = self.metadata("general.architecture")
         original = self.metadata(f"{architecture}.rope.scaling.original_context_length") or ""
@@ -78,13 +80,3 @@ class Weights:
         """Free the weights now. Every context on them must be closed before, and nobody may use their vocabulary."""
         self._free()
         self.model = None
-
-
-def _free(engine: Any, pointer: Any, run: Callable[[Callable[[], None]], None] | None) -> None:
-    def free() -> None:
-        engine.llama_model_free(pointer)
-
-    if run is None:
-        free()
-    else:
-        run(free)
