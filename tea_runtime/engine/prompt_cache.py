@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tea_models.disk.hashing import sha256_file
+from tea_models.disk.hashing import holds, sha256_file
 from tea_runtime.engine.sequences import common_prefix
 
 if TYPE_CHECKING:
@@ -46,42 +46,35 @@ class PromptCache:
     """The prompts of one model, for one engine and one way to open contexts."""
 
     folder: Path
+    #: Bytes that the files may take.
     limit: int = 1024**3
 
     @classmethod
     def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings, limit: int = 1024**3) -> PromptCache:
-        """The cache for a model."""
+        """The cache for a model and an engine; what changes a state is part of the key."""
         key = json.dumps([model, engine, settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full])
         return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
 
-    def begin(self, context: Context, pool: SequencePool, held: HeldSequence, tokens: list[int]) -> HeldSequence:
-        """Let a sequence begin with the file that has most in common with a prompt, if that saves enough."""
+    def load(self, context: Context, pool: SequencePool, tokens: list[int]) -> None:
+        """Put the file that has most in common with a prompt into a sequence, if that saves enough."""
         if context.weights.original_context:  # its states depend on the size of the context
-            return held
+            return
         path, common = self._best(tokens)
-        if path is None or common < len(held.tokens) + _LEAST_SAVED:
-            return held
-        stored = _tokens(path) or []
-        if pool.cells + len(stored) > context.n_ctx or not _is_intact(path):
-            return held
-        pool.drop(held)
-        fresh = pool.new()
-        assert fresh is not None
-        restored = context.restore(fresh.id, path)
-        if restored is None:
-            return fresh
-        fresh.tokens = restored
-        common = common_prefix(restored, tokens[:-1])
-        if common < len(restored):
-            if context.weights.recurrent or not context.reaches_back(fresh.id, common):
-                context.drop(fresh.id)
-                fresh.tokens = []
-                return fresh
-            context.cut(fresh.id, common)
-            fresh.tokens = restored[:common]
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return fresh
+        stored = len(_tokens(path)) if path is not None else 0
+        if path is None or common < pool.best(tokens)[1] + _LEAST_SAVED or pool.cells + stored > context.n_ctx:
+            return
+        if (context.weights.recurrent and common < stored) or not _is_intact(path):
+            return
+        held = pool.new()
+        if held is None:
+            return
+        held.tokens = context.restore(held.id, path) or []
+        if held.tokens:
+            pool.release(held)
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        else:
+            pool.drop(held)
 
     def keep(self, context: Context, held: HeldSequence) -> None:
         """Write a prompt that was just evaluated, unless most of it is on disk already. Failures are no errors."""
@@ -108,7 +101,7 @@ class PromptCache:
     def _best(self, tokens: list[int]) -> tuple[Path | None, int]:
         best, most = None, 0
         for path in self._files():
-            common = common_prefix(_tokens(path) or [], tokens[:-1])
+            common = common_prefix(_tokens(path), tokens[:-1])
             if common > most:
                 best, most = path, common
         return best, most
@@ -118,7 +111,7 @@ class PromptCache:
         entries = []
         for path in self._files():
             with contextlib.suppress(OSError):
-                held = _tokens(path) or []
+                held = _tokens(path)
                 if held == tokens[: len(held)]:
                     path.unlink()
                 else:
@@ -144,22 +137,20 @@ class PromptCache:
         yield from (path for path in paths if len(path.name) == hashlib.sha256().digest_size * 2)
 
 
-def _tokens(path: Path) -> list[int] | None:
-    """The tokens that a file is about; None if it is no such file."""
+def _tokens(path: Path) -> list[int]:
+    """The tokens that a file is about; none if it is no such file."""
     try:
         with path.open("rb") as file:
             magic, _version, count = _HEAD.unpack(file.read(_HEAD.size))
             data = file.read(4 * count) if magic == _MAGIC and count < 2**24 else b""
+        return list(struct.unpack(f"<{count}i", data))
     except (OSError, struct.error):
-        return None
-    return list(struct.unpack(f"<{count}i", data)) if len(data) == 4 * count else None
+        return []
 
 
 def _is_intact(path: Path) -> bool:
-    try:
-        if sha256_file(path) == path.name:
+    with contextlib.suppress(OSError):
+        if holds(path, path.name):
             return True
         path.unlink()
-    except OSError:
-        pass
     return False

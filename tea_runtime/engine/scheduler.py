@@ -303,12 +303,12 @@ class Scheduler:
         pool, context = self._pool, self.memory.context
         assert pool is not None
         assert context is not None
+        if self._prompt_cache is not None and not repeatable:
+            self._prompt_cache.load(context, pool, tokens)
         source, common = pool.best(tokens)
         held = pool.begin_with(source, common) if source is not None and common else pool.new()
         if held is None:
             return False
-        if self._prompt_cache is not None and not repeatable:
-            held = self._prompt_cache.begin(context, pool, held, tokens)
         request.held = held
         request.pending = tokens[len(held.tokens) :]
         if not request.generation.output:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tea_models.chat import Segment
 
 _SEEN = "zqxj part"
-# What may stand before a message of a role; of the other roles (tool) templates expect text.
-_BEFORE: dict[str, list[dict[str, Any]]] = {
-    "user": [],
-    "system": [],
-    "assistant": [{"role": "user", "content": "zqxj"}],
+_HELLO: dict[str, Any] = {"role": "user", "content": "zqxj"}
+# What may stand before and after a message of a role; of the other roles (tool) templates expect text.
+_AROUND: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "user": ([], []),
+    "system": ([], [_HELLO]),
+    "assistant": ([_HELLO], []),
 }
-_AFTER: dict[str, list[dict[str, Any]]] = {"user": [], "system": [{"role": "user", "content": "zqxj"}], "assistant": []}
 
 
 class Contents:
@@ -57,12 +57,13 @@ class Contents:
             return self._render(messages=filled, **given)
 
     def _takes_parts(self, role: str) -> bool:
-        if role not in _BEFORE:
+        if role not in _AROUND:
             return False
         if role not in self._takes:
+            before, after = _AROUND[role]
             probe = {"role": role, "content": [{"type": "text", "text": _SEEN}]}
             try:
-                segments = self._render(messages=[*_BEFORE[role], probe, *_AFTER[role]], tools=None)
+                segments = self._render(messages=[*before, probe, *after], tools=None)
                 text = "".join(segment.text for segment in segments)
             except (TemplateError, UsageError):
                 text = ""

@@ -42,6 +42,7 @@ class EngineLog:
     def __init__(self) -> None:
         self._captures: dict[int, list[deque[tuple[int, str]]]] = {}
         self._last = 0
+        self.callback: Any = None
 
     def write(self, level: int, text: bytes | None, _data: object) -> None:
         """Take a piece of log; called by llama.cpp, so nothing may be raised."""
@@ -101,7 +102,8 @@ def llama() -> Any:
         ) from error
     check_version(str(getattr(module, "__version__", "unknown")))
     # The callback must live as long as the process: llama.cpp keeps the pointer.
-    module.llama_log_set(_keep(module.llama_log_callback(log.write)), None)
+    log.callback = module.llama_log_callback(log.write)
+    module.llama_log_set(log.callback, None)
     module.llama_backend_init()
     return module
 
@@ -127,14 +129,6 @@ def check_version(version: str) -> None:
             f"llama-cpp-python {version} is too old: {wanted} or newer is needed",
             hint=f"{INSTALL_ENGINE} --force",
         )
-
-
-_kept: list[object] = []
-
-
-def _keep(thing: object) -> object:
-    _kept.append(thing)
-    return thing
 
 
 @functools.cache

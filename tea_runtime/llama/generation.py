@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from tea_runtime.errors import GenerationError
 from tea_runtime.llama.sampling import Sampler
-from tea_runtime.llama.vocabulary import PieceDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +80,8 @@ class Generation:
         self._weights = weights
         self._vocabulary = vocabulary
         self._special = special
-        self._decoder = PieceDecoder()
+        # A character that is split over tokens is held until it is whole; bytes that are no UTF-8 become U+FFFD.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = StopMatcher(stops)
         self._stop_tokens = {vocabulary.specials[stop] for stop in stops if stop in vocabulary.specials}
         self._text: list[str] = []
@@ -120,7 +121,7 @@ class Generation:
         self.output.append(token)
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
-        self._emit(self._matcher.feed(self._decoder.feed(self._vocabulary.piece(token, special=self._special))))
+        self._emit(self._matcher.feed(self._decoder.decode(self._vocabulary.piece(token, special=self._special))))
         if self._matcher.stopped:
             self.finish("stop")
         elif self.remaining == 0:

@@ -26,16 +26,13 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
     if not str(model):
         raise UsageError("model_path: it is empty")
     path = Path(model).expanduser()
-    if not isinstance(model, str) or path.exists():
-        if not path.exists():
-            raise MissingFileError(f"{path}: no such file")
-        return path
-    from tea_models.sources.locate import locate
+    if isinstance(model, str) and not path.exists():
+        from tea_models.sources.locate import locate
 
-    found = locate(model, Caller(settings), remote=False).paths[0]
-    if not found.exists():
-        raise MissingFileError(f"{found}: no such file")
-    return found
+        path = locate(model, Caller(settings), remote=False).paths[0]
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    return path
 
 
 def check_text(profile: ModelProfile, path: Path) -> None:

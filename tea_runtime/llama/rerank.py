@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
@@ -22,15 +23,10 @@ def pair_tokens(weights: Weights, vocabulary: Vocabulary, query: str, document: 
     engine = llama()
     template: bytes | None = engine.llama_model_chat_template(weights.model, b"rerank")
     if template:
-        parts = {"{query}": query, "{document}": document}
+        texts = {"{query}": query, "{document}": document}
         tokens: list[int] = []
-        rest = template.decode("utf-8", "replace")
-        while rest:
-            found = min(((rest.find(mark), mark) for mark in parts if mark in rest), default=(len(rest), ""))
-            tokens += vocabulary.tokenize(rest[: found[0]], special=True) if found[0] else []
-            if found[1]:
-                tokens += vocabulary.tokenize(parts[found[1]], special=False)
-            rest = rest[found[0] + len(found[1]) :]
+        for piece in re.split("({query}|{document})", template.decode("utf-8", "replace")):
+            tokens += vocabulary.tokenize(texts.get(piece, piece), special=piece not in texts) if piece else []
         return vocabulary.with_bos(tokens)
     vocab = weights.vocab
     eos = engine.llama_vocab_eos(vocab)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import re
@@ -177,11 +178,7 @@ def _grammar(weights: Weights, text: str) -> Any:
         raise UsageError("grammar: it has a NUL character, which llama.cpp takes for its end")
     if len(text) > _GRAMMAR_SIZE:
         raise UsageError(f"grammar: it has {len(text):,} characters, more than {_GRAMMAR_SIZE:,}")
-    depth = deepest = 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    if deepest > _GRAMMAR_DEPTH:
+    if max(itertools.accumulate((character == "(") - (character == ")") for character in text)) > _GRAMMAR_DEPTH:
         raise UsageError(f"grammar: its brackets are nested more than {_GRAMMAR_DEPTH} deep")
     engine = llama()
     with log.capture() as lines, _held_stderr() as printed:
