@@ -22,9 +22,9 @@ from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.engine import build, llama
-from tea_runtime.llama.generation import Generation
-from tea_runtime.llama.load_record import LoadRecorder
+from tea_runtime.llama.generation import Generation, ToolTextFilter
 from tea_runtime.llama.loading import (
+    LoadRecorder,
     check_text,
     check_vectors,
     default_settings,
@@ -32,8 +32,6 @@ from tea_runtime.llama.loading import (
     find_file,
 )
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.rerank import pair_tokens
-from tea_runtime.llama.tool_text import ToolTextFilter
 from tea_runtime.stream import LlmStream
 
 if TYPE_CHECKING:
@@ -258,12 +256,8 @@ class LocalLlmBackend(LlmBackend):
                 f"{self.model_path.name}: it is a model of kind {self.profile.kind.value}, not a reranker",
                 hint="`tea-models list` shows rerankers; their header says pooling `rank`",
             )
-        return [
-            scores[0]
-            for scores in self._vectors(
-                model, [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
-            )
-        ]
+        pairs = [model.vocabulary.pair(query, one) for one in texts]
+        return [scores[0] for scores in self._vectors(model, pairs)]
 
     @property
     def weights(self) -> Weights:

@@ -1,7 +1,6 @@
 """The engine of a process: one thread that owns every model and context, and decodes what all callers ask for together.
 
-thread.py      the thread, and how callers hand it work
-request.py     what a caller waits for, and how it is cancelled
+thread.py      the thread, how callers hand it work, wait for it and cancel it
 model.py       the models that are open, shared by the backends for one file and plan
 scheduler.py   which requests are in the next step
 sequences.py   what a context holds, and who can begin with it

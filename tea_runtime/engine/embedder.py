@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tea_runtime.engine.growing_context import enlarged
-from tea_runtime.engine.request import Request
+from tea_runtime.engine.thread import Request
 from tea_runtime.errors import ContextOverflowError, GenerationError
 from tea_runtime.llama.context import AbortedError, Context
 from tea_runtime.llama.engine import llama
@@ -30,18 +30,15 @@ _LOGITS_BUDGET = 64 * 1024 * 1024
 class EmbedRequest(Request[list[list[float]]]):
     """A request for vectors, or for the scores of a reranker."""
 
-    def __init__(self, texts: Sequence[list[int]], owner: object, timeout: float | None = None) -> None:
-        super().__init__(timeout)
-        self.texts = list(texts)
+    def __init__(self, texts: Sequence[list[int]], owner: object) -> None:
+        super().__init__()
+        self.texts = texts
         self.owner = owner
-        self.begun = 0
         self.vectors: dict[int, list[float]] = {}
 
 
 @dataclass(slots=True)
 class _Text:
-    """A text in the group that is being worked on."""
-
     request: EmbedRequest
     index: int
     tokens: list[int]
@@ -65,9 +62,11 @@ class Embedder:
         # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
         self._causal = True
         self._context: Context | None = None
-        self._waiting: deque[EmbedRequest] = deque()
+        self._waiting: deque[_Text] = deque()
+        # The texts in the context, each in the sequence of its place.
         self._group: list[_Text] = []
         self.may_open: Callable[[int], bool] = lambda _size: True
+        # No text is begun, because somebody else waits for the room.
         self.hold = False
 
     @property
@@ -77,18 +76,16 @@ class Embedder:
 
     @property
     def busy(self) -> bool:
-        """There is a text to work on."""
         return bool(self._waiting or self._group)
 
     @property
-    def running(self) -> bool:
-        """Texts are in the context."""
-        return bool(self._group)
+    def running(self) -> int:
+        return len(self._group)
 
     @property
     def oldest_waiting(self) -> float:
         """The number of the request that has waited longest."""
-        return self._waiting[0].number if self._waiting else math.inf
+        return self._waiting[0].request.number if self._waiting else math.inf
 
     def check(self, tokens: Sequence[int]) -> None:
         """Check that a text fits."""
@@ -102,21 +99,18 @@ class Embedder:
             )
 
     def add(self, request: EmbedRequest) -> None:
-        """Take a request in."""
-        if request.texts:
-            self._waiting.append(request)
-        else:
+        self._waiting.extend(_Text(request, index, tokens) for index, tokens in enumerate(request.texts))
+        if not request.texts:
             request.finish([])
 
     def step(self) -> None:
         """Evaluate one batch of the texts that are there."""
-        self._waiting = deque(request for request in self._waiting if not request.cancelled)
-        if self._group and all(text.request.cancelled for text in self._group):
+        if all(text.request.cancelled for text in self._group):
             self._end_group()
-        if not self._group and not self._begin_group():
-            return
+            self._begin_group()
         context = self._context
-        assert context is not None
+        if context is None or not self._group:
+            return
         self._engine.set_step({text.request for text in self._group})
         try:
             self._evaluate(context)
@@ -126,30 +120,24 @@ class Embedder:
         finally:
             self._engine.set_step()
         if all(text.evaluated == len(text.tokens) for text in self._group):
-            self._deliver()
+            self._deliver(context)
 
-    def _begin_group(self) -> bool:
-        """As many texts as fit into a context together; False if there is no text or no room for them now."""
-        if not self._waiting or self.hold:
-            return False
-        first = self._waiting[0]
-        room = max(min(_START, self._settings.n_ctx), len(first.texts[first.begun]))
-        chosen: list[_Text] = []
-        for request in self._waiting:
-            for index in range(request.begun, len(request.texts)):
-                tokens = request.texts[index]
-                if len(tokens) > room or len(chosen) == _TOGETHER:
-                    break
-                room -= len(tokens)
-                chosen.append(_Text(request, index, tokens))
-        if not self._ensure(sum(len(text.tokens) for text in chosen)):
-            return False
-        self._group = chosen
-        for text in chosen:
-            text.request.begun = text.index + 1
-        while self._waiting and self._waiting[0].begun == len(self._waiting[0].texts):
+    def _begin_group(self) -> None:
+        """Take in as many texts as fit into a context together, if there is room for it now."""
+        group: list[_Text] = []
+        total = 0
+        while self._waiting and not self.hold and len(group) < _TOGETHER:
+            text = self._waiting[0]
+            if group and total + len(text.tokens) > min(_START, self._settings.n_ctx):
+                break
             self._waiting.popleft()
-        return True
+            if not text.request.cancelled:
+                group.append(text)
+                total += len(text.tokens)
+        if self._ensure(total):
+            self._group = group
+        else:
+            self._waiting.extendleft(reversed(group))
 
     def _evaluate(self, context: Context) -> None:
         added: list[tuple[int, _Text, int]] = []
@@ -175,11 +163,9 @@ class Embedder:
         elif text.total is None:
             text.total = context.embedding(place).astype(np.float64)
 
-    def _deliver(self) -> None:
-        context = self._context
-        assert context is not None
-        group, ended = self._group, set()
-        for sequence, text in enumerate(group):
+    def _deliver(self, context: Context) -> None:
+        ended = set()
+        for sequence, text in enumerate(self._group):
             try:
                 if self._pooling == "rank":
                     vector = context.pooled(sequence, max(self._weights.n_cls_out, 1)).tolist()
@@ -230,17 +216,16 @@ class Embedder:
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
-        for request in {*self._waiting, *(text.request for text in self._group)}:
-            if owner in (None, request.owner):
-                request.cancelled = True
-                request.fail(error)
+        for text in [*self._waiting, *self._group]:
+            if owner in (None, text.request.owner):
+                text.request.cancelled = True
+                text.request.fail(error)
         if owner is None:
             self._waiting.clear()
             self._group = []
             self.close()
 
     def close(self) -> None:
-        """Free the context."""
         if self._context is not None:
             self._context.close()
             self._context = None

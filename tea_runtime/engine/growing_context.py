@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.engine.prompt_cache import PromptCache
     from tea_runtime.llama.context import AbortFlag
-    from tea_runtime.llama.load_record import LoadRecorder
+    from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights
 
 _logger = logging.getLogger("tea_runtime")

@@ -16,9 +16,8 @@ from tea_runtime.llama.weights import Weights
 
 if TYPE_CHECKING:
     from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.request import Request
-    from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.load_record import LoadRecorder
+    from tea_runtime.engine.thread import EngineThread, Request
+    from tea_runtime.llama.loading import LoadRecorder
 
 
 class Model:

@@ -8,8 +8,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext
-from tea_runtime.engine.request import Request
 from tea_runtime.engine.sequences import common_prefix
+from tea_runtime.engine.thread import Request
 from tea_runtime.errors import CancelledCallError, ContextOverflowError
 from tea_runtime.llama.context import AbortedError, NoRoomError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.context import Context
     from tea_runtime.llama.generation import Generation
-    from tea_runtime.llama.load_record import LoadRecorder
+    from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights
 
 #: Up to this size a context also grows to keep finished conversations in memory; beyond it only for running ones.

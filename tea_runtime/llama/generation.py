@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from tea_runtime.llama.context import Context
     from tea_runtime.llama.vocabulary import Vocabulary
     from tea_runtime.llama.weights import Weights
+
+# Every form of a call begins with one of these, or with the words of Command R.
+_BEGINNING = re.compile(r"[<\[{`]|Action:|functools")
+_PARTIAL = re.compile(r"(?:A|Ac|Act|Acti|Actio|Action|f|fu|fun|func|funct|functo|functoo|functool)\Z")
 
 
 class StopMatcher:
@@ -53,6 +58,34 @@ def _overlap(text: str, stop: str) -> int:
         if text.endswith(stop[:length]):
             return length
     return 0
+
+
+class ToolTextFilter:
+    """Lets the text of an answer through up to where a tool call could begin; white space waits for what comes next."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+        self._held = ""
+        self._stopped = False
+
+    def feed(self, text: str) -> str:
+        """Add text and return what may be shown."""
+        self._held += text
+        if self._stopped:
+            return ""
+        begins = _BEGINNING.search(self._held)
+        end = begins.start() if begins else len(self._held)
+        if not begins and (partial := _PARTIAL.search(self._held)):
+            end = partial.start()
+        self._stopped = bool(begins)
+        safe = self._held[:end].rstrip()
+        self._held = self._held[len(safe) :]
+        self.shown += safe
+        return safe
+
+    def rest(self, content: str) -> str:
+        """What is still to be shown, once the answer is there without its calls."""
+        return content[len(self.shown) :] if content.startswith(self.shown) else ""
 
 
 class Generation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -91,6 +92,28 @@ class Vocabulary:
         if self.add_bos and self.bos is not None and tokens[:1] != [self.bos]:
             return [self.bos, *tokens]
         return tokens
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """A pair for a reranker: by the model's own `rerank` template, or `BOS query EOS SEP document EOS`.
+
+        The same rules as llama-server's (format_prompt_rerank).
+        """
+        if not query or not document:
+            raise UsageError(f"{'documents' if query else 'query'}: an empty text can't be scored")
+        engine, vocab = self._engine, self._vocab
+        template: bytes | None = engine.llama_model_chat_template(self._weights.model, b"rerank")
+        if template:
+            texts = {"{query}": query, "{document}": document}
+            tokens: list[int] = []
+            for piece in re.split("({query}|{document})", template.decode("utf-8", "replace")):
+                tokens += self.tokenize(texts.get(piece, piece), special=piece not in texts) if piece else []
+            return self.with_bos(tokens)
+        eos = self.eos if self.eos is not None else engine.llama_vocab_sep(vocab)
+        end = [eos] if engine.llama_vocab_get_add_eos(vocab) else []
+        between = [engine.llama_vocab_sep(vocab)] if engine.llama_vocab_get_add_sep(vocab) else []
+        first, second = (self.tokenize(text, special=False) for text in (query, document))
+        begin = [self.bos] if self.add_bos and self.bos is not None else []
+        return [*begin, *first, *end, *between, *second, *end]
 
     @functools.cached_property
     def specials(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tea_models.errors import UsageError
 from tea_runtime.backend import LlmCallParams, check_messages
-from tea_runtime.llama.contents import joined_texts
+from tea_runtime.llama.prompt import joined_texts
 
 # OpenAI's old endpoint writes 16 tokens unless told otherwise.
 DEFAULT_COMPLETION_TOKENS = 16
