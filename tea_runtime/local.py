@@ -26,7 +26,6 @@ from tea_runtime.llama.generation import Generation, ToolTextFilter
 from tea_runtime.llama.loading import (
     LoadRecorder,
     check_text,
-    check_vectors,
     default_settings,
     describe,
     find_file,
@@ -106,7 +105,7 @@ class LocalLlmBackend(LlmBackend):
             settings,
             user,
             profile=profile,
-            check=lambda found: check_vectors(found, self.model_path),
+            check=lambda found: check_text(found, self.model_path, vectors=True),
         )
         chosen = self.plan.settings
         use = self.plan.memory.use

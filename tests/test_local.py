@@ -806,3 +806,25 @@ def test_a_reranker_is_refused_with_the_reason(tmp_path):
 def test_a_matcher_shows_exactly_what_is_before_the_first_stop(stops, pieces, shown):
     matcher = StopMatcher(stops)
     assert "".join(map(matcher.feed, pieces)) + matcher.flush() == shown
+
+
+# Prompts on disk ------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_is_read_from_disk_by_the_next_load_and_a_damaged_file_is_not(tmp_path):
+    path, folder = tmp_path / "m.gguf", tmp_path / "prompts"
+    build_scripted(path, [["Hello"]])
+    prompt = "a" * 600
+
+    def cached(more):
+        with opened(path, prompt_cache=folder) as backend:
+            result = backend.call(greedy(f"{prompt}{more}\n"))
+        assert result.content == "Hello"
+        return result.usage["cached_tokens"]
+
+    assert cached("one") == 0
+    (file,) = folder.glob("*/*")
+    assert cached("two") == 601
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert cached("three") == 0
+    assert not file.exists()

@@ -88,7 +88,6 @@ class Embedder:
         return self._waiting[0].request.number if self._waiting else math.inf
 
     def check(self, tokens: Sequence[int]) -> None:
-        """Check that a text fits."""
         if len(tokens) > self._settings.n_ctx:
             raise ContextOverflowError(
                 prompt_tokens=len(tokens),

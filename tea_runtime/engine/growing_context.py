@@ -56,7 +56,7 @@ class GrowingContext:
         self._spec = spec
         self._abort = abort
         self._recorder = recorder
-        self.context: Context | None = None
+        # The sequences of the context that is open.
         self.pool: SequencePool | None = None
         # Asked before a context of a size is opened, whether there is room for it now.
         self.may_open: Callable[[int], bool] = lambda _size: True
@@ -64,11 +64,10 @@ class GrowingContext:
     @property
     def size(self) -> int:
         """The context that is open now, in tokens; 0 for none."""
-        return self.context.n_ctx if self.context else 0
+        return self.pool.context.n_ctx if self.pool else 0
 
     @property
     def n_ctx(self) -> int:
-        """The largest context, in tokens."""
         return self._spec.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
@@ -82,34 +81,28 @@ class GrowingContext:
             return {}
         if not self.may_open(size):
             return None
-        if self.context is None or self.pool is None:
+        if self.pool is None:
             self._open(size)
             return {}
-        return self._reopen(self.context, self.pool, size, reserved)
+        return self._reopen(self.pool, size, reserved)
 
     def close(self) -> None:
-        """Free the context and what it holds."""
-        if self.context is not None:
-            self.context.close()
-        self.context = self.pool = None
+        if self.pool is not None:
+            self.pool.context.close()
+        self.pool = None
 
-    def _reopen(
-        self, old: Context, pool: SequencePool, n_ctx: int, reserved: int
-    ) -> dict[HeldSequence, HeldSequence | None]:
+    def _reopen(self, old: SequencePool, n_ctx: int, reserved: int) -> dict[HeldSequence, HeldSequence | None]:
         with _folder() as folder:
-            saved = self._save(old, pool, n_ctx, folder)
+            saved = self._save(old, n_ctx, folder)
             # The old one goes first, so that the two are never in memory together.
             self.close()
-            new, sequences = self._open(n_ctx)
-            moved = self._restore(saved, new, sequences, n_ctx - reserved)
+            moved = self._restore(saved, self._open(n_ctx), n_ctx - reserved)
         kept = sum(len(held.tokens) for held in moved.values() if held is not None)
-        how = f", {kept:,} carried over" if kept else ""
-        _logger.info("context of %s: %s → %s tokens%s", self._weights.path.name, f"{old.n_ctx:,}", f"{n_ctx:,}", how)
+        how = f"{old.context.n_ctx:,} → {n_ctx:,} tokens" + (f", {kept:,} carried over" if kept else "")
+        _logger.info("context of %s: %s", self._weights.path.name, how)
         return moved
 
-    def _save(
-        self, context: Context, pool: SequencePool, n_ctx: int, folder: str | None
-    ) -> dict[HeldSequence, Path | None]:
+    def _save(self, pool: SequencePool, n_ctx: int, folder: str | None) -> dict[HeldSequence, Path | None]:
         """The files of what is to be carried over, those in use first and the longest first.
 
         Copying takes milliseconds where evaluating again takes seconds, and the continuation is the same to the last
@@ -117,7 +110,7 @@ class GrowingContext:
         """
         original = self._weights.original_context
         # Beyond the original context of a LongRoPE model, llama.cpp uses other factors for every position.
-        may_carry = folder is not None and not (original and context.n_ctx <= original < n_ctx)
+        may_carry = folder is not None and not (original and pool.context.n_ctx <= original < n_ctx)
         saved: dict[HeldSequence, Path | None] = {}
         for held in sorted(pool, key=lambda held: (not held.in_use, -len(held.tokens))):
             # What shares a beginning is evaluated from there on again, or the beginning would be there twice.
@@ -125,12 +118,12 @@ class GrowingContext:
                 common_prefix(held.tokens, other.tokens) >= SHORTEST_PREFIX for other in saved
             )
             path = Path(folder or "", str(held.id))
-            carried = held.tokens and may_carry and not shares and context.save(held.id, path, held.tokens)
+            carried = held.tokens and may_carry and not shares and pool.context.save(held.id, path, held.tokens)
             saved[held] = path if carried else None
         return saved
 
     def _restore(
-        self, saved: dict[HeldSequence, Path | None], context: Context, pool: SequencePool, room: int
+        self, saved: dict[HeldSequence, Path | None], pool: SequencePool, room: int
     ) -> dict[HeldSequence, HeldSequence | None]:
         moved: dict[HeldSequence, HeldSequence | None] = {}
         for old, path in saved.items():
@@ -141,23 +134,23 @@ class GrowingContext:
             held = pool.begin_with(source, common) if source is not None and common else pool.new()
             if held is None:  # fewer sequences than before
                 continue
-            if path is not None and context.restore(held.id, path) is not None:
+            if path is not None and pool.context.restore(held.id, path) is not None:
                 held.tokens.extend(old.tokens)
             moved[old] = held
             if not old.in_use:
                 pool.release(held)
         return moved
 
-    def _open(self, n_ctx: int) -> tuple[Context, SequencePool]:
+    def _open(self, n_ctx: int) -> SequencePool:
         settings = replace(self._spec.settings, n_ctx=n_ctx)
         count = MOST_SEQUENCES
         if self._spec.budget is not None and (self._weights.recurrent or self._weights.n_swa):
             count = self._affordable(settings, self._spec.budget)
-        self.context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
-        self.pool = SequencePool(self.context)
+        context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
+        self.pool = SequencePool(context)
         if self._recorder is not None:
-            self._recorder.opened(self.context)
-        return self.context, self.pool
+            self._recorder.opened(context)
+        return self.pool
 
     def _affordable(self, settings: EngineSettings, budget: int) -> int:
         """How many sequences there is memory for: a sliding window or a recurrent state is there for each of them."""

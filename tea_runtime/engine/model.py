@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """Weights, and the requests that are worked on with them. Made by `open_model`."""
+    """Weights, and the requests that are worked on with them. Made by `open_model`.
+
+    `submit`, `leave` and `leave_later` are for any thread, the rest is for the engine's.
+    """
 
     def __init__(self, thread: EngineThread, weights: Weights, spec: ModelSpec, recorder: LoadRecorder | None) -> None:
         self._thread = thread
@@ -35,10 +38,7 @@ class Model:
         # The backends that use it, each by an object of its own.
         self.owners: set[object] = set()
 
-    # Any thread -------------------------------------------------------------------------------------------------------
-
     def submit(self, request: TextRequest | EmbedRequest) -> None:
-        """Hand in a request."""
         self._thread.submit(request, lambda: self._add(request))
 
     def leave(self, owner: object) -> None:
@@ -49,15 +49,11 @@ class Model:
         """As `leave`, without waiting for it: for finalizers."""
         self._thread.post(lambda: self._remove(owner))
 
-    # The engine's thread ----------------------------------------------------------------------------------------------
-
     @property
     def busy(self) -> bool:
-        """There is a request to work on."""
         return self.texts.busy or self.vectors.busy
 
     def step(self) -> None:
-        """A step for texts and one for vectors."""
         texts, vectors = self.texts, self.vectors
         # Where the plan has no room for both contexts, the request that has waited longest gets it.
         both = texts.size and vectors.size and texts.size + vectors.size <= self.spec.settings.n_ctx

@@ -55,8 +55,9 @@ class PromptCache:
         key = json.dumps([model, engine, settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full])
         return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
 
-    def load(self, context: Context, pool: SequencePool, tokens: list[int]) -> None:
+    def load(self, pool: SequencePool, tokens: list[int]) -> None:
         """Put the file that has most in common with a prompt into a sequence, if that saves enough."""
+        context = pool.context
         if context.weights.original_context:  # its states depend on the size of the context
             return
         path, common = self._best(tokens)

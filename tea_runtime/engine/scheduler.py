@@ -35,8 +35,6 @@ _LEAST_PIECE = 16
 
 
 class TextRequest(Request["Generation"]):
-    """A request for a text."""
-
     def __init__(
         self, generation: Generation, owner: object, timeout: float | None = None, *, pieces: bool = False
     ) -> None:
@@ -76,8 +74,6 @@ class Scheduler:
         self._running: list[TextRequest] = []
         self._cells = 0  # as of the last step
 
-    # What others ask --------------------------------------------------------------------------------------------------
-
     @property
     def size(self) -> int:
         """The context that is open now, in tokens; 0 for none."""
@@ -85,12 +81,10 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """There is a request to work on."""
         return bool(self._waiting or self._running)
 
     @property
     def running(self) -> int:
-        """Requests in the batch."""
         return len(self._running)
 
     @property
@@ -121,11 +115,11 @@ class Scheduler:
         else:
             self._waiting.append(request)
 
-    # A step -----------------------------------------------------------------------------------------------------------
-
     def step(self) -> None:
         """Let requests in and out, and evaluate one batch."""
-        self._leave()
+        for request in [*self._running, *self._waiting]:
+            if request.cancelled:
+                self._give_up(request, CancelledCallError("the call was cancelled"))
         self._admit()
         if not self._running:
             return
@@ -155,12 +149,6 @@ class Scheduler:
         self._cells = self._pool.cells
         if self._recorder is not None:
             self._recorder.used()
-
-    def _leave(self) -> None:
-        """Let requests go whose callers have gone."""
-        for request in [*self._running, *self._waiting]:
-            if request.cancelled:
-                self._give_up(request, CancelledCallError("the call was cancelled"))
 
     def _compose(self, context: Context) -> list[tuple[TextRequest, int, int | None]]:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
@@ -252,8 +240,6 @@ class Scheduler:
         assert self.memory.pool is not None
         return self.memory.pool
 
-    # Room -------------------------------------------------------------------------------------------------------------
-
     def _admit(self) -> None:
         while self._waiting and not self.hold and len(self._running) < MOST_TOGETHER:
             request = self._next()
@@ -300,11 +286,9 @@ class Scheduler:
             return False
         if not self._ensure(wanted, reserved=reserved):
             return False
-        pool, context = self._pool, self.memory.context
-        assert pool is not None
-        assert context is not None
+        pool = self._pool
         if self._prompt_cache is not None and not repeatable:
-            self._prompt_cache.load(context, pool, tokens)
+            self._prompt_cache.load(pool, tokens)
         source, common = pool.best(tokens)
         held = pool.begin_with(source, common) if source is not None and common else pool.new()
         if held is None:
@@ -319,11 +303,9 @@ class Scheduler:
     def _room_for_a_step(self) -> Context | None:
         """The context, with room for the tokens of one step: others leave, it grows, the youngest waits."""
         while True:
-            context, pool = self.memory.context, self._pool
-            assert context is not None
-            assert pool is not None
             if not self._running:
                 return None
+            pool, context = self._pool, self._pool.context
             answering = sum(not request.prefilling for request in self._running)
             pending = sum(len(request.pending) for request in self._running if request.prefilling)
             step = answering + min(pending, max(context.settings.n_ubatch, _LEAST_PIECE))
@@ -349,15 +331,9 @@ class Scheduler:
             self._pool.drop(idle[0])
         elif len(self._running) > 1:
             self._lose(request)
-        elif request.generation.output:
-            request.generation.finish("length")
-            self._leave_batch(request)
-            self._finish(request)
         else:
-            prompt = len(request.generation.prompt)
-            self._give_up(request, ContextOverflowError(prompt_tokens=prompt, n_ctx=self.size))
-
-    # The end ----------------------------------------------------------------------------------------------------------
+            tokens = len(request.generation.tokens)
+            self._give_up(request, ContextOverflowError(prompt_tokens=tokens, n_ctx=self.size))
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
@@ -368,5 +344,4 @@ class Scheduler:
             self.close()
 
     def close(self) -> None:
-        """Free the context."""
         self.memory.close()

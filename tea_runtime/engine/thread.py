@@ -45,26 +45,19 @@ class Request(Generic[T]):
         # A queue, because waiting for it ends with Ctrl-C, and because a garbage collector may put into it.
         self._items: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
-    # The engine's side ------------------------------------------------------------------------------------------------
-
     def put(self, piece: str) -> None:
-        """Hand over a piece of text."""
         self._items.put(("piece", piece))
 
     def finish(self, result: T) -> None:
-        """End it with a result."""
         self._end("result", result)
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error."""
         self._end("error", error)
 
     def _end(self, kind: str, value: Any) -> None:
         if not self.done:
             self.done = True
             self._items.put((kind, value))
-
-    # The caller's side ------------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """End it: in a queue at once, while it is worked on within one step. Whoever waits gets an error."""
@@ -92,7 +85,6 @@ class Request(Generic[T]):
             raise
 
     def wait(self) -> T:
-        """Wait for the result; raises as `pieces` does."""
         pieces = self.pieces()
         while True:
             try:
@@ -125,8 +117,6 @@ class EngineThread:
         # Who is in the step that is running, for `_cancelled`; the lock keeps the flag from hitting the next step.
         self._step_lock = threading.Lock()
         self._in_step: tuple[Request[Any], ...] = ()
-
-    # Any thread -------------------------------------------------------------------------------------------------------
 
     def post(self, work: Callable[[], None]) -> None:
         """Let the thread run a function, some time. Safe in a garbage collector's finalizer."""
@@ -185,8 +175,6 @@ class EngineThread:
         self.post(lambda: None)  # wakes it
         self._thread.join(_LAST_STEP)
 
-    # The engine's thread ----------------------------------------------------------------------------------------------
-
     def set_step(self, requests: Iterable[Request[Any]] = ()) -> None:
         """Say whose tokens the step computes that is about to run, or that it is over."""
         with self._step_lock:
@@ -226,7 +214,6 @@ atexit.register(lambda: _engine.shutdown())  # noqa: PLW0108 - after a fork it i
 
 
 def engine() -> EngineThread:
-    """The engine of this process."""
     return _engine
 
 

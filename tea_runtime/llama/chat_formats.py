@@ -50,19 +50,10 @@ class ChatFormat:
     #: It renders tools.
     tools: bool
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        bos_token: str = "",
-        eos_token: str = "",
-        **variables: Any,
-    ) -> list[Segment]:
+    def render(self, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
         """The prompt as text, ending with the opening of the assistant's turn; with who wrote which part of it."""
         if not self.template:
             return _render_builtin(self.name, messages)
-        given = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, **variables}
         arranged = arguments_as_objects(messages)
         try:
             return render_segments(self.template, arranged, **given)

@@ -70,11 +70,11 @@ def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
             f"tool_choice: expected auto, none, required or a function, found {choice!r}",
             hint='a function is named by {"type": "function", "function": {"name": …}}',
         )
-    named = [tool for tool in tools if _function(tool).get("name") == name]
+    named = [tool for tool in tools if tool["function"].get("name") == name]
     if not named:
         raise UsageError(
             f"tool_choice: there is no tool {name!r}",
-            hint="tools: " + ", ".join(str(_function(tool).get("name")) for tool in tools),
+            hint="tools: " + ", ".join(str(tool["function"].get("name")) for tool in tools),
         )
     return named
 
@@ -96,16 +96,12 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], chat_format: str | None) ->
     grammar = SchemaGrammar()
     calls = []
     for index, tool in enumerate(tools):
-        name, schema = _function(tool)["name"], _function(tool).get("parameters") or {"type": "object"}
+        function = tool["function"]
+        schema = function.get("parameters") or {"type": "object"}
         check_schema(schema, extra="llm-local")
         arguments = grammar.add(schema, f"tools/{index}/function/parameters#")
-        start = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+        start = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
         calls.append(sequence(literal(start), arguments, literal("}")))
     _check_enforced(grammar, "the parameters of a tool")
     before, after = _CALL_MARKS.get(chat_format or "", ("", ""))
     return grammar.text(sequence(literal(before), choice(calls), literal(after)))
-
-
-def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function: Mapping[str, Any] = tool["function"]
-    return function

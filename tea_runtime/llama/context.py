@@ -49,7 +49,6 @@ class AbortFlag:
         self._text[0] = b"\x01"
 
     def lower(self) -> None:
-        """Let evaluations run again."""
         self._text[0] = b"\x00"
 
 
@@ -87,8 +86,6 @@ class Context:
         self._free = weakref.finalize(self, engine.llama_free, pointer)
         self._free.atexit = False  # the engine's thread may still compute with it when the process ends
 
-    # Evaluating -------------------------------------------------------------------------------------------------------
-
     def evaluate(self) -> None:
         """Compute the batch, and begin an empty one.
 
@@ -124,8 +121,6 @@ class Context:
         memory: Any = (ctypes.c_float * size).from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memory, np.float32)
 
-    # Memory -----------------------------------------------------------------------------------------------------------
-
     def reaches_back(self, sequence: int, length: int) -> bool:
         """Whether the memory holds what a token after the first `length` ones of a sequence attends to."""
         # The same test as llama-server's: the oldest position in memory may not be inside the window of the next token.
@@ -149,12 +144,10 @@ class Context:
 
     def drop(self, sequence: int) -> None:
         """Empty one sequence."""
-        if self._memory:
-            self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def clear(self) -> None:
-        """Empty all sequences."""
-        if self._memory:
+        if self._memory:  # encoders have none
             self._engine.llama_memory_clear(self._memory, False)
 
     def buffers(self, kind: str) -> list[int]:
@@ -163,7 +156,6 @@ class Context:
         return [round(float(match[2]) * 1024 * 1024) for match in found]
 
     def state_size(self, sequence: int) -> int:
-        """Bytes of the state of a sequence."""
         return int(self._engine.llama_state_seq_get_size(self.pointer, sequence))
 
     def save(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
@@ -184,7 +176,6 @@ class Context:
         return None
 
     def close(self) -> None:
-        """Free the context and its batch."""
         self._free()
         self.pointer = None
         self._memory = None
@@ -219,7 +210,6 @@ class Batch:
 
     @property
     def room(self) -> int:
-        """Tokens that it can still take."""
         return len(self._token) - self.count
 
     def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
     from tea_runtime.llama.vocabulary import Vocabulary
     from tea_runtime.llama.weights import Weights
 
-# Every form of a call begins with one of these, or with the words of Command R.
-_BEGINNING = re.compile(r"[<\[{`]|Action:|functools")
-_PARTIAL = re.compile(r"(?:A|Ac|Act|Acti|Actio|Action|f|fu|fun|func|funct|functo|functoo|functool)\Z")
+# Every form of a call begins with one of these; the words are those of Command R and functionary.
+_BEGINNINGS = ("<", "[", "{", "`", "Action:", "functools")
 
 
 class StopMatcher:
@@ -47,7 +45,6 @@ class StopMatcher:
         return safe
 
     def flush(self) -> str:
-        """Return what was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
@@ -65,21 +62,13 @@ class ToolTextFilter:
 
     def __init__(self) -> None:
         self.shown = ""
-        self._held = ""
-        self._stopped = False
+        self._matcher = StopMatcher(_BEGINNINGS)
+        self._space = ""
 
     def feed(self, text: str) -> str:
-        """Add text and return what may be shown."""
-        self._held += text
-        if self._stopped:
-            return ""
-        begins = _BEGINNING.search(self._held)
-        end = begins.start() if begins else len(self._held)
-        if not begins and (partial := _PARTIAL.search(self._held)):
-            end = partial.start()
-        self._stopped = bool(begins)
-        safe = self._held[:end].rstrip()
-        self._held = self._held[len(safe) :]
+        text = self._space + self._matcher.feed(text)
+        safe = text.rstrip()
+        self._space = text[len(safe) :]
         self.shown += safe
         return safe
 
@@ -125,7 +114,6 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
         return "".join(self._text)
 
     @property
@@ -164,11 +152,9 @@ class Generation:
         """End the answer; text that was held back for a stop text comes out now."""
         self.finish_reason = reason
         self._ended = time.perf_counter()
-        self._sampler.close()
         self._emit(self._matcher.flush())
 
     def close(self) -> None:
-        """Free the sampler, however the generation ended."""
         self._sampler.close()
         self.emit = None
 

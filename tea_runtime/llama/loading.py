@@ -36,20 +36,14 @@ def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:
     return path
 
 
-def check_text(profile: ModelProfile, path: Path) -> None:
-    """Check that a file is a model that can write text."""
+def check_text(profile: ModelProfile, path: Path, *, vectors: bool = False) -> None:
+    """Check that a file is a model that can write text, or (`vectors`) one for embeddings at least."""
     from tea_models.profile.kind import why_no_chat
 
-    reason = why_no_chat(profile.kind.value)
+    reason = None if vectors and profile.kind.value == "embedding" else why_no_chat(profile.kind.value)
     if reason is not None:
         hint = "`tea-models inspect` shows what a file is, `tea-models list` what else there is"
         raise UnsupportedError(f"{path.name}: {reason}", hint=hint)
-
-
-def check_vectors(profile: ModelProfile, path: Path) -> None:
-    """Check that a file is a model that can make embeddings; every one that can write text is."""
-    if profile.kind.value != "embedding":
-        check_text(profile, path)
 
 
 def describe(path: Path, plan: RunPlan) -> str:
@@ -76,7 +70,6 @@ class LoadRecorder:
         self.plan: RunPlan | None = None
 
     def opened(self, context: Context) -> None:
-        """Remember a context."""
         self._opened = context
 
     def used(self) -> None:

@@ -191,11 +191,11 @@ class Contents:
 
     def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
         """The prompt; a null content (beside tool calls) becomes an empty one where the template needs a text."""
-        if all(message.get("content") is not None for message in messages):
-            return self._render(messages=messages, **given)
         try:
             return self._render(messages=messages, **given)
         except TemplateError:
+            if all(message.get("content") is not None for message in messages):
+                raise
             filled = [{**message, "content": ""} if message.get("content") is None else message for message in messages]
             return self._render(messages=filled, **given)
 

@@ -79,7 +79,6 @@ class Vocabulary:
 
     @functools.cached_property
     def _longest(self) -> int:
-        """Bytes of the longest token."""
         names = (self._engine.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.size))
         return max(1, *map(len, names))
 

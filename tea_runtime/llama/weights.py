@@ -65,16 +65,14 @@ class Weights:
         self.recurrent = bool(engine.llama_model_is_recurrent(pointer) or engine.llama_model_is_hybrid(pointer))
         self._free = weakref.finalize(self, free, functools.partial(engine.llama_model_free, pointer))
         self._free.atexit = False  # the engine's thread sees to it where it matters
-        architecture = self.metadata("general.architecture")
-        original = self.metadata(f"{architecture}.rope.scaling.original_context_length") or ""
+        original = self._metadata(f"{self._metadata('general.architecture')}.rope.scaling.original_context_length")
         #: The context before RoPE scaling, where the header has one.
         self.original_context = int(original) if original.isdecimal() else None
 
-    def metadata(self, key: str) -> str | None:
-        """A value of the header as text, or None."""
+    def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
-        length = llama().llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+        llama().llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Free the weights now. Every context on them must be closed before, and nobody may use their vocabulary."""

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 
 class AnswerForm:
-    """How the answers to one request look."""
-
     def __init__(self, model: str, *, chat: bool) -> None:
         self._chat = chat
+        self._object, self._chunk = ("chat.completion", "chat.completion.chunk") if chat else ("text_completion",) * 2
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
             "created": int(time.time()),
@@ -26,10 +25,9 @@ class AnswerForm:
         }
 
     def whole(self, results: Sequence[LlmCallResult]) -> dict[str, Any]:
-        """All answers in one document."""
         return {
             **self._head,
-            "object": "chat.completion" if self._chat else "text_completion",
+            "object": self._object,
             "choices": [self._choice(result, index) for index, result in enumerate(results)],
             **_figures(results),
         }
@@ -39,7 +37,6 @@ class AnswerForm:
         return self._event(index, {"role": "assistant", "content": ""}) if self._chat else ""
 
     def piece(self, index: int, text: str) -> str:
-        """The event of a piece of text."""
         return self._event(index, {"content": text} if self._chat else {"text": text})
 
     def end(self, index: int, result: LlmCallResult) -> Iterator[str]:
@@ -50,12 +47,7 @@ class AnswerForm:
         yield self._event(index, last, result.finish_reason, logprobs=self._logprobs(result))
 
     def usage(self, results: Sequence[LlmCallResult]) -> str:
-        """The event with the usage of all answers."""
         return event({**self._head, "object": self._chunk, "choices": [], **_figures(results)})
-
-    @property
-    def _chunk(self) -> str:
-        return "chat.completion.chunk" if self._chat else "text_completion"
 
     def _event(self, index: int, part: Mapping[str, Any], reason: str | None = None, **more: Any) -> str:
         content = {"delta": part} if self._chat else part
@@ -95,5 +87,4 @@ def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
 
 
 def event(document: Mapping[str, Any]) -> str:
-    """A server-sent event."""
     return f"data: {json.dumps(document)}\n\n"

@@ -15,18 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tea_models.errors import TeaModelsError, UsageError
+from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
 from tea_runtime.aio import in_thread
 from tea_runtime.server import requests as wire
 from tea_runtime.server.answers import AnswerForm, event
-from tea_runtime.server.errors import (
-    BusyError,
-    NotAuthenticatedError,
-    ServerEndingError,
-    TooLargeError,
-    document,
-    failure,
-)
+from tea_runtime.server.errors import NotAuthenticatedError, TooLargeError, document, failure
 from tea_runtime.server.gate import Gate
 from tea_runtime.server.job import Job
 from tea_runtime.server.metrics import Metrics
@@ -112,7 +105,7 @@ class _Endpoint:
     def end(self) -> None:
         """End everything that is being generated; for any thread."""
         for job in tuple(self._jobs):
-            job.end_from_outside(ServerEndingError("the server is ending"))
+            job.end_from_outside(NotAvailableError("the server is ending"))
 
     def answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Check the key, and turn what a handler raises into an error as OpenAI's API writes it."""
@@ -166,16 +159,15 @@ class _Endpoint:
         """What a backend makes of some texts, and the rest of the answer."""
         model = self._pool.find(body.get("model"))
         async with self._pool.use(model) as backend:
-            found = await in_thread(lambda: ask(backend))
-            count = getattr(backend, "count_tokens", None)
-            tokens = await in_thread(lambda: sum(map(count, texts))) if count else 0
+            count = getattr(backend, "count_tokens", lambda _text: 0)
+            found, tokens = await in_thread(lambda: (ask(backend), sum(map(count, texts))))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return found, {"object": "list", "model": model.name, "usage": usage}
 
     async def _generate(self, request: Request, wanted: GenerationRequest) -> Response:
         model = self._pool.find(wanted.model)
         if len(self._jobs) >= MAX_JOBS:
-            raise BusyError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
+            raise NotAvailableError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
         job = Job(wanted.asked)
         self._jobs.add(job)
         started = time.perf_counter()

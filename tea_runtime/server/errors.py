@@ -13,22 +13,10 @@ class NotAuthenticatedError(UsageError):
 
 
 class NotServedError(UsageError):
-    """A model is asked for that is not served."""
+    pass
 
 
 class TooLargeError(UsageError):
-    pass
-
-
-class ClientGoneError(UsageError):
-    pass
-
-
-class ServerEndingError(NotAvailableError):
-    pass
-
-
-class BusyError(NotAvailableError):
     pass
 
 
@@ -55,5 +43,4 @@ def document(error: TeaModelsError) -> tuple[int, dict[str, Any]]:
 
 
 def failure(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    """A document for a failure."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -37,7 +37,6 @@ class Gate:
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with 403."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -8,7 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from tea_runtime.aio import AsyncLlmStream, in_thread
-from tea_runtime.server.errors import ClientGoneError
+from tea_runtime.errors import CancelledCallError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -32,21 +32,16 @@ class Job:
         """All answers as a whole; when the client goes away they are given up."""
         self._start(self._whole(backend))
         self._start(self._watch(request))
-        results: list[LlmCallResult] = await self._next()
+        results: list[LlmCallResult] = await self.next()
         return results
 
     def start_streams(self, backend: LlmBackend) -> None:
-        """Begin to make all answers piece by piece."""
         for index, (params, messages) in enumerate(self._asked):
             stream = AsyncLlmStream(functools.partial(backend.generate, params, messages))
             self._start(self._pieces(index, stream))
 
-    async def next(self) -> tuple[int, str | LlmCallResult]:
+    async def next(self) -> Any:
         """The number of an answer with its next piece of text, or its result; raises what ended the job."""
-        piece: tuple[int, str | LlmCallResult] = await self._next()
-        return piece
-
-    async def _next(self) -> Any:
         item = await self._queue.get()
         if isinstance(item, BaseException):
             raise item
@@ -86,4 +81,4 @@ class Job:
         with contextlib.suppress(RuntimeError):  # the answer is out already
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            self.end(ClientGoneError("the client went away"))
+            self.end(CancelledCallError("the client went away"))

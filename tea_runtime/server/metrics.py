@@ -46,11 +46,9 @@ class Metrics:
         self._loaded = make(Gauge, "1 for a model that is in memory.", "tea:model_loaded")
 
     def first(self, model: str, seconds: float) -> None:
-        """A stream has begun."""
         self._first.labels(model).observe(seconds)
 
     def finished(self, model: str, results: Sequence[LlmCallResult], seconds: float) -> None:
-        """A request was answered."""
         self._whole.labels(model).observe(seconds)
         for result in results:
             usage, timings = result.usage or {}, result.timings or {}
