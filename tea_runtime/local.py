@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
+from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.user_settings import UserSettings
@@ -26,7 +27,6 @@ from tea_runtime.llama.generation import Generation, ToolTextFilter
 from tea_runtime.llama.loading import (
     LoadRecorder,
     check_text,
-    default_settings,
     describe,
     find_file,
 )
@@ -89,7 +89,7 @@ class LocalLlmBackend(LlmBackend):
         settings: Settings | None = None,
     ) -> None:
         llama()
-        settings = settings or default_settings()
+        settings = Caller.of(settings).settings
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
         user = UserSettings.of(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.llama.loading import default_settings
-
 if TYPE_CHECKING:
     import os
 
@@ -35,7 +33,7 @@ def get_model_info(model_path: str | os.PathLike[str], *, settings: Settings | N
     from tea_models import resolve_profile
 
     reference = model_path if isinstance(model_path, str) else Path(model_path)
-    profile = resolve_profile(reference, settings=settings or default_settings())
+    profile = resolve_profile(reference, settings=settings)
     architecture = profile.architecture.value
     return {
         "n_ctx": profile.context_length.value,

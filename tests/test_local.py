@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from tea_models import Settings, pull, resolve_profile
-from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
+from tea_models.errors import (
+    IntegrityError,
+    MalformedGGUFError,
+    MissingFileError,
+    TeaModelsError,
+    TemplateError,
+    UsageError,
+)
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
 from tea_runtime.errors import ContextOverflowError, GenerationError, LlmError, UnsupportedError
@@ -475,7 +482,7 @@ def test_a_folder_is_no_model(tmp_path):
 def test_messages_that_hold_themselves_are_refused(speaker):
     part = {"type": "text", "text": "x"}
     part["part"] = part
-    with pytest.raises(UsageError, match="nested too deeply"):
+    with pytest.raises(TemplateError, match="Circular reference"):
         speaker.chat([{"role": "user", "content": [part]}])
 
 

@@ -53,7 +53,7 @@ class GrowingContext:
 
     def __init__(self, weights: Weights, spec: ModelSpec, abort: AbortFlag, recorder: LoadRecorder | None) -> None:
         self._weights = weights
-        self._spec = spec
+        self.spec = spec
         self._abort = abort
         self._recorder = recorder
         # The sequences of the context that is open.
@@ -68,7 +68,7 @@ class GrowingContext:
 
     @property
     def n_ctx(self) -> int:
-        return self._spec.settings.n_ctx
+        return self.spec.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
         """See to a context with room for some tokens, as far as the plan allows; None if there is no room for it now.
@@ -76,7 +76,7 @@ class GrowingContext:
         Sequences that nobody uses don't get the room for the `reserved` of these tokens, which are still to come.
         The result says of each sequence of an old context what became of it in a new one (None: nothing).
         """
-        size = enlarged(self.size or self._spec.start, cells, self.n_ctx)
+        size = enlarged(self.size or self.spec.start, cells, self.n_ctx)
         if size == self.size:
             return {}
         if not self.may_open(size):
@@ -142,10 +142,10 @@ class GrowingContext:
         return moved
 
     def _open(self, n_ctx: int) -> SequencePool:
-        settings = replace(self._spec.settings, n_ctx=n_ctx)
+        settings = replace(self.spec.settings, n_ctx=n_ctx)
         count = MOST_SEQUENCES
-        if self._spec.budget is not None and (self._weights.recurrent or self._weights.n_swa):
-            count = self._affordable(settings, self._spec.budget)
+        if self.spec.budget is not None and (self._weights.recurrent or self._weights.n_swa):
+            count = self._affordable(settings, self.spec.budget)
         context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
         self.pool = SequencePool(context)
         if self._recorder is not None:

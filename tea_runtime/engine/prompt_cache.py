@@ -34,6 +34,8 @@ _logger = logging.getLogger("tea_runtime")
 
 # What evaluating again costs less than a file.
 _LEAST_SAVED = 128
+# Bytes that the files of one model may take.
+_LIMIT = 1024**3
 # Seconds after which nobody still writes a file.
 _ABANDONED = 3600
 # How a file begins (llama.h, LLAMA_STATE_SEQ_MAGIC): magic, version, number of tokens, tokens.
@@ -46,14 +48,12 @@ class PromptCache:
     """The prompts of one model, for one engine and one way to open contexts."""
 
     folder: Path
-    #: Bytes that the files may take.
-    limit: int = 1024**3
 
     @classmethod
-    def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings, limit: int = 1024**3) -> PromptCache:
+    def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings) -> PromptCache:
         """The cache for a model and an engine; what changes a state is part of the key."""
         key = json.dumps([model, engine, settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full])
-        return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
+        return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32])
 
     def load(self, pool: SequencePool, tokens: list[int]) -> None:
         """Put the file that has most in common with a prompt into a sequence, if that saves enough."""
@@ -88,7 +88,7 @@ class PromptCache:
         temporary = self.folder / f".{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if size > self.limit or shutil.disk_usage(self.folder).free < 2 * size:
+            if size > _LIMIT or shutil.disk_usage(self.folder).free < 2 * size:
                 return
             self._make_room(size, tokens)
             if context.save(held.id, temporary, tokens):
@@ -122,7 +122,7 @@ class PromptCache:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink()
-        left = self.limit - size - sum(entry[1] for entry in entries)
+        left = _LIMIT - size - sum(entry[1] for entry in entries)
         for _, taken, path in sorted(entries):
             if left >= 0:
                 return

@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, UsageError
-from tea_models.settings import Settings
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from tea_models.plan.types import RunPlan
     from tea_models.profile.facts import ModelProfile
+    from tea_models.settings import Settings
     from tea_runtime.llama.context import Context
-
-
-def default_settings() -> Settings:
-    """The settings of this process: its environment and working directory."""
-    return Settings.resolve(os.environ, cwd=Path.cwd())
 
 
 def find_file(model: str | os.PathLike[str], settings: Settings) -> Path:

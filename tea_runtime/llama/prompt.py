@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
-from tea_runtime.llama.vocabulary import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,8 +41,8 @@ class ControlTokens:
     def __init__(self, vocabulary: Vocabulary, template: str) -> None:
         engine = llama()
         hard = engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN
-        #: Parsed by llama.cpp only where special tokens are asked for.
-        self.control: dict[str, int] = {}
+        #: All of them.
+        self.tokens: dict[str, int] = {}
         #: Parsed by llama.cpp always.
         self.defined: dict[str, int] = {}
         #: Tokens that plain text must not give. (An unknown token may stand for a character that is in no other.)
@@ -51,7 +50,7 @@ class ControlTokens:
         for text, token in vocabulary.specials.items():
             attributes = vocabulary.attributes(token)
             if attributes & hard:
-                self.control[text] = token
+                self.tokens[text] = token
             elif vocabulary.is_end(token) or (
                 text in template and _MARK_SHAPE.match(text) and not _TEMPLATE_LOGIC.search(text)
             ):
@@ -60,7 +59,7 @@ class ControlTokens:
                 continue
             if not attributes & engine.LLAMA_TOKEN_ATTR_UNKNOWN:
                 self.reserved.add(token)
-        self.tokens = self.control | self.defined
+        self.tokens |= self.defined
         self._lengths = sorted({len(text) for text in self.tokens}, reverse=True)
         firsts = "".join(re.escape(first) for first in sorted({text[0] for text in self.tokens}))
         self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
@@ -98,10 +97,6 @@ class ChatPrompt:
     ) -> list[int]:
         """The prompt as it goes to the model."""
         given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
-        try:
-            _check_texts(given)
-        except RecursionError:
-            raise UsageError("messages: they are nested too deeply, or hold themselves") from None
         given["messages"] = self._contents.arranged(messages)
         segments = self._contents.render(**given)
         text = "".join(segment.text for segment in segments)
@@ -149,21 +144,6 @@ class ChatPrompt:
             if self._texts.reserved.isdisjoint(tokens):
                 return tokens
         raise UnsupportedError(f"this vocabulary can't write a control token's text as plain text: {text!r:.80}")
-
-
-def _check_texts(value: Any) -> None:
-    """Check that what a template is given is plain data with whole characters."""
-    if isinstance(value, str):
-        encode(value)
-    elif hasattr(value, "items"):
-        for key, item in value.items():
-            _check_texts(key)
-            _check_texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_texts(item)
-    elif not isinstance(value, int | float | bool | None):
-        raise UsageError(f"messages: expected texts, numbers, lists and mappings, found {type(value).__name__}")
 
 
 class Contents:
