@@ -302,8 +302,9 @@ class LocalLlmBackend(LlmBackend):
     # How it does it ---------------------------------------------------------------------------------------------------
 
     def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
-        timeout = prepared.generation.params.timeout
-        request = TextRequest(prepared.generation, self._owner, timeout, pieces=pieces)
+        request = TextRequest(prepared.generation, self._owner)
+        if pieces:
+            prepared.generation.emit = request.put
         self._model_in_use().submit(request)
         return request
 

@@ -480,10 +480,10 @@ def test_a_folder_is_no_model(tmp_path):
 
 
 def test_messages_that_hold_themselves_are_refused(speaker):
-    part = {"type": "text", "text": "x"}
-    part["part"] = part
+    message = {"role": "user", "content": "x"}
+    message["more"] = message
     with pytest.raises(TemplateError, match="Circular reference"):
-        speaker.chat([{"role": "user", "content": [part]}])
+        speaker.chat([message])
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -293,6 +293,7 @@ def test_a_server_that_ends_tells_the_clients_that_wait(stream):
         waiting.start()
         while not served.backend.seen:
             time.sleep(0.01)
+        time.sleep(0.2)  # until its first piece has arrived
         served.server.config.app.state.end()
         waiting.join()
         assert "the server is ending" in answers[0].text

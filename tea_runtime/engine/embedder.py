@@ -31,9 +31,8 @@ class EmbedRequest(Request[list[list[float]]]):
     """A request for vectors, or for the scores of a reranker."""
 
     def __init__(self, texts: Sequence[list[int]], owner: object) -> None:
-        super().__init__()
+        super().__init__(owner=owner)
         self.texts = texts
-        self.owner = owner
         self.vectors: dict[int, list[float]] = {}
 
 

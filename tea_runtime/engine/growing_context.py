@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.engine.prompt_cache import PromptCache
     from tea_runtime.llama.context import AbortFlag
-    from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights
 
 _logger = logging.getLogger("tea_runtime")
@@ -51,11 +50,10 @@ class ModelSpec:
 class GrowingContext:
     """Only for the engine's thread."""
 
-    def __init__(self, weights: Weights, spec: ModelSpec, abort: AbortFlag, recorder: LoadRecorder | None) -> None:
+    def __init__(self, weights: Weights, spec: ModelSpec, abort: AbortFlag) -> None:
         self._weights = weights
         self.spec = spec
         self._abort = abort
-        self._recorder = recorder
         # The sequences of the context that is open.
         self.pool: SequencePool | None = None
         # Asked before a context of a size is opened, whether there is room for it now.
@@ -103,11 +101,7 @@ class GrowingContext:
         return moved
 
     def _save(self, pool: SequencePool, n_ctx: int, folder: str | None) -> dict[HeldSequence, Path | None]:
-        """The files of what is to be carried over, those in use first and the longest first.
-
-        Copying takes milliseconds where evaluating again takes seconds, and the continuation is the same to the last
-        bit. What can't be taken along is evaluated again.
-        """
+        """The files of what is carried over, those in use first and the longest first; the rest is evaluated again."""
         original = self._weights.original_context
         # Beyond the original context of a LongRoPE model, llama.cpp uses other factors for every position.
         may_carry = folder is not None and not (original and pool.context.n_ctx <= original < n_ctx)
@@ -146,10 +140,7 @@ class GrowingContext:
         count = MOST_SEQUENCES
         if self.spec.budget is not None and (self._weights.recurrent or self._weights.n_swa):
             count = self._affordable(settings, self.spec.budget)
-        context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
-        self.pool = SequencePool(context)
-        if self._recorder is not None:
-            self._recorder.opened(context)
+        self.pool = SequencePool(Context(self._weights, replace(settings, n_seq_max=count), self._abort))
         return self.pool
 
     def _affordable(self, settings: EngineSettings, budget: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -26,8 +24,17 @@ class Model:
     `submit`, `leave` and `leave_later` are for any thread, the rest is for the engine's.
     """
 
-    def __init__(self, thread: EngineThread, weights: Weights, spec: ModelSpec, recorder: LoadRecorder | None) -> None:
+    def __init__(
+        self,
+        thread: EngineThread,
+        key: tuple[Any, ...],
+        weights: Weights,
+        spec: ModelSpec,
+        recorder: LoadRecorder | None,
+    ) -> None:
         self._thread = thread
+        #: The file, as it was, and how it was loaded: models with the same share their weights.
+        self.key = key
         self.spec = spec
         self.weights = weights
         self.vocabulary = Vocabulary(weights, limit=spec.settings.n_ctx)
@@ -104,35 +111,23 @@ class Model:
             self.texts.memory.may_open = self.vectors.may_open = lambda _tokens: False
 
 
-# Weights that are loaded, for as long as something refers to them.
-_weights: weakref.WeakValueDictionary[tuple[Any, ...], Weights] = weakref.WeakValueDictionary()
-
-
 def open_model(spec: ModelSpec, owner: object, recorder: LoadRecorder | None = None) -> Model:
-    """Load a model, or share the one that this process has open for the same file and plan.
-
-    `owner` stands for the backend that uses it, until it calls `Model.leave`. Of several backends the first one's
-    `recorder` is told what contexts take.
-    """
+    """Load a model, or share the one that is open for the same file and plan; `owner` stands for the backend."""
     if "\0" in str(spec.path):
         raise UsageError(f"model path {str(spec.path)!r}: a path can't hold a NUL character")
-    real = spec.path.resolve()
+    real, settings = spec.path.resolve(), spec.settings
     stat = real.stat()
-    load_settings = (spec.settings.n_gpu_layers, spec.settings.use_mmap, spec.settings.use_mlock)
-    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, *load_settings)
+    key = (real, stat.st_size, stat.st_mtime_ns, settings.n_gpu_layers, settings.use_mmap, settings.use_mlock)
     thread = engine()
 
     def load(request: Request[Model]) -> Model:
-        model: Model
-        weights = _weights.get(key)
-        for model in thread.models:
-            if model.spec == spec and model.weights is weights:
-                break
-        else:
+        same: list[Model] = [model for model in thread.models if model.key == key]
+        model = next((model for model in same if model.spec == spec), None)
+        if model is None:
+            weights = same[0].weights if same else None
             if weights is None:
-                weights = Weights(spec.path, spec.settings, cancelled=lambda: request.cancelled, free=thread.post)
-                _weights[key] = weights
-            model = Model(thread, weights, spec, recorder)
+                weights = Weights(spec.path, settings, cancelled=lambda: request.cancelled, free=thread.post)
+            model = Model(thread, key, weights, spec, recorder)
             thread.models.append(model)
         model.owners.add(owner)
         return model

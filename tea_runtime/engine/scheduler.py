@@ -35,17 +35,12 @@ _LEAST_PIECE = 16
 
 
 class TextRequest(Request["Generation"]):
-    def __init__(
-        self, generation: Generation, owner: object, timeout: float | None = None, *, pieces: bool = False
-    ) -> None:
-        super().__init__(timeout)
+    def __init__(self, generation: Generation, owner: object) -> None:
+        super().__init__(generation.params.timeout, owner)
         self.generation = generation
-        self.owner = owner
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
-        if pieces:
-            generation.emit = self.put
 
     @property
     def prefilling(self) -> bool:
@@ -67,7 +62,7 @@ class Scheduler:
         self._weights = weights
         self._prompt_cache = spec.prompt_cache
         self._recorder = recorder
-        self.memory = GrowingContext(weights, spec, engine.abort, recorder)
+        self.memory = GrowingContext(weights, spec, engine.abort)
         # No request is let in, because somebody else waits for the room.
         self.hold = False
         self._waiting: deque[TextRequest] = deque()
@@ -135,8 +130,8 @@ class Scheduler:
             for request in members:
                 self._lose(request)
             return
-        except NoRoomError:
-            self._make_room_by_force()
+        except NoRoomError as error:
+            self._make_room_by_force(error)
             return
         finally:
             self._engine.set_step()
@@ -148,7 +143,7 @@ class Scheduler:
                 self._choose(context, request, index)
         self._cells = self._pool.cells
         if self._recorder is not None:
-            self._recorder.used()
+            self._recorder.used(context)
 
     def _compose(self, context: Context) -> list[tuple[TextRequest, int, int | None]]:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
@@ -324,16 +319,14 @@ class Scheduler:
                 return None if grown else context  # there will be room; or it ends at the edge of the context
             self._lose(self._running[-1])
 
-    def _make_room_by_force(self) -> None:
+    def _make_room_by_force(self, error: NoRoomError) -> None:
         """llama.cpp found no room although there should be some: fewer sequences."""
-        request = self._running[-1]
         if idle := self._pool.idle:
             self._pool.drop(idle[0])
         elif len(self._running) > 1:
-            self._lose(request)
+            self._lose(self._running[-1])
         else:
-            tokens = len(request.generation.tokens)
-            self._give_up(request, ContextOverflowError(prompt_tokens=tokens, n_ctx=self.size))
+            self._give_up(self._running[0], error)
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""

@@ -33,7 +33,9 @@ _LAST_STEP = 10.0
 class Request(Generic[T]):
     """Work for the engine's thread. One thread waits for it, `timeout` seconds at most; any thread may cancel it."""
 
-    def __init__(self, timeout: float | None = None) -> None:
+    def __init__(self, timeout: float | None = None, owner: object = None) -> None:
+        #: The backend that it belongs to.
+        self.owner = owner
         #: Requests that were made earlier have smaller ones.
         self.number = next(_numbers)
         #: Nobody waits for it any more; the engine drops it.
@@ -72,13 +74,17 @@ class Request(Generic[T]):
         try:
             with scope.running(self.cancel) if scope is not None else nullcontext():
                 while True:
-                    kind, value = self._next()
+                    left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
+                    kind, value = self._items.get(timeout=left)
                     if kind == "result":
                         result: T = value
                         return result
                     if kind == "error":
                         raise value  # noqa: TRY301 - of the engine's thread
                     yield value
+        except Empty:
+            self.cancel()
+            raise AnswerTimeoutError(f"no whole answer within {self._timeout:g} seconds (timeout)") from None
         except BaseException:
             if not self.done:
                 self.cancel()
@@ -93,13 +99,6 @@ class Request(Generic[T]):
                 result: T = end.value
                 return result
 
-    def _next(self) -> tuple[str, Any]:
-        left = None if self._deadline is None else self._deadline - time.monotonic()
-        try:
-            return self._items.get(timeout=None if left is None else max(left, 0))
-        except Empty:
-            raise AnswerTimeoutError(f"no whole answer within {self._timeout:g} seconds (timeout)") from None
-
 
 class EngineThread:
     """Runs functions and models' steps in one thread, which is started by the first of them."""
@@ -110,21 +109,20 @@ class EngineThread:
         #: Ends the step that is running; made with the thread.
         self.abort: AbortFlag
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        #: Lets the thread run a function, some time. Safe in a garbage collector's finalizer.
+        self.post = self._inbox.put
         self._ending = False
-        self._forked = False
+        #: This is the copy of the engine in a forked process.
+        self.forked = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         # Who is in the step that is running, for `_cancelled`; the lock keeps the flag from hitting the next step.
         self._step_lock = threading.Lock()
         self._in_step: tuple[Request[Any], ...] = ()
 
-    def post(self, work: Callable[[], None]) -> None:
-        """Let the thread run a function, some time. Safe in a garbage collector's finalizer."""
-        self._inbox.put(work)
-
     def submit(self, request: Request[Any], work: Callable[[], None]) -> None:
         """Let the thread run a function that begins a request."""
-        if self._forked:
+        if self.forked:
             # The threads of llama.cpp are not there in a fork: whoever waits for them waits for ever.
             raise LlmError(
                 "a model can't be used in a process that was forked after it was loaded",
@@ -159,11 +157,7 @@ class EngineThread:
         """End the running step, if all whose tokens are in it have gone."""
         with self._step_lock:
             if self._in_step and all(request.cancelled for request in self._in_step):
-                self.abort.raise_()
-
-    def forked(self) -> None:
-        """Refuse everything from now on: this is the copy of the engine in a forked process."""
-        self._forked = True
+                self.abort.set(ended=True)
 
     def shutdown(self) -> None:
         """End the thread; what is running ends at the next operation."""
@@ -171,7 +165,7 @@ class EngineThread:
             return
         with self._step_lock:
             self._ending = True
-            self.abort.raise_()
+            self.abort.set(ended=True)
         self.post(lambda: None)  # wakes it
         self._thread.join(_LAST_STEP)
 
@@ -180,7 +174,7 @@ class EngineThread:
         with self._step_lock:
             self._in_step = tuple(requests)
             if not self._ending:
-                self.abort.lower()
+                self.abort.set(ended=False)
 
     def _run(self) -> None:
         while not self._ending:
@@ -219,7 +213,7 @@ def engine() -> EngineThread:
 
 def _after_fork() -> None:
     global _engine  # noqa: PLW0603 - there is one a process; a fork has none of the threads, and locks may be held
-    _engine.forked()
+    _engine.forked = True
     _engine = EngineThread()
 
 

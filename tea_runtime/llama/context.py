@@ -44,12 +44,9 @@ class AbortFlag:
         self.data = ctypes.cast(self._text, ctypes.c_void_p)
         self.callback = ctypes.cast(ctypes.CDLL(None).strlen, llama().ggml_abort_callback)
 
-    def raise_(self) -> None:
-        """End what is being evaluated, and everything after it until `lower`."""
-        self._text[0] = b"\x01"
-
-    def lower(self) -> None:
-        self._text[0] = b"\x00"
+    def set(self, *, ended: bool) -> None:
+        """End what is being evaluated, and everything after it; or let evaluations run again."""
+        self._text[0] = b"\x01" if ended else b"\x00"
 
 
 class Context:
@@ -87,10 +84,7 @@ class Context:
         self._free.atexit = False  # the engine's thread may still compute with it when the process ends
 
     def evaluate(self) -> None:
-        """Compute the batch, and begin an empty one.
-
-        After a NoRoomError nothing is changed; after an AbortedError the sequences in the batch are in no known state.
-        """
+        """Compute the batch, and begin an empty one. NoRoomError: nothing is changed; other errors: no known state."""
         struct = self.batch.take()
         with log.capture() as lines:
             code = self._engine.llama_decode(self.pointer, struct)
@@ -187,9 +181,7 @@ class Batch:
     def __init__(self, engine: Any, size: int) -> None:
         import numpy as np
 
-        self._token = np.zeros(size, np.int32)
-        self._position = np.zeros(size, np.int32)
-        self._sequence = np.zeros(size, np.int32)
+        self._token, self._position, self._sequence = np.zeros((3, size), np.int32)
         self._output = np.zeros(size, np.int8)
         self._places = np.arange(size, dtype=np.int32)
         # Each token is in one sequence: pointers to the elements of the array above, which never change.
@@ -213,10 +205,7 @@ class Batch:
         return len(self._token) - self.count
 
     def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
-        """Put tokens of a sequence in, the first of them at `position` of it; the place of the last one in the batch.
-
-        `output`: the logits (or the embedding) of the last one are wanted; `every`: those of all.
-        """
+        """Put tokens of a sequence in; the place of the last one, whose `output` is wanted, or that of `every` one."""
         start, end = self.count, self.count + len(tokens)
         if len(tokens) == 1:
             self._token[start], self._position[start] = tokens[0], position

@@ -43,35 +43,29 @@ def check_text(profile: ModelProfile, path: Path, *, vectors: bool = False) -> N
 
 def describe(path: Path, plan: RunPlan) -> str:
     """One line that says how a model was loaded, and why so."""
-    chosen, memory = plan.settings, plan.memory
+    chosen, use = plan.settings, plan.memory.use
     why = {decision.setting: decision.source for decision in plan.decisions}
-    parts = [
-        f"n_ctx {chosen.n_ctx:,} ({why.get('n_ctx', 'default')})",
-        f"{chosen.n_threads} threads ({why.get('n_threads', 'default')})",
-        f"{chosen.n_gpu_layers} GPU layers ({why.get('n_gpu_layers', 'default')})",
-        f"KV {chosen.type_k}/{chosen.type_v}",
-        f"memory {memory.use.total / 2**20:,.0f} of {memory.budget / 2**20:,.0f} MiB ({memory.use.method})",
-    ]
-    return f"loaded {path.name}: " + ", ".join(parts)
+    texts = {"n_ctx": f"n_ctx {chosen.n_ctx:,}", "n_threads": f"{chosen.n_threads} threads"}
+    texts["n_gpu_layers"] = f"{chosen.n_gpu_layers} GPU layers"
+    settings = ", ".join(f"{text} ({why.get(name, 'default')})" for name, text in texts.items())
+    memory = f"memory {use.total / 2**20:,.0f} of {plan.memory.budget / 2**20:,.0f} MiB ({use.method})"
+    return f"loaded {path.name}: {settings}, KV {chosen.type_k}/{chosen.type_v}, {memory}"
 
 
 class LoadRecorder:
-    """Records each context that is opened, for `tea-models plan` and `doctor`, once its buffers have been touched."""
+    """Records what contexts take, for `tea-models plan` and `doctor`, once their buffers have been touched."""
 
     def __init__(self, store_dir: Path) -> None:
         self._store_dir = store_dir
         self._before = resident()
-        self._opened: Context | None = None
+        self._recorded: Context | None = None
         self.plan: RunPlan | None = None
 
-    def opened(self, context: Context) -> None:
-        self._opened = context
-
-    def used(self) -> None:
-        """Write what the context took that was opened last."""
-        context, self._opened = self._opened, None
-        if context is None or self.plan is None:
+    def used(self, context: Context) -> None:
+        """Write what a context took in which something was evaluated, once."""
+        if context is self._recorded or self.plan is None:
             return
+        self._recorded = context
         from tea_models.plan.observed import record_load
         from tea_runtime.llama.engine import llama
 

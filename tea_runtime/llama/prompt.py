@@ -147,11 +147,7 @@ class ChatPrompt:
 
 
 class Contents:
-    """Brings the contents of messages into the form that a template takes.
-
-    A list of text parts stays one where the template renders it, so that the prompt is what `transformers` renders;
-    elsewhere the texts are joined, as templates that take a list do it themselves.
-    """
+    """Brings contents into the form that a template takes: parts where it renders them, as `transformers` has it."""
 
     def __init__(self, render: Callable[..., list[Segment]]) -> None:
         self._render = render
@@ -199,15 +195,13 @@ def joined_texts(parts: Sequence[Any], index: int) -> str:
     texts = []
     for place, part in enumerate(parts):
         where = f"messages[{index}].content[{place}]"
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if not isinstance(kind, str):
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
+        if not isinstance(kind, str) or (kind == "text" and not isinstance(text, str)):
             raise UsageError(f'{where}: expected a part such as {{"type": "text", "text": "…"}}, found {part!r:.60}')
         if kind != "text":
             raise UnsupportedError(
                 f"{where}: a local model gets text only, found a part of type {kind!r}",
                 hint="leave the part out, or use a server for models with eyes and ears (backend: api)",
             )
-        if not isinstance(part.get("text"), str):
-            raise UsageError(f"{where}.text: expected a text, found {type(part.get('text')).__name__}")
-        texts.append(part["text"])
+        texts.append(str(text))
     return "".join(texts)

@@ -193,7 +193,6 @@ def _with_stderr(work: Callable[[], Any]) -> tuple[Any, str]:
         return result, held.read().decode("utf-8", "replace")
 
 
-def _free(engine: Any, chain: Any, grammar: Any) -> None:
-    engine.llama_sampler_free(chain)
-    if grammar is not None:
-        engine.llama_sampler_free(grammar)
+def _free(engine: Any, *samplers: Any) -> None:
+    for sampler in filter(None, samplers):
+        engine.llama_sampler_free(sampler)

@@ -52,11 +52,7 @@ class Vocabulary:
         return self._piece(token, special)
 
     def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
-        """Turn a text into tokens.
-
-        Texts of control tokens become those tokens only if `special`; `add_special` adds what the header asks for at
-        both ends (BOS, EOS, CLS, SEP).
-        """
+        """Tokens of a text. `special`: control tokens are parsed; `add_special`: what belongs at both ends is added."""
         raw = encode(text)
         self._check_length(len(raw))
         # A token stands for at least one byte, mostly; the tokenizer may add a few at the ends.
@@ -93,10 +89,7 @@ class Vocabulary:
         return tokens
 
     def pair(self, query: str, document: str) -> list[int]:
-        """A pair for a reranker: by the model's own `rerank` template, or `BOS query EOS SEP document EOS`.
-
-        The same rules as llama-server's (format_prompt_rerank).
-        """
+        """Query and document for a reranker, by the same rules as llama-server's `format_prompt_rerank`."""
         if not query or not document:
             raise UsageError(f"{'documents' if query else 'query'}: an empty text can't be scored")
         engine, vocab = self._engine, self._vocab
@@ -116,10 +109,7 @@ class Vocabulary:
 
     @functools.cached_property
     def specials(self) -> dict[str, int]:
-        """Every token that the tokenizer finds in a text before it splits it: text → id.
-
-        These are the control, unknown and user-defined tokens, as in llama.cpp's `cache_special_tokens`.
-        """
+        """Text → id of the tokens that are found in a text before it is split (llama.cpp's `cache_special_tokens`)."""
         engine = self._engine
         wanted = (
             engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN | engine.LLAMA_TOKEN_ATTR_USER_DEFINED

@@ -22,11 +22,7 @@ class LoadCancelledError(Exception):
 
 
 class Weights:
-    """The loaded weights of one file (of shards, the first); freed when nothing refers to them any more.
-
-    `cancelled` is asked again and again while they load. `free` runs the function that frees them; it can be called by
-    the garbage collector.
-    """
+    """The weights of a file (of shards, the first); `free` runs what frees them when nothing refers to them."""
 
     def __init__(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import logging
@@ -16,25 +18,23 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
-from tea_runtime.aio import in_thread
-from tea_runtime.server import requests as wire
-from tea_runtime.server.answers import AnswerForm, event
+from tea_runtime.aio import AsyncLlmStream, in_thread
+from tea_runtime.errors import CancelledCallError
+from tea_runtime.server import wire
 from tea_runtime.server.errors import NotAuthenticatedError, TooLargeError, document, failure
 from tea_runtime.server.gate import Gate
-from tea_runtime.server.job import Job
 from tea_runtime.server.metrics import Metrics
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
     from types import FrameType
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from tea_runtime.backend import LlmBackend, LlmCallResult
+    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, Message
     from tea_runtime.server.pool import ModelPool
-    from tea_runtime.server.requests import GenerationRequest
 
 T = TypeVar("T")
 logger = logging.getLogger("tea_runtime")
@@ -164,14 +164,14 @@ class _Endpoint:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return found, {"object": "list", "model": model.name, "usage": usage}
 
-    async def _generate(self, request: Request, wanted: GenerationRequest) -> Response:
+    async def _generate(self, request: Request, wanted: wire.GenerationRequest) -> Response:
         model = self._pool.find(wanted.model)
         if len(self._jobs) >= MAX_JOBS:
             raise NotAvailableError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
         job = Job(wanted.asked)
         self._jobs.add(job)
         started = time.perf_counter()
-        form = AnswerForm(model.name, chat=wanted.chat)
+        form = wire.AnswerForm(model.name, chat=wanted.chat)
 
         def ended(results: list[LlmCallResult]) -> None:
             self._metrics.finished(model.name, results, time.perf_counter() - started)
@@ -192,6 +192,71 @@ class _Endpoint:
         raise AssertionError
 
 
+class Job:
+    """Some answers, made together; a pair of parameters and messages for each."""
+
+    def __init__(self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]]) -> None:
+        self._asked = asked
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def results(self, backend: LlmBackend, request: Request) -> list[LlmCallResult]:
+        """All answers as a whole; when the client goes away they are given up."""
+        self._start(self._whole(backend))
+        self._start(self._watch(request))
+        results: list[LlmCallResult] = await self.next()
+        return results
+
+    def start_streams(self, backend: LlmBackend) -> None:
+        for index, (params, messages) in enumerate(self._asked):
+            stream = AsyncLlmStream(functools.partial(backend.generate, params, messages))
+            self._start(self._pieces(index, stream))
+
+    async def next(self) -> Any:
+        """The number of an answer with its next piece of text, or its result; raises what ended the job."""
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def end(self, error: TeaModelsError | None = None) -> None:
+        """Give up what is not finished; whoever waits gets the error. For the loop's thread."""
+        for task in self._tasks:
+            task.cancel()
+        if error is not None:
+            self._queue.put_nowait(error)
+
+    def end_from_outside(self, error: TeaModelsError) -> None:
+        """As `end`, for any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.end, error)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._queue.put_nowait(error)
+
+    async def _whole(self, backend: LlmBackend) -> None:
+        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self._asked)))
+
+    async def _pieces(self, index: int, stream: AsyncLlmStream) -> None:
+        async for text in stream:
+            self._queue.put_nowait((index, text))
+        self._queue.put_nowait((index, stream.result))
+
+    async def _watch(self, request: Request) -> None:
+        with contextlib.suppress(RuntimeError):  # the answer is out already
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.end(CancelledCallError("the client went away"))
+
+
 class _EventStream(StreamingResponse):
     """Server-sent events; however they end, what makes them ends too."""
 
@@ -207,8 +272,8 @@ class _EventStream(StreamingResponse):
 async def _events(
     job: Job,
     piece: tuple[int, str | LlmCallResult],
-    form: AnswerForm,
-    wanted: GenerationRequest,
+    form: wire.AnswerForm,
+    wanted: wire.GenerationRequest,
     ended: Callable[[list[LlmCallResult]], None],
 ) -> AsyncIterator[str]:
     """The events of a stream, as OpenAI's API sends them."""
@@ -228,7 +293,7 @@ async def _events(
                 break
             piece = await job.next()
     except Exception as error:  # noqa: BLE001 - it is told
-        yield event(_told(error)[1])
+        yield wire.event(_told(error)[1])
         return
     ended(results)
     if wanted.usage:

@@ -25,22 +25,17 @@ class Metrics:
         def make(kind: Any, text: str, *names: str, labels: Sequence[str] = (), **options: Any) -> list[Any]:
             return [kind(name, text, ["model_name", *labels], registry=self._registry, **options) for name in names]
 
-        text = "Tokens of prompts that were evaluated."
-        self._prompt_tokens = make(Counter, text, "llamacpp:prompt_tokens", "vllm:prompt_tokens")
-        text = "Tokens of answers."
-        self._answer_tokens = make(Counter, text, "llamacpp:tokens_predicted", "vllm:generation_tokens")
+        self._prompt_tokens = make(Counter, "Evaluated prompt tokens.", "llamacpp:prompt_tokens", "vllm:prompt_tokens")
+        self._answer_tokens = make(Counter, "Tokens of answers.", "llamacpp:tokens_predicted", "vllm:generation_tokens")
         (self._prompt_seconds,) = make(Counter, "Seconds of evaluating prompts.", "llamacpp:prompt_seconds")
         (self._answer_seconds,) = make(Counter, "Seconds of writing answers.", "llamacpp:tokens_predicted_seconds")
-        text = "Requests that were answered."
-        (self._answered,) = make(Counter, text, "vllm:request_success", labels=["finished_reason"])
+        (self._answered,) = make(Counter, "Answered requests.", "vllm:request_success", labels=["finished_reason"])
         text = "Seconds until the first piece of a stream."
         (self._first,) = make(Histogram, text, "vllm:time_to_first_token_seconds", buckets=_SECONDS)
         text = "Seconds until the end of an answer."
         (self._whole,) = make(Histogram, text, "vllm:e2e_request_latency_seconds", buckets=_SECONDS)
-        text = "Requests in the batch."
-        self._running = make(Gauge, text, "llamacpp:requests_processing", "vllm:num_requests_running")
-        text = "Requests that wait for room in the batch."
-        self._waiting = make(Gauge, text, "llamacpp:requests_deferred", "vllm:num_requests_waiting")
+        self._running = make(Gauge, "Running requests.", "llamacpp:requests_processing", "vllm:num_requests_running")
+        self._waiting = make(Gauge, "Waiting requests.", "llamacpp:requests_deferred", "vllm:num_requests_waiting")
         text = "Share of the largest context that is in use."
         self._cache = make(Gauge, text, "llamacpp:kv_cache_usage_ratio", "vllm:kv_cache_usage_perc")
         self._loaded = make(Gauge, "1 for a model that is in memory.", "tea:model_loaded")

@@ -34,10 +34,7 @@ class ServedModel:
 
 
 class ModelPool:
-    """Loads and closes the models of an endpoint; the first one answers requests that name none.
-
-    A model that nobody used for `keep_alive` seconds is closed; with None it stays until others need the room.
-    """
+    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where others need the room."""
 
     def __init__(self, models: Sequence[ServedModel], keep_alive: float | None = None) -> None:
         self.models = list(models)
