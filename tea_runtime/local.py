@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.speed import record_speed
@@ -18,20 +18,17 @@ from tea_runtime.answer_format import call_problem, format_problem, wanted_schem
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.call import LlmStream
 from tea_runtime.engine.embedder import EmbedRequest
-from tea_runtime.engine.growing_context import START, ContextPlan
-from tea_runtime.engine.model import Model, ModelSpec, open_model
+from tea_runtime.engine.growing_context import START, ModelSpec
+from tea_runtime.engine.model import Model, open_model
 from tea_runtime.engine.prompt_cache import PromptCache
 from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.chat_formats import chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.engine import build, llama
-from tea_runtime.llama.generation import Generation
-from tea_runtime.llama.load_record import LoadRecorder
-from tea_runtime.llama.loading import check_text, check_vectors, default_settings, describe, find_file
+from tea_runtime.llama.generation import Generation, ToolTextFilter
+from tea_runtime.llama.loading import LoadRecorder, check_text, describe, find_file
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.rerank import pair_tokens
-from tea_runtime.llama.tool_text import ToolTextFilter
 
 if TYPE_CHECKING:
     import os
@@ -87,7 +84,7 @@ class LocalLlmBackend(LlmBackend):
         settings: Settings | None = None,
     ) -> None:
         llama()
-        settings = settings or default_settings()
+        settings = Caller.of(settings).settings
         self._store_dir, self._speed_recorded = settings.store_dir, False
         recorder = LoadRecorder(settings.store_dir)
         self.model_path = find_file(model_path, settings)
@@ -95,24 +92,24 @@ class LocalLlmBackend(LlmBackend):
         user = UserSettings.of(
             n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, kv_type=kv_type, purpose=purpose
         )
-        check = functools.partial(check_vectors, path=self.model_path)
+        check = functools.partial(check_text, path=self.model_path, vectors=True)
         self.profile, self.plan = plan_model(self.model_path, settings, user, profile=profile, check=check)
         chosen, use = self.plan.settings, self.plan.memory.use
         recorder.plan = self.plan
-        contexts = ContextPlan(
-            chosen,
-            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
-            budget=use.kv_cache + use.compute or None,
-            in_memory=max(16 * 1024 * 1024, use.total // 20),
-            pooling=self._pooling(),
-        )
         cache = None
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
             cache = PromptCache.of(base, model=self._identity(), engine=build(), settings=chosen)
         self._owner = object()
-        spec = ModelSpec(self.model_path, contexts, cache)
-        self._model: Model | None = open_model(spec, self._owner, opened=recorder.opened, used=recorder.used)
+        spec = ModelSpec(
+            self.model_path,
+            chosen,
+            start=chosen.n_ctx if isinstance(n_ctx, int) else START,
+            budget=use.kv_cache + use.compute or None,
+            pooling=self._pooling(),
+            prompt_cache=cache,
+        )
+        self._model: Model | None = open_model(spec, self._owner, recorder)
         self._wanted_format = chat_format
         self._chat: tuple[ChatFormat, ChatPrompt] | None = None
         self._closed = weakref.finalize(self, self._model.leave_later, self._owner)
@@ -214,7 +211,7 @@ class LocalLlmBackend(LlmBackend):
                 f"{self.model_path.name}: it is a model of kind {self._kind}, not a reranker",
                 hint="`tea-models list` shows rerankers; their header says pooling `rank`",
             )
-        pairs = [pair_tokens(model.weights, model.vocabulary, query, one) for one in texts]
+        pairs = [model.vocabulary.pair(query, one) for one in texts]
         return [scores[0] for scores in self._vectors(model, pairs)]
 
     @property
@@ -251,15 +248,10 @@ class LocalLlmBackend(LlmBackend):
     def _kind(self) -> str:
         return self.profile.kind.value
 
-    def _planned(self, kind: type[T]) -> T:
-        """The settings of the plan that weights or contexts are opened with."""
-        chosen = self.plan.settings
-        names = [option.name for option in fields(cast("Any", kind)) if hasattr(chosen, option.name)]
-        return kind(**{name: getattr(chosen, name) for name in names})
-
     def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
-        timeout = prepared.generation.params.timeout
-        request = TextRequest(prepared.generation, self._owner, timeout, pieces=pieces)
+        request = TextRequest(prepared.generation, self._owner)
+        if pieces:
+            prepared.generation.emit = request.put
         self._model_in_use().submit(request)
         return request
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def build_scripted(
     ]
     path.write_bytes(build_gguf(values, tensors))
     return vocabulary
+
+
+def loaded() -> list[tuple[Path, int]]:
+    """The files whose weights this process uses, each with the number of its backends."""
+    from tea_runtime.engine.thread import engine
+
+    users: Counter[Path] = Counter()
+    engine().call(lambda _request: [users.update({model.spec.path: len(model.owners)}) for model in engine().models])
+    return list(users.items())
 
 
 def _floats(values: Any) -> bytes:

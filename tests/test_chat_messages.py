@@ -24,13 +24,13 @@ def called(arguments: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("template", [AS_JSON, AS_TEXT], ids=["object", "text"])
 def test_a_call_that_is_sent_back_reaches_the_model_as_it_was(template: str) -> None:
-    chat_format = ChatFormat(template, "", "custom", (), tools=True)
+    chat_format = ChatFormat(template, "custom", (), tools=True)
     segments = chat_format.render(called('{"city": "Köln"}'))
     assert "".join(segment.text for segment in segments) == '{"city": "Köln"}'
 
 
 def test_an_error_of_a_template_is_not_asked_for_twice() -> None:
-    chat_format = ChatFormat("{{ raise_exception('no') }}", "", "custom", (), tools=True)
+    chat_format = ChatFormat("{{ raise_exception('no') }}", "custom", (), tools=True)
     with pytest.raises(TemplateError, match="no"):
         chat_format.render([{"role": "user", "content": "x"}])
 

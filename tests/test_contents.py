@@ -8,7 +8,7 @@ from tea_models.chat import render_segments
 from tea_models.errors import UsageError
 from tea_runtime import LocalLlmBackend
 from tea_runtime.errors import UnsupportedError
-from tea_runtime.llama.contents import Contents
+from tea_runtime.llama.prompt import Contents
 from tests.gguf_build import CHATML
 from tests.scripted_model import build_scripted
 

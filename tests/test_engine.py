@@ -15,14 +15,14 @@ import pytest
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import EngineError, UsageError
 from tea_runtime.backend import LlmCallParams
-from tea_runtime.engine.growing_context import ContextPlan
-from tea_runtime.engine.model import ModelSpec, loaded, open_model
+from tea_runtime.engine.growing_context import ModelSpec
+from tea_runtime.engine.model import open_model
 from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
-from tea_runtime.llama.vocabulary import PieceDecoder, Vocabulary
+from tea_runtime.llama.vocabulary import Vocabulary
 from tea_runtime.llama.weights import Weights
-from tests.scripted_model import build_scripted
+from tests.scripted_model import build_scripted, loaded
 
 pytest.importorskip("llama_cpp")
 
@@ -44,7 +44,7 @@ def weights(small_file):
 def opened(path, n_ctx=256, **settings):
     """A model of the engine's, and what stands for its user."""
     owner = object()
-    spec = ModelSpec(path, ContextPlan(EngineSettings(n_ctx, **settings)))
+    spec = ModelSpec(path, EngineSettings(n_ctx, **settings))
     return open_model(spec, owner), owner
 
 
@@ -226,15 +226,6 @@ def test_a_text_that_can_only_be_too_long_is_refused_before_it_is_tokenised(weig
 def test_half_a_character_is_refused_with_its_place(weights):
     with pytest.raises(UsageError, match=r"surrogate U\+D800\) at position 3"):
         Vocabulary(weights).tokenize("abc\ud800", special=False)
-
-
-def test_a_character_split_over_tokens_comes_out_whole():
-    decoder = PieceDecoder()
-    assert [decoder.feed(bytes([byte])) for byte in "é😀".encode()] == ["", "é", "", "", "", "😀"]
-
-
-def test_bytes_that_are_no_text_become_replacement_characters():
-    assert PieceDecoder().feed(b"a\xffb") == "a\ufffdb"
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,26 @@ import logging
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tea_models import Settings, pull, resolve_plan, resolve_profile
-from tea_models.errors import IntegrityError, MalformedGGUFError, MissingFileError, TeaModelsError, UsageError
+from tea_models.errors import (
+    IntegrityError,
+    MalformedGGUFError,
+    MissingFileError,
+    TeaModelsError,
+    TemplateError,
+    UsageError,
+)
 from tea_models.store import Store
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.engine.model import loaded
 from tea_runtime.errors import ContextOverflowError, GenerationError, LlmError, UnsupportedError
 from tea_runtime.llama.generation import StopMatcher
 from tests.encoder_model import build_encoder
 from tests.gguf_build import CHATML, build_gguf, small_llama_metadata
-from tests.scripted_model import CONTROL, Vocabulary, build_scripted
+from tests.scripted_model import CONTROL, Vocabulary, build_scripted, loaded
 
 pytest.importorskip("llama_cpp")
 
@@ -217,14 +222,11 @@ def test_the_context_starts_small_and_grows(tmp_path, caplog):
     assert any("4,096 → 8,192 tokens" in record.message for record in caplog.records)
 
 
-@pytest.mark.parametrize("in_memory", [0, 10**9])
-def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog, in_memory):
+def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog):
     path = tmp_path / "m.gguf"
     build_scripted(path, [["Hello"]], metadata={"llama.context_length": 32768})
     caplog.set_level(logging.INFO, logger="tea_runtime")
     with opened(path) as backend:
-        memory = backend._model.texts.memory
-        memory.plan = replace(memory.plan, in_memory=in_memory)
         backend.call(greedy("a" * 3500 + "\n"))
         result = backend.call(greedy("a" * 3500 + "b" * 500 + "\n", max_tokens=600))
         assert result.content == "Hello"
@@ -478,10 +480,10 @@ def test_a_folder_is_no_model(tmp_path):
 
 
 def test_messages_that_hold_themselves_are_refused(speaker):
-    part = {"type": "text", "text": "x"}
-    part["part"] = part
-    with pytest.raises(UsageError, match="nested too deeply"):
-        speaker.chat([{"role": "user", "content": [part]}])
+    message = {"role": "user", "content": "x"}
+    message["more"] = message
+    with pytest.raises(TemplateError, match="Circular reference"):
+        speaker.chat([message])
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -823,3 +825,25 @@ def test_how_fast_the_first_answer_came_is_what_plans_say_of_the_model(tmp_path)
 def test_a_matcher_shows_exactly_what_is_before_the_first_stop(stops, pieces, shown):
     matcher = StopMatcher(stops)
     assert "".join(map(matcher.feed, pieces)) + matcher.flush() == shown
+
+
+# Prompts on disk ------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_is_read_from_disk_by_the_next_load_and_a_damaged_file_is_not(tmp_path):
+    path, folder = tmp_path / "m.gguf", tmp_path / "prompts"
+    build_scripted(path, [["Hello"]])
+    prompt = "a" * 600
+
+    def cached(more):
+        with opened(path, prompt_cache=folder) as backend:
+            result = backend.call(greedy(f"{prompt}{more}\n"))
+        assert result.content == "Hello"
+        return result.usage["cached_tokens"]
+
+    assert cached("one") == 0
+    (file,) = folder.glob("*/*")
+    assert cached("two") == 601
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert cached("three") == 0
+    assert not file.exists()

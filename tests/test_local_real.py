@@ -46,7 +46,7 @@ def reference(real_model):
 def fresh_context(backend, start=4096, **plan):
     """Forget everything, and begin with a context of a certain size."""
     memory = backend._model.texts.memory
-    memory.plan = replace(memory.plan, start=start, **plan)
+    memory.spec = replace(memory.spec, start=start, **plan)
     engine().call(lambda _request: memory.close())
 
 

@@ -143,7 +143,7 @@ def control_tokens(prompt: ChatPrompt, given: dict[str, Any]) -> list[int] | Non
 
 
 def prompt_of(vocabulary: Vocabulary, template: str, builtin: str = "") -> ChatPrompt:
-    chat_format = ChatFormat(template, builtin, "custom", (), tools=True)
+    chat_format = ChatFormat("" if builtin else template, builtin or "custom", (), tools=True)
     return ChatPrompt(
         vocabulary, template, lambda **given: chat_format.render(bos_token="<s>", eos_token="</s>", **given)
     )
@@ -187,7 +187,7 @@ def test_a_format_of_llama_cpp_gives_the_text_that_it_gives_without_stand_ins(na
         {"role": "assistant", "content": "\t"},
         {"role": "user", "content": "<|im_end|>"},
     ]
-    segments = ChatFormat("", name, name, (), tools=False).render(messages)
+    segments = ChatFormat("", name, (), tools=False).render(messages)
     assert "".join(segment.text for segment in segments) == rendered_at_once(name, messages)
     assert ("<|im_end|>", "data") in segments
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.engine.request import Request
+from tea_runtime.engine.growing_context import enlarged
+from tea_runtime.engine.thread import Request
 from tea_runtime.errors import ContextOverflowError, GenerationError
 from tea_runtime.llama.context import AbortedError, Context
 from tea_runtime.llama.engine import llama
@@ -14,7 +16,7 @@ from tea_runtime.llama.engine import llama
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_runtime.engine.growing_context import ContextPlan
+    from tea_runtime.engine.growing_context import ModelSpec
     from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.weights import Weights
 
@@ -26,31 +28,21 @@ _LOGITS_BUDGET = 64 * 1024 * 1024
 
 
 class EmbedRequest(Request[list[list[float]]]):
-    """A request for vectors, or for the scores of a reranker.
+    """A request for vectors, or for the scores of a reranker."""
 
-    Args:
-        texts: The tokens of each text.
-        owner: The backend that it belongs to.
-        timeout: Seconds after which the caller gives up, or None.
-    """
-
-    def __init__(self, texts: Sequence[list[int]], owner: object, timeout: float | None = None) -> None:
-        super().__init__(timeout)
-        self.texts = list(texts)
-        self.owner = owner
-        self.begun = 0
+    def __init__(self, texts: Sequence[list[int]], owner: object) -> None:
+        super().__init__(owner=owner)
+        self.texts = texts
         self.vectors: dict[int, list[float]] = {}
 
 
 @dataclass(slots=True)
 class _Text:
-    """A text in the group that is being worked on."""
-
     request: EmbedRequest
     index: int
     tokens: list[int]
     evaluated: int = 0
-    total: Any = field(default=None)
+    total: Any = None
 
 
 class Embedder:
@@ -59,28 +51,21 @@ class Embedder:
     Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
     the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) and rerankers are
     pooled by llama.cpp.
-
-    Args:
-        engine: The thread.
-        weights: The model.
-        plan: How to open the context.
-
-    Attributes:
-        may_open: Asked before a context of a size is opened, whether there is room for it now.
-        hold: No text is begun, because somebody else waits for the room.
     """
 
-    def __init__(self, engine: EngineThread, weights: Weights, plan: ContextPlan) -> None:
+    def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec) -> None:
         self._engine = engine
         self._weights = weights
-        self._settings = plan.settings
-        self._pooling = plan.pooling
+        self._settings = spec.settings
+        self._pooling = spec.pooling
         # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
         self._causal = True
         self._context: Context | None = None
-        self._waiting: deque[EmbedRequest] = deque()
+        self._waiting: deque[_Text] = deque()
+        # The texts in the context, each in the sequence of its place.
         self._group: list[_Text] = []
         self.may_open: Callable[[int], bool] = lambda _size: True
+        # No text is begun, because somebody else waits for the room.
         self.hold = False
 
     @property
@@ -90,25 +75,18 @@ class Embedder:
 
     @property
     def busy(self) -> bool:
-        """There is a text to work on."""
         return bool(self._waiting or self._group)
 
     @property
-    def running(self) -> bool:
-        """Texts are in the context."""
-        return bool(self._group)
+    def running(self) -> int:
+        return len(self._group)
 
     @property
-    def oldest_waiting(self) -> int | None:
-        """The number of the request that has waited longest, or None."""
-        return self._waiting[0].number if self._waiting else None
+    def oldest_waiting(self) -> float:
+        """The number of the request that has waited longest."""
+        return self._waiting[0].request.number if self._waiting else math.inf
 
     def check(self, tokens: Sequence[int]) -> None:
-        """Check that a text fits.
-
-        Raises:
-            ContextOverflowError: It is longer than the context.
-        """
         if len(tokens) > self._settings.n_ctx:
             raise ContextOverflowError(
                 prompt_tokens=len(tokens),
@@ -119,61 +97,52 @@ class Embedder:
             )
 
     def add(self, request: EmbedRequest) -> None:
-        """Take a request in."""
-        if request.texts:
-            self._waiting.append(request)
-        else:
+        self._waiting.extend(_Text(request, index, tokens) for index, tokens in enumerate(request.texts))
+        if not request.texts:
             request.finish([])
 
     def step(self) -> None:
         """Evaluate one batch of the texts that are there."""
-        self._waiting = deque(request for request in self._waiting if not request.cancelled)
-        if self._group and all(text.request.cancelled for text in self._group):
+        if all(text.request.cancelled for text in self._group):
             self._end_group()
-        if not self._group and not self._begin_group():
-            return
+            self._begin_group()
         context = self._context
-        assert context is not None
-        self._engine.begin_step({text.request for text in self._group})
+        if context is None or not self._group:
+            return
+        self._engine.set_step({text.request for text in self._group})
         try:
             self._evaluate(context)
         except AbortedError:
             self._end_group()
             return
         finally:
-            self._engine.end_step()
+            self._engine.set_step()
         if all(text.evaluated == len(text.tokens) for text in self._group):
-            self._deliver()
+            self._deliver(context)
 
-    def _begin_group(self) -> bool:
-        """As many texts as fit into a context together; False if there is no text or no room for them now."""
-        if not self._waiting or self.hold:
-            return False
-        first = self._waiting[0]
-        room = max(min(_START, self._settings.n_ctx), len(first.texts[first.begun]))
-        chosen: list[_Text] = []
-        for request in self._waiting:
-            for index in range(request.begun, len(request.texts)):
-                tokens = request.texts[index]
-                if len(tokens) > room or len(chosen) == _TOGETHER:
-                    break
-                room -= len(tokens)
-                chosen.append(_Text(request, index, tokens))
-        if not self._ensure(sum(len(text.tokens) for text in chosen)):
-            return False
-        self._group = chosen
-        for text in chosen:
-            text.request.begun = text.index + 1
-        while self._waiting and self._waiting[0].begun == len(self._waiting[0].texts):
+    def _begin_group(self) -> None:
+        """Take in as many texts as fit into a context together, if there is room for it now."""
+        group: list[_Text] = []
+        total = 0
+        while self._waiting and not self.hold and len(group) < _TOGETHER:
+            text = self._waiting[0]
+            if group and total + len(text.tokens) > min(_START, self._settings.n_ctx):
+                break
             self._waiting.popleft()
-        return True
+            if not text.request.cancelled:
+                group.append(text)
+                total += len(text.tokens)
+        if self._ensure(total):
+            self._group = group
+        else:
+            self._waiting.extendleft(reversed(group))
 
     def _evaluate(self, context: Context) -> None:
         added: list[tuple[int, _Text, int]] = []
         for sequence, text in enumerate(self._group):
-            part = text.tokens[text.evaluated : text.evaluated + context.room]
+            part = text.tokens[text.evaluated : text.evaluated + context.batch.room]
             if part:
-                last = context.add(sequence, part, text.evaluated, output=True, every=True)
+                last = context.batch.add(sequence, part, text.evaluated, output=True, every=True)
                 added.append((last - len(part) + 1, text, len(part)))
         context.evaluate()
         for place, text, count in added:
@@ -192,11 +161,9 @@ class Embedder:
         elif text.total is None:
             text.total = context.embedding(place).astype(np.float64)
 
-    def _deliver(self) -> None:
-        context = self._context
-        assert context is not None
-        group, ended = self._group, set()
-        for sequence, text in enumerate(group):
+    def _deliver(self, context: Context) -> None:
+        ended = set()
+        for sequence, text in enumerate(self._group):
             try:
                 if self._pooling == "rank":
                     vector = context.pooled(sequence, max(self._weights.n_cls_out, 1)).tolist()
@@ -223,10 +190,7 @@ class Embedder:
     def _ensure(self, tokens: int) -> bool:
         if self.size >= tokens:
             return True
-        size = min(_START, self._settings.n_ctx)
-        while size < tokens:
-            size *= 2
-        size = min(size, self._settings.n_ctx)
+        size = enlarged(_START, tokens, self._settings.n_ctx)
         if not self.may_open(size):
             return False
         self.close()
@@ -240,13 +204,7 @@ class Embedder:
     def _open(self, n_ctx: int) -> Context:
         engine = llama()
         if not self._causal or self._pooling == "rank":  # these see the whole text at once
-            kinds = {
-                "mean": engine.LLAMA_POOLING_TYPE_MEAN,
-                "cls": engine.LLAMA_POOLING_TYPE_CLS,
-                "last": engine.LLAMA_POOLING_TYPE_LAST,
-                "rank": engine.LLAMA_POOLING_TYPE_RANK,
-            }
-            step, pooling = n_ctx, kinds[self._pooling]
+            step, pooling = n_ctx, getattr(engine, f"LLAMA_POOLING_TYPE_{self._pooling.upper()}")
         else:
             step, pooling = 128, engine.LLAMA_POOLING_TYPE_NONE
             while step > 16 and step * self._weights.n_vocab * 4 > _LOGITS_BUDGET:
@@ -256,17 +214,16 @@ class Embedder:
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
-        for request in {*self._waiting, *(text.request for text in self._group)}:
-            if owner is None or request.owner is owner:
-                request.cancelled = True
-                request.fail(error)
+        for text in [*self._waiting, *self._group]:
+            if owner in (None, text.request.owner):
+                text.request.cancelled = True
+                text.request.fail(error)
         if owner is None:
             self._waiting.clear()
             self._group = []
             self.close()
 
     def close(self) -> None:
-        """Free the context."""
         if self._context is not None:
             self._context.close()
             self._context = None

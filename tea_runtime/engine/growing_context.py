@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+import tempfile
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 from tea_runtime.llama.context import Context
-from tea_runtime.llama.saved_state import SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from tea_models.engine.engine_settings import EngineSettings
+    from tea_runtime.engine.prompt_cache import PromptCache
     from tea_runtime.llama.context import AbortFlag
     from tea_runtime.llama.weights import Weights
 
@@ -29,164 +32,116 @@ SHORTEST_PREFIX = 32
 
 
 @dataclass(frozen=True, slots=True)
-class ContextPlan:
-    """How the contexts of a model may be opened.
+class ModelSpec:
+    """What is opened, and how: equal ones share a model."""
 
-    Attributes:
-        settings: Its `n_ctx` is the largest that may be used.
-        start: Size of the first one.
-        budget: Bytes that cache and compute buffers may take, for models that need more for each sequence; None for any
-            number.
-        in_memory: Bytes of state that may lie in memory beside a context while it grows; more goes through files.
-        pooling: How a model's vectors of tokens become that of a text: `mean`, `cls`, `last` or `rank`.
-    """
-
+    path: Path
+    #: Its `n_ctx` is the largest that may be used.
     settings: EngineSettings
+    #: Tokens of the first context.
     start: int = START
+    #: Bytes that cache and compute buffers may take, for models that need more for each sequence; None for any number.
     budget: int | None = None
-    in_memory: int = 16 * 1024 * 1024
+    #: How a model's vectors of tokens become that of a text: `mean`, `cls`, `last` or `rank`.
     pooling: str = "mean"
+    prompt_cache: PromptCache | None = None
 
 
 class GrowingContext:
-    """Only for the engine's thread.
+    """Only for the engine's thread."""
 
-    Args:
-        weights: The model.
-        plan: How to open contexts.
-        abort: What can end an evaluation.
-        opened: Called with every context that is opened.
-
-    Attributes:
-        context: The context that is open, or None.
-        pool: Its sequences.
-        may_open: Asked before a context of a size is opened, whether there is room for it now.
-    """
-
-    def __init__(
-        self,
-        weights: Weights,
-        plan: ContextPlan,
-        abort: AbortFlag,
-        *,
-        opened: Callable[[Context], None] | None = None,
-    ) -> None:
+    def __init__(self, weights: Weights, spec: ModelSpec, abort: AbortFlag) -> None:
         self._weights = weights
-        self.plan = plan
+        self.spec = spec
         self._abort = abort
-        self._opened = opened
-        self.context: Context | None = None
+        # The sequences of the context that is open.
         self.pool: SequencePool | None = None
+        # Asked before a context of a size is opened, whether there is room for it now.
         self.may_open: Callable[[int], bool] = lambda _size: True
 
     @property
     def size(self) -> int:
         """The context that is open now, in tokens; 0 for none."""
-        return self.context.n_ctx if self.context else 0
+        return self.pool.context.n_ctx if self.pool else 0
 
     @property
     def n_ctx(self) -> int:
-        """The largest context, in tokens."""
-        return self.plan.settings.n_ctx
+        return self.spec.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
-        """See to a context with room for some tokens, as far as the plan allows.
+        """See to a context with room for some tokens, as far as the plan allows; None if there is no room for it now.
 
-        Args:
-            cells: The tokens.
-            reserved: How many of them are for what is still to come: sequences that nobody uses don't get that room.
-
-        Returns:
-            Sequences of the old context, and what became of them in a new one (None: nothing); None if there is no room
-            for it now, because somebody else has it.
+        Sequences that nobody uses don't get the room for the `reserved` of these tokens, which are still to come.
+        The result says of each sequence of an old context what became of it in a new one (None: nothing).
         """
-        size = self.size or min(self.plan.start, self.n_ctx)
-        while size < min(cells, self.n_ctx):
-            size *= 2
-        size = min(size, self.n_ctx)
+        size = enlarged(self.size or self.spec.start, cells, self.n_ctx)
         if size == self.size:
             return {}
         if not self.may_open(size):
             return None
-        if self.context is None or self.pool is None:
+        if self.pool is None:
             self._open(size)
             return {}
-        return self._reopen(self.context, self.pool, size, reserved)
+        return self._reopen(self.pool, size, reserved)
 
     def close(self) -> None:
-        """Free the context and what it holds."""
-        if self.context is not None:
-            self.context.close()
-        self.context = self.pool = None
+        if self.pool is not None:
+            self.pool.context.close()
+        self.pool = None
 
-    def _reopen(
-        self, old: Context, pool: SequencePool, n_ctx: int, reserved: int
-    ) -> dict[HeldSequence, HeldSequence | None]:
-        saved = self._save(old, pool, n_ctx)
-        try:
+    def _reopen(self, old: SequencePool, n_ctx: int, reserved: int) -> dict[HeldSequence, HeldSequence | None]:
+        with _folder() as folder:
+            saved = self._save(old, n_ctx, folder)
             # The old one goes first, so that the two are never in memory together.
             self.close()
-            self._open(n_ctx)
-            moved = self._restore(saved, n_ctx - reserved)
-        finally:
-            for state in saved.values():
-                if state is not None:
-                    state.close()
+            moved = self._restore(saved, self._open(n_ctx), n_ctx - reserved)
         kept = sum(len(held.tokens) for held in moved.values() if held is not None)
-        how = f", {kept:,} carried over" if kept else ""
-        _logger.info("context of %s: %s → %s tokens%s", self._weights.path.name, f"{old.n_ctx:,}", f"{n_ctx:,}", how)
+        how = f"{old.context.n_ctx:,} → {n_ctx:,} tokens" + (f", {kept:,} carried over" if kept else "")
+        _logger.info("context of %s: %s", self._weights.path.name, how)
         return moved
 
-    def _save(self, context: Context, pool: SequencePool, n_ctx: int) -> dict[HeldSequence, SavedState | None]:
-        """What is to be carried over, those in use first and the longest first."""
+    def _save(self, pool: SequencePool, n_ctx: int, folder: str | None) -> dict[HeldSequence, Path | None]:
+        """The files of what is carried over, those in use first and the longest first; the rest is evaluated again."""
         original = self._weights.original_context
         # Beyond the original context of a LongRoPE model, llama.cpp uses other factors for every position.
-        may_carry = not (original and context.n_ctx <= original < n_ctx)
-        in_memory = self.plan.in_memory
-        saved: dict[HeldSequence, SavedState | None] = {}
+        may_carry = folder is not None and not (original and pool.context.n_ctx <= original < n_ctx)
+        saved: dict[HeldSequence, Path | None] = {}
         for held in sorted(pool, key=lambda held: (not held.in_use, -len(held.tokens))):
             # What shares a beginning is evaluated from there on again, or the beginning would be there twice.
             shares = not self._weights.recurrent and any(
                 common_prefix(held.tokens, other.tokens) >= SHORTEST_PREFIX for other in saved
             )
-            if held.tokens and may_carry and not shares:
-                saved[held] = state = SavedState(context, held.id, held.tokens, in_memory)
-                in_memory -= state.size
-            else:
-                saved[held] = None
+            path = Path(folder or "", str(held.id))
+            carried = held.tokens and may_carry and not shares and pool.context.save(held.id, path, held.tokens)
+            saved[held] = path if carried else None
         return saved
 
     def _restore(
-        self, saved: dict[HeldSequence, SavedState | None], room: int
+        self, saved: dict[HeldSequence, Path | None], pool: SequencePool, room: int
     ) -> dict[HeldSequence, HeldSequence | None]:
-        context, pool = self.context, self.pool
-        assert context is not None
-        assert pool is not None
         moved: dict[HeldSequence, HeldSequence | None] = {}
-        for old, state in saved.items():
+        for old, path in saved.items():
             moved[old] = None
-            if not old.in_use and (state is None or pool.cells + len(old.tokens) > room):
+            if not old.in_use and (path is None or pool.cells + len(old.tokens) > room):
                 continue
-            source, common = pool.best([*old.tokens, 0]) if state is None else (None, 0)
+            source, common = pool.best([*old.tokens, 0]) if path is None else (None, 0)
             held = pool.begin_with(source, common) if source is not None and common else pool.new()
             if held is None:  # fewer sequences than before
                 continue
-            if state is not None and state.into(context, held.id):
-                held.tokens.extend(state.tokens)
+            if path is not None and pool.context.restore(held.id, path) is not None:
+                held.tokens.extend(old.tokens)
             moved[old] = held
             if not old.in_use:
                 pool.release(held)
         return moved
 
-    def _open(self, n_ctx: int) -> None:
-        settings = replace(self.plan.settings, n_ctx=n_ctx)
+    def _open(self, n_ctx: int) -> SequencePool:
+        settings = replace(self.spec.settings, n_ctx=n_ctx)
         count = MOST_SEQUENCES
-        if self.plan.budget is not None and (self._weights.recurrent or self._weights.n_swa):
-            count = self._affordable(settings, self.plan.budget)
-        self.context = Context(self._weights, replace(settings, n_seq_max=count), self._abort)
-        self.pool = SequencePool(self.context)
-        if self._opened is not None:
-            self._opened(self.context)
+        if self.spec.budget is not None and (self._weights.recurrent or self._weights.n_swa):
+            count = self._affordable(settings, self.spec.budget)
+        self.pool = SequencePool(Context(self._weights, replace(settings, n_seq_max=count), self._abort))
+        return self.pool
 
     def _affordable(self, settings: EngineSettings, budget: int) -> int:
         """How many sequences there is memory for: a sliding window or a recurrent state is there for each of them."""
@@ -196,3 +151,18 @@ class GrowingContext:
         if self._weights.n_swa and not settings.swa_full and len(caches) > 1:
             each += caches[-1] * self._weights.n_swa // (self._weights.n_swa + settings.n_ubatch)
         return max(1, min(MOST_SEQUENCES, 1 + (budget - sum(caches) - sum(state) - sum(compute)) // each))
+
+
+def enlarged(size: int, tokens: int, most: int) -> int:
+    """A size of context, doubled until it has room for some tokens, as far as it may."""
+    while size < min(tokens, most):
+        size *= 2
+    return min(size, most)
+
+
+def _folder() -> AbstractContextManager[str | None]:
+    """A folder that nobody else can read; None where there is no room for one."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="tea-")
+    except OSError:
+        return nullcontext(None)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -16,68 +13,39 @@ from tea_runtime.llama.vocabulary import Vocabulary
 from tea_runtime.llama.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from tea_runtime.engine.growing_context import ContextPlan
-    from tea_runtime.engine.prompt_cache import PromptCache
-    from tea_runtime.engine.request import Request
-    from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """What is opened: equal ones share a model.
-
-    Attributes:
-        path: The file, or the first of its shards.
-        plan: How its weights are loaded and its contexts opened.
-        prompt_cache: Where long prompts are kept between processes, or None.
-    """
-
-    path: Path
-    plan: ContextPlan
-    prompt_cache: PromptCache | None = None
+    from tea_runtime.engine.growing_context import ModelSpec
+    from tea_runtime.engine.thread import EngineThread, Request
+    from tea_runtime.llama.loading import LoadRecorder
 
 
 class Model:
     """Weights, and the requests that are worked on with them. Made by `open_model`.
 
-    Attributes:
-        weights: The weights.
-        vocabulary: Their vocabulary, for any thread.
-        texts: The text requests.
-        vectors: The requests for embeddings and scores.
-        owners: The backends that use it, each by an object of its own.
+    `submit`, `leave` and `leave_later` are for any thread, the rest is for the engine's.
     """
 
     def __init__(
         self,
         thread: EngineThread,
+        key: tuple[Any, ...],
         weights: Weights,
         spec: ModelSpec,
-        opened: Callable[[Context], None] | None = None,
-        used: Callable[[], None] | None = None,
+        recorder: LoadRecorder | None,
     ) -> None:
         self._thread = thread
+        #: The file, as it was, and how it was loaded: models with the same share their weights.
+        self.key = key
         self.spec = spec
         self.weights = weights
-        self.vocabulary = Vocabulary(weights, limit=spec.plan.settings.n_ctx)
-        self.texts = Scheduler(thread, weights, spec.plan, prompt_cache=spec.prompt_cache, opened=opened, used=used)
-        self.vectors = Embedder(thread, weights, spec.plan)
-        self.texts.memory.may_open = self._may_open_texts
-        self.vectors.may_open = self._may_open_vectors
+        self.vocabulary = Vocabulary(weights, limit=spec.settings.n_ctx)
+        self.texts = Scheduler(thread, weights, spec, recorder)
+        self.vectors = Embedder(thread, weights, spec)
+        self.texts.memory.may_open = lambda tokens: self._may_open(tokens, self.vectors)
+        self.vectors.may_open = lambda tokens: self._may_open(tokens, self.texts)
+        # The backends that use it, each by an object of its own.
         self.owners: set[object] = set()
 
-    # Any thread -------------------------------------------------------------------------------------------------------
-
     def submit(self, request: TextRequest | EmbedRequest) -> None:
-        """Hand in a request.
-
-        Raises:
-            LlmError: The process is a fork, or is ending.
-        """
         self._thread.submit(request, lambda: self._add(request))
 
     def leave(self, owner: object) -> None:
@@ -88,59 +56,37 @@ class Model:
         """As `leave`, without waiting for it: for finalizers."""
         self._thread.post(lambda: self._remove(owner))
 
-    # The engine's thread ----------------------------------------------------------------------------------------------
-
     @property
     def busy(self) -> bool:
-        """There is a request to work on."""
         return self.texts.busy or self.vectors.busy
 
     def step(self) -> None:
-        """A step for texts and one for vectors."""
+        texts, vectors = self.texts, self.vectors
         # Where the plan has no room for both contexts, the request that has waited longest gets it.
-        text, vector = self.texts.oldest_waiting, self.vectors.oldest_waiting
-        blocked = self.texts.busy and self.vectors.busy and not self._both_fit
-        self.texts.hold = blocked and text is not None and vector is not None and vector < text
-        self.vectors.hold = blocked and text is not None and vector is not None and text < vector
-        for part in (self.texts, self.vectors):
+        both = texts.size and vectors.size and texts.size + vectors.size <= self.spec.settings.n_ctx
+        blocked = texts.busy and vectors.busy and not both
+        texts.hold = blocked and vectors.oldest_waiting < texts.oldest_waiting
+        vectors.hold = blocked and texts.oldest_waiting < vectors.oldest_waiting
+        for part in (texts, vectors):
             if part.busy:
                 try:
                     part.step()
                 except BaseException as error:  # noqa: BLE001 - it ends the requests of this part only
                     part.fail(error)
 
-    def fail(self, error: BaseException) -> None:
-        """End all requests with an error."""
-        self.texts.fail(error)
-        self.vectors.fail(error)
-
     def close(self, *, at_exit: bool = False) -> None:
         """Free the contexts, and at the end of the process what lies on a GPU: its driver wants that."""
-        self.texts.memory.close()
+        self.texts.close()
         self.vectors.close()
-        if at_exit and self.spec.plan.settings.n_gpu_layers:
+        if at_exit and self.spec.settings.n_gpu_layers:
             self.weights.close()
 
-    @property
-    def _both_fit(self) -> bool:
-        return self.texts.memory.size + self.vectors.size <= self.texts.memory.n_ctx and bool(
-            self.texts.memory.size and self.vectors.size
-        )
-
-    def _may_open_texts(self, tokens: int) -> bool:
-        if tokens + self.vectors.size <= self.texts.memory.n_ctx:
-            return True
-        if self.vectors.running:
-            return False
-        self.vectors.close()
-        return True
-
-    def _may_open_vectors(self, tokens: int) -> bool:
-        if tokens + self.texts.memory.size <= self.texts.memory.n_ctx:
-            return True
-        if self.texts.running:
-            return False
-        self.texts.memory.close()
+    def _may_open(self, tokens: int, other: Scheduler | Embedder) -> bool:
+        """Whether a context fits beside the other part's, which is closed for it if nothing runs there."""
+        if tokens + other.size > self.spec.settings.n_ctx:
+            if other.running:
+                return False
+            other.close()
         return True
 
     def _add(self, request: TextRequest | EmbedRequest) -> None:
@@ -160,72 +106,30 @@ class Model:
         self.vectors.fail(error, owner)
         if not self.owners:
             self.close()
-            self._thread.workers.remove(self)
+            self._thread.models.remove(self)
             # Without this they would refer to each other, and the weights would stay until the garbage is collected.
-            self.texts.memory.may_open = self.vectors.may_open = _closed
+            self.texts.memory.may_open = self.vectors.may_open = lambda _tokens: False
 
 
-def _closed(_tokens: int) -> bool:
-    return False
-
-
-# Weights that are loaded, for as long as something refers to them.
-_weights: weakref.WeakValueDictionary[tuple[Any, ...], Weights] = weakref.WeakValueDictionary()
-
-
-def open_model(
-    spec: ModelSpec,
-    owner: object,
-    *,
-    opened: Callable[[Context], None] | None = None,
-    used: Callable[[], None] | None = None,
-) -> Model:
-    """Load a model, or share the one that this process has open for the same file and plan.
-
-    Args:
-        spec: What to open.
-        owner: Stands for the backend that uses it, until it calls `Model.leave`.
-        opened: Called with every context that is opened, where this is the first backend of the model.
-        used: Called after a step, where this is the first backend of the model.
-
-    Raises:
-        EngineError: llama.cpp refuses the file; the message says why.
-        MissingExtraError: llama.cpp is not installed.
-    """
+def open_model(spec: ModelSpec, owner: object, recorder: LoadRecorder | None = None) -> Model:
+    """Load a model, or share the one that is open for the same file and plan; `owner` stands for the backend."""
     if "\0" in str(spec.path):
         raise UsageError(f"model path {str(spec.path)!r}: a path can't hold a NUL character")
-    real = spec.path.resolve()
+    real, settings = spec.path.resolve(), spec.settings
     stat = real.stat()
-    chosen = spec.plan.settings
-    key = (os.getpid(), str(real), stat.st_size, stat.st_mtime_ns, chosen.n_gpu_layers, chosen.use_mmap)
+    key = (real, stat.st_size, stat.st_mtime_ns, settings.n_gpu_layers, settings.use_mmap)
     thread = engine()
 
     def load(request: Request[Model]) -> Model:
-        for worker in thread.workers:
-            if isinstance(worker, Model) and worker.spec == spec and worker.weights is _weights.get(key):
-                worker.owners.add(owner)
-                return worker
-        weights = _weights.get(key)
-        if weights is None:
-            weights = Weights(spec.path, chosen, cancelled=lambda: request.cancelled, free=thread.post)
-            _weights[key] = weights
-        model = Model(thread, weights, spec, opened, used)
+        same: list[Model] = [model for model in thread.models if model.key == key]
+        model = next((model for model in same if model.spec == spec), None)
+        if model is None:
+            weights = same[0].weights if same else None
+            if weights is None:
+                weights = Weights(spec.path, settings, cancelled=lambda: request.cancelled, free=thread.post)
+            model = Model(thread, key, weights, spec, recorder)
+            thread.models.append(model)
         model.owners.add(owner)
-        thread.workers.append(model)
         return model
 
     return thread.call(load)
-
-
-def loaded() -> list[tuple[Path, int]]:
-    """The files whose weights this process uses, each with the number of its backends."""
-    users: dict[Path, int] = {}
-
-    def count(_request: Request[None]) -> None:
-        for worker in thread.workers:
-            if isinstance(worker, Model):
-                users[worker.spec.path] = users.get(worker.spec.path, 0) + len(worker.owners)
-
-    thread = engine()
-    thread.call(count)
-    return list(users.items())

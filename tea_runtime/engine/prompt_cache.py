@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tea_models.disk.hashing import sha256_file
+from tea_models.disk.hashing import holds, sha256_file
 from tea_runtime.engine.sequences import common_prefix
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _logger = logging.getLogger("tea_runtime")
 
 # What evaluating again costs less than a file.
 _LEAST_SAVED = 128
+# Bytes that the files of one model may take.
+_LIMIT = 1024**3
 # Seconds after which nobody still writes a file.
 _ABANDONED = 3600
 # How a file begins (llama.h, LLAMA_STATE_SEQ_MAGIC): magic, version, number of tokens, tokens.
@@ -43,58 +45,37 @@ _MAGIC = 0x67677371
 
 @dataclass(frozen=True, slots=True)
 class PromptCache:
-    """The prompts of one model, for one engine and one way to open contexts.
-
-    Attributes:
-        folder: Where the files are; made when the first is written.
-        limit: Bytes that the files may take.
-    """
+    """The prompts of one model, for one engine and one way to open contexts."""
 
     folder: Path
-    limit: int = 1024**3
 
     @classmethod
-    def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings, limit: int = 1024**3) -> PromptCache:
-        """The cache for a model.
-
-        Args:
-            base: Folder of all prompt caches.
-            model: What identifies the bytes of the model.
-            engine: Version and build of llama.cpp.
-            settings: How contexts are opened; what changes a state is part of the key.
-            limit: Bytes that the files may take.
-        """
+    def of(cls, base: Path, *, model: str, engine: str, settings: EngineSettings) -> PromptCache:
+        """The cache for a model and an engine; what changes a state is part of the key."""
         key = json.dumps([model, engine, settings.type_k, settings.type_v, settings.flash_attn, settings.swa_full])
-        return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32], limit)
+        return cls(base / hashlib.sha256(key.encode()).hexdigest()[:32])
 
-    def begin(self, context: Context, pool: SequencePool, held: HeldSequence, tokens: list[int]) -> HeldSequence:
-        """Let a sequence begin with the file that has most in common with a prompt, if that saves enough."""
+    def load(self, pool: SequencePool, tokens: list[int]) -> None:
+        """Put the file that has most in common with a prompt into a sequence, if that saves enough."""
+        context = pool.context
         if context.weights.original_context:  # its states depend on the size of the context
-            return held
+            return
         path, common = self._best(tokens)
-        if path is None or common < len(held.tokens) + _LEAST_SAVED:
-            return held
-        stored = _tokens(path) or []
-        if pool.cells + len(stored) > context.n_ctx or not _is_intact(path):
-            return held
-        pool.drop(held)
-        fresh = pool.new()
-        assert fresh is not None
-        restored = context.restore_file(fresh.id, path)
-        if restored is None:
-            return fresh
-        fresh.tokens = restored
-        common = common_prefix(restored, tokens[:-1])
-        if common < len(restored):
-            if context.weights.recurrent or not context.reaches_back(fresh.id, common):
-                context.drop(fresh.id)
-                fresh.tokens = []
-                return fresh
-            context.cut(fresh.id, common)
-            fresh.tokens = restored[:common]
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return fresh
+        stored = len(_tokens(path)) if path is not None else 0
+        if path is None or common < pool.best(tokens)[1] + _LEAST_SAVED or pool.cells + stored > context.n_ctx:
+            return
+        if (context.weights.recurrent and common < stored) or not _is_intact(path):
+            return
+        held = pool.new()
+        if held is None:
+            return
+        held.tokens = context.restore(held.id, path) or []
+        if held.tokens:
+            pool.release(held)
+            with contextlib.suppress(OSError):
+                os.utime(path)
+        else:
+            pool.drop(held)
 
     def keep(self, context: Context, held: HeldSequence) -> None:
         """Write a prompt that was just evaluated, unless most of it is on disk already. Failures are no errors."""
@@ -107,10 +88,10 @@ class PromptCache:
         temporary = self.folder / f".{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if size > self.limit or shutil.disk_usage(self.folder).free < 2 * size:
+            if size > _LIMIT or shutil.disk_usage(self.folder).free < 2 * size:
                 return
             self._make_room(size, tokens)
-            if context.save_file(held.id, temporary, tokens):
+            if context.save(held.id, temporary, tokens):
                 temporary.replace(self.folder / sha256_file(temporary))
         except OSError as error:
             _logger.debug("prompt cache: %s", error)
@@ -121,7 +102,7 @@ class PromptCache:
     def _best(self, tokens: list[int]) -> tuple[Path | None, int]:
         best, most = None, 0
         for path in self._files():
-            common = common_prefix(_tokens(path) or [], tokens[:-1])
+            common = common_prefix(_tokens(path), tokens[:-1])
             if common > most:
                 best, most = path, common
         return best, most
@@ -131,7 +112,7 @@ class PromptCache:
         entries = []
         for path in self._files():
             with contextlib.suppress(OSError):
-                held = _tokens(path) or []
+                held = _tokens(path)
                 if held == tokens[: len(held)]:
                     path.unlink()
                 else:
@@ -141,7 +122,7 @@ class PromptCache:
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED:
                     path.unlink()
-        left = self.limit - size - sum(entry[1] for entry in entries)
+        left = _LIMIT - size - sum(entry[1] for entry in entries)
         for _, taken, path in sorted(entries):
             if left >= 0:
                 return
@@ -157,22 +138,20 @@ class PromptCache:
         yield from (path for path in paths if len(path.name) == hashlib.sha256().digest_size * 2)
 
 
-def _tokens(path: Path) -> list[int] | None:
-    """The tokens that a file is about; None if it is no such file."""
+def _tokens(path: Path) -> list[int]:
+    """The tokens that a file is about; none if it is no such file."""
     try:
         with path.open("rb") as file:
             magic, _version, count = _HEAD.unpack(file.read(_HEAD.size))
             data = file.read(4 * count) if magic == _MAGIC and count < 2**24 else b""
+        return list(struct.unpack(f"<{count}i", data))
     except (OSError, struct.error):
-        return None
-    return list(struct.unpack(f"<{count}i", data)) if len(data) == 4 * count else None
+        return []
 
 
 def _is_intact(path: Path) -> bool:
-    try:
-        if sha256_file(path) == path.name:
+    with contextlib.suppress(OSError):
+        if holds(path, path.name):
             return True
         path.unlink()
-    except OSError:
-        pass
     return False

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, ContextPlan, GrowingContext
-from tea_runtime.engine.request import Request
+from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext
 from tea_runtime.engine.sequences import common_prefix
-from tea_runtime.errors import ContextOverflowError
+from tea_runtime.engine.thread import Request
+from tea_runtime.errors import CancelledCallError, ContextOverflowError
 from tea_runtime.llama.context import AbortedError, NoRoomError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from tea_runtime.engine.prompt_cache import PromptCache
+    from tea_runtime.engine.growing_context import ModelSpec
     from tea_runtime.engine.sequences import HeldSequence, SequencePool
     from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.context import Context
     from tea_runtime.llama.generation import Generation
+    from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights
 
 #: Up to this size a context also grows to keep finished conversations in memory; beyond it only for running ones.
@@ -33,26 +35,12 @@ _LEAST_PIECE = 16
 
 
 class TextRequest(Request["Generation"]):
-    """A request for a text.
-
-    Args:
-        generation: The answer to be made.
-        owner: The backend that it belongs to.
-        timeout: Seconds after which the caller gives up, or None.
-        pieces: The caller wants the text piece by piece.
-    """
-
-    def __init__(
-        self, generation: Generation, owner: object, timeout: float | None = None, *, pieces: bool = False
-    ) -> None:
-        super().__init__(timeout)
+    def __init__(self, generation: Generation, owner: object) -> None:
+        super().__init__(generation.params.timeout, owner)
         self.generation = generation
-        self.owner = owner
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
-        if pieces:
-            generation.emit = self.put
 
     @property
     def prefilling(self) -> bool:
@@ -67,57 +55,37 @@ class TextRequest(Request["Generation"]):
 
 
 class Scheduler:
-    """Decodes requests together in one context. Only for the engine's thread, except `check`.
+    """Decodes requests together in one context. Only for the engine's thread, except `check`."""
 
-    Args:
-        engine: The thread.
-        weights: The model.
-        plan: How to open the context.
-        prompt_cache: Where long prompts are kept between processes, or None.
-        opened: Called with every context that is opened.
-        used: Called after a step.
-
-    Attributes:
-        memory: The context and its sequences.
-        hold: No request is let in, because somebody else waits for the room.
-    """
-
-    def __init__(
-        self,
-        engine: EngineThread,
-        weights: Weights,
-        plan: ContextPlan,
-        *,
-        prompt_cache: PromptCache | None = None,
-        opened: Callable[[Context], None] | None = None,
-        used: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec, recorder: LoadRecorder | None) -> None:
         self._engine = engine
         self._weights = weights
-        self._prompt_cache = prompt_cache
-        self._used = used
-        self.memory = GrowingContext(weights, plan, engine.abort, opened=opened)
+        self._prompt_cache = spec.prompt_cache
+        self._recorder = recorder
+        self.memory = GrowingContext(weights, spec, engine.abort)
+        # No request is let in, because somebody else waits for the room.
         self.hold = False
         self._waiting: deque[TextRequest] = deque()
         self._running: list[TextRequest] = []
         self._cells = 0  # as of the last step
 
-    # What others ask --------------------------------------------------------------------------------------------------
+    @property
+    def size(self) -> int:
+        """The context that is open now, in tokens; 0 for none."""
+        return self.memory.size
 
     @property
     def busy(self) -> bool:
-        """There is a request to work on."""
         return bool(self._waiting or self._running)
 
     @property
     def running(self) -> int:
-        """Requests in the batch."""
         return len(self._running)
 
     @property
-    def oldest_waiting(self) -> int | None:
-        """The number of the request that has waited longest, or None."""
-        return self._waiting[0].number if self._waiting else None
+    def oldest_waiting(self) -> float:
+        """The number of the request that has waited longest."""
+        return self._waiting[0].number if self._waiting else math.inf
 
     def figures(self) -> dict[str, int]:
         """How busy it is, for any thread: requests in the batch and waiting, tokens in memory, the largest context."""
@@ -129,11 +97,7 @@ class Scheduler:
         }
 
     def check(self, prompt: Sequence[int]) -> None:
-        """Check that a prompt and at least one token of an answer fit.
-
-        Raises:
-            ContextOverflowError: They don't; the message says by how many tokens.
-        """
+        """Check that a prompt and at least one token of an answer fit."""
         n_ctx, trained = self.memory.n_ctx, self._weights.n_ctx_train
         if len(prompt) + 1 > n_ctx:
             hint = "" if n_ctx < trained else f"the model was trained for {trained:,} tokens; shorten the prompt"
@@ -146,51 +110,43 @@ class Scheduler:
         else:
             self._waiting.append(request)
 
-    # A step -----------------------------------------------------------------------------------------------------------
-
     def step(self) -> None:
         """Let requests in and out, and evaluate one batch."""
-        self._leave()
+        for request in [*self._running, *self._waiting]:
+            if request.cancelled:
+                self._give_up(request, CancelledCallError("the call was cancelled"))
         self._admit()
         if not self._running:
             return
         context = self._room_for_a_step()
         if context is None:
             return
-        outputs, members = self._compose(context)
-        self._engine.begin_step(members)
+        outputs = self._compose(context)
+        members = [request for request, _, _ in outputs]
+        self._engine.set_step(members)
         try:
             context.evaluate()
         except AbortedError:  # all of them have gone
             for request in members:
                 self._lose(request)
             return
-        except NoRoomError:
-            self._make_room_by_force()
+        except NoRoomError as error:
+            self._make_room_by_force(error)
             return
         finally:
-            self._engine.end_step()
+            self._engine.set_step()
         for request, count, index in outputs:
             request.generation.alone &= len(members) == 1
-            self._evaluated(request, count)
+            assert request.held is not None
+            request.held.tokens.extend(request.pending[:count])
+            del request.pending[:count]
             if index is not None:
                 self._choose(context, request, index)
-        self._cells = self._pool.cells if self._pool is not None else 0
-        if self._used is not None:
-            self._used()
+        self._cells = self._pool.cells
+        if self._recorder is not None:
+            self._recorder.used(context)
 
-    def _leave(self) -> None:
-        """Let requests go whose callers have gone."""
-        for request in [request for request in self._running if request.cancelled]:
-            self._leave_batch(request)
-            request.generation.close()
-        if any(request.cancelled for request in self._waiting):
-            for request in self._waiting:
-                if request.cancelled:
-                    request.generation.close()
-            self._waiting = deque(request for request in self._waiting if not request.cancelled)
-
-    def _compose(self, context: Context) -> tuple[list[tuple[TextRequest, int, int | None]], list[TextRequest]]:
+    def _compose(self, context: Context) -> list[tuple[TextRequest, int, int | None]]:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
         answering = [request for request in self._running if not request.prefilling]
         prompts = [request for request in self._running if request.prefilling]
@@ -198,41 +154,35 @@ class Scheduler:
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
         # One computation of llama.cpp's: running answers wait for no more than that, and a larger step is no faster.
-        room = min(context.room, max(context.settings.n_ubatch - len(answering), _LEAST_PIECE))
+        room = min(context.batch.room, max(context.settings.n_ubatch - len(answering), _LEAST_PIECE))
         # Shares of the room: what short prompts leave of theirs goes to the longer ones.
         for left, request in zip(
             range(len(prompts), 0, -1), sorted(prompts, key=lambda one: len(one.pending)), strict=True
         ):
-            count = min(len(request.pending), max(room // left, 1), context.room)
+            count = min(len(request.pending), max(room // left, 1), context.batch.room)
             if count <= 0:
                 break
             room -= count
             whole = count == len(request.pending)
             index = self._put(context, request, count)
             outputs.append((request, count, index if whole else None))
-        return outputs, [request for request, _, _ in outputs]
+        return outputs
 
     def _put(self, context: Context, request: TextRequest, count: int) -> int:
         held = request.held
         assert held is not None
         tokens = request.pending[:count]
-        return context.add(held.id, tokens, len(held.tokens), output=count == len(request.pending))
-
-    def _evaluated(self, request: TextRequest, count: int) -> None:
-        assert request.held is not None
-        request.held.tokens.extend(request.pending[:count])
-        del request.pending[:count]
+        return context.batch.add(held.id, tokens, len(held.tokens), output=count == len(request.pending))
 
     def _choose(self, context: Context, request: TextRequest, index: int) -> None:
         generation = request.generation
-        if self._prompt_cache is not None and not generation.output and request.held is not None:
+        if self._prompt_cache is not None and not generation.output:
+            assert request.held is not None
             self._prompt_cache.keep(context, request.held)
         try:
             generation.step(context, index)
         except Exception as error:  # noqa: BLE001 - it ends this request, not the others
-            self._leave_batch(request)
-            generation.close()
-            request.fail(error)
+            self._give_up(request, error)
             return
         if generation.finish_reason is None:
             request.pending.append(generation.output[-1])
@@ -246,18 +196,25 @@ class Scheduler:
         request.generation.close()
         request.finish(request.generation)
 
+    def _give_up(self, request: TextRequest, error: BaseException) -> None:
+        if request in self._running:
+            self._leave_batch(request)
+        else:
+            self._waiting.remove(request)
+        request.generation.close()
+        request.fail(error)
+
     def _leave_batch(self, request: TextRequest) -> None:
         self._running.remove(request)
         held, request.held = request.held, None
-        if held is not None and self._pool is not None:
-            if held.tokens:
-                self._pool.release(held)
-            else:
-                self._pool.drop(held)
+        if held is not None and held.tokens:
+            self._pool.release(held)
+        elif held is not None:
+            self._pool.drop(held)
 
     def _lose(self, request: TextRequest) -> None:
         """Take the memory from a request; it begins again when there is room."""
-        if request.held is not None and self._pool is not None:
+        if request.held is not None:
             self._pool.drop(request.held)
         request.held = None
         self._running.remove(request)
@@ -275,10 +232,9 @@ class Scheduler:
         return moved is not None
 
     @property
-    def _pool(self) -> SequencePool | None:
+    def _pool(self) -> SequencePool:
+        assert self.memory.pool is not None
         return self.memory.pool
-
-    # Room -------------------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         while self._waiting and not self.hold and len(self._running) < MOST_TOGETHER:
@@ -292,7 +248,7 @@ class Scheduler:
         """The request that has waited longest, except those whose beginning somebody else is evaluating."""
         for request in self._waiting:
             tokens = request.generation.tokens
-            have = self._pool.best(tokens)[1] if self._pool is not None else 0
+            have = self._pool.best(tokens)[1] if self.size else 0
             if not self._coming(tokens, have):
                 return request
         return None
@@ -300,26 +256,25 @@ class Scheduler:
     def _coming(self, tokens: list[int], have: int) -> bool:
         if self._weights.recurrent:
             return False
-        return any(
-            request.prefilling
-            and common_prefix(request.generation.prompt, tokens[:-1]) >= have + SHORTEST_PREFIX
-            and request.held is not None
-            and common_prefix(request.generation.prompt, tokens[:-1]) > len(request.held.tokens)
-            for request in self._running
-        )
+        for request in self._running:
+            common = common_prefix(request.generation.prompt, tokens[:-1]) if request.prefilling else 0
+            held = len(request.held.tokens) if request.held is not None else common
+            if common > held and common >= have + SHORTEST_PREFIX:
+                return True
+        return False
 
     def _let_in(self, request: TextRequest) -> bool:
         """Give a request a sequence, if there is room for it beside the running ones."""
         tokens, n_ctx = request.generation.tokens, self.memory.n_ctx
         request.pending = list(tokens)
         repeatable = not request.generation.params.random
-        if repeatable and not self._running and not request.generation.output and self._pool is not None:
+        if repeatable and not self._running and not request.generation.output and self.size:
             # Tokens that were evaluated one by one differ in the last bits from those of a prompt. Whoever gives a seed
             # and is alone wants the same answer again, whatever was asked before.
             self._pool.clear()
         reserved = sum(other.need for other in self._running) + request.need
         wanted = reserved
-        if self._pool is not None:
+        if self.size:
             source, common = self._pool.best(tokens)
             reserved -= common
             wanted = reserved + self._pool.cells_in_use + (common if source is not None and not source.in_use else 0)
@@ -327,15 +282,13 @@ class Scheduler:
             return False
         if not self._ensure(wanted, reserved=reserved):
             return False
-        pool, context = self._pool, self.memory.context
-        assert pool is not None
-        assert context is not None
+        pool = self._pool
+        if self._prompt_cache is not None and not repeatable:
+            self._prompt_cache.load(pool, tokens)
         source, common = pool.best(tokens)
         held = pool.begin_with(source, common) if source is not None and common else pool.new()
         if held is None:
             return False
-        if self._prompt_cache is not None and not repeatable:
-            held = self._prompt_cache.begin(context, pool, held, tokens)
         request.held = held
         request.pending = tokens[len(held.tokens) :]
         if not request.generation.output:
@@ -346,11 +299,9 @@ class Scheduler:
     def _room_for_a_step(self) -> Context | None:
         """The context, with room for the tokens of one step: others leave, it grows, the youngest waits."""
         while True:
-            context, pool = self.memory.context, self._pool
-            assert context is not None
-            assert pool is not None
             if not self._running:
                 return None
+            pool, context = self._pool, self._pool.context
             answering = sum(not request.prefilling for request in self._running)
             pending = sum(len(request.pending) for request in self._running if request.prefilling)
             step = answering + min(pending, max(context.settings.n_ubatch, _LEAST_PIECE))
@@ -369,37 +320,22 @@ class Scheduler:
                 return None if grown else context  # there will be room; or it ends at the edge of the context
             self._lose(self._running[-1])
 
-    def _make_room_by_force(self) -> None:
+    def _make_room_by_force(self, error: NoRoomError) -> None:
         """llama.cpp found no room although there should be some: fewer sequences."""
-        assert self._pool is not None
-        idle = self._pool.idle
-        if idle:
+        if idle := self._pool.idle:
             self._pool.drop(idle[0])
         elif len(self._running) > 1:
             self._lose(self._running[-1])
         else:
-            request = self._running[0]
-            if request.generation.output:
-                request.generation.finish("length")
-                self._leave_batch(request)
-                self._finish(request)
-            else:
-                self._leave_batch(request)
-                request.generation.close()
-                request.fail(ContextOverflowError(prompt_tokens=len(request.generation.prompt), n_ctx=self.memory.size))
-
-    # The end ----------------------------------------------------------------------------------------------------------
+            self._give_up(self._running[0], error)
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
         for request in [*self._running, *self._waiting]:
-            if owner is not None and request.owner is not owner:
-                continue
-            if request in self._running:
-                self._leave_batch(request)
-            else:
-                self._waiting.remove(request)
-            request.generation.close()
-            request.fail(error)
+            if owner in (None, request.owner):
+                self._give_up(request, error)
         if owner is None:  # what the memory holds after an error is not known
-            self.memory.close()
+            self.close()
+
+    def close(self) -> None:
+        self.memory.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,25 +9,15 @@ if TYPE_CHECKING:
 
     from tea_runtime.llama.context import Context
 
-_uses = itertools.count()
-
 
 class HeldSequence:
-    """One sequence of a context.
-
-    Attributes:
-        id: llama.cpp's number of it.
-        tokens: What is in memory.
-        in_use: A request works on it; otherwise it is kept for requests that begin alike.
-        last_used: Larger for those that were used later.
-    """
-
-    __slots__ = ("_inherited", "_own", "id", "in_use", "last_used", "tokens")
+    __slots__ = ("_inherited", "_own", "id", "in_use", "tokens")
 
     def __init__(self, number: int, begins_with: HeldSequence | None = None, common: int = 0) -> None:
         self.id = number
+        #: A request works on it; otherwise it is kept for requests that begin alike.
         self.in_use = True
-        self.last_used = next(_uses)
+        #: What is in memory.
         self.tokens: list[int] = begins_with.tokens[:common] if begins_with is not None else []
         # Stretches of memory that other sequences hold too: what identifies each, and how long it is here.
         self._inherited: list[tuple[object, int]] = []
@@ -46,14 +35,9 @@ class HeldSequence:
 
 
 class SequencePool:
-    """The sequences of one context.
-
-    Args:
-        context: The context.
-    """
-
     def __init__(self, context: Context) -> None:
-        self._context = context
+        self.context = context
+        # The longest unused first.
         self._held: dict[int, HeldSequence] = {}
 
     def __iter__(self) -> Iterator[HeldSequence]:
@@ -62,8 +46,10 @@ class SequencePool:
     @property
     def idle(self) -> list[HeldSequence]:
         """The sequences that no request works on, the longest unused first."""
-        found = [held for held in self._held.values() if not held.in_use]
-        return sorted(found, key=lambda held: held.last_used)
+        return [held for held in self._held.values() if not held.in_use]
+
+    def _use(self, held: HeldSequence) -> None:
+        self._held[held.id] = self._held.pop(held.id)
 
     @property
     def cells(self) -> int:
@@ -84,7 +70,7 @@ class SequencePool:
         return held
 
     def _free_number(self) -> int | None:
-        number = next((number for number in range(self._context.settings.n_seq_max) if number not in self._held), None)
+        number = next((number for number in range(self.context.settings.n_seq_max) if number not in self._held), None)
         if number is None:
             idle = self.idle
             if not idle:
@@ -106,43 +92,42 @@ class SequencePool:
         return found, most
 
     def _usable(self, held: HeldSequence, common: int) -> int:
-        if self._context.weights.recurrent:  # its state is that after the last token, and can't be shared
+        if self.context.weights.recurrent:  # its state is that after the last token, and can't be shared
             return common if common == len(held.tokens) and not held.in_use else 0
-        if common < len(held.tokens) and not self._context.reaches_back(held.id, common):
+        if common < len(held.tokens) and not self.context.reaches_back(held.id, common):
             return 0
         return common
 
     def begin_with(self, source: HeldSequence, common: int) -> HeldSequence | None:
         """A sequence that begins with the first tokens of another one; None if all are in use.
 
-        What nobody works on and is a beginning as a whole is taken over; of everything else the memory is shared.
+        What nobody works on is taken over if it is a beginning as a whole, or if no other sequence is free for a copy;
+        of everything else the memory is shared.
         """
         if not source.in_use and common == len(source.tokens):
             source.in_use = True
-            source.last_used = next(_uses)
+            self._use(source)
             return source
         was, source.in_use = source.in_use, True  # so that it isn't dropped for the copy
         number = self._free_number()
         source.in_use = was
-        if number is None:
-            return None if was else self._cut_back(source, common)
-        self._context.copy(source.id, number, common)
-        target = self._held[number] = HeldSequence(number, source, common)
-        source.last_used = next(_uses)
-        return target
-
-    def _cut_back(self, source: HeldSequence, common: int) -> HeldSequence | None:
-        """Take over the beginning of a sequence that nobody works on, where no other one is free for a copy of it."""
-        if not self._context.cut(source.id, common):
+        if number is not None:
+            self.context.copy(source.id, number, common)
+        elif was:
+            return None
+        elif self.context.cut(source.id, common):
+            number = source.id
+        else:
             self.drop(source)
             return self.new()
-        target = self._held[source.id] = HeldSequence(source.id, source, common)
+        self._use(source)
+        target = self._held[number] = HeldSequence(number, source, common)
         return target
 
     def release(self, held: HeldSequence) -> None:
         """Keep a sequence that its request is done with."""
         held.in_use = False
-        held.last_used = next(_uses)
+        self._use(held)
         covered = [
             other
             for other in self._held.values()
@@ -153,7 +138,7 @@ class SequencePool:
 
     def drop(self, held: HeldSequence) -> None:
         """Empty a sequence; what others share with it stays in memory."""
-        self._context.drop(held.id)
+        self.context.drop(held.id)
         self._held.pop(held.id, None)
 
     def shrink(self, cells: int) -> None:
@@ -164,8 +149,7 @@ class SequencePool:
             self.drop(held)
 
     def clear(self) -> None:
-        """Empty all sequences."""
-        self._context.clear()
+        self.context.clear()
         self._held.clear()
 
 

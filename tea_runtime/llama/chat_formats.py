@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,35 +39,21 @@ _STAND_IN = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a chat is rendered.
+    """How a chat is rendered."""
 
-    Attributes:
-        template: Jinja source, or "" for a format of llama.cpp's own.
-        builtin: Name of a format of llama.cpp's own, or "".
-        name: A name for people and for the parser of tool calls.
-        stop: Texts that end a turn.
-        tools: It renders tools.
-    """
-
+    #: Jinja source, or "" for a format of llama.cpp's own.
     template: str
-    builtin: str
+    #: For people and for the parser of tool calls.
     name: str
+    #: Texts that end a turn.
     stop: tuple[str, ...]
+    #: It renders tools.
     tools: bool
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        bos_token: str = "",
-        eos_token: str = "",
-        **variables: Any,
-    ) -> list[Segment]:
+    def render(self, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
         """The prompt as text, ending with the opening of the assistant's turn; with who wrote which part of it."""
-        if self.builtin:
-            return _render_builtin(self.builtin, messages)
-        given = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, **variables}
+        if not self.template:
+            return _render_builtin(self.name, messages)
         arranged = arguments_as_objects(messages)
         try:
             return render_segments(self.template, arranged, **given)
@@ -80,23 +65,12 @@ class ChatFormat:
 
 
 def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Sequence[str] = ()) -> ChatFormat | None:
-    """Choose how to render a chat; None where the file has no template and none was given.
-
-    Args:
-        profile: Facts about the file.
-        wanted: The user's `chat_format`: the name of a format, a Jinja template, or the path of one (`*.jinja`).
-        token_texts: Texts of the control tokens, for finding the turn end of a given template.
-
-    Raises:
-        UsageError: No such format; the message lists the names.
-    """
+    """Choose how to render a chat; None where the file has no template and none was given."""
     chat = profile.chat
     if not wanted or wanted == "auto":
         if chat.template.value is None:
             return None
-        return ChatFormat(
-            chat.template.value, "", chat.format.value or "custom", tuple(chat.stop.value), chat.tools.value
-        )
+        return ChatFormat(chat.template.value, chat.format.value or "custom", tuple(chat.stop.value), chat.tools.value)
     if wanted.endswith((".jinja", ".jinja2", ".j2")):
         path = Path(wanted).expanduser()
         if not path.is_file():
@@ -116,7 +90,7 @@ def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Se
             f"chat_format {wanted!r}: no such format" + (f"; did you mean {near[0]!r}?" if near else ""),
             hint="known: " + ", ".join(names) + "; or a Jinja template, as text or as the path of a .jinja file",
         )
-    return ChatFormat("", found, found, _builtin_stop(found), tools=False)
+    return ChatFormat("", found, _builtin_stop(found), tools=False)
 
 
 def _of_template(template: str, profile: ModelProfile, token_texts: Sequence[str]) -> ChatFormat:
@@ -127,7 +101,7 @@ def _of_template(template: str, profile: ModelProfile, token_texts: Sequence[str
         eos_token=tokenizer.eos_token.value or "",
         token_texts=token_texts,
     )
-    return ChatFormat(template, "", capabilities.format, capabilities.stop, capabilities.tools)
+    return ChatFormat(template, capabilities.format, capabilities.stop, capabilities.tools)
 
 
 def builtin_formats() -> tuple[str, ...]:
@@ -156,7 +130,10 @@ def _render_builtin(name: str, messages: Sequence[Mapping[str, Any]], *, answer:
     for index, message in enumerate(messages):
         role = str(message["role"])
         chat[index].role = encode(role) if role in _ROLES else stand_in(role)
-        chat[index].content = stand_in(_text_of(message.get("content"), index))
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            raise UsageError(f"messages[{index}].content: expected a text, found {type(content).__name__}")
+        chat[index].content = stand_in(content)
     room = 2 * sum(len(message.content) for message in chat) + 64 * len(messages) + 1024
     for _ in range(2):
         buffer = ctypes.create_string_buffer(room)
@@ -172,20 +149,10 @@ def _render_builtin(name: str, messages: Sequence[Mapping[str, Any]], *, answer:
     raise UnsupportedError(f"chat_format {name}: llama.cpp could not render the messages")
 
 
-def _text_of(content: Any, index: int) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = [part.get("text") for part in content if hasattr(part, "get") and part.get("type") == "text"]
-    if len(texts) != len(content):
-        raise UsageError(f"messages[{index}].content: expected text, found {json.dumps(content)[:80]}")
-    return "\n".join(map(str, texts))
-
-
 def _builtin_stop(name: str) -> tuple[str, ...]:
     """What the format writes between an answer and the next turn, as far as it looks like a token."""
     reply = "zqxj reply"
     messages = [{"role": "user", "content": "zqxj"}, {"role": "assistant", "content": reply}]
     rendered = "".join(segment.text for segment in _render_builtin(name, messages, answer=False))
-    tail = rendered.partition(reply)[2].strip()
-    end = tail.split("\n")[0].strip()
+    end = rendered.partition(reply)[2].strip().split("\n")[0].strip()
     return (end,) if end[:1] in ("<", "[") else ()

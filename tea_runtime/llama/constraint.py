@@ -27,13 +27,7 @@ _ARGUMENTS_KEY = {"llama-3": "parameters"}
 
 
 def grammar_of(params: LlmCallParams) -> str | None:
-    """The grammar that `grammar` or `response_format` ask for, or None.
-
-    Raises:
-        UsageError: Both are given, the format is not one of OpenAI's, or the schema is none.
-        UnsupportedError: The schema holds something that can't be enforced; it is never ignored.
-        MissingExtraError: The package that checks schemas is not installed.
-    """
+    """The grammar that `grammar` or `response_format` ask for, or None."""
     schema = wanted_schema(params.response_format)
     if params.grammar is not None:
         if schema is not None:
@@ -43,12 +37,7 @@ def grammar_of(params: LlmCallParams) -> str | None:
 
 
 def schema_grammar(schema: Any) -> str:
-    """A JSON schema as GBNF.
-
-    Raises:
-        UnsupportedError: The schema says something that the grammar would not enforce.
-        UsageError: It is no schema.
-    """
+    """A JSON schema as GBNF."""
     check_schema(schema, extra="llm-local")
     grammar = SchemaGrammar()
     root = grammar.add(schema)
@@ -65,11 +54,7 @@ def _check_enforced(grammar: SchemaGrammar, what: str) -> None:
 
 
 def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
-    """The tools one of which must be called, by `tool_choice`; None where the model may choose.
-
-    Raises:
-        UsageError: `tool_choice` is nothing known, or names a tool that is not there.
-    """
+    """The tools one of which must be called, by `tool_choice`; None where the model may choose."""
     choice = params.tool_choice
     tools = list(params.tools or ())
     if choice is None or choice in ("auto", "none"):
@@ -85,21 +70,17 @@ def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
             f"tool_choice: expected auto, none, required or a function, found {choice!r}",
             hint='a function is named by {"type": "function", "function": {"name": …}}',
         )
-    named = [tool for tool in tools if _function(tool).get("name") == name]
+    named = [tool for tool in tools if tool["function"].get("name") == name]
     if not named:
         raise UsageError(
             f"tool_choice: there is no tool {name!r}",
-            hint="tools: " + ", ".join(str(_function(tool).get("name")) for tool in tools),
+            hint="tools: " + ", ".join(str(tool["function"].get("name")) for tool in tools),
         )
     return named
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Check that tools are in OpenAI's form.
-
-    Raises:
-        UsageError: One is not; the message says which.
-    """
+    """Check that tools are in OpenAI's form."""
     for index, tool in enumerate(tools):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
@@ -115,16 +96,12 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], chat_format: str | None) ->
     grammar = SchemaGrammar()
     calls = []
     for index, tool in enumerate(tools):
-        name, schema = _function(tool)["name"], _function(tool).get("parameters") or {"type": "object"}
+        function = tool["function"]
+        schema = function.get("parameters") or {"type": "object"}
         check_schema(schema, extra="llm-local")
         arguments = grammar.add(schema, f"tools/{index}/function/parameters#")
-        start = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
+        start = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
         calls.append(sequence(literal(start), arguments, literal("}")))
     _check_enforced(grammar, "the parameters of a tool")
     before, after = _CALL_MARKS.get(chat_format or "", ("", ""))
     return grammar.text(sequence(literal(before), choice(calls), literal(after)))
-
-
-def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function: Mapping[str, Any] = tool["function"]
-    return function

@@ -27,11 +27,11 @@ _MEANINGS = {_NO_ROOM: "no room left in the KV cache", _ABORTED: "it was aborted
 
 
 class NoRoomError(GenerationError):
-    """The KV cache has no room for a batch; nothing was changed."""
+    pass
 
 
 class AbortedError(GenerationError):
-    """An evaluation was ended by `Context.abort`; the sequences in it are in no known state."""
+    pass
 
 
 class AbortFlag:
@@ -44,27 +44,13 @@ class AbortFlag:
         self.data = ctypes.cast(self._text, ctypes.c_void_p)
         self.callback = ctypes.cast(ctypes.CDLL(None).strlen, llama().ggml_abort_callback)
 
-    def raise_(self) -> None:
-        """End what is being evaluated, and everything after it until `lower`."""
-        self._text[0] = b"\x01"
-
-    def lower(self) -> None:
-        """Let evaluations run again."""
-        self._text[0] = b"\x00"
+    def set(self, *, ended: bool) -> None:
+        """End what is being evaluated, and everything after it; or let evaluations run again."""
+        self._text[0] = b"\x01" if ended else b"\x00"
 
 
 class Context:
-    """A context on shared weights. Only for the engine's thread.
-
-    Args:
-        weights: The model.
-        settings: How to open it.
-        abort: What can end an evaluation, or None.
-        pooling: Makes it a context for embeddings, with llama.cpp's pooling of that number.
-
-    Attributes:
-        n_ctx: Tokens it has room for.
-    """
+    """A context on shared weights. Only for the engine's thread."""
 
     def __init__(
         self,
@@ -89,45 +75,17 @@ class Context:
                 hint="a smaller n_ctx or another kv_type needs less memory",
             )
         self.pointer: Any = pointer
-        self._abort = abort
+        self._abort = abort  # as long as llama.cpp may ask it
         if abort is not None:
             engine.llama_set_abort_callback(pointer, abort.callback, abort.data)
         self._memory: Any = engine.llama_get_memory(pointer)
-        self._batch = _Batch(engine, settings.n_batch)
+        self.batch = Batch(engine, settings.n_batch)
         self._free = weakref.finalize(self, engine.llama_free, pointer)
         self._free.atexit = False  # the engine's thread may still compute with it when the process ends
 
-    # Evaluating -------------------------------------------------------------------------------------------------------
-
-    @property
-    def room(self) -> int:
-        """Tokens that the batch can still take."""
-        return self.settings.n_batch - self._batch.count
-
-    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
-        """Put tokens of a sequence into the next batch.
-
-        Args:
-            sequence: The sequence.
-            tokens: The tokens, as many as there is `room` for at most.
-            position: The place of the first one in the sequence.
-            output: The logits (or the embedding) of the last one are wanted.
-            every: Those of all are wanted.
-
-        Returns:
-            The place of the last one in the batch.
-        """
-        return self._batch.add(sequence, tokens, position, output=output, every=every)
-
     def evaluate(self) -> None:
-        """Compute the batch, and begin an empty one.
-
-        Raises:
-            NoRoomError: The cache is full; nothing was changed.
-            AbortedError: It was ended by the abort flag.
-            GenerationError: llama.cpp refused or failed; what the memory holds is not known.
-        """
-        struct = self._batch.take()
+        """Compute the batch, and begin an empty one. NoRoomError: nothing is changed; other errors: no known state."""
+        struct = self.batch.take()
         with log.capture() as lines:
             code = self._engine.llama_decode(self.pointer, struct)
         if code == 0:
@@ -157,8 +115,6 @@ class Context:
         memory: Any = (ctypes.c_float * size).from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memory, np.float32)
 
-    # Memory -----------------------------------------------------------------------------------------------------------
-
     def reaches_back(self, sequence: int, length: int) -> bool:
         """Whether the memory holds what a token after the first `length` ones of a sequence attends to."""
         # The same test as llama-server's: the oldest position in memory may not be inside the window of the next token.
@@ -182,12 +138,10 @@ class Context:
 
     def drop(self, sequence: int) -> None:
         """Empty one sequence."""
-        if self._memory:
-            self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._engine.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def clear(self) -> None:
-        """Empty all sequences."""
-        if self._memory:
+        if self._memory:  # encoders have none
             self._engine.llama_memory_clear(self._memory, False)
 
     def buffers(self, kind: str) -> list[int]:
@@ -196,30 +150,16 @@ class Context:
         return [round(float(match[2]) * 1024 * 1024) for match in found]
 
     def state_size(self, sequence: int) -> int:
-        """Bytes of the state of a sequence."""
         return int(self._engine.llama_state_seq_get_size(self.pointer, sequence))
 
-    def save(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
-        """The state of a sequence, for `restore` in another context of the same weights."""
-        buffer = (ctypes.c_uint8 * self.state_size(sequence))()
-        self._engine.llama_state_seq_get_data(self.pointer, buffer, len(buffer), sequence)
-        return buffer
-
-    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
-        """Put a saved state into an empty sequence; False (and an empty sequence) if llama.cpp does not take it."""
-        if self._engine.llama_state_seq_set_data(self.pointer, state, len(state), sequence):
-            return True
-        self.drop(sequence)
-        return False
-
-    def save_file(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
-        """As `save`, into a file; False if it can't be written."""
+    def save(self, sequence: int, path: Path, tokens: Sequence[int]) -> bool:
+        """Write the state of a sequence to a file, for `restore` in another context of the same weights."""
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         name = os.fsencode(path)
         return bool(self._engine.llama_state_seq_save_file(self.pointer, name, sequence, array, len(tokens)))
 
-    def restore_file(self, sequence: int, path: Path) -> list[int] | None:
-        """As `restore`, from a file of `save_file`: its tokens, or None if llama.cpp does not take it."""
+    def restore(self, sequence: int, path: Path) -> list[int] | None:
+        """Put a saved state into an empty sequence: its tokens, or None if llama.cpp does not take it."""
         tokens = (ctypes.c_int32 * self.n_ctx)()
         count = ctypes.c_size_t()
         if self._engine.llama_state_seq_load_file(
@@ -230,21 +170,18 @@ class Context:
         return None
 
     def close(self) -> None:
-        """Free the context and its batch."""
         self._free()
         self.pointer = None
         self._memory = None
 
 
-class _Batch:
+class Batch:
     """A `llama_batch` over numpy arrays, which are filled a whole prompt at a time."""
 
     def __init__(self, engine: Any, size: int) -> None:
         import numpy as np
 
-        self._token = np.zeros(size, np.int32)
-        self._position = np.zeros(size, np.int32)
-        self._sequence = np.zeros(size, np.int32)
+        self._token, self._position, self._sequence = np.zeros((3, size), np.int32)
         self._output = np.zeros(size, np.int8)
         self._places = np.arange(size, dtype=np.int32)
         # Each token is in one sequence: pointers to the elements of the array above, which never change.
@@ -263,7 +200,12 @@ class _Batch:
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
         self.count = 0
 
-    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool) -> int:
+    @property
+    def room(self) -> int:
+        return len(self._token) - self.count
+
+    def add(self, sequence: int, tokens: Sequence[int], position: int, *, output: bool, every: bool = False) -> int:
+        """Put tokens of a sequence in; the place of the last one, whose `output` is wanted, or that of `every` one."""
         start, end = self.count, self.count + len(tokens)
         if len(tokens) == 1:
             self._token[start], self._position[start] = tokens[0], position
@@ -278,6 +220,7 @@ class _Batch:
         return end - 1
 
     def take(self) -> Any:
+        """The batch for llama.cpp; what is put in afterwards begins an empty one."""
         self._struct.n_tokens, self.count = self.count, 0
         return self._struct
 

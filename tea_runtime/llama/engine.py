@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from tea_models.errors import INSTALL_ENGINE, EngineError
 from tea_runtime.errors import MissingEngineError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping
 
 #: The oldest llama-cpp-python whose functions and structures this package was written for (see pyproject.toml).
-MINIMUM_VERSION = (0, 3, 36)
+MINIMUM_VERSION = "0.3.36"
 
 _logger = logging.getLogger("tea_runtime.llama")
 # ggml_log_level of ggml.h; 5 continues the line before.
@@ -40,8 +42,9 @@ class EngineLog:
     """Takes llama.cpp's log: into `logging` (`tea_runtime.llama`, level DEBUG), and to whoever captures it."""
 
     def __init__(self) -> None:
-        self._captures: dict[int, list[deque[tuple[int, str]]]] = {}
+        self._captures: dict[int, deque[tuple[int, str]]] = {}
         self._last = 0
+        self.callback: Any = None
 
     def write(self, level: int, text: bytes | None, _data: object) -> None:
         """Take a piece of log; called by llama.cpp, so nothing may be raised."""
@@ -51,7 +54,8 @@ class EngineLog:
             self._last = kind
             if not line.strip(". "):
                 return
-            for capture in self._captures.get(threading.get_ident(), ()):
+            capture = self._captures.get(threading.get_ident())
+            if capture is not None:
                 capture.append((kind, line))
             if _logger.isEnabledFor(logging.DEBUG):
                 _logger.debug("%s", line)
@@ -62,14 +66,11 @@ class EngineLog:
     def capture(self) -> Iterator[deque[tuple[int, str]]]:
         """Collect what this thread makes llama.cpp say: pairs of level and line, the newest 2,000."""
         lines: deque[tuple[int, str]] = deque(maxlen=2000)
-        mine = self._captures.setdefault(threading.get_ident(), [])
-        mine.append(lines)
+        self._captures[threading.get_ident()] = lines
         try:
             yield lines
         finally:
-            mine.remove(lines)
-            if not mine:
-                self._captures.pop(threading.get_ident(), None)
+            del self._captures[threading.get_ident()]
 
 
 def explanation(lines: deque[tuple[int, str]]) -> str:
@@ -88,12 +89,7 @@ log = EngineLog()
 
 @functools.cache
 def llama() -> Any:
-    """Import `llama_cpp`, check its version and take over its log.
-
-    Raises:
-        MissingExtraError: The package is not installed (this is an ImportError too).
-        EngineError: It is too old, or can't be loaded.
-    """
+    """Import `llama_cpp`, check its version and take over its log."""
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingEngineError
     prepare(os.environ, cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -104,20 +100,16 @@ def llama() -> Any:
             f"llama-cpp-python is installed but can't be loaded: {error}",
             hint=f"{INSTALL_ENGINE} --force",
         ) from error
-    check_version(str(getattr(module, "__version__", "unknown")))
+    check_version(module.__version__)
     # The callback must live as long as the process: llama.cpp keeps the pointer.
-    module.llama_log_set(_keep(module.llama_log_callback(log.write)), None)
+    log.callback = module.llama_log_callback(log.write)
+    module.llama_log_set(log.callback, None)
     module.llama_backend_init()
     return module
 
 
 def prepare(environ: MutableMapping[str, str], *, cpus: int) -> None:
-    """Set what llama.cpp's libraries read from the environment when they are loaded; what the user has set stays.
-
-    Args:
-        environ: The process's environment.
-        cpus: CPUs that this process may use.
-    """
+    """Set what llama.cpp's libraries read from the environment when they are loaded; what the user has set stays."""
     # Without it, a failed assertion starts a debugger on this process.
     environ.setdefault("GGML_NO_BACKTRACE", "1")
     # GNU OpenMP's threads wait for each other by spinning for milliseconds, hundreds of times a token. Where something
@@ -129,26 +121,12 @@ def prepare(environ: MutableMapping[str, str], *, cpus: int) -> None:
 
 
 def check_version(version: str) -> None:
-    """Check that an installed version of llama-cpp-python is one this package can use.
-
-    Raises:
-        EngineError: It is older than `MINIMUM_VERSION`.
-    """
-    numbers = tuple(int(part) for part in version.partition("+")[0].split(".")[:3] if part.isdecimal())
-    if numbers < MINIMUM_VERSION:
-        wanted = ".".join(map(str, MINIMUM_VERSION))
+    """Check that an installed version of llama-cpp-python is one this package can use."""
+    if Version(version) < Version(MINIMUM_VERSION):
         raise EngineError(
-            f"llama-cpp-python {version} is too old: {wanted} or newer is needed",
+            f"llama-cpp-python {version} is too old: {MINIMUM_VERSION} or newer is needed",
             hint=f"{INSTALL_ENGINE} --force",
         )
-
-
-_kept: list[object] = []
-
-
-def _keep(thing: object) -> object:
-    _kept.append(thing)
-    return thing
 
 
 @functools.cache

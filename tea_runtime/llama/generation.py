@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from tea_runtime.errors import GenerationError
 from tea_runtime.llama.sampling import Sampler
-from tea_runtime.llama.vocabulary import PieceDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tea_runtime.llama.context import Context
     from tea_runtime.llama.vocabulary import Vocabulary
     from tea_runtime.llama.weights import Weights
+
+# Every form of a call begins with one of these; the words are those of Command R and functionary.
+_BEGINNINGS = ("<", "[", "{", "`", "Action:", "functools")
 
 
 class StopMatcher:
@@ -42,7 +45,6 @@ class StopMatcher:
         return safe
 
     def flush(self) -> str:
-        """Return what was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
@@ -55,27 +57,28 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+class ToolTextFilter:
+    """Lets the text of an answer through up to where a tool call could begin; white space waits for what comes next."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+        self._matcher = StopMatcher(_BEGINNINGS)
+        self._space = ""
+
+    def feed(self, text: str) -> str:
+        text = self._space + self._matcher.feed(text)
+        safe = text.rstrip()
+        self._space = text[len(safe) :]
+        self.shown += safe
+        return safe
+
+    def rest(self, content: str) -> str:
+        """What is still to be shown, once the answer is there without its calls."""
+        return content[len(self.shown) :] if content.startswith(self.shown) else ""
+
+
 class Generation:
-    """One answer, from its prompt to its last token: made by a caller's thread, worked on by the engine's.
-
-    Args:
-        weights: The model.
-        vocabulary: Its vocabulary.
-        prompt: The prompt as tokens; may not be empty.
-        params: The request.
-        stops: Texts that end the answer, those of the template included.
-        grammar: GBNF that the answer must follow, or None.
-        special: Control tokens are part of the text (tool calls of some models are made of them).
-
-    Attributes:
-        emit: Gets each piece of text as it comes, or None.
-        output: The tokens of the answer so far.
-        finish_reason: Why it ended, or None.
-        reused: Tokens of the prompt that were in memory already.
-        alone: No other request was decoded with it.
-        started: When its evaluation began (`time.perf_counter`).
-        logprobs: Where they are asked for: an entry a token.
-    """
+    """One answer, from its prompt to its last token: made by a caller's thread, worked on by the engine's."""
 
     def __init__(
         self,
@@ -100,7 +103,8 @@ class Generation:
         self._weights = weights
         self._vocabulary = vocabulary
         self._special = special
-        self._decoder = PieceDecoder()
+        # A character that is split over tokens is held until it is whole; bytes that are no UTF-8 become U+FFFD.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = StopMatcher(stops)
         self._stop_tokens = {vocabulary.specials[stop] for stop in stops if stop in vocabulary.specials}
         self._text: list[str] = []
@@ -111,7 +115,6 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
         return "".join(self._text)
 
     @property
@@ -125,11 +128,7 @@ class Generation:
         return self.prompt + self.output
 
     def step(self, context: Context, index: int) -> None:
-        """Choose the next token from the logits at `index` of the last batch and take it into the answer.
-
-        Raises:
-            GenerationError: The logits are no numbers, or the grammar allows no token.
-        """
+        """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
         logits = context.logits(index)
         if not self.output:
             self._check_numbers(logits)
@@ -144,7 +143,7 @@ class Generation:
         self.output.append(token)
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
-        self._emit(self._matcher.feed(self._decoder.feed(self._vocabulary.piece(token, special=self._special))))
+        self._emit(self._matcher.feed(self._decoder.decode(self._vocabulary.piece(token, special=self._special))))
         if self._matcher.stopped:
             self.finish("stop")
         elif self.remaining == 0:
@@ -154,11 +153,9 @@ class Generation:
         """End the answer; text that was held back for a stop text comes out now."""
         self.finish_reason = reason
         self._ended = time.perf_counter()
-        self._sampler.close()
         self._emit(self._matcher.flush())
 
     def close(self) -> None:
-        """Free the sampler, however the generation ended."""
         self._sampler.close()
         self.emit = None
 

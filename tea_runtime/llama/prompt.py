@@ -8,16 +8,15 @@ prompt in which nothing else looks like one (nearly all) is tokenised as a whole
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import UsageError
+from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
-from tea_runtime.llama.contents import Contents
 from tea_runtime.llama.engine import llama
-from tea_runtime.llama.vocabulary import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tea_models.chat import Segment
     from tea_runtime.llama.vocabulary import Vocabulary
@@ -26,20 +25,24 @@ if TYPE_CHECKING:
 _TEMPLATE_LOGIC = re.compile(r"think|reason|tool", re.IGNORECASE)
 _MARK_SHAPE = re.compile(r"<\S+>\Z|\[\S+\]\Z")
 
+_SEEN = "zqxj part"
+_HELLO: dict[str, Any] = {"role": "user", "content": "zqxj"}
+# What may stand before and after a message of a role; of the other roles (tool) templates expect text.
+_AROUND: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    "user": ([], []),
+    "system": ([], [_HELLO]),
+    "assistant": ([_HELLO], []),
+}
+
 
 class ControlTokens:
-    """The texts that must not become control tokens unless the template wrote them.
-
-    Args:
-        vocabulary: The model's vocabulary.
-        template: The template's source; user-defined tokens that it writes delimit turns too.
-    """
+    """The texts that must not become control tokens unless the template wrote them."""
 
     def __init__(self, vocabulary: Vocabulary, template: str) -> None:
         engine = llama()
         hard = engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN
-        #: Parsed by llama.cpp only where special tokens are asked for.
-        self.control: dict[str, int] = {}
+        #: All of them.
+        self.tokens: dict[str, int] = {}
         #: Parsed by llama.cpp always.
         self.defined: dict[str, int] = {}
         #: Tokens that plain text must not give. (An unknown token may stand for a character that is in no other.)
@@ -47,7 +50,7 @@ class ControlTokens:
         for text, token in vocabulary.specials.items():
             attributes = vocabulary.attributes(token)
             if attributes & hard:
-                self.control[text] = token
+                self.tokens[text] = token
             elif vocabulary.is_end(token) or (
                 text in template and _MARK_SHAPE.match(text) and not _TEMPLATE_LOGIC.search(text)
             ):
@@ -56,7 +59,7 @@ class ControlTokens:
                 continue
             if not attributes & engine.LLAMA_TOKEN_ATTR_UNKNOWN:
                 self.reserved.add(token)
-        self.tokens = self.control | self.defined
+        self.tokens |= self.defined
         self._lengths = sorted({len(text) for text in self.tokens}, reverse=True)
         firsts = "".join(re.escape(first) for first in sorted({text[0] for text in self.tokens}))
         self._first = re.compile(f"[{firsts}]" if firsts else r"(?!)")
@@ -79,13 +82,7 @@ class ControlTokens:
 
 
 class ChatPrompt:
-    """Turns messages into tokens by a template.
-
-    Args:
-        vocabulary: The model's vocabulary.
-        template: The Jinja source of the chat template (for `render` to use, and for the texts in it).
-        render: Renders messages and tools; gets the keyword arguments `tools` and the template's variables.
-    """
+    """Turns messages into tokens by a template."""
 
     def __init__(self, vocabulary: Vocabulary, template: str, render: Callable[..., list[Segment]]) -> None:
         self._vocabulary = vocabulary
@@ -98,19 +95,8 @@ class ChatPrompt:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """The prompt as it goes to the model.
-
-        Raises:
-            TemplateError: The template fails on these messages.
-            UsageError: A text has half a character.
-            UnsupportedError: A message has a part that is no text, or the template loses track of who wrote a text that
-                looks like a control token.
-        """
+        """The prompt as it goes to the model."""
         given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
-        try:
-            _check_texts(given)
-        except RecursionError:
-            raise UsageError("messages: they are nested too deeply, or hold themselves") from None
         given["messages"] = self._contents.arranged(messages)
         segments = self._contents.render(**given)
         text = "".join(segment.text for segment in segments)
@@ -160,16 +146,62 @@ class ChatPrompt:
         raise UnsupportedError(f"this vocabulary can't write a control token's text as plain text: {text!r:.80}")
 
 
-def _check_texts(value: Any) -> None:
-    """Check that what a template is given is plain data with whole characters."""
-    if isinstance(value, str):
-        encode(value)
-    elif hasattr(value, "items"):
-        for key, item in value.items():
-            _check_texts(key)
-            _check_texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_texts(item)
-    elif not isinstance(value, int | float | bool | None):
-        raise UsageError(f"messages: expected texts, numbers, lists and mappings, found {type(value).__name__}")
+class Contents:
+    """Brings contents into the form that a template takes: parts where it renders them, as `transformers` has it."""
+
+    def __init__(self, render: Callable[..., list[Segment]]) -> None:
+        self._render = render
+        self._takes: dict[str, bool] = {}
+
+    def arranged(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The messages with every content in a form that the template takes."""
+        found = []
+        for index, message in enumerate(messages):
+            content = message.get("content")
+            if not isinstance(content, list | tuple):
+                found.append(message)
+                continue
+            texts = joined_texts(content, index)
+            found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
+        return found
+
+    def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
+        """The prompt; a null content (beside tool calls) becomes an empty one where the template needs a text."""
+        try:
+            return self._render(messages=messages, **given)
+        except TemplateError:
+            if all(message.get("content") is not None for message in messages):
+                raise
+            filled = [{**message, "content": ""} if message.get("content") is None else message for message in messages]
+            return self._render(messages=filled, **given)
+
+    def _takes_parts(self, role: str) -> bool:
+        if role not in _AROUND:
+            return False
+        if role not in self._takes:
+            before, after = _AROUND[role]
+            probe = {"role": role, "content": [{"type": "text", "text": _SEEN}]}
+            try:
+                segments = self._render(messages=[*before, probe, *after], tools=None)
+                text = "".join(segment.text for segment in segments)
+            except (TemplateError, UsageError):
+                text = ""
+            self._takes[role] = _SEEN in text and "'type'" not in text and '"type"' not in text
+        return self._takes[role]
+
+
+def joined_texts(parts: Sequence[Any], index: int) -> str:
+    """The text of a content in parts, that of message `index`; parts that are no text are refused."""
+    texts = []
+    for place, part in enumerate(parts):
+        where = f"messages[{index}].content[{place}]"
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
+        if not isinstance(kind, str) or (kind == "text" and not isinstance(text, str)):
+            raise UsageError(f'{where}: expected a part such as {{"type": "text", "text": "…"}}, found {part!r:.60}')
+        if kind != "text":
+            raise UnsupportedError(
+                f"{where}: a local model gets text only, found a part of type {kind!r}",
+                hint="leave the part out, or use a server for models with eyes and ears (backend: api)",
+            )
+        texts.append(str(text))
+    return "".join(texts)

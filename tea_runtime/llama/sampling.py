@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import math
 import os
 import re
 import tempfile
 import threading
 import weakref
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -35,16 +36,7 @@ _stderr_lock = threading.Lock()
 
 
 class Sampler:
-    """The sampler of one request. Free it with `close`, or let the garbage collector.
-
-    Args:
-        weights: The model it samples from.
-        params: The request.
-        grammar: GBNF that the answer must follow, or None.
-
-    Raises:
-        UsageError: llama.cpp can't read the grammar; the message says what it found.
-    """
+    """The sampler of one request. Free it with `close`, or let the garbage collector."""
 
     def __init__(self, weights: Weights, params: LlmCallParams, grammar: str | None = None) -> None:
         engine = llama()
@@ -65,16 +57,7 @@ class Sampler:
             self._engine.llama_sampler_accept(self._chain, token)
 
     def sample(self, context: Any, index: int, logits: Any) -> int:
-        """Choose the next token, and remember the choice.
-
-        Args:
-            context: llama.cpp's context.
-            index: The place in its last batch whose logits decide.
-            logits: These logits.
-
-        Raises:
-            GenerationError: The grammar allows no token at all here.
-        """
+        """Choose the next token, and remember the choice."""
         if self._greedy:  # the same choice without a list of all candidates: the first of the largest
             return int(logits.argmax())
         if self._grammar is None:
@@ -85,7 +68,7 @@ class Sampler:
         # As llama.cpp's common_sampler_sample: most choices obey the grammar anyway, and testing one token is much
         # cheaper than masking a whole vocabulary. Only a choice that doesn't is taken back and made again.
         engine = self._engine
-        candidates = _candidates_of(self._weights)
+        candidates = _candidates(self._weights.n_vocab)
         array = candidates.fill(logits)
         engine.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = candidates.selected()
@@ -103,23 +86,21 @@ class Sampler:
         return token
 
     def close(self) -> None:
-        """Free what llama.cpp holds for this request."""
         self._free()
 
 
 class _Candidates:
     """A `llama_token_data_array` over a numpy array of the whole vocabulary."""
 
-    def __init__(self, engine: Any, size: int) -> None:
+    def __init__(self, size: int) -> None:
         import numpy as np
 
         self._numpy = np
-        self._engine = engine
+        self._engine = engine = llama()
         self._size = size
         self._ids = np.arange(size, dtype=np.int32)
         self._data = np.zeros(size, dtype=np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]))
         self._array = engine.llama_token_data_array()
-        self._one = (engine.llama_token_data * 1)()
 
     def fill(self, logits: Any) -> Any:
         self._data["id"] = self._ids
@@ -138,54 +119,39 @@ class _Candidates:
         return int(self._array.data[self._array.selected].id)
 
     def allows(self, grammar: Any, token: int) -> bool:
-        one = self._one
-        one[0].id, one[0].logit, one[0].p = token, 1.0, 0.0
-        array = self._engine.llama_token_data_array(ctypes.cast(one, self._engine.llama_token_data_p), 1, -1, False)
+        one = self._engine.llama_token_data(token, 1.0, 0.0)
+        array = self._engine.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
         self._engine.llama_sampler_apply(grammar, ctypes.byref(array))
-        return math.isfinite(one[0].logit)
+        return math.isfinite(one.logit)
 
     def any_left(self) -> bool:
         return bool(self._numpy.isfinite(self._data["logit"]).any())
 
 
-# One for each model: a vocabulary of 262,144 tokens takes 4 MiB, and requests use it one after the other.
-_candidates: weakref.WeakKeyDictionary[Weights, _Candidates] = weakref.WeakKeyDictionary()
-
-
-def _candidates_of(weights: Weights) -> _Candidates:
-    found = _candidates.get(weights)
-    if found is None:
-        found = _candidates[weights] = _Candidates(llama(), weights.n_vocab)
-    return found
+# A vocabulary of 262,144 tokens takes 4 MiB, and requests use it one after the other, in the engine's thread.
+_candidates = functools.lru_cache(maxsize=2)(_Candidates)
 
 
 def _penalises(params: LlmCallParams) -> bool:
     return params.repeat_penalty not in (None, 1.0) or bool(params.frequency_penalty or params.presence_penalty)
 
 
-def _samplers(engine: Any, n_vocab: int, params: LlmCallParams) -> list[Any]:
-    chain = []
+def _samplers(engine: Any, n_vocab: int, params: LlmCallParams) -> Iterator[Any]:
     # The penalties walk the whole vocabulary, so they are there only when they do something.
     if _penalises(params):
         penalty = 1.0 if params.repeat_penalty is None else params.repeat_penalty
-        frequency = params.frequency_penalty or 0.0
-        presence = params.presence_penalty or 0.0
-        chain.append(engine.llama_sampler_init_penalties(n_vocab, LAST_N, penalty, frequency, presence))
+        frequency, presence = params.frequency_penalty or 0.0, params.presence_penalty or 0.0
+        yield engine.llama_sampler_init_penalties(n_vocab, LAST_N, penalty, frequency, presence)
     if params.temperature == 0:
-        return [*chain, engine.llama_sampler_init_greedy()]
-    top_k = TOP_K if params.top_k is None else params.top_k
-    top_p = TOP_P if params.top_p is None else params.top_p
-    min_p = MIN_P if params.min_p is None else params.min_p
+        yield engine.llama_sampler_init_greedy()
+        return
+    yield engine.llama_sampler_init_top_k(TOP_K if params.top_k is None else params.top_k)
+    yield engine.llama_sampler_init_top_p(TOP_P if params.top_p is None else params.top_p, 1)
+    yield engine.llama_sampler_init_min_p(MIN_P if params.min_p is None else params.min_p, 1)
+    yield engine.llama_sampler_init_temp(params.temperature)
     # llama.cpp takes this one number for "any": no seed of a user may become it.
-    seed = engine.LLAMA_DEFAULT_SEED if params.random else params.seed % engine.LLAMA_DEFAULT_SEED
-    return [
-        *chain,
-        engine.llama_sampler_init_top_k(top_k),
-        engine.llama_sampler_init_top_p(top_p, 1),
-        engine.llama_sampler_init_min_p(min_p, 1),
-        engine.llama_sampler_init_temp(params.temperature),
-        engine.llama_sampler_init_dist(seed),
-    ]
+    any_seed = engine.LLAMA_DEFAULT_SEED
+    yield engine.llama_sampler_init_dist(any_seed if params.random else params.seed % any_seed)
 
 
 def _grammar(weights: Weights, text: str) -> Any:
@@ -195,53 +161,38 @@ def _grammar(weights: Weights, text: str) -> Any:
         raise UsageError("grammar: it has a NUL character, which llama.cpp takes for its end")
     if len(text) > _GRAMMAR_SIZE:
         raise UsageError(f"grammar: it has {len(text):,} characters, more than {_GRAMMAR_SIZE:,}")
-    depth = deepest = 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    if deepest > _GRAMMAR_DEPTH:
+    if max(itertools.accumulate((character == "(") - (character == ")") for character in text)) > _GRAMMAR_DEPTH:
         raise UsageError(f"grammar: its brackets are nested more than {_GRAMMAR_DEPTH} deep")
-    engine = llama()
-    with log.capture() as lines, _held_stderr() as printed:
-        sampler = engine.llama_sampler_init_grammar(weights.vocab, text.encode("utf-8", "replace"), b"root")
-        if not sampler:
-            found = _PARSE_ERROR.search(printed())
+    raw = text.encode("utf-8", "replace")
+    with log.capture() as lines:
+        sampler, printed = _with_stderr(lambda: llama().llama_sampler_init_grammar(weights.vocab, raw, b"root"))
+    found = _PARSE_ERROR.search(printed)
+    if printed and not found:  # by somebody else
+        os.write(2, printed.encode())
     if not sampler:
-        reason = (
-            (re.sub(r" at\s*$", " at its end", found[1]) if found else "")
-            or explanation(lines)
-            or "llama.cpp can't read it"
-        )
+        parsed = re.sub(r" at\s*$", " at its end", found[1]) if found else ""
+        reason = parsed or explanation(lines) or "llama.cpp can't read it"
         raise UsageError(f"grammar: {reason}", hint="a GBNF grammar begins with: root ::= …")
     return sampler
 
 
-@contextmanager
-def _held_stderr() -> Iterator[Callable[[], str]]:
-    """Keep what llama.cpp's grammar parser prints to stderr, past its log; what others print meanwhile is passed on."""
+def _with_stderr(work: Callable[[], Any]) -> tuple[Any, str]:
+    """Run something, and take what is printed to stderr meanwhile: llama.cpp's grammar parser does so, past its log."""
     with _stderr_lock, tempfile.TemporaryFile() as held:
-
-        def printed() -> str:
-            held.seek(0)
-            return held.read().decode("utf-8", "replace")
-
         try:
             saved = os.dup(2)
         except OSError:  # closed: nothing can be printed
-            yield printed
-            return
+            return work(), ""
         os.dup2(held.fileno(), 2)
         try:
-            yield printed
+            result = work()
         finally:
             os.dup2(saved, 2)
             os.close(saved)
-            text = printed()
-            if text and not _PARSE_ERROR.search(text):
-                os.write(2, text.encode())
+        held.seek(0)
+        return result, held.read().decode("utf-8", "replace")
 
 
-def _free(engine: Any, chain: Any, grammar: Any) -> None:
-    engine.llama_sampler_free(chain)
-    if grammar is not None:
-        engine.llama_sampler_free(grammar)
+def _free(engine: Any, *samplers: Any) -> None:
+    for sampler in filter(None, samplers):
+        engine.llama_sampler_free(sampler)

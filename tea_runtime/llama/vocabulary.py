@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import ctypes
 import functools
+import re
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -12,24 +12,16 @@ from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
-    from tea_runtime.llama.weights import Weights
+    from collections.abc import Callable
 
-# The most a text may be before it is tokenised: llama.cpp counts in 32 bits.
-_LONGEST = 2**31 - 2
+    from tea_runtime.llama.weights import Weights
 
 
 class Vocabulary:
     """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is.
 
-    Args:
-        weights: The model.
-        limit: Tokens that can be of use. Some tokenizers take minutes for a few megabytes of blanks, so a text that
-            can't be that short is refused before it is tokenised.
-
-    Attributes:
-        bos: Id of the token that begins a text, or None.
-        bos_text: Its text, or "".
-        add_bos: The header asks for BOS at the beginning of a text.
+    `limit` are the tokens that can be of use: a text that can't be that short is refused before it is tokenised,
+    because some tokenizers take minutes for a few megabytes of blanks.
     """
 
     def __init__(self, weights: Weights, limit: int | None = None) -> None:
@@ -38,9 +30,9 @@ class Vocabulary:
         self._limit = limit
         self._engine = engine
         self._vocab = weights.vocab
-        # What is asked for every token of an answer.
-        self._ends: dict[int, bool] = {}
-        self._pieces: dict[tuple[int, bool], bytes] = {}
+        #: Whether a token ends a generation; asked for every token of an answer, as the pieces are.
+        self.is_end: Callable[[int], bool] = functools.cache(functools.partial(engine.llama_vocab_is_eog, self._vocab))
+        self._piece = functools.cache(functools.partial(_piece, engine, self._vocab))
         self.size = weights.n_vocab
         self.bos = _token(engine.llama_vocab_bos(self._vocab))
         self.eos = _token(engine.llama_vocab_eos(self._vocab))
@@ -55,53 +47,22 @@ class Vocabulary:
         raw: bytes = self._engine.llama_vocab_get_text(self._vocab, token) or b""
         return raw.decode("utf-8", "replace")
 
-    def is_end(self, token: int) -> bool:
-        """Tell whether a token ends a generation (`llama_vocab_is_eog`)."""
-        found = self._ends.get(token)
-        if found is None:
-            found = self._ends[token] = bool(self._engine.llama_vocab_is_eog(self._vocab, token))
-        return found
-
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for; control tokens are empty unless `special`."""
-        found = self._pieces.get((token, special))
-        if found is None:
-            found = self._pieces[token, special] = self._piece(token, special)
-        return found
-
-    def _piece(self, token: int, special: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(64)
-        length = self._engine.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        if length < 0:
-            buffer = ctypes.create_string_buffer(-length)
-            length = self._engine.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        return buffer.raw[:length]
+        return self._piece(token, special)
 
     def tokenize(self, text: str, *, special: bool, add_special: bool = False) -> list[int]:
-        """Turn a text into tokens.
-
-        Args:
-            text: The text; NUL characters are kept.
-            special: Texts of control tokens become those tokens; otherwise they stay text.
-            add_special: Add what the header asks for at both ends (BOS, EOS, CLS, SEP).
-
-        Raises:
-            UsageError: The text has a lone surrogate, or is longer than llama.cpp can take.
-            ContextOverflowError: The text has more tokens than the limit, whatever they are.
-        """
+        """Tokens of a text. `special`: control tokens are parsed; `add_special`: what belongs at both ends is added."""
         raw = encode(text)
         self._check_length(len(raw))
-        if len(raw) > _LONGEST:
-            raise UsageError(f"the text has {len(raw):,} bytes: more than llama.cpp can tokenise")
-        # A token stands for at least one byte; the tokenizer may add a few at the ends.
+        # A token stands for at least one byte, mostly; the tokenizer may add a few at the ends.
         room = len(raw) + 8
-        tokens = (ctypes.c_int32 * room)()
-        count = self._engine.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, special)
-        if count < 0:
-            room = -count
+        while True:
             tokens = (ctypes.c_int32 * room)()
             count = self._engine.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, special)
-        return list(tokens[: max(count, 0)])
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
 
     def _check_length(self, size: int) -> None:
         # Most tokens are short: a text of a plausible size needs no closer look.
@@ -114,30 +75,41 @@ class Vocabulary:
 
     @functools.cached_property
     def _longest(self) -> int:
-        """Bytes of the longest token."""
         names = (self._engine.llama_vocab_get_text(self._vocab, token) or b"" for token in range(self.size))
         return max(1, *map(len, names))
 
     def prompt(self, text: str) -> list[int]:
-        """Tokens of a raw prompt or a rendered template: control tokens parsed, and exactly one BOS where one belongs.
-
-        BOS is put in front when the header asks for it (`tokenizer.ggml.add_bos_token`) and the text doesn't have it.
-        """
-        tokens = self.tokenize(text, special=True)
-        return self.with_bos(tokens)
+        """Tokens of a raw prompt or a rendered template: control tokens parsed, and one BOS where one belongs."""
+        return self.with_bos(self.tokenize(text, special=True))
 
     def with_bos(self, tokens: list[int]) -> list[int]:
-        """Put BOS in front where the header asks for it and it isn't there."""
+        """Put BOS in front where the header (`tokenizer.ggml.add_bos_token`) asks for it and it isn't there."""
         if self.add_bos and self.bos is not None and tokens[:1] != [self.bos]:
             return [self.bos, *tokens]
         return tokens
 
+    def pair(self, query: str, document: str) -> list[int]:
+        """Query and document for a reranker, by the same rules as llama-server's `format_prompt_rerank`."""
+        if not query or not document:
+            raise UsageError(f"{'documents' if query else 'query'}: an empty text can't be scored")
+        engine, vocab = self._engine, self._vocab
+        template: bytes | None = engine.llama_model_chat_template(self._weights.model, b"rerank")
+        if template:
+            texts = {"{query}": query, "{document}": document}
+            tokens: list[int] = []
+            for piece in re.split("({query}|{document})", template.decode("utf-8", "replace")):
+                tokens += self.tokenize(texts.get(piece, piece), special=piece not in texts) if piece else []
+            return self.with_bos(tokens)
+        eos = self.eos if self.eos is not None else engine.llama_vocab_sep(vocab)
+        end = [eos] if engine.llama_vocab_get_add_eos(vocab) else []
+        between = [engine.llama_vocab_sep(vocab)] if engine.llama_vocab_get_add_sep(vocab) else []
+        first, second = (self.tokenize(text, special=False) for text in (query, document))
+        begin = [self.bos] if self.add_bos and self.bos is not None else []
+        return [*begin, *first, *end, *between, *second, *end]
+
     @functools.cached_property
     def specials(self) -> dict[str, int]:
-        """Every token that the tokenizer finds in a text before it splits it: text → id.
-
-        These are the control, unknown and user-defined tokens, as in llama.cpp's `cache_special_tokens`.
-        """
+        """Text → id of the tokens that are found in a text before it is split (llama.cpp's `cache_special_tokens`)."""
         engine = self._engine
         wanted = (
             engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN | engine.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -152,11 +124,7 @@ class Vocabulary:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8 of a text.
-
-    Raises:
-        UsageError: The text has a lone surrogate, which is half a character.
-    """
+    """UTF-8 of a text."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -166,15 +134,14 @@ def encode(text: str) -> bytes:
         ) from None
 
 
-class PieceDecoder:
-    """Turns the bytes of tokens into text; a character that is split over tokens is held until it is whole."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, piece: bytes) -> str:
-        """Add the bytes of a token and return the text that is complete. Bytes that are no UTF-8 become U+FFFD."""
-        return self._decoder.decode(piece)
+def _piece(engine: Any, vocab: Any, token: int, special: bool) -> bytes:
+    room = 64
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        length = engine.llama_token_to_piece(vocab, token, buffer, room, 0, special)
+        if length >= 0:
+            return buffer.raw[:length]
+        room = -length
 
 
 def _token(value: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -21,43 +22,27 @@ class LoadCancelledError(Exception):
 
 
 class Weights:
-    """The loaded weights of one file. They are freed when nothing refers to them any more.
-
-    Args:
-        path: The file, or the first of its shards.
-        settings: How to load it: layers on the GPU, mapped or read.
-        cancelled: Asked again and again while it loads; True ends it.
-        free: Runs the function that frees the weights: at once by default. It can be called by the garbage collector.
-
-    Attributes:
-        path: The file, or the first of its shards.
-        model: llama.cpp's model.
-        vocab: Its vocabulary.
-
-    Raises:
-        EngineError: llama.cpp refuses the file; the message says why.
-        LoadCancelledError: `cancelled` said so.
-    """
+    """The weights of a file (of shards, the first); `free` runs what frees them when nothing refers to them."""
 
     def __init__(
         self,
         path: Path,
         settings: EngineSettings,
         *,
-        cancelled: Callable[[], bool] | None = None,
-        free: Callable[[Callable[[], None]], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        free: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
         engine = llama()
         params = engine.llama_model_default_params()
         params.n_gpu_layers = settings.n_gpu_layers
         params.load_mode = engine.LLAMA_LOAD_MODE_MMAP if settings.use_mmap else engine.LLAMA_LOAD_MODE_NONE
-        go_on = engine.llama_progress_callback(lambda _progress, _data: not (cancelled is not None and cancelled()))
+        go_on = engine.llama_progress_callback(lambda _progress, _data: not cancelled())
         params.progress_callback = go_on
         with log.capture() as lines:
             pointer = engine.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
-        if not pointer and cancelled is not None and cancelled():
-            raise LoadCancelledError
         if not pointer:
+            if cancelled():
+                raise LoadCancelledError
             reason = explanation(lines) or "no reason given"
             raise EngineError(f"{path}: llama.cpp can't load it: {reason}", hint=f"tea-models verify {path}")
         self.path = path
@@ -68,34 +53,19 @@ class Weights:
         self.n_swa = int(engine.llama_model_n_swa(pointer))
         self.n_vocab = int(engine.llama_vocab_n_tokens(self.vocab))
         self.n_cls_out = int(engine.llama_model_n_cls_out(pointer))
-        self.has_encoder = bool(engine.llama_model_has_encoder(pointer))
-        self.has_decoder = bool(engine.llama_model_has_decoder(pointer))
         self.recurrent = bool(engine.llama_model_is_recurrent(pointer) or engine.llama_model_is_hybrid(pointer))
-        self.log = tuple(lines)
-        self._free = weakref.finalize(self, _free, engine, pointer, free)
+        self._free = weakref.finalize(self, free, functools.partial(engine.llama_model_free, pointer))
         self._free.atexit = False  # the engine's thread sees to it where it matters
-        architecture = self.metadata("general.architecture")
-        original = self.metadata(f"{architecture}.rope.scaling.original_context_length") or ""
+        original = self._metadata(f"{self._metadata('general.architecture')}.rope.scaling.original_context_length")
         #: The context before RoPE scaling, where the header has one.
         self.original_context = int(original) if original.isdecimal() else None
 
-    def metadata(self, key: str) -> str | None:
-        """A value of the header as text, or None."""
+    def _metadata(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
-        length = llama().llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if length >= 0 else None
+        llama().llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Free the weights now. Every context on them must be closed before, and nobody may use their vocabulary."""
         self._free()
         self.model = None
-
-
-def _free(engine: Any, pointer: Any, run: Callable[[Callable[[], None]], None] | None) -> None:
-    def free() -> None:
-        engine.llama_model_free(pointer)
-
-    if run is None:
-        free()
-    else:
-        run(free)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hmac
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -16,36 +17,26 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tea_models.errors import TeaModelsError, UsageError
-from tea_runtime.aio import in_thread
-from tea_runtime.server import page
-from tea_runtime.server import requests as wire
-from tea_runtime.server.answers import AnswerForm, error_event
-from tea_runtime.server.errors import (
-    BusyError,
-    NotAuthenticatedError,
-    ServerEndingError,
-    TooLargeError,
-    document,
-    failure,
-)
+from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
+from tea_runtime.aio import AsyncLlmStream, in_thread
+from tea_runtime.errors import CancelledCallError
+from tea_runtime.server import page, wire
+from tea_runtime.server.errors import NotAuthenticatedError, TooLargeError, document, failure
 from tea_runtime.server.gate import Gate
-from tea_runtime.server.job import Job
 from tea_runtime.server.metrics import Metrics
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
     from types import FrameType
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from tea_runtime.backend import LlmCallResult
-    from tea_runtime.server.job import Piece
+    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, Message
     from tea_runtime.server.pool import ModelPool
-    from tea_runtime.server.requests import GenerationRequest
 
+T = TypeVar("T")
 logger = logging.getLogger("tea_runtime")
 
 MAX_BODY = 32 * 1024 * 1024
@@ -61,16 +52,14 @@ def build_app(
     allowed_hosts: Collection[str] = (),
     origins: Collection[str] = (),
 ) -> Starlette:
-    """Make the application.
-
-    Args:
-        pool: The models that answer; they are not closed here.
-        key: If not empty, requests must carry it as `Authorization: Bearer …`.
-        listen: The address that the server listens on, as the user named it.
-        allowed_hosts: Further names that the server is known under.
-        origins: Origins whose pages may ask; `*` for all.
-    """
+    """Make the application over models that are not closed here; a `key` must come as `Authorization: Bearer …`."""
     endpoint = _Endpoint(pool, key)
+    posted = {
+        "chat/completions": endpoint.chat,
+        "completions": endpoint.completions,
+        "embeddings": endpoint.embeddings,
+        "rerank": endpoint.rerank,
+    }
     app = Starlette(
         routes=[
             Route("/", endpoint.page, methods=["GET"]),
@@ -78,10 +67,7 @@ def build_app(
             Route("/health", endpoint.health, methods=["GET"]),
             Route("/metrics", endpoint.metrics, methods=["GET"]),
             Route("/v1/models", endpoint.answered(endpoint.models), methods=["GET"]),
-            Route("/v1/chat/completions", endpoint.answered(endpoint.chat), methods=["POST"]),
-            Route("/v1/completions", endpoint.answered(endpoint.completions), methods=["POST"]),
-            Route("/v1/embeddings", endpoint.answered(endpoint.embeddings), methods=["POST"]),
-            Route("/v1/rerank", endpoint.answered(endpoint.rerank), methods=["POST"]),
+            *(Route(f"/v1/{path}", endpoint.answered(one), methods=["POST"]) for path, one in posted.items()),
         ],
         middleware=[
             Middleware(Gate, listen=listen, allowed_hosts=allowed_hosts, origins=origins),
@@ -121,22 +107,20 @@ class _Endpoint:
     def end(self) -> None:
         """End everything that is being generated; for any thread."""
         for job in tuple(self._jobs):
-            job.end_from_outside(ServerEndingError("the server is ending"))
+            job.end_from_outside(NotAvailableError("the server is ending"))
 
     def answered(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Check the key, and turn what a handler raises into an error as OpenAI's API writes it."""
 
-        @functools.wraps(handler)
         async def handle(request: Request) -> Response:
             try:
-                self._check_key(request)
+                given = request.headers.get("authorization", "").removeprefix("Bearer ")
+                if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
+                    raise NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")  # noqa: TRY301
                 return await handler(request)
-            except TeaModelsError as error:
-                status, body = document(error)
+            except Exception as error:  # noqa: BLE001 - it is told
+                status, body = _told(error)
                 return JSONResponse(body, status)
-            except Exception:
-                logger.exception("request failed")
-                return JSONResponse(failure("the server failed; its log says why", "server_error"), 500)
 
         return handle
 
@@ -151,7 +135,7 @@ class _Endpoint:
         if request.query_params.get("live"):
             return JSONResponse({"busy": page.busy(model.backend)})
         async with self._pool.use(model) as backend:
-            return JSONResponse(await in_thread(lambda: page.about(backend.backend)))
+            return JSONResponse(await in_thread(lambda: page.about(backend)))
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
@@ -172,61 +156,117 @@ class _Endpoint:
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request)
         texts = wire.embedding_texts(body)
-        model = self._pool.find(body.get("model"))
-        async with self._pool.use(model) as backend:
-            vectors = await backend.embed(texts)
-            tokens = await in_thread(lambda: _count(backend.backend, texts))
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        data = wire.embedding_data(vectors, body)
-        return JSONResponse({"object": "list", "model": model.name, "data": data, "usage": usage})
+        vectors, more = await self._ask(body, texts, lambda backend: backend.embed(texts))
+        return JSONResponse(more | {"data": wire.embedding_data(vectors, body)})
 
     async def rerank(self, request: Request) -> Response:
-        wanted = wire.rerank_request(await _body(request))
-        model = self._pool.find(wanted.model)
+        body = await _body(request)
+        query, documents = wire.rerank_texts(body)
+        scores, more = await self._ask(body, [query, *documents], lambda backend: backend.rerank(query, documents))
+        return JSONResponse(more | {"results": wire.rerank_results(scores, documents, body)})
+
+    async def _ask(
+        self, body: dict[str, Any], texts: list[str], ask: Callable[[LlmBackend], T]
+    ) -> tuple[T, dict[str, Any]]:
+        """What a backend makes of some texts, and the rest of the answer."""
+        model = self._pool.find(body.get("model"))
         async with self._pool.use(model) as backend:
-            scores = await backend.rerank(wanted.query, wanted.documents)
-            tokens = await in_thread(lambda: _count(backend.backend, [wanted.query, *wanted.documents]))
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])[: wanted.top_n]
-        results = [
-            {"index": index, "relevance_score": scores[index]}
-            | ({"document": {"text": wanted.documents[index]}} if wanted.return_documents else {})
-            for index in order
-        ]
+            count = getattr(backend, "count_tokens", lambda _text: 0)
+            found, tokens = await in_thread(lambda: (ask(backend), sum(map(count, texts))))
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": model.name, "results": results, "usage": usage})
+        return found, {"object": "list", "model": model.name, "usage": usage}
 
-    def _check_key(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
-            raise NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")
-
-    async def _generate(self, request: Request, wanted: GenerationRequest) -> Response:
+    async def _generate(self, request: Request, wanted: wire.GenerationRequest) -> Response:
         model = self._pool.find(wanted.model)
         if len(self._jobs) >= MAX_JOBS:
-            raise BusyError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
+            raise NotAvailableError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
         job = Job(wanted.asked)
         self._jobs.add(job)
         started = time.perf_counter()
-        form = AnswerForm(model.name, chat=wanted.chat)
+        form = wire.AnswerForm(model.name, chat=wanted.chat)
+
+        def ended(results: list[LlmCallResult]) -> None:
+            self._metrics.finished(model.name, results, time.perf_counter() - started)
+
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._jobs.discard, job)
             stack.callback(job.end)
             backend = await stack.enter_async_context(self._pool.use(model))
             if not wanted.stream:
                 results = await job.results(backend, request)
-                self._metrics.finished(model.name, results, time.perf_counter() - started)
+                ended(results)
                 return JSONResponse(form.whole(results))
             job.start_streams(backend)
             # The first piece, or a failure before it: then the status can still say so.
             first = await job.next()
             self._metrics.first(model.name, time.perf_counter() - started)
-
-            def ended(results: list[LlmCallResult]) -> None:
-                self._metrics.finished(model.name, results, time.perf_counter() - started)
-
-            events = _events(job, first, form, wanted, ended)
-            return _EventStream(events, stack.pop_all())
+            return _EventStream(_events(job, first, form, wanted, ended), stack.pop_all())
         raise AssertionError
+
+
+class Job:
+    """Some answers, made together; a pair of parameters and messages for each."""
+
+    def __init__(self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]]) -> None:
+        self._asked = asked
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def results(self, backend: LlmBackend, request: Request) -> list[LlmCallResult]:
+        """All answers as a whole; when the client goes away they are given up."""
+        self._start(self._whole(backend))
+        self._start(self._watch(request))
+        results: list[LlmCallResult] = await self.next()
+        return results
+
+    def start_streams(self, backend: LlmBackend) -> None:
+        for index, (params, messages) in enumerate(self._asked):
+            stream = AsyncLlmStream(functools.partial(backend.generate, params, messages))
+            self._start(self._pieces(index, stream))
+
+    async def next(self) -> Any:
+        """The number of an answer with its next piece of text, or its result; raises what ended the job."""
+        item = await self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def end(self, error: TeaModelsError | None = None) -> None:
+        """Give up what is not finished; whoever waits gets the error. For the loop's thread."""
+        for task in self._tasks:
+            task.cancel()
+        if error is not None:
+            self._queue.put_nowait(error)
+
+    def end_from_outside(self, error: TeaModelsError) -> None:
+        """As `end`, for any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self.end, error)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._queue.put_nowait(error)
+
+    async def _whole(self, backend: LlmBackend) -> None:
+        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self._asked)))
+
+    async def _pieces(self, index: int, stream: AsyncLlmStream) -> None:
+        async for text in stream:
+            self._queue.put_nowait((index, text))
+        self._queue.put_nowait((index, stream.result))
+
+    async def _watch(self, request: Request) -> None:
+        with contextlib.suppress(RuntimeError):  # the answer is out already
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.end(CancelledCallError("the client went away"))
 
 
 class _EventStream(StreamingResponse):
@@ -243,42 +283,42 @@ class _EventStream(StreamingResponse):
 
 async def _events(
     job: Job,
-    item: Piece,
-    form: AnswerForm,
-    wanted: GenerationRequest,
+    piece: tuple[int, str | LlmCallResult],
+    form: wire.AnswerForm,
+    wanted: wire.GenerationRequest,
     ended: Callable[[list[LlmCallResult]], None],
 ) -> AsyncIterator[str]:
     """The events of a stream, as OpenAI's API sends them."""
-    results: dict[int, LlmCallResult] = {}
+    results: list[LlmCallResult] = []
     for index in range(len(wanted.asked)):
         yield form.begin(index)
     try:
         while True:
-            if isinstance(item.value, str):
-                yield form.piece(item.index, item.value)
+            index, value = piece
+            if isinstance(value, str):
+                yield form.piece(index, value)
             else:
-                results[item.index] = item.value
-                for event in form.end(item.index, item.value):
-                    yield event
+                results.append(value)
+                for one in form.end(index, value):
+                    yield one
             if len(results) == len(wanted.asked):
                 break
-            item = await job.next()
-    except TeaModelsError as error:
-        yield error_event(document(error)[1])
+            piece = await job.next()
+    except Exception as error:  # noqa: BLE001 - it is told
+        yield wire.event(_told(error)[1])
         return
-    except Exception:
-        logger.exception("stream failed")
-        yield error_event(failure("the server failed; its log says why", "server_error"))
-        return
-    ended(list(results.values()))
+    ended(results)
     if wanted.usage:
-        yield form.usage(list(results.values()))
+        yield form.usage(results)
     yield "data: [DONE]\n\n"
 
 
-def _count(backend: Any, texts: list[str]) -> int:
-    count = getattr(backend, "count_tokens", None)
-    return sum(map(count, texts)) if count else 0
+def _told(error: Exception) -> tuple[int, dict[str, Any]]:
+    """The HTTP status and the document of an error; a bug is logged, and its details stay here."""
+    if isinstance(error, TeaModelsError):
+        return document(error)
+    logger.error("request failed", exc_info=error)
+    return 500, failure("the server failed; its log says why", "server_error")
 
 
 async def _body(request: Request) -> dict[str, Any]:

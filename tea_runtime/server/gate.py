@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from tea_runtime.server.errors import failure
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -24,18 +26,9 @@ _access = logging.getLogger("tea_runtime.access")
 
 
 class Gate:
-    """Refuses requests under foreign names and from foreign pages, and logs all of them. An ASGI middleware.
+    """Refuses requests under foreign names and from foreign pages, and logs all of them. An ASGI middleware."""
 
-    Args:
-        app: What answers.
-        listen: The address that the server listens on, as the user named it.
-        allowed_hosts: Further names that the server is known under.
-        origins: Origins whose pages may ask; `*` for all.
-    """
-
-    def __init__(
-        self, app: ASGIApp, *, listen: str, allowed_hosts: Collection[str] = (), origins: Collection[str] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, listen: str, allowed_hosts: Collection[str], origins: Collection[str]) -> None:
         self._app = app
         self._names = {"localhost", listen.lower(), *(name.lower() for name in allowed_hosts)}
         # Who listens on all addresses is known by all of them. An address is no name that somebody could redirect.
@@ -44,7 +37,6 @@ class Gate:
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with 403."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,11 +50,8 @@ class Gate:
 
         try:
             problem = self._problem(Headers(scope=scope))
-            if problem:
-                error = {"message": problem, "type": "invalid_request_error", "param": None, "code": "forbidden"}
-                await JSONResponse({"error": error}, 403)(scope, receive, watch)
-            else:
-                await self._app(scope, receive, watch)
+            refused = JSONResponse(failure(problem, "invalid_request_error", "forbidden"), 403)
+            await (refused if problem else self._app)(scope, receive, watch)
         finally:
             client = (scope.get("client") or ("-",))[0]
             took = time.perf_counter() - started
@@ -71,8 +60,13 @@ class Gate:
 
     def _problem(self, headers: Headers) -> str:
         host = headers.get("host", "")
-        name = _hostname(f"//{host}")
-        if not self._is_known(name):
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            name = ""
+        address = _address(name)
+        known = address is not None and (address.is_loopback or self._every_address)
+        if not known and name not in self._names:
             return f"this server is not known as {name!r:.100}; tea-runtime serve --allowed-host names others"
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin in self._origins:
@@ -80,19 +74,6 @@ class Gate:
         if urlsplit(origin).netloc.lower() == host.lower():
             return ""  # a page of this server's own
         return f"pages of {origin!r:.100} may not ask here; tea-runtime serve --allow-origin names those that may"
-
-    def _is_known(self, name: str) -> bool:
-        address = _address(name)
-        if address is not None and (address.is_loopback or self._every_address):
-            return True
-        return name in self._names
-
-
-def _hostname(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

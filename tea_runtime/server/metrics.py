@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -16,81 +16,59 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counts what an endpoint does, for each model.
-
-    Args:
-        pool: The models.
-    """
+    """Counts what an endpoint does, for each model."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
         self._registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, ["model_name", *labels], registry=self._registry)
+        def make(kind: Any, text: str, *names: str, labels: Sequence[str] = (), **options: Any) -> list[Any]:
+            return [kind(name, text, ["model_name", *labels], registry=self._registry, **options) for name in names]
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, ["model_name"], registry=self._registry)
-
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(name, text, ["model_name"], registry=self._registry, buckets=_SECONDS)
-
-        self._prompt_tokens = [
-            counter(f"{prefix}:prompt_tokens", "Tokens of prompts that were evaluated.")
-            for prefix in ("llamacpp", "vllm")
-        ]
-        self._generated_tokens = [
-            counter("llamacpp:tokens_predicted", "Tokens of answers."),
-            counter("vllm:generation_tokens", "Tokens of answers."),
-        ]
-        self._prompt_seconds = counter("llamacpp:prompt_seconds", "Seconds of evaluating prompts.")
-        self._generated_seconds = counter("llamacpp:tokens_predicted_seconds", "Seconds of writing answers.")
-        self._finished = counter("vllm:request_success", "Requests that were answered.", "finished_reason")
-        self._first = histogram("vllm:time_to_first_token_seconds", "Seconds until the first piece of a stream.")
-        self._whole = histogram("vllm:e2e_request_latency_seconds", "Seconds until the end of an answer.")
-        self._running = [
-            gauge("llamacpp:requests_processing", "Requests in the batch."),
-            gauge("vllm:num_requests_running", "Requests in the batch."),
-        ]
-        self._waiting = [
-            gauge("llamacpp:requests_deferred", "Requests that wait for room in the batch."),
-            gauge("vllm:num_requests_waiting", "Requests that wait for room in the batch."),
-        ]
-        self._cache = [
-            gauge("llamacpp:kv_cache_usage_ratio", "Share of the largest context that is in use."),
-            gauge("vllm:kv_cache_usage_perc", "Share of the largest context that is in use."),
-        ]
-        self._loaded = gauge("tea:model_loaded", "1 for a model that is in memory.")
+        self._prompt_tokens = make(Counter, "Evaluated prompt tokens.", "llamacpp:prompt_tokens", "vllm:prompt_tokens")
+        self._answer_tokens = make(Counter, "Tokens of answers.", "llamacpp:tokens_predicted", "vllm:generation_tokens")
+        (self._prompt_seconds,) = make(Counter, "Seconds of evaluating prompts.", "llamacpp:prompt_seconds")
+        (self._answer_seconds,) = make(Counter, "Seconds of writing answers.", "llamacpp:tokens_predicted_seconds")
+        (self._answered,) = make(Counter, "Answered requests.", "vllm:request_success", labels=["finished_reason"])
+        text = "Seconds until the first piece of a stream."
+        (self._first,) = make(Histogram, text, "vllm:time_to_first_token_seconds", buckets=_SECONDS)
+        text = "Seconds until the end of an answer."
+        (self._whole,) = make(Histogram, text, "vllm:e2e_request_latency_seconds", buckets=_SECONDS)
+        self._running = make(Gauge, "Running requests.", "llamacpp:requests_processing", "vllm:num_requests_running")
+        self._waiting = make(Gauge, "Waiting requests.", "llamacpp:requests_deferred", "vllm:num_requests_waiting")
+        text = "Share of the largest context that is in use."
+        self._cache = make(Gauge, text, "llamacpp:kv_cache_usage_ratio", "vllm:kv_cache_usage_perc")
+        self._loaded = make(Gauge, "1 for a model that is in memory.", "tea:model_loaded")
 
     def first(self, model: str, seconds: float) -> None:
-        """A stream has begun."""
         self._first.labels(model).observe(seconds)
 
     def finished(self, model: str, results: Sequence[LlmCallResult], seconds: float) -> None:
-        """A request was answered."""
         self._whole.labels(model).observe(seconds)
         for result in results:
             usage, timings = result.usage or {}, result.timings or {}
             evaluated = usage.get("prompt_tokens", 0) - usage.get("cached_tokens", 0)
-            for prompts in self._prompt_tokens:
-                prompts.labels(model).inc(max(evaluated, 0))
-            for generated in self._generated_tokens:
-                generated.labels(model).inc(usage.get("completion_tokens", 0))
+            for counters, count in (
+                (self._prompt_tokens, max(evaluated, 0)),
+                (self._answer_tokens, usage.get("completion_tokens", 0)),
+            ):
+                for counter in counters:
+                    counter.labels(model).inc(count)
             self._prompt_seconds.labels(model).inc(timings.get("prompt_ms", 0) / 1000)
-            self._generated_seconds.labels(model).inc(timings.get("predicted_ms", 0) / 1000)
-            self._finished.labels(model, result.finish_reason or "").inc()
+            self._answer_seconds.labels(model).inc(timings.get("predicted_ms", 0) / 1000)
+            self._answered.labels(model, result.finish_reason or "").inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus's format."""
         for model in self._pool.models:
             figures = getattr(model.backend, "load_figures", None)
             now = figures() if figures is not None else {}
-            self._loaded.labels(model.name).set(model.backend is not None)
             for gauges, value in (
+                (self._loaded, model.backend is not None),
                 (self._running, now.get("running", 0)),
                 (self._waiting, now.get("waiting", 0)),
                 (self._cache, now.get("tokens", 0) / now.get("n_ctx", 1)),
             ):
-                for one in gauges:
-                    one.labels(model.name).set(value)
+                for gauge in gauges:
+                    gauge.labels(model.name).set(value)
         return generate_latest(self._registry)

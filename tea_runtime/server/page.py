@@ -51,11 +51,11 @@ def about(backend: LlmBackend) -> dict[str, Any]:
 
 
 def _curve(path: str, plan: RunPlan) -> list[dict[str, int]]:
+    from tea_models.caller import Caller
     from tea_models.plan.curve import memory_curve
     from tea_models.plan.resolve import open_for_plan
-    from tea_runtime.llama.loading import default_settings
 
-    with open_for_plan(path, default_settings(), measure=True) as opened:
+    with open_for_plan(path, Caller.of().settings, measure=True) as opened:
         curve = memory_curve(plan, opened.measurer)
     return [
         {"n_ctx": n_ctx, "kv_cache": use.kv_cache, "compute": use.compute, "total": use.total} for n_ctx, use in curve

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import DoesNotFitError, UsageError
-from tea_runtime.aio import AsyncLlmBackend, in_thread
+from tea_runtime.aio import in_thread
 from tea_runtime.server.errors import NotServedError
 
 if TYPE_CHECKING:
@@ -22,17 +22,7 @@ _logger = logging.getLogger("tea_runtime")
 
 @dataclass(slots=True)
 class ServedModel:
-    """A model of an endpoint.
-
-    Attributes:
-        name: What clients call it.
-        open: Loads it.
-        backend: What answers, as long as it is loaded.
-        users: Requests that it works on.
-        loading: Held while it is loaded.
-        last_used: When the last request ended.
-        expiry: What closes it when nobody has used it for a while.
-    """
+    """A model of an endpoint: its name for clients, what loads it, and its backend as long as it is loaded."""
 
     name: str
     open: Callable[[], LlmBackend]
@@ -40,60 +30,44 @@ class ServedModel:
     users: int = 0
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_used: float = 0.0
-    expiry: asyncio.TimerHandle | None = None
+    expiry: asyncio.Task[None] | None = None
 
 
 class ModelPool:
-    """Loads and closes the models of an endpoint.
-
-    Args:
-        models: The models; the first one answers requests that name none.
-        keep_alive: Seconds after which a model that nobody used is closed; None keeps it until others need the room.
-    """
+    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where others need the room."""
 
     def __init__(self, models: Sequence[ServedModel], keep_alive: float | None = None) -> None:
-        self._models = {model.name: model for model in models}
-        if len(self._models) < len(models):
+        self.models = list(models)
+        if len({model.name for model in models}) < len(models):
             raise UsageError("two models have the same name")
         self._keep_alive = keep_alive
-        self._closing: set[asyncio.Future[None]] = set()
-
-    @property
-    def models(self) -> list[ServedModel]:
-        """All models, in the order in which they were named."""
-        return list(self._models.values())
 
     def find(self, name: Any) -> ServedModel:
-        """The model that a request names; without a name the first one.
-
-        Raises:
-            NotServedError: There is no such model.
-        """
+        """The model that a request names; without a name the first one."""
         if name in (None, ""):
             return self.models[0]
-        found = self._models.get(name) if isinstance(name, str) else None
-        if found is None:
-            raise NotServedError(
-                f"the model {name!r:.80} is not served here", hint="models: " + ", ".join(self._models)
-            )
-        return found
+        for model in self.models:
+            if model.name == name:
+                return model
+        names = ", ".join(model.name for model in self.models)
+        raise NotServedError(f"the model {name!r:.80} is not served here", hint=f"models: {names}")
 
     @asynccontextmanager
-    async def use(self, model: ServedModel) -> AsyncIterator[AsyncLlmBackend]:
-        """A model, loaded first if it has to be; it stays for as long as somebody uses it.
-
-        Raises:
-            TeaModelsError: It can't be loaded.
-        """
+    async def use(self, model: ServedModel) -> AsyncIterator[LlmBackend]:
+        """A model, loaded first if it has to be; it stays for as long as somebody uses it."""
         model.users += 1
         try:
             async with model.loading:
                 if model.backend is None:
                     model.backend = await self._load(model)
-            yield AsyncLlmBackend(model.backend)
+            yield model.backend
         finally:
             model.users -= 1
-            self._used(model)
+            model.last_used = asyncio.get_running_loop().time()
+            if model.expiry is not None:
+                model.expiry.cancel()
+            if self._keep_alive is not None:
+                model.expiry = asyncio.create_task(self._expire(model, self._keep_alive))
 
     def close(self) -> None:
         """Close all models, when the loop has ended."""
@@ -113,7 +87,7 @@ class ModelPool:
                     raise
                 await self._close(idle[0])
         loaded = [other.backend for other in self.models if other.backend is not None]
-        budget = max((_memory(one)[1] for one in [*loaded, backend]), default=0)
+        budget = max(_memory(one)[1] for one in [*loaded, backend])
         for other in self._idle(model):
             if sum(_memory(one.backend)[0] for one in self.models) + _memory(backend)[0] <= budget:
                 break
@@ -125,20 +99,10 @@ class ModelPool:
         found = [model for model in self.models if model.backend is not None and not model.users and model is not but]
         return sorted(found, key=lambda model: model.last_used)
 
-    def _used(self, model: ServedModel) -> None:
-        loop = asyncio.get_running_loop()
-        model.last_used = loop.time()
-        if model.expiry is not None:
-            model.expiry.cancel()
-            model.expiry = None
-        if self._keep_alive is not None and not model.users:
-            model.expiry = loop.call_later(self._keep_alive, self._expire, model)
-
-    def _expire(self, model: ServedModel) -> None:
+    async def _expire(self, model: ServedModel, seconds: float) -> None:
+        await asyncio.sleep(seconds)
         if not model.users:
-            task = asyncio.ensure_future(self._close(model))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            await self._close(model)
 
     async def _close(self, model: ServedModel) -> None:
         backend, model.backend = model.backend, None
