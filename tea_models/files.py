@@ -18,7 +18,7 @@ from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 
@@ -59,6 +59,11 @@ class Source:
             raise UsageError(f"{str(name)!r} is a name; expected hf:…, https:…, pypi:… or a path")
         found = cls.of(parts)
         return cls(found.parts, revision) if revision else found
+
+    def document(self, shown: Callable[[Reference], str] | None = None) -> str | dict[str, list[str]]:
+        """The source as a registry and a lock write it; `shown` makes the text of a part."""
+        texts = [(shown or public)(part) for part in self.parts]
+        return texts[0] if len(texts) == 1 else {"parts": texts}
 
     def __str__(self) -> str:
         return " + ".join(public(part) for part in self.parts)
@@ -163,3 +168,9 @@ def shard_names(filename: str) -> tuple[str, ...]:
 def base_name(path: str) -> str:
     """The last component of a path, or of an address without its query."""
     return PurePosixPath(unquote(urlsplit(path).path) if "://" in path else path).name
+
+
+def total_size(files: Iterable[ModelFile]) -> int | None:
+    """Bytes of all files together, or None if one is unknown."""
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size)

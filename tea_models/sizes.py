@@ -12,8 +12,10 @@ _MOST_GIB = 1024
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-def human_bytes(size: float) -> str:
-    """A number of bytes in the unit a person would choose, with three significant digits."""
+def human_bytes(size: float | None) -> str:
+    """A number of bytes in the unit a person would choose, with three significant digits; `?` where it is unknown."""
+    if size is None:
+        return "?"
     if size < 0:
         return f"-{human_bytes(-size)}"
     if size < 1024:

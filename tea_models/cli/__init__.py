@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def group() -> LazyGroup:
-    """Build the `tea-models` command group; a command's module is imported when it is used."""
+    """The `tea-models` command group; a command's module is imported when it is used."""
     from tea_models.cli.frame import LazyGroup
 
     return LazyGroup(

@@ -8,25 +8,39 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from tea_models.cli.frame import App, answering, takes_locked
+from tea_models.cli.plan_view import comparison_text, explanation, overview
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
+from tea_models.plan.choice import compare_variants
+from tea_models.plan.resolve import plan_with_curve, resolve_for
+from tea_models.plan.user_settings import UserSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tea_models.plan.types import RunPlan
-    from tea_models.plan.user_settings import UserSettings
 
-_PURPOSES = ("chat", "embed")
+_USER_SETTINGS = (
+    click.option("--n-ctx", default="auto", metavar="auto|max|N", help="Context in tokens; auto takes what fits."),
+    click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, not for what is free."),
+    click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …"),
+    click.option("--threads", type=int, metavar="N", help="Threads; by default one a physical core."),
+    click.option("--gpu", metavar="none|all|N", help="Layers on a GPU; by default as many as fit."),
+    click.option("--for", "purpose", type=click.Choice(("chat", "embed")), help="By default what the model is for."),
+    click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp."),
+)
 
 
-@click.command("plan", short_help="Settings for this machine, with reasons; before the download.")
+def takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that plans; `user_settings` reads all but `--estimate`."""
+    for option in reversed(_USER_SETTINGS):
+        function = option(function)
+    return function
+
+
+@click.command("plan")
 @click.argument("model", metavar="MODEL")
-@click.option("--n-ctx", default="auto", metavar="auto|max|N", help="Context in tokens; auto takes as much as fits.")
-@click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, instead of what is free.")
-@click.option("--kv-type", metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …")
-@click.option("--threads", type=int, metavar="N", help="Threads; by default one a physical core.")
-@click.option("--gpu", metavar="none|all|N", help="Layers on a GPU; by default as many as fit.")
-@click.option("--for", "purpose", type=click.Choice(_PURPOSES), help="By default what the model is for.")
+@takes_user_settings
 @click.option("--swa-full", is_flag=True, default=None, help="Keep the whole context in layers with a sliding window.")
-@click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp.")
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
 @click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
@@ -44,34 +58,26 @@ def command(
     if compare and (plot is not None or explain):
         raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:
-        from tea_models.cli.plan_view import comparison_text
-        from tea_models.plan.choice import compare_variants
-
         comparison = compare_variants(model, app.settings, user, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
-    from tea_models.plan.resolve import plan_with_curve
-
-    if plot is not None or explain:
-        result, curve = plan_with_curve(model, app.settings, user, measure=not estimate)
-    else:
-        result, curve = _plan(app, model, user, measure=not estimate), None
-    if plot is not None and curve is not None:
+    if plot is None and not explain:
+        result = _plan(app, model, user, measure=not estimate)
+        app.out.answer(result.to_json(), lambda: overview(result, app.out, model))
+        return
+    result, curve = plan_with_curve(model, app.settings, user, measure=not estimate)
+    if plot is not None:
         from tea_models.plan.plot import draw_svg
 
         plot.write_text(draw_svg(result, curve), encoding="utf-8")
         app.out.note(f"wrote {plot}")
-    document = result.to_json() | {"curve": curve.to_json()} if curve is not None else result.to_json()
-    from tea_models.cli.plan_view import explanation, overview
-
     app.out.answer(
-        document, lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model)
+        result.to_json() | {"curve": curve.to_json()},
+        lambda: explanation(result, curve, app.out) if explain else overview(result, app.out, model),
     )
 
 
 def _plan(app: App, model: str, user: UserSettings, *, measure: bool) -> RunPlan:
-    from tea_models.plan.resolve import resolve_for
-
     try:
         return resolve_for(model, app.settings, user, measure=measure)
     except (OfflineError, SourceUnavailableError) as error:
@@ -84,8 +90,6 @@ def user_settings(
     *, n_ctx: str, kv_type: str | None, threads: int | None, gpu: str | None, **others: Any
 ) -> UserSettings:
     """What the options of a command ask for."""
-    from tea_models.plan.user_settings import UserSettings
-
     return UserSettings.of(
         n_ctx=_context(n_ctx),
         kv_type=kv_type.lower() if kv_type is not None else None,
@@ -109,10 +113,8 @@ def _context(text: str) -> int | Literal["auto", "max"]:
 
 
 def _layers(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if text in ("none", "all"):
-        return 0 if text == "none" else -1
-    if not text.isdecimal():
+    if text is None or text.isdecimal():
+        return int(text) if text is not None else None
+    if text not in ("none", "all"):
         raise UsageError(f"--gpu {text!r}: expected none, all or a number of layers")
-    return int(text)
+    return 0 if text == "none" else -1

@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tea_models.cli.frame import answering
-from tea_models.cli.output import printable, table
+from tea_models.cli.frame import App, answering
+from tea_models.cli.output import one_line, table
+from tea_models.verbs.verify import VerifyResult, verify
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tea_models.cli.frame import App
-    from tea_models.verbs.verify import VerifyResult
-
-_STYLE = {"ok": "green", "corrupt": "red", "missing": "red", "unpinned": "yellow"}
+_STYLE = {"ok": "green", "repaired": "green", "unpinned": "yellow"}
 
 
-@click.command("verify", short_help="Hash installed models again and check that they load.")
+@click.command("verify")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--repair", is_flag=True, help="Fetch again what is corrupt or missing.")
 @answering
@@ -27,10 +25,8 @@ def command(app: App, names: tuple[str, ...], repair: bool) -> int:
 
     Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
     """
-    from tea_models.verbs.verify import verify
-
     results = verify(names or None, app.caller, repair=repair)
-    app.out.answer([result.to_json() for result in results], lambda: _human(app, results, repair=repair))
+    app.out.answer(results, lambda: _human(app, results, repair=repair))
     if any(result.broken for result in results):
         return 3
     return 4 if any(result.status == "missing" for result in results) else 0
@@ -39,16 +35,14 @@ def command(app: App, names: tuple[str, ...], repair: bool) -> int:
 def _human(app: App, results: list[VerifyResult], *, repair: bool) -> str:
     if not results:
         return "nothing is installed yet; start with: tea-models pull smollm2-135m"
-    width = max(len(_word(result)) for result in results)
-    rows = [[_word(result).ljust(width), printable(result.name), printable(str(result.path))] for result in results]
-    lines = table(rows).split("\n")
+    lines = table([[_word(result), result.name, str(result.path)] for result in results]).split("\n")
     out = []
     for line, result in zip(lines, results, strict=True):
         word = _word(result)
-        out.append(app.out.style(word, "red" if result.broken else _STYLE[result.status]) + line[len(word) :])
+        out.append(app.out.style(word, _STYLE.get(word, "red")) + line[len(word) :])
         if result.status == "corrupt" and result.expected_sha256 and result.actual_sha256:
             out += [f"    expected {result.expected_sha256}", f"    found    {result.actual_sha256}"]
-        out += [f"    {printable(problem)}" for problem in result.problems]
+        out += [f"    {one_line(problem)}" for problem in result.problems]
     advice = "" if repair else _advice(results, app.settings.store_dir)
     return "\n".join([*out, "", advice] if advice else out)
 

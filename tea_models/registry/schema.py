@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tea_models.errors import UsageError
 from tea_models.refs import NameRef, parse_reference
-from tea_models.yamlfile import validate
-
-if TYPE_CHECKING:
-    from tea_models.yamlfile import Document
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 Kind = Literal["chat", "text", "embedding", "reranker", "projector", "adapter", "test"]
-
-
-def check_document(document: Document) -> None:
-    """Check a registry file that is not empty.
-
-    Raises:
-        ConfigError: File, line, key, and what was expected.
-    """
-    validate(_RegistryModel, document)
 
 
 def _no_number(value: Any) -> Any:
@@ -136,6 +123,6 @@ class _EntryModel(Strict):
     overrides: _OverridesModel = _OverridesModel()
 
 
-class _RegistryModel(Strict):
+class RegistryModel(Strict):
     schema_: Literal["tea.registry/1"] = Field(alias="schema")
     models: dict[str, _EntryModel] = {}

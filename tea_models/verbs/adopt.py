@@ -7,9 +7,9 @@ tool's files are only ever read: the store never writes in place, so a shared in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
@@ -34,55 +34,35 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tea_models.caller import Caller
+    from tea_models.progress import Progress
     from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that can be adopted, with what its header says.
+    """A file that can be adopted, with what its header says, or the problem why it can't be used.
 
     Attributes:
-        found: The file.
-        architecture: From the header, or "".
-        quantization: From its file type, or "".
-        title: The model's own name, or "".
-        problem: Why it can't be used, or "".
-        model: The registry's name for exactly these bytes (as far as the other tool's bookkeeping is right), or "".
+        model: The registry's name for exactly these bytes, as far as the other tool's bookkeeping is right.
         installed: The store has it already: the same inode, or a file recorded with that hash.
     """
 
     found: Found
-    architecture: str = ""
-    quantization: str = ""
-    title: str = ""
-    problem: str = ""
-    model: str = ""
+    architecture: str | None = None
+    quantization: str | None = None
+    title: str | None = None
+    problem: str | None = None
+    model: str | None = None
     installed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A flat document."""
-        return {
-            "name": self.found.name,
-            "tool": self.found.tool,
-            "path": str(self.found.path),
-            "size": self.found.size,
-            "sha256": self.found.sha256,
-            "architecture": self.architecture or None,
-            "quantization": self.quantization or None,
-            "title": self.title or None,
-            "model": self.model or None,
-            "installed": self.installed,
-            "problem": self.problem or None,
-        }
+        found = {key: getattr(self.found, key) for key in ("name", "tool", "path", "size", "sha256")}
+        return found | {item.name: getattr(self, item.name) for item in fields(self) if item.name != "found"}
 
 
 def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Candidate]:
-    """What other tools have.
-
-    Args:
-        settings: Its `environ` says where the tools keep their files.
-        folders: Further folders to look into.
-    """
+    """What other tools have (`settings.environ` says where they keep their files), and what lies in further folders."""
     registry = Registry.load(settings)
     store = Store.of(settings)
     records = store.records()
@@ -90,39 +70,31 @@ def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Cand
     inodes = {_identity(store.root / record.file) for record in records} - {None}
     result = []
     for found in _everything(settings, folders):
-        if found.path.is_relative_to(store.root.resolve()):
-            continue
-        described = _described(found)
-        known = registry.by_sha256(found.sha256) if found.sha256 else None
-        installed = found.sha256 in hashes or _identity(found.path) in inodes
-        model = f"{known[0].name}:{known[1].name}" if known else ""
-        result.append(Candidate(found, **described, model=model, installed=installed))
+        if not found.path.is_relative_to(store.root.resolve()):
+            known = registry.by_sha256(found.sha256) if found.sha256 else None
+            installed = found.sha256 in hashes or _identity(found.path) in inodes
+            model = f"{known[0].name}:{known[1].name}" if known else None
+            result.append(Candidate(found, **_described(found), model=model, installed=installed))
     return result
 
 
 def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ()) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
-    A file whose bytes are wrong does not keep the others out: they are adopted, and the error comes last.
-
-    Args:
-        names: For each model a path, a name that `candidates` shows, a name of the registry, or a SHA-256.
-        caller: Its settings say where the store and the tools are; told about bytes hashed.
-        folders: Further folders to look into.
+    A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
+    does not keep the others out: they are adopted, and the error comes last.
 
     Raises:
         MissingFileError: No tool has such a file.
         UsageError: Several different files could be meant.
-        ChecksumMismatchError: The bytes are not those that the other tool's bookkeeping, or the registry, says.
-        MalformedGGUFError: It is not a GGUF file.
+        IntegrityError: Not the bytes that the other tool's bookkeeping, or the registry, says; or no GGUF file.
     """
     registry = Registry.load(caller.settings)
-    job = _Adoption(caller, registry)
     results: list[PullResult] = []
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            shards = job.take(name, _chosen(name, caller.settings, registry, folders))
+            shards = _take(name, _chosen(name, caller.settings, registry, folders), caller, registry)
         except IntegrityError as error:
             broken.append(error)
             continue
@@ -137,63 +109,65 @@ def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ())
     return results
 
 
-class _Adoption:
-    """What `adopt` does to the files of one model."""
+class _Checked(NamedTuple):
+    """A file that was hashed, what is to be recorded of it, and its stamp before."""
 
-    def __init__(self, caller: Caller, registry: Registry) -> None:
-        self._progress, self._registry = caller.progress, registry
-        self._store = Store.of(caller.settings)
+    found: Found
+    record: Record
+    seen: tuple[int, ...]
 
-    def take(self, name: str, chosen: Sequence[tuple[Found, str | None]]) -> list[PullResult]:
-        """Check every file of a model, and only then give each a name in one folder."""
-        checked = [self._checked(found, expected) for found, expected in chosen]
-        files = [ModelFile(record.file, record.size, record.sha256, ()) for _, record, _ in checked]
-        present = self._store.paths_of(files)
-        if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
-            results = zip(present, checked, strict=True)
-            return [PullResult.of(name, record, path, "present") for path, (_, record, _) in results]
-        for file in files:
-            self._store.set_aside_broken(file)
-        tool = chosen[0][0].tool.lower().replace(" ", "-")
-        folder = self._store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
-        return [self._link(name, folder, *each) for each in checked]
 
-    def _link(self, name: str, folder: Path, found: Found, record: Record, seen: tuple[int, ...]) -> PullResult:
+def _take(
+    name: str, chosen: Sequence[tuple[Found, str | None]], caller: Caller, registry: Registry
+) -> list[PullResult]:
+    """Check every file of a model, and only then give each a name in one folder."""
+    store = Store.of(caller.settings)
+    checked = [_checked(found, expected, caller.progress, registry) for found, expected in chosen]
+    files = [ModelFile(each.record.file, each.record.size, each.record.sha256, ()) for each in checked]
+    present = store.paths_of(files)
+    if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
+        return [PullResult.of(name, each.record, path, "present") for path, each in zip(present, checked, strict=True)]
+    for file in files:
+        store.set_aside_broken(file)
+    tool = chosen[0][0].tool.lower().replace(" ", "-")
+    folder = store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
+    results = []
+    for found, record, seen in checked:
         target = folder / record.file
-        known = self._store.record_of(target)
-        if known is not None and known.sha256 == record.sha256 and self._store.intact(known):
-            return PullResult.of(name, known, target, "present")
-        self._store.link_in(found.path, target, record, seen)
-        return PullResult.of(name, record, target, "adopted")
+        known = store.record_of(target)
+        if known is not None and known.sha256 == record.sha256 and store.intact(known):
+            results.append(PullResult.of(name, known, target, "present"))
+        else:
+            store.link_in(found.path, target, record, seen)
+            results.append(PullResult.of(name, record, target, "adopted"))
+    return results
 
-    def _checked(self, found: Found, expected: str | None) -> tuple[Found, Record, tuple[int, ...]]:
-        """What is to be recorded of a file, and its stamp before it was hashed."""
-        with FileSource(found.path) as source:
-            read_header(source)  # nothing that is not GGUF gets in
-        seen = stamp_of(found.path.stat())
-        self._progress.start(f"verifying {found.filename}", found.size, 0)
-        try:
-            sha256 = sha256_file(found.path, self._progress.advance)
-        finally:
-            self._progress.finish()
-        pin = expected or found.sha256
-        if pin is not None and sha256 != pin:
-            raise _broken_copy(found.path, pin, sha256, found.tool)
-        known = self._registry.by_sha256(sha256)
-        filename = found.filename
-        if known is not None:
-            filename = next(file.filename for file in known[1].files if file.sha256 == sha256)
-        record = Record(
-            file=filename,
-            size=found.size,
-            sha256=sha256,
-            model=f"{known[0].name}:{known[1].name}" if known else found.name,
-            source=found.name,
-            revision=found.revision,
-            license=known[0].license if known else None,
-            pinned=pin is not None or known is not None,
-        )
-        return found, record, seen
+
+def _checked(found: Found, expected: str | None, progress: Progress, registry: Registry) -> _Checked:
+    with FileSource(found.path) as source:
+        read_header(source)  # nothing that is not GGUF gets in
+    seen = stamp_of(found.path.stat())
+    progress.start(f"verifying {found.filename}", found.size, 0)
+    try:
+        sha256 = sha256_file(found.path, progress.advance)
+    finally:
+        progress.finish()
+    pin = expected or found.sha256
+    if pin is not None and sha256 != pin:
+        raise _broken_copy(found.path, pin, sha256, found.tool)
+    known = registry.by_sha256(sha256)
+    filename = next(file.filename for file in known[1].files if file.sha256 == sha256) if known else found.filename
+    record = Record(
+        file=filename,
+        size=found.size,
+        sha256=sha256,
+        model=f"{known[0].name}:{known[1].name}" if known else found.name,
+        source=found.name,
+        revision=found.revision,
+        license=known[0].license if known else None,
+        pinned=pin is not None or known is not None,
+    )
+    return _Checked(found, record, seen)
 
 
 def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumMismatchError:
@@ -213,8 +187,7 @@ def _chosen(
         raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}", hint=hint)
     every = _everything(settings, folders)
     matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
-    if not matching:
-        matching = [found for found in every if found.filename == name]
+    matching = matching or [found for found in every if found.filename == name]
     if matching:
         if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
             shown = ", ".join(sorted(found.name for found in matching)[:5])
@@ -287,9 +260,9 @@ def _described(found: Found) -> Mapping[str, Any]:
     except TeaModelsError as error:
         return {"problem": error.message}
     file_type = header.metadata.get("general.file_type")
-    texts = {key: header.metadata.get(f"general.{key}") for key in ("architecture", "name")}
+    architecture, title = (header.metadata.get(f"general.{key}") for key in ("architecture", "name"))
     return {
-        "architecture": texts["architecture"] if isinstance(texts["architecture"], str) else "",
-        "title": texts["name"] if isinstance(texts["name"], str) else "",
-        "quantization": (file_type_name(file_type) if isinstance(file_type, int) else None) or "",
+        "architecture": architecture if isinstance(architecture, str) else None,
+        "title": title if isinstance(title, str) else None,
+        "quantization": file_type_name(file_type) if isinstance(file_type, int) else None,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.refs import HubRef, OllamaRef, WheelRef
@@ -25,10 +25,7 @@ Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
 class CheckedSource:
     """One source of one file.
 
-    Attributes:
-        status: `ok`, `mismatch` (other bytes), `unreachable`, `unpinned` (nothing to compare with), or `unchecked`
-            (could only be compared by fetching it whole).
-        detail: What was found, where that says more.
+    `unpinned`: nothing to compare with; `unchecked`: could only be compared by fetching it whole.
     """
 
     name: str
@@ -38,22 +35,9 @@ class CheckedSource:
     status: Status
     detail: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = False) -> list[CheckedSource]:
-    """Look at every source of every file.
-
-    Args:
-        entries: Of the registry.
-        caller: Its settings say hosts and tokens.
-        online: Ask the hosts for size and hash; without it only pins are looked at.
-
-    Raises:
-        UsageError: `online`, and nothing may be fetched.
-    """
+    """Look at every source of every file: at its pins, and with `online` at the size and hash that its host states."""
     if online and caller.settings.offline:
         raise UsageError("--online and --offline contradict each other")
     jobs = [
@@ -73,7 +57,8 @@ def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = Fa
 
 def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[Status, str]:
     if not online:
-        return ("ok", "") if file.sha256 and file.size else ("unpinned", "no sha256" if not file.sha256 else "no size")
+        lacking = "no sha256" if not file.sha256 else "no size" if not file.size else ""
+        return ("unpinned" if lacking else "ok"), lacking
     if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
         return "unchecked", "can only be compared by pulling it"
     try:
