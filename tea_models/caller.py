@@ -22,10 +22,8 @@ def _unheard(_text: str) -> None:
 class Caller:
     """Who asks for an operation.
 
-    Attributes:
-        settings: Where things are and what is allowed.
-        progress: Told about bytes as they arrive or are read.
-        note: Told what a person should know: a source that failed, a file trusted on first use, a wait.
+    `progress` is told about bytes as they arrive or are read, `note` what a person should know: a source that failed,
+    a file trusted on first use, a wait.
     """
 
     settings: Settings

@@ -25,12 +25,7 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place that has a file.
-
-    Attributes:
-        parts: References whose bytes, one after the other, are the file; nearly always one.
-        revision: The commit (Hub) or version (package index) the bytes belong to, where there is one.
-    """
+    """One place that has a file, and the commit (Hub) or version (package index) the bytes belong to."""
 
     parts: tuple[Reference, ...]
     revision: str | None = None
@@ -47,11 +42,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str | Sequence[str], revision: str | None = None) -> Source:
-        """A source from its texts: one reference, several joined by ` + `, or the parts.
-
-        Raises:
-            UsageError: A part is no reference, or a name: only a registry knows what that means.
-        """
+        """A source from its texts (also joined by ` + `); none is a name, as only a registry knows what that means."""
         texts = text.split(" + ") if isinstance(text, str) else text
         parts = tuple(parse_reference(part) for part in texts)
         name = next((part for part in parts if isinstance(part, NameRef)), None)
@@ -71,14 +62,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One file of a model.
-
-    Attributes:
-        filename: Its upstream name, without a folder.
-        size: Bytes, if known.
-        sha256: Lower-case hexadecimal digest, or None for trust on first use.
-        sources: Where it can be had, in the order to try.
-    """
+    """One file of a model: its upstream name without a folder, its SHA-256 (None: trust on first use), its sources."""
 
     filename: str
     size: int | None
@@ -93,15 +77,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Bytes that arrived.
-
-    Attributes:
-        sha256: Of the bytes, computed while they arrived.
-        size: Their number.
-        resumed_from: How many were there from an earlier attempt, or None.
-        source: The reference they came from (filled in by `sources.fetch`).
-        revision: Commit or version.
-    """
+    """Bytes that arrived; `resumed_from` were there already. `sources.fetch` fills in the reference they came from."""
 
     sha256: str
     size: int
@@ -112,15 +88,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model as something to fetch.
-
-    Attributes:
-        reference: The text it was resolved from.
-        name: How to call it: the registry's name, or the reference.
-        variant: The quantisation, if it is known.
-        files: All shards in order; at least one.
-        license: Its licence, if known.
-    """
+    """A model as something to fetch: the text it was resolved from, its name in the registry, all shards in order."""
 
     reference: str
     name: str
@@ -152,17 +120,12 @@ def upstream_folder(source: Source) -> str:
 
 
 def shard_names(filename: str) -> tuple[str, ...]:
-    """All shard names of the model that a file name belongs to (itself alone, if it is no shard).
-
-    The scheme is llama.cpp's (`llama_split_path`): `name-00001-of-00003.gguf`.
-    """
+    """All shard names of the model that a file is of (or itself alone); the scheme is `llama_split_path`'s."""
     match = SHARD.match(filename)
     if not match or not 1 <= int(match["number"]) <= int(match["count"]) <= 9999:
         return (filename,)
-    return tuple(
-        f"{match['stem']}-{number:05d}-of-{match['count']}{match['suffix']}"
-        for number in range(1, int(match["count"]) + 1)
-    )
+    stem, count, suffix = match["stem"], match["count"], match["suffix"]
+    return tuple(f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1))
 
 
 def base_name(path: str) -> str:

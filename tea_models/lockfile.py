@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import yaml
 from pydantic import Field
@@ -57,15 +57,7 @@ _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen`
 
 @dataclass(frozen=True, slots=True)
 class LockedModel:
-    """One model of a lock.
-
-    Attributes:
-        reference: As it was asked for.
-        resolved: What that means: a name with its variant, or an address at its commit.
-        files: Each with its hash, and sources that name a commit or version where there is one.
-        license: Its licence, if known.
-        template_sha256: SHA-256 of the chat template's text (UTF-8), or None without one.
-    """
+    """One model of a lock: the reference as it was asked for, and what that means."""
 
     reference: str
     resolved: str
@@ -80,14 +72,7 @@ class LockedModel:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """The content of a `models.lock`.
-
-    Attributes:
-        models: By reference, sorted.
-        inputs: Files, relative to the lock, whose references are locked.
-        names: References that are locked besides.
-        engine: The engines that the project's machines use, if they are locked.
-    """
+    """The content of a `models.lock`; `inputs` are files beside it whose references are locked, `names` others."""
 
     models: Mapping[str, LockedModel] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
@@ -109,17 +94,12 @@ class Lock:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a lock file.
-
-    Raises:
-        MissingFileError: There is none.
-        ConfigError: It is damaged: file, line, key and what was expected.
-    """
+    """Read a lock file; a MissingFileError where there is none, a ConfigError with file, line and key if damaged."""
     return _read(read_yaml(path))
 
 
 def parse_lock(text: str, file: str) -> Lock:
-    """Read the text of a lock; `file` is its name in messages. Errors as for `read_lock`."""
+    """Read the text of a lock; `file` is its name in messages."""
     return _read(load_yaml(text, file))
 
 
@@ -159,7 +139,16 @@ def format_lock(lock: Lock) -> str:
             "resolved": model.resolved,
             "license": model.license,
             "template_sha256": model.template_sha256,
-            "files": [_file_document(file) for file in model.files],
+            "files": [
+                {
+                    "filename": file.filename,
+                    "size": file.size,
+                    "sha256": file.sha256,
+                    "revision": file.sources[0].revision,
+                    "sources": [source.document() for source in file.sources],
+                }
+                for file in model.files
+            ],
         }
         for reference, model in sorted(lock.models.items())
     }
@@ -172,34 +161,13 @@ def format_lock(lock: Lock) -> str:
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
-    """Write a lock file atomically, if its text changes.
-
-    Returns:
-        Whether it changed.
-
-    Raises:
-        StoreError: It can't be written.
-    """
+    """Write a lock file atomically, if its text changes; whether it did."""
     text = format_lock(lock)
     with contextlib.suppress(OSError), open_regular(path) as file:
         if file.read() == text.encode():
             return False
     write_document(path, text)
     return True
-
-
-def _file_document(file: ModelFile) -> dict[str, Any]:
-    sources: list[Any] = [
-        public(source.parts[0]) if len(source.parts) == 1 else {"parts": [public(part) for part in source.parts]}
-        for source in file.sources
-    ]
-    return {
-        "filename": file.filename,
-        "size": file.size,
-        "sha256": file.sha256,
-        "revision": file.sources[0].revision,
-        "sources": sources,
-    }
 
 
 class _FileModel(PinnedFile):

@@ -9,13 +9,7 @@ class Progress(Protocol):
     """Receiver of progress. Methods are called from one thread at a time and must not raise."""
 
     def start(self, name: str, total: int | None, initial: int = 0) -> None:
-        """Begin a task.
-
-        Args:
-            name: What is being worked on, for people.
-            total: Bytes altogether, or None if unknown.
-            initial: Bytes that were there already (a resumed download).
-        """
+        """Begin a task of so many bytes (None: unknown), of which `initial` were there already."""
 
     def advance(self, n: int) -> None:
         """Tell that `n` more bytes are done; negative where bytes had to be thrown away."""

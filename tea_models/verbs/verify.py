@@ -5,8 +5,8 @@ Nothing that was remembered is believed here: every byte is read. With `repair`,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
@@ -34,12 +34,10 @@ class VerifyResult:
     """One file and what was found.
 
     Attributes:
-        name: The reference it was asked or pulled by.
         path: Where it lies, or should lie.
         status: `ok`; `corrupt` (other bytes than expected, or not GGUF); `missing`; `unpinned` (nothing says what its
             hash should be, other than the file itself when it was first seen).
         expected_sha256: The pinned hash, or the one recorded at first use, or None.
-        actual_sha256: Of the bytes that are there, or None if there are none.
         loadable: Whether the engine can load it; None if that was not looked at.
         problems: Why it is corrupt or not loadable.
         repaired: It was broken and has been fetched again.
@@ -49,7 +47,7 @@ class VerifyResult:
     path: Path
     status: Status
     expected_sha256: str | None
-    actual_sha256: str | None
+    actual_sha256: str | None = None
     loadable: bool | None = None
     problems: tuple[str, ...] = ()
     repaired: bool = False
@@ -59,33 +57,20 @@ class VerifyResult:
         """Whether the file can't be used as it is, though it is there."""
         return self.status == "corrupt" or self.loadable is False
 
-    def to_json(self) -> dict[str, Any]:
-        """The contract's keys, and more."""
-        return asdict(self) | {"path": str(self.path), "problems": list(self.problems)}
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(NamedTuple):
     """A file to look at; `pinned` tells a pin from a hash that was recorded at first use."""
 
     name: str
     path: Path
-    expected: str | None
-    pinned: bool
+    expected: str | None = None
+    pinned: bool = False
     file: ModelFile | None = None
     artifact: Artifact | None = None
 
 
 def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False) -> list[VerifyResult]:
-    """Hash models again.
-
-    Args:
-        names: References or paths of GGUF files; None for everything in the store.
-        caller: Its settings say where the store is; told about bytes read, and of downloads.
-        repair: Fetch again what is corrupt or missing.
-
-    Returns:
-        A result for each file, in the order of the names, or by path.
+    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path.
 
     Raises:
         UsageError: A name is no reference.
@@ -109,70 +94,59 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
 
 def _all_targets(store: Store, registry: Registry) -> list[_Target]:
     targets = {store.root / record.file: _recorded(record, store, registry) for record in store.records()}
-    if store.root.is_dir():
-        for path in sorted(store.root.rglob("*.gguf")):
-            if path not in targets and HIDDEN not in path.relative_to(store.root).parts:
-                targets[path] = _Target(path.name, path, None, pinned=False)
+    for path in store.root.rglob("*.gguf"):
+        if path not in targets and HIDDEN not in path.relative_to(store.root).parts:
+            targets[path] = _Target(path.name, path)
     return [targets[path] for path in sorted(targets)]
 
 
 def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
-    known = registry.by_sha256(record.sha256)
+    """With where the bytes can be had again: all sources of the registry, or the one they came from."""
     path = store.root / record.file
-    file, artifact = _fetchable(record, registry)
-    return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
-
-
-def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile | None, Artifact | None]:
-    """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
     known = registry.by_sha256(record.sha256)
     if known is not None:
         artifact = known[0].artifact(known[1], record.model)
-        return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
+        file = next(file for file in artifact.files if file.sha256 == record.sha256)
+        return _Target(record.model, path, record.sha256, True, file, artifact)
     try:
         file = record.as_file()
-    except UsageError:
-        return None, None  # nothing that could be asked
-    return file, Artifact(record.model, record.model, None, (file,), record.license)
+    except UsageError:  # nothing that could be asked
+        return _Target(record.model, path, record.sha256, record.pinned)
+    artifact = Artifact(record.model, record.model, None, (file,), record.license)
+    return _Target(record.model, path, record.sha256, record.pinned, file, artifact)
 
 
 def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) -> list[_Target]:
     reference = parse_reference(name)
     if isinstance(reference, FileRef):
-        return [_path_target(name, path, store, registry) for path in _shards(reference.path, store)]
+        path = reference.path
+        if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
+            path = store.root / path.name  # a bare name may also be that of a file in the store
+        shards = [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
+        return [_path_target(name, shard, store, registry) for shard in shards]
     artifact = locked_artifact(name, caller)
     if artifact is None and isinstance(reference, NameRef):
         artifact = resolve(name, caller, registry)
     elif artifact is None:
         artifact = recorded_artifact(name, caller.settings)
     if artifact is None:
-        return [_Target(public(name), store.root / base_name(name), None, pinned=False)]
+        return [_Target(public(name), store.root / base_name(name))]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
-
-
-def _shards(path: Path, store: Store) -> list[Path]:
-    if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
-        path = store.root / path.name  # a bare name may also be that of a file in the store
-    return [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
 
 
 def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Target:
     record = store.record_of(path.absolute())
-    if record is not None:
-        return replace(_recorded(record, store, registry), name=name)
-    return _Target(name, path, None, pinned=False)
+    return _recorded(record, store, registry)._replace(name=name) if record is not None else _Target(name, path)
 
 
 def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
     records = [record for record in store.records() if record.means(file)]
-    records.sort(key=lambda record: record.filename != file.filename)
     if records:
-        record = records[0]
+        record = min(records, key=lambda record: record.filename != file.filename)
         pinned = file.sha256 is not None or record.pinned
         return _Target(name, store.root / record.file, record.sha256, pinned, file, artifact)
     path = store.root / file.filename
-    other = store.record_of(path)
-    if other is not None:  # the plain name belongs to another version; this one is not here
+    if store.record_of(path) is not None:  # the plain name belongs to another version; this one is not here
         path = store.hidden / "absent" / file.filename
     return _Target(name, path, file.sha256, file.sha256 is not None, file, artifact)
 
@@ -199,35 +173,26 @@ def _is_file(path: Path) -> bool:
 
 
 def _judge(target: _Target, digest: str | Exception | None, registry: Registry, loader: DryLoader) -> VerifyResult:
+    name, path, expected, pinned = target[:4]
     if digest is None:
-        return VerifyResult(target.name, target.path, "missing", target.expected, None)
+        return VerifyResult(name, path, "missing", expected)
     if isinstance(digest, Exception):
-        why = getattr(digest, "strerror", None) or str(digest)
-        return VerifyResult(
-            target.name, target.path, "corrupt", target.expected, None, None, (f"can't be read: {why}",)
-        )
+        why = f"can't be read: {getattr(digest, 'strerror', None) or digest}"
+        return VerifyResult(name, path, "corrupt", expected, problems=(why,))
     known = registry.by_sha256(digest) is not None
-    expected = target.expected or (digest if known else None)
+    expected = expected or (digest if known else None)
     if expected is not None and digest != expected:
-        why = (
-            "its bytes are not those that were pinned" if target.pinned else "its bytes changed since it was first seen"
-        )
-        return VerifyResult(target.name, target.path, "corrupt", expected, digest, None, (why,))
-    status: Status = "ok" if target.pinned or known else "unpinned"
+        why = f"its bytes {'are not those that were pinned' if pinned else 'changed since it was first seen'}"
+        return VerifyResult(name, path, "corrupt", expected, digest, problems=(why,))
     try:
-        problems = _loading_problems(target.path, loader)
+        problems = _loading_problems(path, loader)
     except MalformedGGUFError as error:
-        return VerifyResult(target.name, target.path, "corrupt", expected, digest, False, (error.message,))
-    return VerifyResult(target.name, target.path, status, expected, digest, not problems, problems)
+        return VerifyResult(name, path, "corrupt", expected, digest, False, (error.message,))
+    return VerifyResult(name, path, "ok" if pinned or known else "unpinned", expected, digest, not problems, problems)
 
 
 def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
-    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads.
-
-    Raises:
-        MalformedGGUFError: The file is not legal.
-        NotAvailableError: It can't be read.
-    """
+    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads."""
     with FileSource(path) as source:
         header = read_header(source)
         first = shard_names(path.name)[0]
@@ -239,21 +204,17 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
     return (refusal.reason,) if refusal else ()
 
 
-def _set_aside(store: Store, path: Path) -> Path:
-    """Take broken bytes from their name, but remember what should be there, for when this repair fails."""
-    record = store.record_of(path)
-    aside = store.set_aside(path)
-    if record is not None:
-        store.write_record(record)
-    return aside
-
-
 def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> VerifyResult:
     if target.file is None or target.artifact is None:
         if result.status == "missing":
             raise MissingFileError(f"{target.path}: no such file, and nothing says where to get it", hint="pull it")
         return result
-    aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
+    aside = None
+    if result.status == "corrupt" and store.contains(target.path):
+        record = store.record_of(target.path)
+        aside = store.set_aside(target.path)
+        if record is not None:
+            store.write_record(record)  # what should be there, for when this repair fails
     only = replace(target.artifact, files=(target.file,))
     (pulled,) = pull_artifacts([only], caller)
     if aside is not None:
