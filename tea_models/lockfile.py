@@ -27,30 +27,27 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import StoreError, UsageError
+from tea_models.errors import StoreError
 from tea_models.files import Artifact, ModelFile, Source, public
-from tea_models.refs import parse_reference
 from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
-from tea_models.registry.schema import PinnedFile, Sha256, Strict
+from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
 from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tea_models.yamlfile import Document
 
 
-T = TypeVar("T")
-R = TypeVar("R")
 SCHEMA = "tea.models-lock/1"
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
 
@@ -104,32 +101,12 @@ def parse_lock(text: str, file: str) -> Lock:
 
 
 def _read(document: Document) -> Lock:
-    model = validate(_LockModel, document)
+    found = validate(_LockModel, document)
     models = {}
-    for reference, item in model.models.items():
-        place = ("models", reference)
-        _checked(parse_reference, reference, document, place)
-        _checked(parse_reference, item.resolved, document, (*place, "resolved"))
-        files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
+    for reference, item in found.models.items():
+        files = tuple(file.model_file() for file in item.files)
         models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
-    return Lock(models, tuple(model.inputs), tuple(model.names), model.engine)
-
-
-def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
-    try:
-        return read(value)
-    except (UsageError, StoreError) as error:
-        raise document.error(error.message, place) from None
-
-
-def _file(entry: _FileModel) -> ModelFile:
-    check_name(entry.filename)
-    sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in entry.sources]
-    if sources[0].revision is None:  # an Ollama tag does not name its manifest
-        sources[0] = replace(sources[0], revision=entry.revision)
-    if entry.revision not in (None, sources[0].revision):
-        raise UsageError(f"revision is {entry.revision!r}, and the first source is at {sources[0].revision!r}")
-    return ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources))
+    return Lock(models, tuple(found.inputs), tuple(found.names), found.engine)
 
 
 def format_lock(lock: Lock) -> str:
@@ -174,9 +151,26 @@ class _FileModel(PinnedFile):
     sha256: Sha256
     revision: str | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> _FileModel:
+        try:
+            check_name(self.filename)
+        except StoreError as error:
+            raise ValueError(error.message) from None
+        first = self.model_file().sources[0].revision
+        if self.revision not in (None, first):
+            raise ValueError(f"revision is {self.revision!r}, and the first source is at {first!r}")
+        return self
+
+    def model_file(self) -> ModelFile:
+        sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in self.sources]
+        if sources[0].revision is None:  # an Ollama tag does not name its manifest
+            sources[0] = replace(sources[0], revision=self.revision)
+        return ModelFile(self.filename, self.size, self.sha256, tuple(sources))
+
 
 class _ModelModel(Strict):
-    resolved: str
+    resolved: ReferenceText
     license: str | None = None
     template_sha256: str | None = None
     files: list[_FileModel] = Field(min_length=1)
@@ -186,5 +180,5 @@ class _LockModel(Strict):
     schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
     inputs: list[str] = Field(default=[])
     names: list[str] = Field(default=[])
-    models: dict[str, _ModelModel] = Field(default={})
+    models: dict[ReferenceText, _ModelModel] = Field(default={})
     engine: Catalog | None = None

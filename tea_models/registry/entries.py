@@ -17,6 +17,7 @@ from tea_models.disk.kept_json import keep, read_kept
 from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, NameRef, Reference, parse_reference
+from tea_models.registry import CHECKOUT, packaged_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     _Error = Callable[..., ConfigError]
 
 SCHEMA = "tea.registry/1"
-_PACKAGE = Path(__file__).resolve().parents[1]
-_BESIDE_PACKAGE = _PACKAGE.parent / "registry.yaml"
+_TEMPLATES = Path(__file__).resolve().parents[1] / "chat" / "templates"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 
@@ -111,7 +111,7 @@ class Registry:
         """
         entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
-        layers = [path for path in settings.registry_files if path.resolve() != _BESIDE_PACKAGE]
+        layers = [path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"]
         for path in layers:
             from tea_models.yamlfile import read_yaml  # slow to import, as all of YAML
 
@@ -152,11 +152,7 @@ class Registry:
 
 def builtin_text() -> str:
     """The text of the registry that comes with this distribution."""
-    packaged = _PACKAGE / "registry.yaml"
-    if packaged.is_file():
-        return packaged.read_text("utf-8")
-    # In an editable install the file lies at the top of the project, where people edit it.
-    return _BESIDE_PACKAGE.read_text("utf-8")
+    return packaged_text("registry.yaml")
 
 
 def _builtin_entries(kept: Path) -> list[Entry]:
@@ -262,7 +258,7 @@ def _overrides(data: Mapping[str, Any], error: _Error, path: tuple[str | int, ..
 
 def _template_file(name: str, error: _Error, path: tuple[str | int, ...], folder: Path | None) -> str:
     # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
-    packaged = _PACKAGE / "chat" / "templates" / name
+    packaged = _TEMPLATES / name
     beside = folder / name if folder is not None else packaged
     try:
         return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
