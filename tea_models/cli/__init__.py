@@ -31,6 +31,13 @@ COMMANDS = {
     "engine": "Install llama.cpp, prebuilt or compiled, and see what it can do.",
     "doctor": "This machine, the engine and the store at a glance.",
 }
+_HOMES = {
+    **dict.fromkeys(("pull", "path", "verify", "adopt", "rm", "gc"), "store"),
+    **dict.fromkeys(("list", "inspect", "profile"), "models"),
+    **dict.fromkeys(("plan", "export"), "plans"),
+    **dict.fromkeys(("lock", "sync", "bundle"), "locks"),
+    **dict.fromkeys(("add", "registry"), "registries"),
+}
 
 
 def group() -> LazyGroup:
@@ -41,6 +48,7 @@ def group() -> LazyGroup:
         name="tea-models",
         package="tea_models.cli",
         commands=COMMANDS,
+        homes=_HOMES,
         entry_points="tea_models.commands",
         help="Download, verify, inspect and plan local GGUF models.",
         epilog="Start with: tea-models pull smollm2-135m",

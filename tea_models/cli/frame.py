@@ -39,17 +39,24 @@ class App:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of `package` (`list` in `list_`, `command` is the attribute).
+    """A group whose commands live in modules of `package` that have their name, or the one that `homes` says.
 
     Where a name is not in `commands`, the groups that `entry_points` brings are asked.
     """
 
     def __init__(
-        self, *, package: str, commands: Mapping[str, str], entry_points: str | None = None, **options: Any
+        self,
+        *,
+        package: str,
+        commands: Mapping[str, str],
+        homes: Mapping[str, str] | None = None,
+        entry_points: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, **options)
         self.package = package
         self.lazy = commands
+        self.homes = homes or {}
         self.entry_points = entry_points
         click.version_option(package_name="tea-models", message="%(prog)s %(version)s")(self)
 
@@ -58,9 +65,8 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.lazy:
-            name = "list_" if cmd_name == "list" else cmd_name
-            command: click.Command = importlib.import_module(f"{self.package}.{name}").command
-            return command
+            module = importlib.import_module(f"{self.package}.{self.homes.get(cmd_name, cmd_name)}")
+            return next(one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
         others = self.others()
         for other in others:
             if cmd_name in other.lazy:

@@ -18,16 +18,7 @@ from tea_models.cli.output import printable
 from tea_models.errors import MissingFileError, TemplateError, UsageError
 from tea_models.profile.header_facts import resolve_profile
 
-# Names that are no variables of a template, and the option that says the same.
-_NO_VARIABLES = {
-    "messages": "use --messages",
-    "tools": "use --tools",
-    "add_generation_prompt": "use --no-generation-prompt",
-    "template": "use --template",
-    "now": "use --now",
-    "timeout": "not a variable of templates",
-    "output_limit": "not a variable of templates",
-}
+_NO_VARIABLES = {"messages", "tools", "add_generation_prompt", "template", "now", "timeout", "output_limit"}
 
 
 @click.command("render")
@@ -120,7 +111,7 @@ def _variable(pair: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise UsageError(f"--var {pair!r}: expected NAME=VALUE")
     if name in _NO_VARIABLES:
-        raise UsageError(f"--var {name}: {_NO_VARIABLES[name]}")
+        raise UsageError(f"--var {name}: not a variable; see --help for its option")
     try:
         return name, json.loads(text)
     except (ValueError, RecursionError):

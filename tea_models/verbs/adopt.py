@@ -27,7 +27,7 @@ from tea_models.profile.stored import write_profile
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.store import Record, Store, stamp_of
-from tea_models.store.other_tools import Found, find_all, find_by_sha256, folder_files, named_by
+from tea_models.store.other_tools import Found, find_all, find_by_sha256, named_by
 from tea_models.verbs.pull import PullResult
 
 if TYPE_CHECKING:
@@ -61,15 +61,15 @@ class Candidate:
         return found | {item.name: getattr(self, item.name) for item in fields(self) if item.name != "found"}
 
 
-def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Candidate]:
-    """What other tools have (`settings.environ` says where they keep their files), and what lies in further folders."""
+def candidates(settings: Settings) -> list[Candidate]:
+    """What other tools have; `settings.environ` says where they keep their files."""
     registry = Registry.load(settings)
     store = Store.of(settings)
     records = store.records()
     hashes = {record.sha256 for record in records}
     inodes = {_identity(store.root / record.file) for record in records} - {None}
     result = []
-    for found in _everything(settings, folders):
+    for found in find_all(settings.environ):
         if not found.path.is_relative_to(store.root.resolve()):
             known = registry.by_sha256(found.sha256) if found.sha256 else None
             installed = found.sha256 in hashes or _identity(found.path) in inodes
@@ -78,7 +78,7 @@ def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Cand
     return result
 
 
-def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ()) -> list[PullResult]:
+def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
     A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
@@ -94,7 +94,7 @@ def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ())
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            shards = _take(name, _chosen(name, caller.settings, registry, folders), caller, registry)
+            shards = _take(name, _chosen(name, caller.settings, registry), caller, registry)
         except IntegrityError as error:
             broken.append(error)
             continue
@@ -175,17 +175,14 @@ def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumM
     return ChecksumMismatchError(str(path), expected=expected, actual=actual, hint=hint)
 
 
-def _chosen(
-    name: str, settings: Settings, registry: Registry, folders: Sequence[Path]
-) -> list[tuple[Found, str | None]]:
+def _chosen(name: str, settings: Settings, registry: Registry) -> list[tuple[Found, str | None]]:
     """The files that a name means, each with its pin."""
     path = Path(name.removeprefix("file:"))
     if path.is_file():
         return [(_beside(path, shard), None) for shard in shard_names(path.name)]
     if path.exists() and "/" in name:
-        hint = f"tea-models adopt --folder {name} looks into it" if path.is_dir() else ""
-        raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}", hint=hint)
-    every = _everything(settings, folders)
+        raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}")
+    every = find_all(settings.environ)
     matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
     matching = matching or [found for found in every if found.filename == name]
     if matching:
@@ -239,10 +236,6 @@ def _all_shards(found: Found, every: list[Found]) -> list[Found]:
             raise MissingFileError(f"{found.tool} has no {part}, which {found.filename} needs", hint="pull the model")
         shards.append(by_name[name])
     return shards
-
-
-def _everything(settings: Settings, folders: Sequence[Path]) -> list[Found]:
-    return find_all(settings.environ) + [found for folder in folders for found in folder_files(folder)]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

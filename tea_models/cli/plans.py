@@ -1,4 +1,4 @@
-"""`tea-models plan`: settings for this machine, with reasons; before the download."""
+"""`tea-models plan` and `export`: settings for this machine, with reasons; before the download."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tea_models.cli.frame import App, answering, takes_locked
+from tea_models.cli.frame import FILE, App, answering, takes_locked
 from tea_models.cli.plan_view import comparison_text, explanation, overview
 from tea_models.errors import OfflineError, SourceUnavailableError, UsageError
 from tea_models.plan.choice import compare_variants
+from tea_models.plan.export import export_model
 from tea_models.plan.resolve import plan_with_curve, resolve_for
 from tea_models.plan.user_settings import UserSettings
 
@@ -46,7 +47,7 @@ def takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw memory against context.")
 @takes_locked
 @answering
-def command(
+def plan_command(
     app: App, model: str, *, explain: bool, compare: bool, plot: Path | None, estimate: bool, **options: Any
 ) -> None:
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
@@ -118,3 +119,27 @@ def _layers(text: str | None) -> int | None:
     if text not in ("none", "all"):
         raise UsageError(f"--gpu {text!r}: expected none, all or a number of layers")
     return 0 if text == "none" else -1
+
+
+_TARGETS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "python", "env")
+
+
+@click.command("export")
+@click.argument("model", metavar="MODEL")
+@click.option("--to", "target", required=True, type=click.Choice(_TARGETS), help="Which server.")
+@click.option("--path", metavar="PATH", help="Where the file lies on the machine that will serve it; by default here.")
+@click.option("-o", "--output", type=FILE, help="Write to a file instead.")
+@takes_user_settings
+@takes_locked
+@answering
+def export_command(
+    app: App, model: str, *, target: str, path: str | None, output: Path | None, estimate: bool, **user: Any
+) -> None:
+    """Write the plan for MODEL as a command line or configuration file of another server."""
+    result = export_model(model, target, app.settings, user_settings(**user), path=path, measure=not estimate)
+    for sentence in result.left_out:
+        app.out.note(f"left out: {sentence}")
+    if output is not None:
+        output.write_text(result.text, encoding="utf-8")
+    document = result.to_json() | ({"path": str(output)} if output else {})
+    app.out.answer(document, lambda: f"wrote {output}" if output else result.text)
