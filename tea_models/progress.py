@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
 
-
-class Progress(Protocol):
-    """Receiver of progress. Methods are called from one thread at a time and must not raise."""
+class Progress:
+    """Receiver of progress, which shows nothing. Methods are called from one thread at a time and must not raise."""
 
     def start(self, name: str, total: int | None, initial: int = 0) -> None:
         """Begin a task of so many bytes (None: unknown), of which `initial` were there already."""
@@ -16,16 +14,3 @@ class Progress(Protocol):
 
     def finish(self) -> None:
         """End the task, whether it succeeded or not."""
-
-
-class Silent:
-    """A progress that shows nothing."""
-
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:
-        pass
-
-    def advance(self, n: int) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass

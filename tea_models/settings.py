@@ -1,8 +1,4 @@
-"""Where things are and what is allowed, resolved once: flag, environment, default.
-
-Only the edges (the command line and the public functions in `tea_models`) call `Settings.resolve` with the process's
-environment; everything below takes the frozen result.
-"""
+"""Where things are and what is allowed, resolved once at the edges (flag, environment, default); else passed on."""
 
 from __future__ import annotations
 

@@ -158,11 +158,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def validate(model: type[ModelT], document: Document) -> ModelT:
-    """Validate a document against a pydantic model.
-
-    Raises:
-        ConfigError: The first error, with file, line, key, what was expected and the nearest known key.
-    """
+    """Validate a document; the first error has file, line, key, what was expected and the nearest known key."""
     from pydantic import ValidationError
 
     schema = model.model_fields.get("schema_")

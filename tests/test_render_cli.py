@@ -193,7 +193,7 @@ def test_wrong_options_are_named(capfdbinary: Any, tmp_path: Path, template: Pat
         (["--template", template, "--messages", chat, "--var", "x"], 2, "expected NAME=VALUE"),
         (["--template", template, "--messages", chat, "--var", "messages=1"], 2, "not a variable"),
         (["--template", template, "--messages", chat, "--var", "timeout=1"], 2, "not a variable"),
-        (["--template", template, "--messages", chat, "--now", "soon"], 2, "expected a time"),
+        (["--template", template, "--messages", chat, "--now", "soon"], 2, "Invalid value for '--now'"),
         (["nosuchmodel", "--messages", chat], 4, "nosuchmodel"),
         ([tmp_path / "none.gguf", "--messages", chat], 4, "none.gguf"),
     ]:

@@ -16,7 +16,7 @@ from tea_models.engine.install import install as install_engine
 from tea_models.engine.installed import InstalledEngine, installed_engine
 from tea_models.engine.wheel_cache import WheelCache
 from tea_models.errors import INSTALL_ENGINE, TeaModelsError
-from tea_models.progress import Silent
+from tea_models.progress import Progress
 from tea_models.registry.engines import Accelerator, Host, Prebuilt, load_catalog
 from tea_models.sizes import human_bytes
 from tea_models.verbs.pull import pull_all
@@ -69,7 +69,7 @@ def install(
         if no_self_test:
             return None
         try:
-            (result,) = pull_all([reference()["self_test"]["model"]], replace(app.caller, progress=Silent()))
+            (result,) = pull_all([reference()["self_test"]["model"]], replace(app.caller, progress=Progress()))
         except TeaModelsError as error:
             app.out.note(f"no self-test: {error.message}")
             return None

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tea_models.cli.output import one_line
-from tea_models.progress import Progress, Silent
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def progress_for(out: Output) -> Progress:
     """The bar where stderr is a terminal that people look at, else nothing."""
-    return Bar(sys.stderr) if out.live else Silent()
+    return Bar(sys.stderr) if out.live else Progress()
 
 
-class Bar:
-    """Draws one task at a time on a terminal; implements `Progress`."""
+class Bar(Progress):
+    """Draws one task at a time on a terminal."""
 
     def __init__(self, stream: TextIO, columns: int | None = None) -> None:
         self._stream = stream

@@ -28,7 +28,7 @@ _NO_VARIABLES = {"messages", "tools", "add_generation_prompt", "template", "now"
 @click.option("--template", "template_file", metavar="FILE", help="This Jinja template instead of the model's.")
 @click.option("--no-generation-prompt", is_flag=True, help="Don't open the assistant's turn at the end.")
 @click.option("--var", "pairs", multiple=True, metavar="NAME=VALUE", help="A variable for the template; JSON or text.")
-@click.option("--now", metavar="TIME", help="The clock for templates that print the date, such as 2026-01-31T12:00.")
+@click.option("--now", type=datetime.fromisoformat, metavar="TIME", help="The clock, such as 2026-01-31T12:00.")
 @takes_locked
 @answering
 def command(
@@ -40,7 +40,7 @@ def command(
     template_file: str | None,
     no_generation_prompt: bool,
     pairs: tuple[str, ...],
-    now: str | None,
+    now: datetime | None,
 ) -> None:
     """Print the prompt exactly as it goes to the tokenizer: no newline is added and nothing is escaped.
 
@@ -60,7 +60,7 @@ def command(
         bos_token=str(values.pop("bos_token", facts["bos_token"] or "")),
         eos_token=str(values.pop("eos_token", facts["eos_token"] or "")),
         add_generation_prompt=not no_generation_prompt,
-        now=_time(now) if now is not None else None,
+        now=now,
         **values,
     )
     if app.out.as_json or sys.stdout.isatty():
@@ -116,13 +116,6 @@ def _variable(pair: str) -> tuple[str, Any]:
         return name, json.loads(text)
     except (ValueError, RecursionError):
         return name, text
-
-
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"--now {text!r}: expected a time such as 2026-01-31T12:00") from None
 
 
 def _read(name: str) -> tuple[bytes, str]:

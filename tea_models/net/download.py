@@ -25,7 +25,7 @@ from tea_models.net.attempt import Attempt
 from tea_models.net.partial import Beginning, PartialFile, State, discard, fingerprint
 from tea_models.net.ranges import ENDLESS, Ranges
 from tea_models.net.worker import Worker
-from tea_models.progress import Progress, Silent
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ def download(request: Request, destination_partial: Path, progress: Progress | N
     """
     partial = PartialFile(destination_partial)
     try:
-        return _Download(request, partial, progress or Silent()).run()
+        return _Download(request, partial, progress or Progress()).run()
     except BaseException as error:
         if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
             discard(destination_partial)

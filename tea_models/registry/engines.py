@@ -61,11 +61,8 @@ class Speed(_Model):
 class Prebuilt(Archive):
     """A library that somebody has built.
 
-    Attributes:
-        files: Patterns of the archive's members that are wanted; `licenses` those of its licence files.
-        libraries: Which file is loaded for each name that the binding asks for.
-        plugins: The processor's backends are plug-ins.
-        tried: Somebody has run it with this binding.
+    `files` and `licenses` are patterns of the archive's members; `libraries` says which is loaded for each name that
+    the binding asks for, `plugins` that the processor's backends are plug-ins, `tried` that somebody has run it.
     """
 
     name: str

@@ -71,14 +71,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the registry.
-
-    Attributes:
-        license: SPDX identifier or the licence's name.
-        default: Name of the variant that is meant when none is given.
-        variants: By name, in the order of the file.
-        origin: The layer it came from (a path, or `built-in`).
-    """
+    """A model of the registry; `origin` is the layer it came from (a path, or `built-in`)."""
 
     name: str
     kind: str
@@ -173,11 +166,7 @@ def _builtin_entries(kept: Path) -> list[Entry]:
 
 
 def read_entries(document: Document, origin: str) -> list[Entry]:
-    """Validate one registry file; `origin` is recorded in each entry.
-
-    Raises:
-        ConfigError: File, line, key, and what was expected.
-    """
+    """Validate one registry file; `origin` is recorded in each entry."""
     if document.data is None:
         return []
     from tea_models.registry.schema import RegistryModel

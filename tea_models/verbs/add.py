@@ -47,11 +47,6 @@ def add_entry(
     """Pin what a reference means now and write it into a registry file (made if absent) under a name.
 
     Commit, size and hash come from the Hub's headers or the registry; where nobody states a hash, the model is pulled.
-
-    Raises:
-        UsageError: A name that can't be one, or is in the file already.
-        ConfigError: The file is no registry.
-        NotAvailableError: The reference can't be resolved from here.
     """
     if not NAME.match(name):
         raise UsageError(f"{name!r} can't be a name: expected lower-case letters, digits, '.', '_' and '-'")

@@ -1,8 +1,6 @@
 """Adopting: GGUF files that another tool has on this machine are checked and linked in, not fetched again.
 
-A file enters the store by a hard link; where that is impossible, by a copy that shares its blocks; only at last by a
-real copy (`Store.link_in`). A symbolic link would make the store depend on a file that its owner may remove. The other
-tool's files are only ever read: the store never writes in place, so a shared inode is safe.
+The other tool's files are only ever read: the store never writes in place, so a shared inode is safe.
 """
 
 from __future__ import annotations
@@ -40,12 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that can be adopted, with what its header says, or the problem why it can't be used.
-
-    Attributes:
-        model: The registry's name for exactly these bytes, as far as the other tool's bookkeeping is right.
-        installed: The store has it already: the same inode, or a file recorded with that hash.
-    """
+    """A file of another tool, with what its header says, or why it can't be used; `model` is the registry's name."""
 
     found: Found
     architecture: str | None = None
@@ -83,11 +76,6 @@ def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
 
     A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
     does not keep the others out: they are adopted, and the error comes last.
-
-    Raises:
-        MissingFileError: No tool has such a file.
-        UsageError: Several different files could be meant.
-        IntegrityError: Not the bytes that the other tool's bookkeeping, or the registry, says; or no GGUF file.
     """
     registry = Registry.load(caller.settings)
     results: list[PullResult] = []

@@ -23,10 +23,7 @@ Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
 
 @dataclass(frozen=True, slots=True)
 class CheckedSource:
-    """One source of one file.
-
-    `unpinned`: nothing to compare with; `unchecked`: could only be compared by fetching it whole.
-    """
+    """One source of one file. `unpinned`: nothing to compare with; `unchecked`: it would have to be fetched whole."""
 
     name: str
     variant: str

@@ -27,11 +27,7 @@ class Removed:
 
 
 def remove(names: Sequence[str], caller: Caller) -> list[Removed]:
-    """Remove models from the store, by reference or file name. Nothing is removed unless every name is found.
-
-    Raises:
-        MissingFileError: A name is not in the store, or means a file outside it.
-    """
+    """Remove models from the store, by reference or file name. Nothing is removed unless every name is found in it."""
     store = Store.of(caller.settings)
     found: dict[Path, str] = {}
     for name in names:

@@ -1,7 +1,4 @@
-"""`verify`: hash what is installed again, and check that it is GGUF and that the engine can load it.
-
-Nothing that was remembered is believed here: every byte is read. With `repair`, only what is broken is fetched again.
-"""
+"""`verify`: read every byte of what is installed again, and check that it is GGUF and that the engine can load it."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
-from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
+from tea_models.errors import MalformedGGUFError, MissingFileError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
 from tea_models.refs import FileRef, NameRef, parse_reference
@@ -18,7 +15,7 @@ from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import HIDDEN, Record, Store
-from tea_models.verbs.pull import pull_artifacts
+from tea_models.verbs.pull import PullResult, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,14 +30,8 @@ Status = Literal["ok", "corrupt", "missing", "unpinned"]
 class VerifyResult:
     """One file and what was found.
 
-    Attributes:
-        path: Where it lies, or should lie.
-        status: `ok`; `corrupt` (other bytes than expected, or not GGUF); `missing`; `unpinned` (nothing says what its
-            hash should be, other than the file itself when it was first seen).
-        expected_sha256: The pinned hash, or the one recorded at first use, or None.
-        loadable: Whether the engine can load it; None if that was not looked at.
-        problems: Why it is corrupt or not loadable.
-        repaired: It was broken and has been fetched again.
+    `corrupt` means other bytes than expected, or not GGUF; `unpinned` that nothing says what the hash should be other
+    than the file itself when it was first seen. `loadable` is None where that was not looked at.
     """
 
     name: str
@@ -70,13 +61,7 @@ class _Target(NamedTuple):
 
 
 def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False) -> list[VerifyResult]:
-    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path.
-
-    Raises:
-        UsageError: A name is no reference.
-        UnknownModelError: A name is not in the registry.
-        NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
-    """
+    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path."""
     store = Store.of(caller.settings)
     registry = Registry.load(caller.settings)
     if names is None:
@@ -84,12 +69,13 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
     else:
         targets = [target for name in names for target in _named_targets(name, store, registry, caller)]
     results = _check(targets, registry, caller)
-    if not repair:
-        return results
-    return [
-        _repair(target, result, store, caller) if result.status in ("corrupt", "missing") else result
-        for target, result in zip(targets, results, strict=True)
-    ]
+    for index, (target, result) in enumerate(zip(targets, results, strict=True)):
+        if repair and result.status in ("corrupt", "missing"):
+            pulled = _fetched_again(target, result, store, caller)
+            if pulled is not None:
+                again = target._replace(path=pulled.path, expected=target.expected or pulled.sha256)
+                results[index] = replace(_check([again], registry, caller)[0], repaired=True)
+    return results
 
 
 def _all_targets(store: Store, registry: Registry) -> list[_Target]:
@@ -204,33 +190,19 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
     return (refusal.reason,) if refusal else ()
 
 
-def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> VerifyResult:
+def _fetched_again(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> PullResult | None:
+    """The file anew, or None where a corrupt one stays because nothing says where to get it."""
     if target.file is None or target.artifact is None:
         if result.status == "missing":
             raise MissingFileError(f"{target.path}: no such file, and nothing says where to get it", hint="pull it")
-        return result
+        return None
     aside = None
     if result.status == "corrupt" and store.contains(target.path):
         record = store.record_of(target.path)
         aside = store.set_aside(target.path)
         if record is not None:
             store.write_record(record)  # what should be there, for when this repair fails
-    only = replace(target.artifact, files=(target.file,))
-    (pulled,) = pull_artifacts([only], caller)
+    (pulled,) = pull_artifacts([replace(target.artifact, files=(target.file,))], caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
-    try:
-        with DryLoader(caller.settings) as loader:
-            problems = _loading_problems(pulled.path, loader)
-    except (MalformedGGUFError, NotAvailableError) as error:
-        problems = (error.message,)
-    return VerifyResult(
-        name=target.name,
-        path=pulled.path,
-        status="ok" if target.pinned else "unpinned",
-        expected_sha256=target.expected or pulled.sha256,
-        actual_sha256=pulled.sha256,
-        loadable=not problems,
-        problems=problems,
-        repaired=True,
-    )
+    return pulled
