@@ -84,7 +84,7 @@ class Settings:
         layers = [_user_registry(environ, home), None if foreign else project, named]
         return cls(
             store_dir=store if store.is_absolute() else cwd / store,
-            registry_files=_later_wins([path for path in layers if path is not None and path.is_file()]),
+            registry_files=tuple(path for path in layers if path is not None and path.is_file()),
             foreign_registry=project if foreign else None,
             offline=offline,
             hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
@@ -133,12 +133,6 @@ def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
     import platformdirs
 
     return platformdirs.user_config_path("tea", appauthor=False) / "registry.yaml"
-
-
-def _later_wins(layers: list[Path]) -> tuple[Path, ...]:
-    """Each file once, where it comes last."""
-    unique = {path.resolve(): path for path in reversed(layers)}
-    return tuple(reversed(unique.values()))
 
 
 def _expand(text: str, home: Path) -> Path | None:

@@ -15,17 +15,6 @@ if TYPE_CHECKING:
 
 _MOST_ITEMS = 8
 _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such as tool_use
-_KINDS = {
-    "chat": "chat model",
-    "text": "text model (no chat template)",
-    "embedding": "embedding model",
-    "reranker": "reranker",
-    "projector": "multimodal projector (mmproj)",
-    "adapter": "LoRA adapter",
-    "vocabulary": "vocabulary only",
-    "encoder-decoder": "encoder-decoder model",
-    "other": "not a language model",
-}
 
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
@@ -51,15 +40,6 @@ def _text(found: Inspection, more: list[str], model: str, out: Output) -> str:
     return "\n".join([*lines, "", out.style(f"next: {next_step}", "dim")])
 
 
-def _human_count(number: int) -> str:
-    """A number of weights as people say it: 135 M, 3.84 B."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            value = number / size
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return str(number)
-
-
 def _facts(found: Inspection) -> list[tuple[str, str]]:
     profile, header = found.profile, found.header
     quantization = profile.quantization.value or "unknown"
@@ -73,8 +53,8 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     order = ", big-endian" if header.byte_order == "big" else ""
     file = found.path.rpartition("/")[2] if found.transfer is None else found.path
     facts = [
-        ("architecture", f"{architecture} · {_KINDS[profile.kind.value]}{shape}"),
-        ("size", f"{human_bytes(found.size)}{shards} · {_human_count(parameters)} parameters"),
+        ("architecture", f"{architecture} · {profile.kind.value} model{shape}"),
+        ("size", f"{human_bytes(found.size)}{shards} · {parameters / 1e6:,.0f} M parameters"),
         ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
         ("context", f"{context:,} tokens" if context is not None else ""),
         ("embedding", f"{width:,} dimensions{pooling}" if width is not None else ""),

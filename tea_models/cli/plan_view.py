@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tea_models.cli.output import one_line, printable, table
@@ -83,7 +82,7 @@ def explanation(plan: RunPlan, curve: Curve, out: Output) -> str:
         "Memory at other contexts": [
             *draw_text(plan, curve, width), "", "█ weights, buffers and process   ▒ KV cache"
         ],
-        "Each setting, and why": [line for group in _grouped(plan) for line in _reasons(*group, width, out)],
+        "Each setting, and why": [line for decision in plan.decisions for line in _reasons(decision, width, out)],
         "Good to know": _note_lines(plan, out)[1:],
         "What it really took": _observed_lines(plan),
     }  # fmt: skip
@@ -93,19 +92,8 @@ def explanation(plan: RunPlan, curve: Curve, out: Output) -> str:
     return "\n\n".join([*shown, out.style(footer, "dim")])
 
 
-def _grouped(plan: RunPlan) -> list[tuple[list[str], Decision]]:
-    """Decisions that say the same of two settings (`type_k` and `type_v`) are told once."""
-    groups: list[tuple[list[str], Decision]] = []
-    for decision in plan.decisions:
-        if groups and replace(groups[-1][1], setting=decision.setting) == decision:
-            groups[-1][0].append(decision.setting)
-        else:
-            groups.append(([decision.setting], decision))
-    return groups
-
-
-def _reasons(names: list[str], decision: Decision, width: int, out: Output) -> list[str]:
-    head = f"{', '.join(names)} = {_shown(decision.setting, decision.value)}"
+def _reasons(decision: Decision, width: int, out: Output) -> list[str]:
+    head = f"{decision.setting} = {_shown(decision.setting, decision.value)}"
     lines = [f"{out.style(head, 'cyan')}  ({_SOURCES[decision.source]})"]
     lines += textwrap.wrap(decision.reason, width, initial_indent="  ", subsequent_indent="  ")
     for other in decision.rejected:

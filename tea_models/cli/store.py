@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from tea_models.cli.frame import App, answering, takes_locked
@@ -18,9 +16,6 @@ from tea_models.verbs.adopt import Candidate, adopt, candidates
 from tea_models.verbs.pull import PullResult, pull_all
 from tea_models.verbs.remove import remove
 from tea_models.verbs.verify import VerifyResult, verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @click.command("pull")
@@ -106,22 +101,18 @@ def _verify_text(app: App, results: list[VerifyResult], *, repair: bool) -> str:
         if result.status == "corrupt" and result.expected_sha256 and result.actual_sha256:
             out += [f"    expected {result.expected_sha256}", f"    found    {result.actual_sha256}"]
         out += [f"    {one_line(problem)}" for problem in result.problems]
-    advice = "" if repair else _advice(results, app.settings.store_dir)
-    return "\n".join([*out, "", advice] if advice else out)
+    store = app.settings.store_dir
+    if any(one.status in ("corrupt", "missing") and one.path.is_relative_to(store) for one in results) and not repair:
+        out += ["", "next: tea-models verify --repair fetches only what is broken"]
+    elif any(one.status == "unpinned" for one in results):
+        out += ["", "unpinned: nobody said beforehand what the hash should be; tea-models lock pins it"]
+    return "\n".join(out)
 
 
 def _word(result: VerifyResult) -> str:
     if result.repaired:
         return "repaired"
     return "not loadable" if result.status != "corrupt" and result.loadable is False else result.status
-
-
-def _advice(results: list[VerifyResult], store: Path) -> str:
-    if any(result.status in ("corrupt", "missing") and result.path.is_relative_to(store) for result in results):
-        return "next: tea-models verify --repair fetches only what is broken"
-    if any(result.status == "unpinned" for result in results):
-        return "unpinned: nobody said beforehand what the hash should be; tea-models lock pins it"
-    return ""
 
 
 @click.command("adopt")

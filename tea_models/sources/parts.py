@@ -13,6 +13,7 @@ from tea_models.disk.atomic import write_atomically
 from tea_models.disk.operations import remove_partial
 from tea_models.disk.regular import read_own
 from tea_models.files import Fetched, ModelFile, Source
+from tea_models.progress import Progress
 from tea_models.sources.receiver import blocks, receive
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.progress import Progress
     from tea_models.refs import Reference
 
 
@@ -30,7 +30,7 @@ class FetchPart(Protocol):
     def __call__(self, part: Reference, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched: ...
 
 
-class _Joined:
+class _Joined(Progress):
     """Shows the parts of one file as one file."""
 
     def __init__(self, progress: Progress) -> None:
@@ -42,9 +42,6 @@ class _Joined:
 
     def advance(self, n: int) -> None:
         self._progress.advance(n)
-
-    def finish(self) -> None:
-        pass
 
 
 def fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller, fetch_part: FetchPart) -> Fetched:

@@ -5,9 +5,10 @@ The other tool's files are only ever read: the store never writes in place, so a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import contextlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
@@ -89,73 +90,59 @@ def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
         write_profile(shards[0].path, caller)
         results += shards
     if broken:
-        for result in results:
-            caller.note(f"{result.name}: {result.status}")
-        for further in broken[1:]:
-            caller.note(further.message)
+        for text in [f"{result.name}: {result.status}" for result in results] + [e.message for e in broken[1:]]:
+            caller.note(text)
         raise broken[0]
     return results
 
 
-class _Checked(NamedTuple):
-    """A file that was hashed, what is to be recorded of it, and its stamp before."""
-
-    found: Found
-    record: Record
-    seen: tuple[int, ...]
-
-
-def _take(
-    name: str, chosen: Sequence[tuple[Found, str | None]], caller: Caller, registry: Registry
-) -> list[PullResult]:
+def _take(name: str, chosen: Sequence[Found], caller: Caller, registry: Registry) -> list[PullResult]:
     """Check every file of a model, and only then give each a name in one folder."""
     store = Store.of(caller.settings)
-    checked = [_checked(found, expected, caller.progress, registry) for found, expected in chosen]
-    files = [ModelFile(each.record.file, each.record.size, each.record.sha256, ()) for each in checked]
+    stamps = [stamp_of(found.path.stat()) for found in chosen]  # before they are read
+    records = [_checked(found, caller.progress, registry) for found in chosen]
+    files = [ModelFile(record.file, record.size, record.sha256, ()) for record in records]
     present = store.paths_of(files)
     if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
-        return [PullResult.of(name, each.record, path, "present") for path, each in zip(present, checked, strict=True)]
+        return [PullResult.of(name, record, path, "present") for path, record in zip(present, records, strict=True)]
     for file in files:
         store.set_aside_broken(file)
-    tool = chosen[0][0].tool.lower().replace(" ", "-")
+    tool = chosen[0].tool.lower().replace(" ", "-")
     folder = store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
     results = []
-    for found, record, seen in checked:
+    for found, record, stamp in zip(chosen, records, stamps, strict=True):
         target = folder / record.file
         known = store.record_of(target)
         if known is not None and known.sha256 == record.sha256 and store.intact(known):
             results.append(PullResult.of(name, known, target, "present"))
         else:
-            store.link_in(found.path, target, record, seen)
+            store.link_in(found.path, target, record, stamp)
             results.append(PullResult.of(name, record, target, "adopted"))
     return results
 
 
-def _checked(found: Found, expected: str | None, progress: Progress, registry: Registry) -> _Checked:
+def _checked(found: Found, progress: Progress, registry: Registry) -> Record:
+    """What is to be recorded of a file that has the bytes that it should."""
     with FileSource(found.path) as source:
         read_header(source)  # nothing that is not GGUF gets in
-    seen = stamp_of(found.path.stat())
     progress.start(f"verifying {found.filename}", found.size, 0)
     try:
         sha256 = sha256_file(found.path, progress.advance)
     finally:
         progress.finish()
-    pin = expected or found.sha256
-    if pin is not None and sha256 != pin:
-        raise _broken_copy(found.path, pin, sha256, found.tool)
+    if found.sha256 not in (None, sha256):
+        raise _broken_copy(found.path, str(found.sha256), sha256, found.tool)
     known = registry.by_sha256(sha256)
-    filename = next(file.filename for file in known[1].files if file.sha256 == sha256) if known else found.filename
-    record = Record(
-        file=filename,
+    return Record(
+        file=next(file.filename for file in known[1].files if file.sha256 == sha256) if known else found.filename,
         size=found.size,
         sha256=sha256,
         model=f"{known[0].name}:{known[1].name}" if known else found.name,
         source=found.name,
         revision=found.revision,
         license=known[0].license if known else None,
-        pinned=pin is not None or known is not None,
+        pinned=found.sha256 is not None or known is not None,
     )
-    return _Checked(found, record, seen)
 
 
 def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumMismatchError:
@@ -163,11 +150,11 @@ def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumM
     return ChecksumMismatchError(str(path), expected=expected, actual=actual, hint=hint)
 
 
-def _chosen(name: str, settings: Settings, registry: Registry) -> list[tuple[Found, str | None]]:
-    """The files that a name means, each with its pin."""
+def _chosen(name: str, settings: Settings, registry: Registry) -> list[Found]:
+    """The files that a name means; those of the registry have its hash."""
     path = Path(name.removeprefix("file:"))
     if path.is_file():
-        return [(_beside(path, shard), None) for shard in shard_names(path.name)]
+        return [_beside(path, shard) for shard in shard_names(path.name)]
     if path.exists() and "/" in name:
         raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}")
     every = find_all(settings.environ)
@@ -177,17 +164,13 @@ def _chosen(name: str, settings: Settings, registry: Registry) -> list[tuple[Fou
         if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
             shown = ", ".join(sorted(found.name for found in matching)[:5])
             raise UsageError(f"{name}: several files could be meant: {shown}", hint="give the path of one")
-        return [(shard, None) for shard in _all_shards(matching[0], every)]
-    try:
+        return _all_shards(matching[0], every)
+    with contextlib.suppress(UnknownModelError):
         reference = parse_reference(name)
-        variant = registry.find(reference)[1] if isinstance(reference, NameRef) else None
-    except UnknownModelError:
-        variant = None
-    if variant is None:
-        raise MissingFileError(
-            f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is"
-        )
-    return [(_pinned(name, file, every, settings), file.sha256) for file in variant.files]
+        if isinstance(reference, NameRef):
+            return [_pinned(name, file, every, settings) for file in registry.find(reference)[1].files]
+    hint = "`tea-models adopt` shows what there is"
+    raise MissingFileError(f"no other tool on this machine has {name!r}", hint=hint)
 
 
 def _beside(path: Path, shard: str) -> Found:
@@ -208,10 +191,8 @@ def _pinned(name: str, file: ModelFile, every: list[Found], settings: Settings) 
         hint = f"tea-models pull {name}"
         raise MissingFileError(f"{name}: no other tool on this machine has {file.filename}", hint=hint)
     real = match[0].resolve()
-    owner = next((found for found in every if found.path == real), None)
-    tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
-    revision = owner.revision if owner else None
-    return Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision)
+    owner = next((found for found in every if found.path == real), None) or _beside(real, real.name)
+    return replace(owner, filename=file.filename, sha256=sha256)
 
 
 def _all_shards(found: Found, every: list[Found]) -> list[Found]:
