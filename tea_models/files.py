@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from tea_models.errors import UsageError
 from tea_models.redact import redact
-from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
+from tea_models.refs import FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,14 +29,11 @@ class Source:
     revision: str | None = None
 
     @classmethod
-    def of(cls, parts: tuple[Reference, ...]) -> Source:
-        """A source with the revision that its reference names."""
-        match parts[0]:
-            case HubRef(revision=revision):
-                return cls(parts, revision)
-            case WheelRef(version=version):
-                return cls(parts, version)
-        return cls(parts)
+    def of(cls, parts: tuple[Reference, ...], revision: str | None = None) -> Source:
+        """A source with a revision, or the one that its reference names."""
+        first = parts[0]
+        named = first.revision if isinstance(first, HubRef) else first.version if isinstance(first, WheelRef) else None
+        return cls(parts, revision or named)
 
     @classmethod
     def parse(cls, text: str | Sequence[str], revision: str | None = None) -> Source:
@@ -46,8 +43,7 @@ class Source:
         name = next((part for part in parts if isinstance(part, NameRef)), None)
         if name is not None:
             raise UsageError(f"{str(name)!r} is a name; expected hf:…, https:…, pypi:… or a path")
-        found = cls.of(parts)
-        return cls(found.parts, revision) if revision else found
+        return cls.of(parts, revision)
 
     def document(self, shown: Callable[[Reference], str] | None = None) -> str | dict[str, list[str]]:
         """The source as a registry and a lock write it; `shown` makes the text of a part."""
@@ -111,10 +107,7 @@ def upstream_folder(source: Source) -> str:
             return (urlsplit(url).hostname or "fsspec").lower()
         case OllamaRef(name=name):
             return f"ollama/{name.rpartition('/')[0] or 'library'}"
-        case FileRef():
-            return "local"
-        case NameRef(name=name):
-            return name
+    return "local"
 
 
 def shard_names(filename: str) -> tuple[str, ...]:

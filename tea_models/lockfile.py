@@ -14,11 +14,9 @@ from pydantic import Field, model_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import StoreError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
 from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
-from tea_models.store import check_name
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -133,10 +131,6 @@ class _FileModel(PinnedFile):
 
     @model_validator(mode="after")
     def _check(self) -> _FileModel:
-        try:
-            check_name(self.filename)
-        except StoreError as error:
-            raise ValueError(error.message) from None
         first = self.model_file().sources[0].revision
         if self.revision not in (None, first):
             raise ValueError(f"revision is {self.revision!r}, and the first source is at {first!r}")

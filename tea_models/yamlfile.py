@@ -7,6 +7,7 @@ that refer to themselves or expand to more than a person would write, and deep n
 from __future__ import annotations
 
 import difflib
+import reprlib
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,12 +94,11 @@ def load_yaml(text: str, file: str) -> Document:
             return Document(file, loader.construct_document(root), lines)
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else None) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}", file=file) from None
+        mark = getattr(error, "problem_mark", None)
+        problem = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
+        line = mark.line + 1 if mark else None
+        raise ConfigError(f"not valid YAML: {problem or error}", file=file, line=line) from None
     except ValueError as error:  # a timestamp such as 2026-99-99, an int with too many digits
         raise ConfigError(f"a value can't be read: {error}", file=file) from None
 
@@ -196,7 +196,7 @@ def _explain(model: type[BaseModel], document: Document, error: ValidationError)
         return document.error(f"required key {str(problem['loc'][-1])!r} is missing", path)
     given = problem.get("input")
     # What is no mapping at all may be any file of this machine: its text is not for a log.
-    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {_shown(given)}"
+    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {reprlib.repr(given)}"
     return document.error(_expected(problem) + shown, path)
 
 
@@ -242,9 +242,3 @@ def _expected(problem: ErrorDetails) -> str:
         return str(context["error"])
     known = _EXPECTED.get(problem["type"])
     return f"expected {known.format(**context)}" if known else problem["msg"]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    kind = {bool: " (true/false)", int: " (an unquoted number)", float: " (an unquoted number)"}.get(type(value), "")
-    return (text if len(text) <= 80 else text[:77] + "…") + kind

@@ -161,7 +161,12 @@ def test_a_registry_of_another_program_that_was_named_is_an_error(tmp_path: Path
         (HEAD + FILE + '            size: "12"\n', 9, "models.m.variants.Q4.files[0].size", "whole number"),
         (HEAD + FILE + "    kind: wrong\n", 9, "models.m.kind", "'chat'"),
         (HEAD + FILE + "    default: Q5\n", 9, "models.m.default", "no variant 'Q5'"),
-        (HEAD + FILE.replace("https://x/a.gguf", "tinyllama"), 8, "models.m.variants.Q4.files[0].sources[0]", "is a name"),
+        (
+            HEAD + FILE.replace("https://x/a.gguf", "tinyllama"),
+            8,
+            "models.m.variants.Q4.files[0].sources[0]",
+            "is a name",
+        ),
         (
             HEAD + FILE.replace("a.gguf\n", "../a.gguf\n", 1),
             7,

@@ -57,12 +57,10 @@ def group() -> LazyGroup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `tea-models` command."""
-    from tea_models.cli.quick import leave, quick
+    from tea_models.cli.quick import quick
 
     arguments = sys.argv[1:] if argv is None else list(argv)
     code = quick(arguments)
-    if code is not None and argv is None:
-        leave(code)
     if code is None:
         from tea_models.cli.frame import run
 

@@ -106,10 +106,7 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
         settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=offline or None, locked=only_locked or None)
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
         app.out.note_foreign_registry(settings)
-        try:
-            return function(app, *args, **options)
-        except BrokenPipeError as error:
-            raise _ReaderGoneError from error  # click would turn a broken pipe into exit code 1
+        return function(app, *args, **options)
 
     return command
 
@@ -119,10 +116,6 @@ takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only 
 takes_lock_file = click.option(
     "--lock", "lock_path", type=FILE, default="models.lock", show_default=True, help="The lock file."
 )
-
-
-class _ReaderGoneError(Exception):
-    """Whoever read our output went away."""
 
 
 def run(command: click.Command, argv: Sequence[str]) -> int:
@@ -143,5 +136,3 @@ def _run(command: click.Command, argv: Sequence[str], out: Output) -> object:
         return out.error(UsageError(error.format_message(), hint=hint))
     except click.Abort:
         raise KeyboardInterrupt from None
-    except _ReaderGoneError:
-        raise BrokenPipeError from None

@@ -143,8 +143,4 @@ def _metadata(found: Inspection, out: Output) -> list[str]:
 def _next_step(found: Inspection) -> str:
     if found.problems:
         return "get another copy of the model; `tea-models verify {model}` checks one"
-    if found.transfer is not None:
-        return "tea-models pull {model}"
-    if found.profile.kind.value in ("chat", "text", "embedding", "reranker"):
-        return "tea-models plan {model}"
-    return "tea-models inspect {model} --json"
+    return "tea-models plan {model}" if found.transfer is None else "tea-models pull {model}"

@@ -21,9 +21,8 @@ def progress_for(out: Output) -> Progress:
 class Bar(Progress):
     """Draws one task at a time on a terminal."""
 
-    def __init__(self, stream: TextIO, columns: int | None = None) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._columns = columns
         self._bar: Any = None
 
     def start(self, name: str, total: int | None, initial: int = 0) -> None:
@@ -32,15 +31,14 @@ class Bar(Progress):
 
         self.finish()
         tqdm.monitor_interval = 0  # no thread of its own
-        columns = self._columns or shutil.get_terminal_size().columns
+        most = max(12, shutil.get_terminal_size().columns // 3)
         encoding = self._stream.encoding or "utf-8"
         self._bar = tqdm(
-            desc=one_line(name, max(12, columns // 3)).encode(encoding, "replace").decode(encoding),
+            desc=one_line(name, most).encode(encoding, "replace").decode(encoding),
             total=total or None,
             initial=initial,
             file=self._stream,
-            ncols=self._columns,
-            dynamic_ncols=self._columns is None,
+            dynamic_ncols=True,
             unit="iB",
             unit_scale=True,
             unit_divisor=1024,

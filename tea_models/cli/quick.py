@@ -64,18 +64,3 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("tea-models")
-
-
-def leave(code: int) -> None:
-    """End the process; in the plain case at once: freeing every object takes a tenth of the time of `inspect`."""
-    # Where threads or processes were started, they are ended in order.
-    threading = sys.modules.get("threading")
-    alone = threading is None or threading.active_count() == 1
-    if alone and not {"subprocess", "concurrent.futures"} & sys.modules.keys():
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except OSError:
-            sys.exit(code)  # which says what is wrong with them
-        os._exit(code)
-    sys.exit(code)

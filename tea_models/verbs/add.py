@@ -11,9 +11,9 @@ from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
 from tea_models.profile.header_facts import resolve_profile
-from tea_models.refs import FileRef, HubRef, Reference, quantization_of
+from tea_models.refs import FileRef, Reference, quantization_of
 from tea_models.registry.entries import NAME, SCHEMA, read_entries
-from tea_models.sources import hub, resolve
+from tea_models.sources import resolve
 from tea_models.verbs.pull import measured
 from tea_models.yamlfile import load_yaml
 
@@ -92,7 +92,7 @@ def _document(artifact: Artifact, file: Path, settings: Settings, license_: str 
         }
         for item in artifact.files
     ]
-    stated = license_ or artifact.license or _hub_license(artifact, settings) or header_license or "unknown"
+    stated = license_ or artifact.license or header_license or "unknown"
     return variant, {"kind": kind, "license": stated, "variants": {variant: {"files": files}}}
 
 
@@ -104,16 +104,6 @@ def _from_header(artifact: Artifact, settings: Settings) -> tuple[str, str | Non
         return "chat", None, None
     kind = profile.kind.value if profile.kind.value in _KINDS else "text"
     return kind, profile.quantization.value, profile.license.value
-
-
-def _hub_license(artifact: Artifact, settings: Settings) -> str | None:
-    reference = artifact.files[0].sources[0].parts[0]
-    if not isinstance(reference, HubRef):
-        return None
-    try:
-        return hub.listing(reference, settings)[2]
-    except NotAvailableError:
-        return None
 
 
 def _models_of(text: str, file: Path) -> tuple[Any, Any] | None:

@@ -44,7 +44,6 @@ class Candidate:
     found: Found
     architecture: str | None = None
     quantization: str | None = None
-    title: str | None = None
     problem: str | None = None
     model: str | None = None
     installed: bool = False
@@ -222,9 +221,8 @@ def _described(found: Found) -> Mapping[str, Any]:
     except TeaModelsError as error:
         return {"problem": error.message}
     file_type = header.metadata.get("general.file_type")
-    architecture, title = (header.metadata.get(f"general.{key}") for key in ("architecture", "name"))
+    architecture = header.metadata.get("general.architecture")
     return {
         "architecture": architecture if isinstance(architecture, str) else None,
-        "title": title if isinstance(title, str) else None,
         "quantization": file_type_name(file_type) if isinstance(file_type, int) else None,
     }

@@ -45,11 +45,8 @@ def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = Fa
         for source in file.sources
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda job: _check(job[2], job[3], caller, online), jobs)
-        return [
-            CheckedSource(name, variant, file.filename, str(source), status, detail)
-            for (name, variant, file, source), (status, detail) in zip(jobs, found, strict=True)
-        ]
+        found = list(pool.map(lambda job: _check(job[2], job[3], caller, online), jobs))
+    return [CheckedSource(*job[:2], job[2].filename, str(job[3]), *each) for job, each in zip(jobs, found, strict=True)]
 
 
 def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[Status, str]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tea_models.disk.space import free_bytes
 from tea_models.engine.gate import examine
 from tea_models.engine.installed import installed_engine
 from tea_models.engine.probe import EngineInfo, engine_info
 from tea_models.errors import INSTALL_ENGINE, TeaModelsError
 from tea_models.machine.detect import Machine, detect_machine
-from tea_models.plan.observed import ObservedLoad, all_observed
+from tea_models.plan.observed import all_observed
 from tea_models.plan.plan_input import make_budget
 from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
@@ -30,7 +30,7 @@ _LITTLE_SPACE = 2 * 1024**3
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: `ok`, `warn` (works, but not as well as it could) or `fail`; and what to do."""
+    """One thing that was looked at: `ok`, `warn` (works, but not as well as it could) or `fail`; then what to do."""
 
     name: str
     status: str
@@ -38,34 +38,8 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckUp:
-    """Everything that was found: problems first, and the last load of each model, newest first."""
-
-    machine: Machine
-    engine: EngineInfo | None
-    checks: list[Check]
-    loads: list[ObservedLoad]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.status != "fail" for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        usable = {"memory_usable": self.machine.memory_usable, "threads": self.machine.threads}
-        return {
-            "healthy": self.healthy,
-            "machine": asdict(self.machine) | usable,
-            "engine": self.engine,
-            "checks": [check._asdict() for check in self.checks],
-            "loads": [asdict(load) | {"differences": load.differences()} for load in self.loads],
-        }
-
-
-def check_up(settings: Settings) -> CheckUp:
-    """Look at everything; nothing is fetched and nothing is changed."""
+def check_up(settings: Settings) -> dict[str, Any]:
+    """Look at everything: problems come first, and of the last loads the newest. Nothing is fetched or changed."""
     engine, engine_check = _engine(settings)
     machine = detect_machine(gpus=engine.gpus if engine else ())
     checks = [
@@ -80,8 +54,15 @@ def check_up(settings: Settings) -> CheckUp:
     ]
     if engine is not None:
         checks.append(_gpu(engine))
+    checks = [check._replace(hint="") if check.status == "ok" else check for check in checks]
     checks.sort(key=lambda check: _GRAVITY.index(check.status))
-    return CheckUp(machine, engine, checks, list(all_observed(settings.store_dir)))
+    return {
+        "healthy": all(check.status != "fail" for check in checks),
+        "machine": asdict(machine) | {"memory_usable": machine.memory_usable, "threads": machine.threads},
+        "engine": engine,
+        "checks": [check._asdict() for check in checks],
+        "loads": [asdict(load) | {"differences": load.differences()} for load in all_observed(settings.store_dir)],
+    }
 
 
 def _memory(machine: Machine) -> Check:
@@ -89,10 +70,9 @@ def _memory(machine: Machine) -> Check:
         budget = make_budget(machine, None)
     except TeaModelsError as error:
         return Check("memory", "warn", error.message, error.hint)
+    hint = "only the smallest models fit; raise the limit or end other programs"
     detail = f"{human_bytes(budget.host)} may be used: {budget.reason}"
-    if budget.host < _LITTLE_MEMORY:
-        return Check("memory", "warn", detail, "only the smallest models fit; raise the limit or end other programs")
-    return Check("memory", "ok", detail)
+    return Check("memory", "warn" if budget.host < _LITTLE_MEMORY else "ok", detail, hint)
 
 
 def _processor(machine: Machine) -> Check:
@@ -137,21 +117,16 @@ def _gpu(engine: EngineInfo) -> Check:
 
 
 def _store(settings: Settings) -> Check:
-    folder = existing = settings.store_dir
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        return Check("store", "fail", f"{folder}: {error.strerror or error}", "set TEA_MODELS_DIR to another folder")
-    if not existing.is_dir():
+    folder = settings.store_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = free_bytes(folder)
+    if free is None or not existing.is_dir():
         return Check("store", "fail", f"{existing} is not a folder", "set TEA_MODELS_DIR to another folder")
     detail = f"{folder}, {human_bytes(free)} free"
     if not os.access(existing, os.W_OK):
         return Check("store", "warn", f"{detail}, can't be written", "models can be read; to pull, set TEA_MODELS_DIR")
-    if free < _LITTLE_SPACE:
-        return Check("store", "warn", detail, "`tea-models gc` shows what can be freed")
-    return Check("store", "ok", detail)
+    status = "warn" if free < _LITTLE_SPACE else "ok"
+    return Check("store", status, detail, "`tea-models gc` shows what can be freed")
 
 
 def _installed(settings: Settings) -> Check:
@@ -159,11 +134,10 @@ def _installed(settings: Settings) -> Check:
         items = Store.of(settings).installed()
     except (OSError, TeaModelsError) as error:
         return Check("models", "warn", f"the store can't be read: {error}")
-    detail = f"{len(items)} file{'' if len(items) == 1 else 's'} installed"
     changed = [item.record.filename for item in items if item.state != "ok"]
     if changed:
-        return Check("models", "warn", f"{detail}; changed or missing: {', '.join(changed[:5])}", "tea-models verify")
-    return Check("models", "ok", detail)
+        return Check("models", "warn", f"changed or missing: {', '.join(changed[:5])}", "tea-models verify")
+    return Check("models", "ok", f"{len(items)} file{'' if len(items) == 1 else 's'} installed")
 
 
 def _registry(settings: Settings) -> Check:

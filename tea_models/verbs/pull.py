@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
-from tea_models.disk.space import check_space, taken_by
+from tea_models.disk.space import check_space
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
@@ -251,9 +251,6 @@ class _Job:
             return self._present(file) or self._download(file, partial)
 
     def _download(self, file: ModelFile, partial: Path) -> PullResult:
-        if file.size is not None:
-            left = max(0, file.size - taken_by(partial))
-            check_space(self.store.root, left + _room_beside(file), file.filename)
         with writing(self.store.root):
             arrived = fetch(file, partial, self.caller)
         if file.sha256 is None:

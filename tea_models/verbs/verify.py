@@ -138,24 +138,18 @@ def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -
 
 
 def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[VerifyResult]:
-    sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
-    paths = sorted(sizes)
+    paths = sorted({target.path for target in targets if target.path.exists()})
+    for path in paths:
+        if not path.is_file():
+            FileSource(path).close()  # says what it is instead
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-    caller.progress.start(f"verifying {what}", sum(sizes.values()), 0)
+    caller.progress.start(f"verifying {what}", sum(path.stat().st_size for path in paths), 0)
     try:
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
     finally:
         caller.progress.finish()
     with DryLoader(caller.settings) as loader:
         return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
-
-
-def _is_file(path: Path) -> bool:
-    if not path.exists():
-        return False
-    if not path.is_file():
-        FileSource(path).close()  # says what it is instead
-    return True
 
 
 def _judge(target: _Target, digest: str | Exception | None, registry: Registry, loader: DryLoader) -> VerifyResult:
