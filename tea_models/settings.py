@@ -136,9 +136,8 @@ def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
 
 
 def _expand(text: str, home: Path) -> Path | None:
-    if not text:
-        return None
-    return home / text[2:] if text.startswith("~/") else Path(text)
+    path = home / text[2:] if text.startswith("~/") else Path(text)
+    return path if text else None
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:

@@ -16,8 +16,6 @@ def human_bytes(size: float | None) -> str:
     """A number of bytes in the unit a person would choose, with three significant digits; `?` where it is unknown."""
     if size is None:
         return "?"
-    if size < 0:
-        return f"-{human_bytes(-size)}"
     if size < 1024:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):

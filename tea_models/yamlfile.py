@@ -224,10 +224,8 @@ def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
-    "float_type": "a number",
     "greater_than": "a number greater than {gt}",
     "int_type": "a whole number",
-    "less_than": "a number less than {lt}",
     "list_type": "a list",
     "literal_error": "{expected}",
     "model_type": "a mapping",

@@ -24,7 +24,6 @@ from tea_models.verbs.pull import pull_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-_ABSENT = dict.fromkeys(("version", "llama_cpp", "kind", "library", "sha256", "source"))
 _ACCELERATORS = ("cpu", "cuda", "vulkan", "metal")
 
 
@@ -37,7 +36,8 @@ def command(app: App, context: click.Context) -> int | None:
         return None
     engine = installed_engine(app.settings.environ)
     if engine is None:
-        document: dict[str, Any] = {"installed": False, **_ABSENT, "features": []}
+        absent = dict.fromkeys(("version", "llama_cpp", "kind", "library", "sha256", "source"))
+        document: dict[str, Any] = {"installed": False, **absent, "features": []}
         app.out.answer(document, lambda: f"no engine is installed\n\nnext: {INSTALL_ENGINE}")
         return 0
     verdict = examine(engine.package, version=engine.version or "", environ=app.settings.environ or None)
@@ -143,7 +143,6 @@ def _human(engine: InstalledEngine, verdict: Verdict) -> str:
 def _installed(app: App, done: Installation) -> str:
     engine = done.engine
     what = f"llama-cpp-python {engine.version} with llama.cpp {engine.llama_cpp or ''} ({engine.kind}, {engine.source})"
-    if done.status == "present":
-        return one_line(f"present: {what}")
-    text = one_line(f"installed in {done.seconds:.1f} s: {what}")
-    return text if app.out.quiet else f"{text}\n\nnext: tea-models pull smollm2-135m"
+    if done.status == "present" or app.out.quiet:
+        return one_line(f"{done.status}: {what}")
+    return one_line(f"installed in {done.seconds:.1f} s: {what}") + "\n\nnext: tea-models pull smollm2-135m"

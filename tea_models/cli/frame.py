@@ -78,10 +78,8 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"no command {cmd_name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.lazy.items()))
-        for other in self.others():
-            with formatter.section(f"Commands of {other.name}, here too"):
+        for other in (self, *self.others()):
+            with formatter.section("Commands" if other is self else f"Commands of {other.name}, here too"):
                 formatter.write_dl(list(other.lazy.items()))
 
     def others(self) -> list[LazyGroup]:

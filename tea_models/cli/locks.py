@@ -64,9 +64,7 @@ def lock_command(app: App, names: tuple[str, ...], *, check: bool, upgrade: bool
     type=click.Choice(["unlocked", "all"]),
     help="Remove models that no lock has that this store knows of; with =all, those of other projects too.",
 )
-@click.option(
-    "--verify", is_flag=True, help="Hash every locked file again; in CI (CI=true) this is done with --frozen."
-)
+@click.option("--verify", is_flag=True, help="Hash every locked file again; done with --frozen in CI (CI=true).")
 @click.option("--repair", is_flag=True, help="Fetch again what does not have the locked hash, also with --frozen.")
 @click.option("--from", "bundle", type=FILE, help="A file made by `tea-models bundle`.")
 @takes_lock_file
@@ -79,8 +77,7 @@ def sync_command(app: App, *, frozen: bool, verify: bool, lock_path: Path, **opt
     --frozen, unless --repair or a bundle (--from) brings the right bytes.
     """
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    verify = verify or (frozen and in_ci)
-    report = sync(lock_path, app.caller, frozen=frozen, verify=verify, **options)
+    report = sync(lock_path, app.caller, frozen=frozen, verify=verify or (frozen and in_ci), **options)
     app.out.answer(report.to_json(), lambda: _sync_text(report))
 
 

@@ -43,9 +43,7 @@ _USER_SETTINGS = (
     click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, not for what is free."),
     click.option("--kv-type", type=str.lower, metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …"),
     click.option("--threads", "n_threads", type=int, metavar="N", help="Threads; by default one a physical core."),
-    click.option(
-        "--gpu", "n_gpu_layers", type=_layers, metavar="none|all|N", help="Layers on a GPU; by default as many as fit."
-    ),
+    click.option("--gpu", "n_gpu_layers", type=_layers, metavar="none|all|N", help="Layers on a GPU; else what fits."),
     click.option("--for", "purpose", type=click.Choice(("chat", "embed")), help="By default what the model is for."),
     click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp."),
 )

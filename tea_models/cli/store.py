@@ -159,10 +159,8 @@ def _adopt_text(shown: list[Candidate]) -> str:
 def rm_command(app: App, names: tuple[str, ...]) -> None:
     """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
     removed = remove(names, app.caller)
-    app.out.answer(
-        removed,
-        lambda: "\n".join(f"removed  {item.path}  {human_bytes(item.freed)} freed" for item in removed),
-    )
+    lines = [f"removed  {item.path}  {human_bytes(item.freed)} freed" for item in removed]
+    app.out.answer(removed, lambda: "\n".join(lines))
 
 
 @click.command("gc")

@@ -104,8 +104,7 @@ class Registry:
         """
         entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
-        layers = [path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"]
-        for path in layers:
+        for path in (path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"):
             from tea_models.yamlfile import read_yaml  # slow to import, as all of YAML
 
             entries |= {entry.name: entry for entry in read_entries(read_yaml(path), str(path))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.refs import HubRef, OllamaRef, WheelRef
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
     from tea_models.registry.entries import Entry
 
 _AT_ONCE = 8
-Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSource:
-    """One source of one file. `unpinned`: nothing to compare with; `unchecked`: it would have to be fetched whole."""
+    """One source: `ok`, `mismatch`, `unreachable`, `unpinned`, or `unchecked` (it would have to be fetched whole)."""
 
     name: str
     variant: str
     filename: str
     source: str
-    status: Status
+    status: str
     detail: str = ""
 
 
@@ -49,7 +48,7 @@ def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = Fa
     return [CheckedSource(*job[:2], job[2].filename, str(job[3]), *each) for job, each in zip(jobs, found, strict=True)]
 
 
-def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[Status, str]:
+def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[str, str]:
     if not online:
         lacking = "no sha256" if not file.sha256 else "no size" if not file.size else ""
         return ("unpinned" if lacking else "ok"), lacking

@@ -151,7 +151,6 @@ def _registry(settings: Settings) -> Check:
 
 def _network(settings: Settings) -> Check:
     if settings.offline:
-        hint = "unset TEA_OFFLINE and HF_HUB_OFFLINE to allow it"
-        return Check("network", "warn", "offline: nothing is fetched", hint)
+        return Check("network", "warn", "offline: nothing is fetched", "unset TEA_OFFLINE and HF_HUB_OFFLINE")
     token = "a token is set" if settings.hf_token else "no HF_TOKEN (only needed for gated models)"
     return Check("hub", "ok", f"{settings.hf_endpoint}, {token}")

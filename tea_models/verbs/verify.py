@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -90,16 +91,15 @@ def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
     """With where the bytes can be had again: all sources of the registry, or the one they came from."""
     path = store.root / record.file
     known = registry.by_sha256(record.sha256)
+    file = artifact = None
     if known is not None:
         artifact = known[0].artifact(known[1], record.model)
         file = next(file for file in artifact.files if file.sha256 == record.sha256)
-        return _Target(record.model, path, record.sha256, True, file, artifact)
-    try:
-        file = record.as_file()
-    except UsageError:  # nothing that could be asked
-        return _Target(record.model, path, record.sha256, record.pinned)
-    artifact = Artifact(record.model, record.model, None, (file,), record.license)
-    return _Target(record.model, path, record.sha256, record.pinned, file, artifact)
+    else:
+        with contextlib.suppress(UsageError):  # nothing that could be asked
+            file = record.as_file()
+            artifact = Artifact(record.model, record.model, None, (file,), record.license)
+    return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
 
 
 def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) -> list[_Target]:
@@ -109,7 +109,11 @@ def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) 
         if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
             path = store.root / path.name  # a bare name may also be that of a file in the store
         shards = [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
-        return [_path_target(name, shard, store, registry) for shard in shards]
+        records = [(shard, store.record_of(shard.absolute())) for shard in shards]
+        return [
+            _recorded(record, store, registry)._replace(name=name) if record is not None else _Target(name, shard)
+            for shard, record in records
+        ]
     artifact = locked_artifact(name, caller)
     if artifact is None and isinstance(reference, NameRef):
         artifact = resolve(name, caller, registry)
@@ -118,11 +122,6 @@ def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) 
     if artifact is None:
         return [_Target(public(name), store.root / base_name(name))]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
-
-
-def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Target:
-    record = store.record_of(path.absolute())
-    return _recorded(record, store, registry)._replace(name=name) if record is not None else _Target(name, path)
 
 
 def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
