@@ -75,11 +75,13 @@ class IntegrityError(TeaModelsError):
 class ChecksumMismatchError(IntegrityError):
     def __init__(self, what: str, *, expected: str, actual: str, hint: str = "") -> None:
         super().__init__(f"{what}: sha256 is {actual}, expected {expected}", hint=hint)
+        self.expected, self.actual = expected, actual
 
 
 class SizeMismatchError(IntegrityError):
     def __init__(self, what: str, *, expected: int, actual: int, hint: str = "") -> None:
         super().__init__(f"{what}: size is {actual:,} bytes, expected {expected:,}", hint=hint)
+        self.expected, self.actual = expected, actual
 
 
 class MalformedGGUFError(IntegrityError):

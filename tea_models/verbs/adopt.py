@@ -44,6 +44,7 @@ class Candidate:
     found: Found
     architecture: str | None = None
     quantization: str | None = None
+    title: str | None = None
     problem: str | None = None
     model: str | None = None
     installed: bool = False
@@ -221,8 +222,7 @@ def _described(found: Found) -> Mapping[str, Any]:
     except TeaModelsError as error:
         return {"problem": error.message}
     file_type = header.metadata.get("general.file_type")
-    architecture = header.metadata.get("general.architecture")
-    return {
-        "architecture": architecture if isinstance(architecture, str) else None,
-        "quantization": file_type_name(file_type) if isinstance(file_type, int) else None,
-    }
+    texts = [header.metadata.get(f"general.{key}") for key in ("architecture", "name")]
+    architecture, title = (text if isinstance(text, str) else None for text in texts)
+    quantization = file_type_name(file_type) if isinstance(file_type, int) else None
+    return {"architecture": architecture, "title": title, "quantization": quantization}
