@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_models.plan.resolve import resolve_plan
-    from tea_models.plan.types import RunPlan
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.header_facts import resolve_profile
-    from tea_models.profile.inspection import Inspection, inspect_model
-    from tea_models.registry.entries import Registry
-    from tea_models.settings import Settings
-    from tea_models.verbs.pull import PullResult, pull
+    from tea_models.plan.resolve import resolve_plan as resolve_plan
+    from tea_models.plan.types import RunPlan as RunPlan
+    from tea_models.profile.facts import ModelProfile as ModelProfile
+    from tea_models.profile.header_facts import resolve_profile as resolve_profile
+    from tea_models.profile.inspection import Inspection as Inspection
+    from tea_models.profile.inspection import inspect_model as inspect_model
+    from tea_models.registry.entries import Registry as Registry
+    from tea_models.settings import Settings as Settings
+    from tea_models.verbs.pull import PullResult as PullResult
+    from tea_models.verbs.pull import pull as pull
 
 _HOME = {
     "Inspection": "tea_models.profile.inspection",
@@ -29,17 +31,5 @@ _HOME = {
     "resolve_profile": "tea_models.profile.header_facts",
 }
 
-__all__ = [
-    "Inspection",
-    "ModelProfile",
-    "PullResult",
-    "Registry",
-    "RunPlan",
-    "Settings",
-    "inspect_model",
-    "pull",
-    "resolve_plan",
-    "resolve_profile",
-]
-
+__all__ = list(_HOME)
 __getattr__ = lazy_names(__name__, _HOME)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tea_models.progress import Progress, Silent
+from tea_models.progress import Progress
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,16 +20,10 @@ def _unheard(_text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks for an operation.
-
-    Attributes:
-        settings: Where things are and what is allowed.
-        progress: Told about bytes as they arrive or are read.
-        note: Told what a person should know: a source that failed, a file trusted on first use, a wait.
-    """
+    """Who asks for an operation; `progress` is told about bytes, `note` what a person should know."""
 
     settings: Settings
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=Progress)
     note: Callable[[str], None] = _unheard
 
     @classmethod
@@ -40,4 +34,4 @@ class Caller:
         note: Callable[[str], None] | None = None,
     ) -> Caller:
         """The caller of a public function: what it does not say is silent, or comes from the environment."""
-        return cls(settings or Settings.resolve(os.environ, cwd=Path.cwd()), progress or Silent(), note or _unheard)
+        return cls(settings or Settings.resolve(os.environ, cwd=Path.cwd()), progress or Progress(), note or _unheard)

@@ -60,22 +60,12 @@ class UsageError(TeaModelsError):
 
 
 class ConfigError(UsageError):
-    """A file that a person wrote is wrong.
-
-    Args:
-        message: What is wrong with the value and what was expected.
-        file: Path of the file, as given.
-        line: One-based line, if known.
-        key: Dotted path of the key, if known.
-        hint: What to do next.
-    """
+    """A file that a person wrote is wrong: its path as given, the one-based line and the dotted path of the key."""
 
     def __init__(self, message: str, *, file: str = "", line: int | None = None, key: str = "", hint: str = "") -> None:
         place = file + (f":{line}" if line is not None else "")
         super().__init__(": ".join(part for part in (place, key, message) if part), hint=hint)
-        self.file = file
-        self.line = line
-        self.key = key
+        self.file, self.line, self.key = file, line, key
 
 
 class IntegrityError(TeaModelsError):
@@ -83,37 +73,23 @@ class IntegrityError(TeaModelsError):
 
 
 class ChecksumMismatchError(IntegrityError):
-    """The SHA-256 of the bytes differs from the pinned one."""
-
     def __init__(self, what: str, *, expected: str, actual: str, hint: str = "") -> None:
         super().__init__(f"{what}: sha256 is {actual}, expected {expected}", hint=hint)
-        self.expected = expected
-        self.actual = actual
+        self.expected, self.actual = expected, actual
 
 
 class SizeMismatchError(IntegrityError):
-    """The size in bytes differs from the pinned one."""
-
     def __init__(self, what: str, *, expected: int, actual: int, hint: str = "") -> None:
         super().__init__(f"{what}: size is {actual:,} bytes, expected {expected:,}", hint=hint)
-        self.expected = expected
-        self.actual = actual
+        self.expected, self.actual = expected, actual
 
 
 class MalformedGGUFError(IntegrityError):
-    """A file that is not GGUF, or breaks the specification.
-
-    Args:
-        what: Path or name of the file.
-        offset: Byte offset at which the problem lies.
-        problem: What was expected there and what was found.
-        hint: What to do next.
-    """
+    """A file that is not GGUF, or breaks the specification: what was expected at a byte offset and what was found."""
 
     def __init__(self, what: str, *, offset: int, problem: str, hint: str = "") -> None:
         super().__init__(f"{what}: byte {offset:,}: {problem}", hint=hint)
-        self.offset = offset
-        self.problem = problem
+        self.offset, self.problem = offset, problem
 
 
 class NotAvailableError(TeaModelsError):

@@ -1,6 +1,4 @@
-"""`Artifact`: what a reference resolves to, the files of one model and where each can be had.
-
-    reference ──► Artifact ──► ModelFile (a shard) ──► Source (a place that has it) ──► parts
+"""`Artifact`: what a reference resolves to: its `ModelFile`s (shards), and each `Source` that has one.
 
 A source with several parts is one file that had to be cut for its host: the bytes of the parts follow each other.
 """
@@ -15,50 +13,42 @@ from urllib.parse import unquote, urlsplit
 
 from tea_models.errors import UsageError
 from tea_models.redact import redact
-from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
+from tea_models.refs import FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place that has a file.
-
-    Attributes:
-        parts: References whose bytes, one after the other, are the file; nearly always one.
-        revision: The commit (Hub) or version (package index) the bytes belong to, where there is one.
-    """
+    """One place that has a file, and the commit (Hub) or version (package index) the bytes belong to."""
 
     parts: tuple[Reference, ...]
     revision: str | None = None
 
     @classmethod
-    def of(cls, parts: tuple[Reference, ...]) -> Source:
-        """A source with the revision that its reference names."""
-        match parts[0]:
-            case HubRef(revision=revision):
-                return cls(parts, revision)
-            case WheelRef(version=version):
-                return cls(parts, version)
-        return cls(parts)
+    def of(cls, parts: tuple[Reference, ...], revision: str | None = None) -> Source:
+        """A source with a revision, or the one that its reference names."""
+        first = parts[0]
+        named = first.revision if isinstance(first, HubRef) else first.version if isinstance(first, WheelRef) else None
+        return cls(parts, revision or named)
 
     @classmethod
     def parse(cls, text: str | Sequence[str], revision: str | None = None) -> Source:
-        """A source from its texts: one reference, several joined by ` + `, or the parts.
-
-        Raises:
-            UsageError: A part is no reference, or a name: only a registry knows what that means.
-        """
+        """A source from its texts (also joined by ` + `); none is a name, as only a registry knows what that means."""
         texts = text.split(" + ") if isinstance(text, str) else text
         parts = tuple(parse_reference(part) for part in texts)
         name = next((part for part in parts if isinstance(part, NameRef)), None)
         if name is not None:
             raise UsageError(f"{str(name)!r} is a name; expected hf:…, https:…, pypi:… or a path")
-        found = cls.of(parts)
-        return cls(found.parts, revision) if revision else found
+        return cls.of(parts, revision)
+
+    def document(self, shown: Callable[[Reference], str] | None = None) -> str | dict[str, list[str]]:
+        """The source as a registry and a lock write it; `shown` makes the text of a part."""
+        texts = [(shown or public)(part) for part in self.parts]
+        return texts[0] if len(texts) == 1 else {"parts": texts}
 
     def __str__(self) -> str:
         return " + ".join(public(part) for part in self.parts)
@@ -66,14 +56,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One file of a model.
-
-    Attributes:
-        filename: Its upstream name, without a folder.
-        size: Bytes, if known.
-        sha256: Lower-case hexadecimal digest, or None for trust on first use.
-        sources: Where it can be had, in the order to try.
-    """
+    """One file of a model: its upstream name without a folder, its SHA-256 (None: trust on first use), its sources."""
 
     filename: str
     size: int | None
@@ -88,15 +71,7 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Bytes that arrived.
-
-    Attributes:
-        sha256: Of the bytes, computed while they arrived.
-        size: Their number.
-        resumed_from: How many were there from an earlier attempt, or None.
-        source: The reference they came from (filled in by `sources.fetch`).
-        revision: Commit or version.
-    """
+    """Bytes that arrived; `resumed_from` were there already. `sources.fetch` fills in the reference they came from."""
 
     sha256: str
     size: int
@@ -107,15 +82,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A model as something to fetch.
-
-    Attributes:
-        reference: The text it was resolved from.
-        name: How to call it: the registry's name, or the reference.
-        variant: The quantisation, if it is known.
-        files: All shards in order; at least one.
-        license: Its licence, if known.
-    """
+    """A model as something to fetch: the text it was resolved from, its name in the registry, all shards in order."""
 
     reference: str
     name: str
@@ -140,26 +107,24 @@ def upstream_folder(source: Source) -> str:
             return (urlsplit(url).hostname or "fsspec").lower()
         case OllamaRef(name=name):
             return f"ollama/{name.rpartition('/')[0] or 'library'}"
-        case FileRef():
-            return "local"
-        case NameRef(name=name):
-            return name
+    return "local"
 
 
 def shard_names(filename: str) -> tuple[str, ...]:
-    """All shard names of the model that a file name belongs to (itself alone, if it is no shard).
-
-    The scheme is llama.cpp's (`llama_split_path`): `name-00001-of-00003.gguf`.
-    """
+    """All shard names of the model that a file is of (or itself alone); the scheme is `llama_split_path`'s."""
     match = SHARD.match(filename)
     if not match or not 1 <= int(match["number"]) <= int(match["count"]) <= 9999:
         return (filename,)
-    return tuple(
-        f"{match['stem']}-{number:05d}-of-{match['count']}{match['suffix']}"
-        for number in range(1, int(match["count"]) + 1)
-    )
+    stem, count, suffix = match["stem"], match["count"], match["suffix"]
+    return tuple(f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1))
 
 
 def base_name(path: str) -> str:
     """The last component of a path, or of an address without its query."""
     return PurePosixPath(unquote(urlsplit(path).path) if "://" in path else path).name
+
+
+def total_size(files: Iterable[ModelFile]) -> int | None:
+    """Bytes of all files together, or None if one is unknown."""
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size)

@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` for a package (PEP 562).
-
-    Args:
-        package: Its `__name__`.
-        homes: The module that each public name lives in.
-    """
+    """A `__getattr__` for a package (PEP 562), by the module that each public name lives in."""
 
     def get(name: str) -> Any:
         if name not in homes:

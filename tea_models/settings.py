@@ -1,8 +1,4 @@
-"""Where things are and what is allowed, resolved once: flag, environment, default.
-
-Only the edges (the command line and the public functions in `tea_models`) call `Settings.resolve` with the process's
-environment; everything below takes the frozen result.
-"""
+"""Where things are and what is allowed, resolved once at the edges (flag, environment, default); else passed on."""
 
 from __future__ import annotations
 
@@ -61,18 +57,15 @@ class Settings:
         *,
         cwd: Path,
         store_dir: Path | None = None,
-        registry_files: tuple[Path, ...] = (),
         offline: bool | None = None,
         locked: bool | None = None,
     ) -> Settings:
         """Resolve settings from flags (the keyword arguments) and the environment.
 
         Args:
-            environ: `TEA_MODELS_DIR`, `TEA_REGISTRY`, `TEA_OFFLINE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`,
-                `TEA_MODELS_MIRROR`, `TEA_MODELS_CONNECTIONS`, `TEA_LOCKED` are read.
+            environ: docs/cli.md names the variables that are read.
             cwd: Folder whose `registry.yaml`, if any, is the project's layer; the lock is looked for from here upwards.
             store_dir: Overrides `TEA_MODELS_DIR`.
-            registry_files: Further layers, after `TEA_REGISTRY`.
             offline: Overrides the environment.
             locked: Overrides the environment.
 
@@ -85,16 +78,19 @@ class Settings:
             offline = _flag(environ, "TEA_OFFLINE") or _flag(environ, "HF_HUB_OFFLINE")
         project = cwd / "registry.yaml"
         foreign = project.is_file() and not is_registry(project)
-        candidates = [_user_registry(environ, home)] if foreign else [_user_registry(environ, home), project]
+        named = _expand(environ.get("TEA_REGISTRY", ""), home)
+        if named is not None and not named.is_file():
+            raise UsageError(f"registry {named}: no such file", hint="check TEA_REGISTRY")
+        layers = [_user_registry(environ, home), None if foreign else project, named]
         return cls(
             store_dir=store if store.is_absolute() else cwd / store,
-            registry_files=_layers(environ, home, candidates, registry_files),
+            registry_files=tuple(path for path in layers if path is not None and path.is_file()),
             foreign_registry=project if foreign else None,
             offline=offline,
             hf_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_HF_ENDPOINT).rstrip("/"),
             hf_token=environ.get("HF_TOKEN") or None,
             mirror=environ.get("TEA_MODELS_MIRROR", "").rstrip("/"),
-            connections=_count(environ, "TEA_MODELS_CONNECTIONS", default=4, most=32),
+            connections=_connections(environ.get("TEA_MODELS_CONNECTIONS") or "4"),
             lock_file=_nearest_lock(cwd, home),
             locked=_flag(environ, "TEA_LOCKED") if locked is None else locked,
             cache_dir=_default_store(home).parent,
@@ -127,7 +123,7 @@ def _default_store(home: Path) -> Path:
         return home / ".cache" / "tea" / "models"
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("tea", appauthor=False)) / "models"
+    return platformdirs.user_cache_path("tea", appauthor=False) / "models"
 
 
 def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
@@ -136,44 +132,22 @@ def _user_registry(environ: Mapping[str, str], home: Path) -> Path:
         return (Path(base) if base else home / ".config") / "tea" / "registry.yaml"
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("tea", appauthor=False)) / "registry.yaml"
-
-
-def _layers(
-    environ: Mapping[str, str], home: Path, candidates: list[Path], extra: tuple[Path, ...]
-) -> tuple[Path, ...]:
-    found = [path for path in candidates if path.is_file()]
-    named = _expand(environ.get("TEA_REGISTRY", ""), home)
-    asked = ([named] if named else []) + list(extra)
-    for path in asked:
-        if not path.is_file():
-            raise UsageError(f"registry {path}: no such file", hint="check TEA_REGISTRY and --registry")
-    unique: dict[Path, Path] = {}
-    for path in found + asked:
-        unique.pop(path.resolve(), None)
-        unique[path.resolve()] = path
-    return tuple(unique.values())
+    return platformdirs.user_config_path("tea", appauthor=False) / "registry.yaml"
 
 
 def _expand(text: str, home: Path) -> Path | None:
-    if not text:
-        return None
-    return home / text[2:] if text.startswith("~/") else Path(text)
+    path = home / text[2:] if text.startswith("~/") else Path(text)
+    return path if text else None
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:
     value = environ.get(name, "").strip().lower()
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
-    raise UsageError(f"{name}={value!r}: expected 1 or 0")
+    if value not in _TRUE | _FALSE:
+        raise UsageError(f"{name}={value!r}: expected 1 or 0")
+    return value in _TRUE
 
 
-def _count(environ: Mapping[str, str], name: str, *, default: int, most: int) -> int:
-    value = environ.get(name, "")
-    if not value:
-        return default
-    if not value.isdecimal() or not 1 <= int(value) <= most:
-        raise UsageError(f"{name}={value!r}: expected a whole number from 1 to {most}")
+def _connections(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 32:
+        raise UsageError(f"TEA_MODELS_CONNECTIONS={value!r}: expected a whole number from 1 to 32")
     return int(value)

@@ -12,10 +12,10 @@ _MOST_GIB = 1024
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-def human_bytes(size: float) -> str:
-    """A number of bytes in the unit a person would choose, with three significant digits."""
-    if size < 0:
-        return f"-{human_bytes(-size)}"
+def human_bytes(size: float | None) -> str:
+    """A number of bytes in the unit a person would choose, with three significant digits; `?` where it is unknown."""
+    if size is None:
+        return "?"
     if size < 1024:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
@@ -26,13 +26,7 @@ def human_bytes(size: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `8GiB`, `512 MiB`, `8G` (powers of 1024) or `8GB` (powers of 1000).
-
-    A number without a unit is bytes where that can be meant (a MiB or more).
-
-    Raises:
-        UsageError: It is none of these, or zero; a small number without a unit is asked back.
-    """
+    """Bytes of a size such as `8GiB`, `8G` (powers of 1024), `8GB` (powers of 1000), or bytes of a MiB or more."""
     match = _SIZE.match(text.strip())
     if not match:
         raise UsageError(f"size {text!r}: expected a number and a unit, for example 8GiB or 512MiB")

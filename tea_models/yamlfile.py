@@ -7,7 +7,7 @@ that refer to themselves or expand to more than a person would write, and deep n
 from __future__ import annotations
 
 import difflib
-import types
+import reprlib
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge")
 _CORE = {f"tag:yaml.org,2002:{name}" for name in _PLAIN}
+_MERGE = "tag:yaml.org,2002:merge"
 _MAX_BYTES = 4 * 1024 * 1024
 _MAX_DEPTH = 64
 _MAX_NODES = 200_000
@@ -38,13 +39,7 @@ ModelT = TypeVar("ModelT", bound="BaseModel")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed YAML file.
-
-    Attributes:
-        file: Name for messages.
-        data: Plain Python data.
-        lines: One-based line of each key and item, by path.
-    """
+    """A parsed YAML file: its name for messages, plain data, and the one-based line of each key and item, by path."""
 
     file: str
     data: Any
@@ -63,12 +58,7 @@ class Document:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a YAML file.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: The file can't be read as UTF-8 YAML, or is refused.
-    """
+    """Read a YAML file; a ConfigError where it can't be read as UTF-8 YAML, or is refused."""
     try:
         with open_regular(path) as file:
             data = file.read(_MAX_BYTES + 1)
@@ -91,15 +81,7 @@ def plain_yaml(text: str) -> Any:
 
 
 def load_yaml(text: str, file: str) -> Document:
-    """Parse YAML text.
-
-    Args:
-        text: The text.
-        file: Name for messages.
-
-    Raises:
-        ConfigError: The text is not YAML, or uses what is refused.
-    """
+    """Parse YAML text; `file` is its name in messages. A ConfigError where it is not YAML, or uses what is refused."""
     try:
         _check_events(text, file)
         loader = _Loader(text)
@@ -108,84 +90,51 @@ def load_yaml(text: str, file: str) -> Document:
             if root is None:
                 return Document(file, None, {(): 1})
             lines: dict[Path_, int] = {(): root.start_mark.line + 1}
-            _check_expansion(root, file)
             _collect(root, (), lines, file)
             return Document(file, loader.construct_document(root), lines)
         finally:
             loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else None) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}", file=file) from None
+        mark = getattr(error, "problem_mark", None)
+        problem = " ".join(filter(None, (getattr(error, name, None) for name in ("context", "problem"))))
+        line = mark.line + 1 if mark else None
+        raise ConfigError(f"not valid YAML: {problem or error}", file=file, line=line) from None
     except ValueError as error:  # a timestamp such as 2026-99-99, an int with too many digits
         raise ConfigError(f"a value can't be read: {error}", file=file) from None
 
 
 def _check_events(text: str, file: str) -> None:
+    """Nesting and tags are looked at before anything is built."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", file=file, line=_line(event))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1 if event.start_mark else None
+        if depth > _MAX_DEPTH:
+            raise ConfigError(f"nested deeper than {_MAX_DEPTH} levels", file=file, line=line)
         tag = getattr(event, "tag", None)
         if tag is not None and tag != "!" and tag not in _CORE:
-            raise ConfigError(f"tag {tag!r} is not allowed: only plain values", file=file, line=_line(event))
-
-
-def _line(event: yaml.Event) -> int | None:
-    return event.start_mark.line + 1 if event.start_mark else None
-
-
-def _check_expansion(root: yaml.Node, file: str) -> None:
-    """Count the nodes after expanding aliases; nesting is bounded already, cycles are not."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        key = id(node)
-        if key in open_nodes:
-            raise ConfigError("an anchor refers to itself", file=file, line=node.start_mark.line + 1)
-        if key not in sizes:
-            open_nodes.add(key)
-            children = (
-                [child for pair in node.value for child in pair]
-                if isinstance(node, yaml.MappingNode)
-                else node.value
-                if isinstance(node, yaml.SequenceNode)
-                else []
-            )
-            sizes[key] = 1 + sum(map(size, children))
-            open_nodes.discard(key)
-            if sizes[key] > _MAX_NODES:
-                line = node.start_mark.line + 1
-                raise ConfigError(f"expands to more than {_MAX_NODES:,} values", file=file, line=line)
-        return sizes[key]
-
-    size(root)
+            raise ConfigError(f"tag {tag!r} is not allowed: only plain values", file=file, line=line)
 
 
 def _collect(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> None:
+    """Note the lines, with aliases expanded; a person writes neither as many values nor as deep."""
+    line = node.start_mark.line + 1
+    if len(lines) > _MAX_NODES:
+        raise ConfigError(f"expands to more than {_MAX_NODES:,} values", file=file, line=line)
+    if len(path) > 2 * _MAX_DEPTH:
+        raise ConfigError("an anchor refers to itself", file=file, line=line)
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError("a key must be a plain text", file=file, line=line, key=dotted(path))
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name = str(key.value)
-            if name in seen:
-                raise ConfigError(
-                    f"duplicate key, first on line {seen[name]}", file=file, line=line, key=dotted((*path, name))
-                )
-            seen[name] = line
-            lines[(*path, name)] = line
-            _collect(value, (*path, name), lines, file)
+            inner = (*path, str(key.value))
+            if key.value in seen and key.tag != _MERGE:
+                first = f"duplicate key, first on line {seen[key.value]}"
+                raise ConfigError(first, file=file, line=line, key=dotted(inner))
+            seen[key.value] = lines[inner] = line
+            _collect(value, inner, lines, file)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
@@ -209,18 +158,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def validate(model: type[ModelT], document: Document) -> ModelT:
-    """Validate a document against a pydantic model.
-
-    Args:
-        model: The model.
-        document: The document.
-
-    Raises:
-        ConfigError: The first error, with file, line, key, what was expected and the nearest known key.
-    """
+    """Validate a document; the first error has file, line, key, what was expected and the nearest known key."""
     from pydantic import ValidationError
 
-    newer = newer_schema(document.data, _schema_of(model))
+    schema = model.model_fields.get("schema_")
+    newer = newer_schema(document.data, str(typing.get_args(schema.annotation)[0])) if schema is not None else ""
     if newer:
         raise document.error(newer, ("schema",), hint="pip install --upgrade tea-models")
     try:
@@ -238,36 +180,52 @@ def newer_schema(data: Any, schema: str) -> str:
     return f"written by a newer tea-models: its schema is {found}/{other}, this one reads {schema}"
 
 
-def _schema_of(model: type[BaseModel]) -> str:
-    field = model.model_fields.get("schema_")
-    return str(typing.get_args(field.annotation)[0]) if field is not None else ""
-
-
 def _explain(model: type[BaseModel], document: Document, error: ValidationError) -> ConfigError:
     problems = error.errors(include_url=False, include_context=True)
     # In a union pydantic reports one error a branch; the deepest is the one that the person meant.
     problem = max(problems, key=lambda item: (item["type"] == "extra_forbidden", len(item["loc"])))
-    path = tuple(part for part in problem["loc"] if _exists(document.data, problem["loc"], part))
+    path: list[str | int] = []  # without the names of a union's branches
+    value = document.data
+    for part in problem["loc"]:
+        if part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int):
+            path.append(part)
+            value = value[part]
     if problem["type"] == "extra_forbidden":
-        known = _fields(model, problem["loc"][:-1])
-        return document.error("unknown key", path, hint=nearest(str(problem["loc"][-1]), known))
+        return document.error("unknown key", path, hint=nearest(str(path[-1]), _known_keys(model, path[:-1])))
     if problem["type"] == "missing":
-        missing = problem["loc"][-1]
-        return document.error(f"required key {str(missing)!r} is missing", path)
+        return document.error(f"required key {str(problem['loc'][-1])!r} is missing", path)
     given = problem.get("input")
     # What is no mapping at all may be any file of this machine: its text is not for a log.
-    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {_shown(given)}"
+    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {reprlib.repr(given)}"
     return document.error(_expected(problem) + shown, path)
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that a model knows at a place, by its JSON schema."""
+    schema = model.model_json_schema()
+
+    def branches(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        if "$ref" in node:
+            return branches(schema["$defs"][node["$ref"].rpartition("/")[2]])
+        return [found for one in node["anyOf"] for found in branches(one)] if "anyOf" in node else [node]
+
+    nodes = branches(schema)
+    for part in path:
+        children = [
+            node.get("properties", {}).get(part)
+            or node.get("items" if isinstance(part, int) else "additionalProperties")
+            for node in nodes
+        ]
+        nodes = [found for child in children if isinstance(child, dict) for found in branches(child)]
+    return [key for node in nodes for key in node.get("properties", ())]
 
 
 # By pydantic's type of error; its messages speak of Python, and are others in other versions.
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
-    "float_type": "a number",
     "greater_than": "a number greater than {gt}",
     "int_type": "a whole number",
-    "less_than": "a number less than {lt}",
     "list_type": "a list",
     "literal_error": "{expected}",
     "model_type": "a mapping",
@@ -282,64 +240,3 @@ def _expected(problem: ErrorDetails) -> str:
         return str(context["error"])
     known = _EXPECTED.get(problem["type"])
     return f"expected {known.format(**context)}" if known else problem["msg"]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    kind = {bool: " (true/false)", int: " (an unquoted number)", float: " (an unquoted number)"}.get(type(value), "")
-    return (text if len(text) <= 80 else text[:77] + "…") + kind
-
-
-def _exists(data: Any, loc: Sequence[str | int], part: str | int) -> bool:
-    """Whether `part` of an error's location is a key of the document (and not the name of a union's branch)."""
-    for step in loc:
-        if step is part:
-            break
-        if _has(data, step):
-            data = data[step]
-    return _has(data, part)
-
-
-def _has(data: Any, step: str | int) -> bool:
-    if isinstance(data, dict):
-        return step in data
-    return isinstance(data, list) and isinstance(step, int) and step < len(data)
-
-
-def _fields(model: Any, path: Sequence[str | int]) -> list[str]:
-    """The keys that `model` knows at `path`."""
-    from pydantic import BaseModel
-
-    current = [model]
-    for part in path:
-        current = [found for candidate in current for found in _step(candidate, part)]
-    names: list[str] = []
-    for candidate in current:
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            names += [field.alias or name for name, field in candidate.model_fields.items()]
-    return names
-
-
-def _step(annotation: Any, part: str | int) -> list[Any]:
-    from pydantic import BaseModel
-
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            if part in (name, field.alias):
-                return _alternatives(field.annotation)
-        return _alternatives(annotation) if annotation.__name__ == part else []
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is dict:
-        return _alternatives(arguments[1])
-    if origin in (list, tuple):
-        return _alternatives(arguments[0])
-    return []
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _alternatives(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [found for one in typing.get_args(annotation) for found in _alternatives(one)]
-    return [annotation]

@@ -289,10 +289,10 @@ def test_an_adopted_model_has_a_profile(home):
 
 
 def test_a_name_that_means_two_different_files_is_refused(home):
-    put(home / "a/same.gguf", model("a"))
-    put(home / "b/same.gguf", model("b"))
+    put(home / ".lmstudio/models/a/r/same.gguf", model("a"))
+    put(home / ".lmstudio/models/b/r/same.gguf", model("b"))
     with pytest.raises(UsageError, match="several"):
-        adopt(["same.gguf"], Caller(settings_for(home)), folders=[home / "a", home / "b"])
+        adopt(["same.gguf"], Caller(settings_for(home)))
 
 
 def test_nothing_by_that_name_says_where_to_look(home):
@@ -320,7 +320,6 @@ def test_pull_takes_what_another_tool_has(home):
 
 def test_the_command_lists_and_adopts(home):
     in_ollama(home / ".ollama/models", MODEL)
-    put(home / "elsewhere/other.gguf", OTHER)
     settings = settings_for(home)
 
     def command(*arguments):
@@ -333,8 +332,6 @@ def test_the_command_lists_and_adopts(home):
         ("ollama:smol:135m", "small:F32", False)
     ]
     assert "ollama:smol:135m" in command().stdout
-    assert "elsewhere" in command("--folder", str(home / "elsewhere")).stdout
-    done = command("--all", "--folder", str(home / "elsewhere"), "--json")
-    assert [item["status"] for item in json.loads(done.stdout)] == ["adopted", "adopted"]
+    put(home / ".lmstudio/models/o/r/other.gguf", OTHER)
+    assert [item["status"] for item in json.loads(command("--all", "--json").stdout)] == ["adopted", "adopted"]
     assert command("nope").returncode == 4
-    assert command("--folder", str(home / "nowhere")).returncode == 4

@@ -132,18 +132,6 @@ def test_tables_are_aligned() -> None:
     assert table([["a", "1"], ["bb", "22"]], header=["N", "S"], right=frozenset({1})) == "N    S\na    1\nbb  22"
 
 
-@pytest.mark.parametrize(
-    ("started", "said"), [("", "all"), ("import threading", "all"), ("import subprocess", "all in order")]
-)
-def test_leaving_at_once_says_all_and_ends_what_was_started(started: str, said: str) -> None:
-    script = (
-        f"import atexit, sys\n{started}\natexit.register(lambda: print(' in order'))\n"
-        "print('all', end='')\nfrom tea_models.cli.quick import leave\nleave(3)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=600)
-    assert (done.returncode, done.stdout.strip()) == (3, said)
-
-
 @pytest.fixture
 def with_runtime(tmp_path: Path) -> dict[str, str]:
     """An environment in which the entry points of this project's metadata are installed."""

@@ -91,12 +91,6 @@ def test_without_click_the_answer_is_the_same(arguments: list[str], capsys: pyte
     assert capsys.readouterr().out == expected
 
 
-def test_only_one_kind_is_listed_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list_models("--kind", "embedding", "--json") == 0
-    assert {row["kind"] for row in json.loads(capsys.readouterr().out)} == {"embedding"}
-    assert list_models("--kind", "wrong") == 2
-
-
 def test_an_empty_store_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
     assert list_models("--installed") == 0
     assert "tea-models pull smollm2-135m" in capsys.readouterr().out

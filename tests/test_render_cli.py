@@ -191,9 +191,9 @@ def test_wrong_options_are_named(capfdbinary: Any, tmp_path: Path, template: Pat
         (["--template", tmp_path, "--messages", chat], 2, "expected a file, found a folder"),
         (["--template", template, "--messages", "-", "--tools", "-"], 2, "both"),
         (["--template", template, "--messages", chat, "--var", "x"], 2, "expected NAME=VALUE"),
-        (["--template", template, "--messages", chat, "--var", "messages=1"], 2, "use --messages"),
-        (["--template", template, "--messages", chat, "--var", "timeout=1"], 2, "not a variable of templates"),
-        (["--template", template, "--messages", chat, "--now", "soon"], 2, "expected a time"),
+        (["--template", template, "--messages", chat, "--var", "messages=1"], 2, "not a variable"),
+        (["--template", template, "--messages", chat, "--var", "timeout=1"], 2, "not a variable"),
+        (["--template", template, "--messages", chat, "--now", "soon"], 2, "Invalid value for '--now'"),
         (["nosuchmodel", "--messages", chat], 4, "nosuchmodel"),
         ([tmp_path / "none.gguf", "--messages", chat], 4, "none.gguf"),
     ]:

@@ -33,16 +33,24 @@ COMMANDS = {
     "engine": "Install llama.cpp, prebuilt or compiled, and see what it can do.",
     "doctor": "This machine, the engine and the store at a glance.",
 }
+_HOMES = {
+    **dict.fromkeys(("pull", "path", "verify", "adopt", "rm", "gc"), "store"),
+    **dict.fromkeys(("list", "inspect", "profile"), "models"),
+    **dict.fromkeys(("plan", "export"), "plans"),
+    **dict.fromkeys(("lock", "sync", "bundle", "push", "cache-key"), "locks"),
+    **dict.fromkeys(("add", "registry"), "registries"),
+}
 
 
 def group() -> LazyGroup:
-    """Build the `tea-models` command group; a command's module is imported when it is used."""
+    """The `tea-models` command group; a command's module is imported when it is used."""
     from tea_models.cli.frame import LazyGroup
 
     return LazyGroup(
         name="tea-models",
         package="tea_models.cli",
         commands=COMMANDS,
+        homes=_HOMES,
         entry_points="tea_models.commands",
         help="Download, verify, inspect and plan local GGUF models.",
         epilog="Start with: tea-models pull smollm2-135m",
@@ -51,12 +59,10 @@ def group() -> LazyGroup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `tea-models` command."""
-    from tea_models.cli.quick import leave, quick
+    from tea_models.cli.quick import quick
 
     arguments = sys.argv[1:] if argv is None else list(argv)
     code = quick(arguments)
-    if code is not None and argv is None:
-        leave(code)
     if code is None:
         from tea_models.cli.frame import run
 

@@ -3,59 +3,45 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from tea_models.cli.frame import answering
-from tea_models.cli.output import printable, shortened, table
+from tea_models.cli.frame import App, answering
+from tea_models.cli.output import one_line, table
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from tea_models.cli.frame import App
-    from tea_models.verbs.doctor import CheckUp
+from tea_models.verbs.doctor import Check, check_up
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 
 
-@click.command("doctor", short_help="This machine, the engine and the store at a glance.")
+@click.command("doctor")
 @answering
 def command(app: App) -> int:
     """Look at this machine, the installed llama.cpp, the store and the registry. Nothing is fetched or changed."""
-    from tea_models.verbs.doctor import check_up
-
     found = check_up(app.settings)
-    app.out.answer(found.to_json(), lambda: _human(app, found))
-    return 0 if found.healthy else 1
+    app.out.answer(found, lambda: _human(app, found))
+    return 0 if found["healthy"] else 1
 
 
-def _human(app: App, found: CheckUp) -> str:
-    width = min(app.out.width, 110)
-    label = max(len(check.name) for check in found.checks)
-    lines = [app.out.style(_headline(found), "bold"), ""]
-    for check in found.checks:
+def _human(app: App, found: dict[str, Any]) -> str:
+    checks = [Check(**check) for check in found["checks"]]
+    failed, warned = (sum(check.status == status for check in checks) for status in ("fail", "warn"))
+    headline = f"{failed} problem{'' if failed == 1 else 's'}, {warned} to know" if failed or warned else "all is well"
+    label = max(len(check.name) for check in checks)
+    lines = [app.out.style(headline, "bold"), ""]
+    for check in checks:
         mark, color = _MARKS[check.status]
         head = f"{mark:<4}  {check.name:<{label}}  "
-        indent = " " * len(head)
-        text = textwrap.wrap(printable(check.detail), width, initial_indent=head, subsequent_indent=indent)
+        wrap = textwrap.TextWrapper(min(app.out.width, 110), initial_indent=head, subsequent_indent=" " * len(head))
+        text = wrap.wrap(one_line(check.detail))
         lines += [text[0].replace(mark, app.out.style(mark, color), 1), *text[1:]]
-        if check.hint and check.status != "ok":
-            fix = f"→ {printable(check.hint)}"
-            lines += textwrap.wrap(fix, width, initial_indent=indent, subsequent_indent=f"{indent}  ")
-    if found.loads:
-        rows = []
-        for load in found.loads[:5]:
-            peak, planned = load.actual.get("peak"), load.predicted.get("peak")
-            cells = [human_bytes(size) if size else "" for size in (planned, peak)]
-            rows.append([shortened(load.name, 34), f"{load.settings['n_ctx']:,}", *cells, load.when[:10]])
-        header = ["LAST LOADS", "CONTEXT", "AT MOST", "TOOK", "ON"]
-        lines += ["", table(rows, header=header, right=frozenset({1, 2, 3}))]
-    return "\n".join(lines)
-
-
-def _headline(found: CheckUp) -> str:
-    failed, warned = (sum(check.status == status for check in found.checks) for status in ("fail", "warn"))
-    if not failed and not warned:
-        return "all is well"
-    problems = f"{failed} problem{'s' if failed > 1 else ''}" if failed else "no problem"
-    return f"{problems}, {warned} thing{'s' if warned > 1 else ''} to know" if warned else problems
+        if check.hint:
+            wrap.initial_indent = wrap.subsequent_indent
+            lines += wrap.wrap(f"→ {one_line(check.hint)}")
+    rows = []
+    for load in found["loads"][:5]:
+        sizes = [human_bytes(load[kind].get("peak")) for kind in ("predicted", "actual")]
+        rows.append([one_line(load["name"], 34), f"{load['n_ctx']:,}", *sizes, load["when"][:10]])
+    header = ["LAST LOADS", "CONTEXT", "AT MOST", "TOOK", "ON"]
+    return "\n".join([*lines, *(["", table(rows, header=header, right=frozenset({1, 2, 3}))] if rows else [])])

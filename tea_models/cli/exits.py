@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from tea_models.cli.output import Output
 
 
-def guarded(command: Callable[[], object], out: Output) -> int:
-    """Run a command and turn whatever happens into an exit code and one message.
+class Interrupted(TeaModelsError):  # noqa: N818 - its name is the type that is reported
+    exit_code = 130
 
-    Returns:
-        The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
-    """
+
+def guarded(command: Callable[[], object], out: Output) -> int:
+    """Run a command; its exit code is its answer where that is a number, else 0, or that of the error."""
     # A `kill` should leave by the same door as Ctrl-C, so that locks and children are cleaned up.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -30,8 +30,7 @@ def guarded(command: Callable[[], object], out: Output) -> int:
     except TeaModelsError as error:
         return out.error(error)
     except (KeyboardInterrupt, EOFError):
-        out.interrupted()
-        return 130
+        return out.error(Interrupted("interrupted", hint="run the command again to go on"))
     except BrokenPipeError:
         # The reader went away (`| head`) before all was said; Python must not complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +38,10 @@ def guarded(command: Callable[[], object], out: Output) -> int:
     except MemoryError:
         return out.error(TeaModelsError("out of memory"))
     except OSError as error:
-        return out.error(_from_os_error(error))
+        name = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return out.error(DiskFullError(f"{name}no space left on the device"))
+        return out.error(StoreError(f"{name}{error.strerror or error}"))
     except Exception as error:
         if os.environ.get("TEA_DEBUG"):
             raise
@@ -47,13 +49,6 @@ def guarded(command: Callable[[], object], out: Output) -> int:
         what = f"internal error: {type(error).__name__}: {error}"
         return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
     return result if isinstance(result, int) else 0
-
-
-def _from_os_error(error: OSError) -> TeaModelsError:
-    name = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(f"{name}no space left on the device")
-    return StoreError(f"{name}{error.strerror or error}")
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

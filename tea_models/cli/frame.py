@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import os
@@ -15,12 +16,13 @@ from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
 from tea_models.cli.progress import progress_for
-from tea_models.cli.quick import version
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,64 +39,47 @@ class App:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of `package` (`-` becomes `_`, `command` is the attribute).
+    """A group whose commands live in modules of `package` that have their name, or the one that `homes` says.
 
-    Args:
-        package: Where the modules are.
-        commands: Name → what it is for.
-        entry_points: Group of entry points that bring further groups of commands: names that this one does not have
-            lead to theirs.
-        **options: For click.
+    Where a name is not in `commands`, the groups that `entry_points` brings are asked.
     """
 
     def __init__(
-        self, *, package: str, commands: Mapping[str, str], entry_points: str | None = None, **options: Any
+        self,
+        *,
+        package: str,
+        commands: Mapping[str, str],
+        homes: Mapping[str, str] | None = None,
+        entry_points: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, **options)
         self.package = package
         self.lazy = commands
+        self.homes = homes or {}
         self.entry_points = entry_points
-        self.params.append(
-            click.Option(
-                ["--version"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                callback=_version,
-                help="Show the version.",
-            )
-        )
+        click.version_option(package_name="tea-models", message="%(prog)s %(version)s")(self)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.lazy:
-            found = next((other for other in self.others() if cmd_name in other.lazy), None)
-            return found.get_command(ctx, cmd_name) if found is not None else None
-        module = importlib.import_module(f"{self.package}.{_module_name(cmd_name)}")
-        command: click.Command = module.command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        known = (
-            self.lazy if name in self.lazy else [*self.lazy, *(key for other in self.others() for key in other.lazy)]
-        )
-        if name and not name.startswith("-") and name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, known, n=1)
-            raise click.UsageError(f"no command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
-        return super().resolve_command(ctx, args)
+        if cmd_name in self.lazy:
+            module = importlib.import_module(f"{self.package}.{self.homes.get(cmd_name, cmd_name)}")
+            return next(one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
+        others = self.others()
+        for other in others:
+            if cmd_name in other.lazy:
+                return other.get_command(ctx, cmd_name)
+        if ctx.resilient_parsing:  # the shell asks how a word could go on
+            return None
+        known = [*self.lazy, *(name for other in others for name in other.lazy)]
+        near = difflib.get_close_matches(cmd_name, known, n=1)
+        raise click.UsageError(f"no command {cmd_name!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.lazy.items()))
-        for other in self.others():
-            with formatter.section(f"Commands of {other.name}, here too"):
+        for other in (self, *self.others()):
+            with formatter.section("Commands" if other is self else f"Commands of {other.name}, here too"):
                 formatter.write_dl(list(other.lazy.items()))
 
     def others(self) -> list[LazyGroup]:
@@ -104,17 +89,6 @@ class LazyGroup(click.Group):
         from importlib.metadata import entry_points
 
         return [entry.load()() for entry in entry_points(group=self.entry_points)]
-
-
-def _module_name(command: str) -> str:
-    name = command.replace("-", "_")
-    return f"{name}_" if name in ("list", "import") else name
-
-
-def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        click.echo(f"{ctx.find_root().info_name} {version()}")
-        ctx.exit()
 
 
 def answering(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,33 +101,23 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     def command(
         *args: Any, as_json: bool, quiet: bool, offline: bool, only_locked: bool = False, **options: Any
     ) -> Any:
-        settings = Settings.resolve(
-            os.environ, cwd=Path.cwd(), offline=True if offline else None, locked=True if only_locked else None
-        )
+        settings = Settings.resolve(os.environ, cwd=Path.cwd(), offline=offline or None, locked=only_locked or None)
         app = App(settings, Output.from_environment(os.environ, as_json=as_json, quiet=quiet))
         app.out.note_foreign_registry(settings)
-        try:
-            return function(app, *args, **options)
-        except BrokenPipeError as error:
-            raise _ReaderGoneError from error  # click would turn a broken pipe into exit code 1
+        return function(app, *args, **options)
 
     return command
 
 
 # For commands that are given models by name. The nearest models.lock says what a name means in any case.
 takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only models of the nearest models.lock.")
-
-
-class _ReaderGoneError(Exception):
-    """Whoever read our output went away."""
+takes_lock_file = click.option(
+    "--lock", "lock_path", type=FILE, default="models.lock", show_default=True, help="The lock file."
+)
 
 
 def run(command: click.Command, argv: Sequence[str]) -> int:
-    """Run a command and turn whatever happens into an exit code and one message.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 usage, 3 integrity, 4 not available, 5 does not fit, 130 interrupted.
-    """
+    """Run a command and turn whatever happens into an exit code and one message."""
     out = Output.from_environment(os.environ, as_json="--json" in argv, quiet=False)
     return guarded(lambda: _run(command, argv, out), out)
 
@@ -164,12 +128,9 @@ def _run(command: click.Command, argv: Sequence[str], out: Output) -> object:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
         return 2
-    except click.UsageError as error:
-        where = f"`{error.ctx.command_path} --help` shows the usage" if error.ctx else ""
-        return out.error(UsageError(error.format_message(), hint=where))
     except click.ClickException as error:
-        return out.error(UsageError(error.format_message()))
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"`{context.command_path} --help` shows the usage" if context else ""
+        return out.error(UsageError(error.format_message(), hint=hint))
     except click.Abort:
         raise KeyboardInterrupt from None
-    except _ReaderGoneError:
-        raise BrokenPipeError from None

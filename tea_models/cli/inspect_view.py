@@ -4,53 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tea_models.cli.output import printable, table
+from tea_models.cli.output import one_line, table
+from tea_models.profile.inspection import Inspection, inspect_model
+from tea_models.profile.kind import why_no_chat
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.cli.output import Output
-    from tea_models.profile.inspection import Inspection
     from tea_models.settings import Settings
 
-_LABEL = 14
 _MOST_ITEMS = 8
 _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such as tool_use
 
 
 def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
     """Inspect a model and print what was found, for people or as JSON."""
-    from tea_models.profile.inspection import inspect_model
-
     found = inspect_model(model, settings=settings, full=full, tensors=tensors)
     more = (["", *_metadata(found, out)] if full else []) + (["", _tensors(found)] if tensors else [])
     out.answer(found.to_json() if out.as_json else None, lambda: _text(found, more, model, out))
 
 
 def _text(found: Inspection, more: list[str], model: str, out: Output) -> str:
-    title = one_line(found.profile.name.value or found.path.rpartition("/")[2])
-    lines = [out.style(title if len(title) <= 80 else one_line(title, out.width), "bold"), ""]
-    lines += [_row(label, text, out) for label, text in _facts(found) if text]
+    import shlex
+    import textwrap
+
+    title = one_line(found.profile.name.value or found.path.rpartition("/")[2], max(80, out.width))
+    lines = [out.style(title, "bold"), ""]
+    lines += [f"  {out.style(label.ljust(14), 'dim')} {text}" for label, text in _facts(found) if text]
     lines += more
     if found.warnings:
         lines += ["", out.style("warnings", "yellow")]
-        lines += [line for warning in found.warnings for line in _wrapped(one_line(warning), out.width)]
-    lines += ["", out.style(f"next: {_next_step(found).replace('{model}', _quoted(model))}", "dim")]
-    return "\n".join(lines)
-
-
-def one_line(text: str, most: int = 0) -> str:
-    """A text from a file on one line, with nothing in it that could control a terminal."""
-    flat = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
-    return flat if not most or len(flat) <= most else flat[: most - 1] + "…"
-
-
-def human_count(number: int) -> str:
-    """A number of weights as people say it: 135 M, 3.84 B."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            value = number / size
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return str(number)
+        wrap = textwrap.TextWrapper(max(40, out.width - 2), initial_indent="  - ", subsequent_indent="    ")
+        lines += [line for warning in found.warnings for line in wrap.wrap(one_line(warning))]
+    next_step = _next_step(found).format(model=shlex.quote(one_line(model)))
+    return "\n".join([*lines, "", out.style(f"next: {next_step}", "dim")])
 
 
 def _facts(found: Inspection) -> list[tuple[str, str]]:
@@ -61,21 +48,22 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     shape = f" · {blocks.value:,} blocks" if blocks is not None and isinstance(blocks.value, int) else ""
     parameters, context = profile.parameters.value, profile.context_length.value
     width, default_prompt = profile.embedding_length.value, profile.chat.default_system_prompt.value
+    architecture = one_line(profile.architecture.value, 40) or "missing"
+    pooling = f" · {profile.pooling.value} pooling" if profile.pooling.value else ""
     order = ", big-endian" if header.byte_order == "big" else ""
     file = found.path.rpartition("/")[2] if found.transfer is None else found.path
     facts = [
-        ("architecture", f"{one_line(profile.architecture.value, 40) or 'missing'} · {_kind(found)}{shape}"),
-        ("size", f"{human_bytes(found.size)}{shards} · {human_count(parameters)} parameters"),
+        ("architecture", f"{architecture} · {profile.kind.value} model{shape}"),
+        ("size", f"{human_bytes(found.size)}{shards} · {parameters / 1e6:,.0f} M parameters"),
         ("quantization", f"{quantization} · {profile.bits_per_weight.value:.2f} bits per weight" if parameters else ""),
         ("context", f"{context:,} tokens" if context is not None else ""),
-        ("embedding", f"{width:,} dimensions" if width is not None else ""),
+        ("embedding", f"{width:,} dimensions{pooling}" if width is not None else ""),
         ("chat", _chat(found)),
         ("turn end", " ".join(one_line(text, 40) for text in profile.chat.stop.value[:6])),
         ("system prompt", f"“{one_line(default_prompt, 56)}” unless given" if default_prompt else ""),
         ("template", _template(found)),
         ("tokenizer", _tokenizer(found)),
         ("license", one_line(profile.license.value or "not stated", 60)),
-        ("needs", _needs(found)),
         ("file", one_line(file, 90)),
         ("gguf", f"version {header.version}{order} · {len(header.metadata):,} keys · {len(found.tensors):,} tensors"),
     ]
@@ -87,25 +75,7 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
     return facts
 
 
-def _kind(found: Inspection) -> str:
-    kind = found.profile.kind.value
-    pooling = found.profile.pooling.value
-    return {
-        "chat": "chat model",
-        "text": "text model (no chat template)",
-        "embedding": "embedding model" + (f" ({pooling} pooling)" if pooling else ""),
-        "reranker": "reranker",
-        "projector": "multimodal projector (mmproj)",
-        "adapter": "LoRA adapter",
-        "vocabulary": "vocabulary only",
-        "encoder-decoder": "encoder-decoder model",
-        "other": "not a language model",
-    }[kind]
-
-
 def _chat(found: Inspection) -> str:
-    from tea_models.profile.kind import why_no_chat
-
     chat = found.profile.chat
     if chat.template.value is None:
         return f"no: {why_no_chat(found.profile.kind.value) or 'the file has no chat template'}"
@@ -150,35 +120,11 @@ def _tokenizer(found: Inspection) -> str:
     return " · ".join(parts)
 
 
-def _needs(found: Inspection) -> str:
-    """Weights, and the KV cache at the trained context, by formula; the plan measures."""
-    profile = found.profile
-    context = profile.context_length.value
-    if found.problems or profile.kind.value not in ("chat", "text", "embedding", "reranker"):
-        return ""
-    weights = human_bytes(profile.weights.total)
-    if not context or context > 1 << 24:
-        return f"{weights} for the weights"
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.engine.formula import cache_layout, kv_cache_bytes
-
-    cache = kv_cache_bytes(cache_layout(profile), EngineSettings(context))
-    if not cache:
-        return f"{weights} for the weights, and compute buffers"
-    return f"{weights} for the weights + {human_bytes(cache)} KV cache at {context:,} tokens (f16)"
-
-
 def _tensors(found: Inspection) -> str:
-    rows = [
-        [
-            one_line(info.name, 60),
-            " x ".join(map(str, info.shape)),
-            info.type.name,
-            f"{info.offset:,}",
-            f"{info.size:,}",
-        ]
-        for info in found.tensors
-    ]
+    rows = []
+    for info in found.tensors:
+        shape = " x ".join(map(str, info.shape))
+        rows.append([one_line(info.name, 60), shape, info.type.name, f"{info.offset:,}", f"{info.size:,}"])
     return table(rows, header=["tensor", "shape", "type", "offset", "bytes"], right=frozenset({3, 4}))
 
 
@@ -197,27 +143,4 @@ def _metadata(found: Inspection, out: Output) -> list[str]:
 def _next_step(found: Inspection) -> str:
     if found.problems:
         return "get another copy of the model; `tea-models verify {model}` checks one"
-    if found.transfer is not None:
-        return "tea-models pull {model}"
-    if found.profile.kind.value in ("chat", "text", "embedding", "reranker"):
-        return "tea-models plan {model}"
-    return "tea-models inspect {model} --json"
-
-
-def _quoted(model: str) -> str:
-    target = one_line(model)
-    if target.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum():
-        return target
-    import shlex
-
-    return shlex.quote(target)
-
-
-def _row(label: str, text: str, out: Output) -> str:
-    return f"  {out.style(label.ljust(_LABEL), 'dim')} {text}"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, max(40, width - 2), initial_indent="  - ", subsequent_indent="    ")
+    return "tea-models plan {model}" if found.transfer is None else "tea-models pull {model}"

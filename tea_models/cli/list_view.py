@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tea_models.cli.output import shortened, table
+from tea_models.cli.output import one_line, table
+from tea_models.files import total_size
+from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +26,11 @@ def show(
     *,
     every: bool = False,
     installed: bool = False,
-    kind: str | None = None,
     fit: bool = False,
 ) -> None:
     """Print the models of the registry that have all words in their name, kind, licence or description."""
-    from tea_models.registry.entries import Registry
-    from tea_models.store import Store
-
     registry = Registry.load(settings)
-    entries = [entry for entry in registry.entries.values() if kind in (None, entry.kind) and _matches(entry, words)]
+    entries = [entry for entry in registry.entries.values() if _matches(entry, words)]
     items = [item for item in Store.of(settings).installed() if item.state != "missing"]
     rows = [_row(entry, variant, items) for entry in entries for variant in entry.variants.values()]
     if fit:
@@ -40,14 +39,11 @@ def show(
         fits = fit_table(entries, settings)
         for row in rows:
             row["fit"] = fits.get((row["name"], row["variant"]))
-    if not kind:
-        named = {row["path"] for row in rows}
-        strangers = [
-            item for item in items if str(item.path) not in named and not registry.by_sha256(item.record.sha256)
-        ]
-        rows += [
-            _unnamed(item) for item in strangers if all(word.lower() in item.record.model.lower() for word in words)
-        ]
+    named = {row["path"] for row in rows}
+    for item in items:
+        known = str(item.path) in named or registry.by_sha256(item.record.sha256)
+        if not known and all(word.lower() in item.record.model.lower() for word in words):
+            rows.append(_unnamed(item))
     if installed:
         rows = [row for row in rows if row["installed"]]
     out.answer(rows, lambda: _human(settings, out, rows, every=every, installed=installed))
@@ -61,19 +57,18 @@ def _matches(entry: Entry, words: Sequence[str]) -> bool:
 
 def _row(entry: Entry, variant: Variant, items: Sequence[Installed]) -> dict[str, Any]:
     found = [next((item for item in items if item.record.means(file)), None) for file in variant.files]
-    sizes = [file.size for file in variant.files]
     return {
         "name": entry.name,
         "variant": variant.name,
         "default": variant.name == entry.default,
         "kind": entry.kind,
         "license": entry.license,
-        "size": None if None in sizes else sum(size for size in sizes if size),
+        "size": total_size(variant.files),
         "pinned": all(file.sha256 for file in variant.files),
         "installed": None not in found,
         "path": str(found[0].path) if found[0] is not None else None,
         "description": entry.description,
-        "aliases": list(entry.aliases),
+        "aliases": entry.aliases,
         "origin": entry.origin,
     }
 
@@ -98,57 +93,40 @@ def _unnamed(item: Installed) -> dict[str, Any]:
 
 
 def _human(settings: Settings, out: Output, rows: list[dict[str, Any]], *, every: bool, installed: bool) -> str:
+    if not rows and installed:
+        return "nothing of that is installed; start with: tea-models pull smollm2-135m"
     if not rows:
-        return (
-            "nothing of that is installed; start with: tea-models pull smollm2-135m"
-            if installed
-            else "no such models; `tea-models list` shows all of them"
-        )
-    shown = [row for row in rows if every or row["installed"] or (row["default"] and not _has(rows, row["name"]))]
+        return "no such models; `tea-models list` shows all of them"
+    present = {row["name"] for row in rows if row["installed"]}
+    shown = [row for row in rows if every or row["installed"] or (row["default"] and row["name"] not in present)]
     shown.sort(key=lambda row: not row["installed"])
-    columns = {
-        "NAME": [_name(row, every=every) for row in shown],
-        "SIZE": [human_bytes(row["size"]) if row["size"] else "?" for row in shown],
-    }
-    if any(row["installed"] for row in shown):
-        columns[""] = ["installed" if row["installed"] else "" for row in shown]
-    if any("fit" in row for row in shown):
-        fits = [row.get("fit") or {} for row in shown]
-        columns["HERE"] = [str(fit.get("summary", "unknown")) for fit in fits]
-        columns["SPEED"] = [_speed(fit.get("speed")) for fit in fits]
-    columns["KIND"] = [row["kind"] or "" for row in shown]
-    columns["LICENSE"] = [shortened(row["license"] or "", 20) for row in shown]
-    while len(columns) > 2 and _width(columns) > out.width:
-        columns.popitem()  # the last columns are the least wanted
-    lines = _table(columns).splitlines()
+    cells = [_cells(row, every=every) for row in shown]
+    # A column that says nothing is left out; if there is no room, so are the last ones, which are the least wanted.
+    columns = [name for name in cells[0] if any(row[name] for row in cells)]
+    while True:
+        body = [[row[name] for name in columns] for row in cells]
+        lines = table(body, header=columns, right=frozenset({1})).splitlines()
+        if len(columns) <= 2 or max(map(len, lines)) <= out.width:
+            break
+        columns.pop()
     lines[0] = out.style(lines[0], "bold")
     total = sum(row["size"] or 0 for row in shown if row["installed"])
     footer = [f"{human_bytes(total)} in {settings.store_dir}"] if total else []
     if not installed:
-        hidden = len(rows) - len(shown)
-        footer.append(
-            f"{len(shown)} of {len(rows)} variants; --all shows each" if hidden else "next: tea-models pull NAME"
-        )
+        more = f"{len(shown)} of {len(rows)} variants; --all shows each"
+        footer.append(more if len(rows) > len(shown) else "next: tea-models pull NAME")
     return "\n".join([*lines, "", *footer])
 
 
-def _has(rows: list[dict[str, Any]], name: str) -> bool:
-    return any(row["installed"] for row in rows if row["name"] == name)
-
-
-def _name(row: dict[str, Any], *, every: bool) -> str:
-    return f"{row['name']}:{row['variant']}" if every or not row["default"] else row["name"]
-
-
-def _speed(speed: dict[str, Any] | None) -> str:
-    rate = (speed or {}).get("tokens_per_s")
-    return f"{rate:,.0f} tokens/s" if rate else ""
-
-
-def _width(columns: dict[str, list[str]]) -> int:
-    return max(map(len, _table(columns).splitlines()))
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return table(rows, header=list(columns), right=frozenset({1}))
+def _cells(row: dict[str, Any], *, every: bool) -> dict[str, str]:
+    fit = row.get("fit") or {}
+    rate = (fit.get("speed") or {}).get("tokens_per_s")
+    return {
+        "NAME": f"{row['name']}:{row['variant']}" if every or not row["default"] else row["name"],
+        "SIZE": human_bytes(row["size"]),
+        "": "installed" if row["installed"] else "",
+        "HERE": fit.get("summary", ""),
+        "SPEED": f"{rate:,.0f} tokens/s" if rate else "",
+        "KIND": row["kind"] or "",
+        "LICENSE": one_line(row["license"] or "", 20),
+    }

@@ -27,14 +27,7 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where answers, notes and errors go.
-
-    Attributes:
-        as_json: stdout carries exactly one JSON document.
-        quiet: No notes and no progress.
-        color: stdout may be coloured.
-        live: stderr is a terminal that can show progress.
-    """
+    """Where answers, notes and errors go; `live`: stderr is a terminal that can show progress."""
 
     as_json: bool = False
     quiet: bool = False
@@ -56,19 +49,15 @@ class Output:
         return max(20, shutil.get_terminal_size((80, 24)).columns)
 
     def answer(self, data: Any, human: Callable[[], str], *, exact: bool = False) -> None:
-        """Print the answer: `data` as JSON, or the text that `human` makes.
+        """Print `data` as JSON, or the text that `human` makes; addresses lose their secrets.
 
-        Args:
-            data: What JSON can say.
-            human: Called where the answer is not JSON.
-            exact: It is a model's or the user's own text, printed as it is; else addresses lose their secrets.
+        `exact`: it is a model's or the user's own text, printed as it is.
         """
         if self.as_json:
             import json
 
-            data = data if exact else redact_data(data)
             # stdout may be a terminal, and lone surrogates can't be encoded; as \\u escapes the values are the same.
-            text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(data if exact else redact_data(data), indent=2, ensure_ascii=False, allow_nan=False)
             sys.stdout.write(_CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
             return
         text = human() if exact else redact(human())
@@ -99,28 +88,12 @@ class Output:
             document = {"error": {"type": error.type, "message": message, "hint": hint}}
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
         else:
-            sys.stderr.write(f"error: {message}\n")
-            if hint:
-                sys.stderr.write(f"  {hint}\n")
+            sys.stderr.write(f"error: {message}\n" + (f"  {hint}\n" if hint else ""))
         return error.exit_code
 
-    def interrupted(self) -> None:
-        """Report that the user stopped the command."""
-        if self.as_json:
-            import json
-
-            document = {
-                "error": {"type": "Interrupted", "message": "interrupted", "hint": "run the command again to go on"}
-            }
-            sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        else:
-            sys.stderr.write("interrupted; run the command again to go on\n")
-
-    def style(self, text: str, *styles: str) -> str:
-        """Colour a text for stdout where that is wanted; `styles` are names such as `bold` and `red`."""
-        if not self.color or not styles:
-            return text
-        return "".join(f"\x1b[{_STYLES[style]}m" for style in styles) + text + "\x1b[0m"
+    def style(self, text: str, style: str) -> str:
+        """Colour a text for stdout where that is wanted."""
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.color else text
 
 
 def printable(text: str) -> str:
@@ -128,18 +101,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
-def shortened(text: str, most: int) -> str:
-    """A text that is safe to print, cut to a number of columns."""
-    safe = printable(text)
-    return safe if len(safe) <= most else safe[: most - 1] + "…"
+def one_line(text: str, most: int = 0) -> str:
+    """A text that is safe to print, on one line, cut to a number of columns."""
+    flat = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return flat if not most or len(flat) <= most else flat[: most - 1] + "…"
 
 
 def table(rows: list[list[str]], *, header: list[str] | None = None, right: frozenset[int] = frozenset()) -> str:
-    """Align rows of cells in columns, two spaces apart; columns in `right` are flushed right."""
-    every = ([header] if header else []) + rows
-    if not every:
-        return ""
-    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    """Align rows of cells in columns, two spaces apart and safe to print; columns in `right` are flushed right."""
+    every = [[one_line(cell) for cell in row] for row in ([header] if header else []) + rows]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
     lines = []
     for row in every:
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]

@@ -3,3 +3,5 @@
 What a server is told comes from the plan, the bytes from `models.lock`: an init step runs `sync --frozen` and refuses
 any others. The documents are templates with places for values, beside this module.
 """
+
+TARGETS = ("kubernetes", "kserve", "compose", "vllm")

@@ -34,14 +34,13 @@ _TEMPLATES = {
     "compose": "compose.yaml",
     "vllm": "vllm.sh",
 }
-TARGETS = tuple(_TEMPLATES)
 
 
 def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mirror: str | None = None) -> Export:
     """Write a plan for a cluster.
 
     Args:
-        target: One of `TARGETS`.
+        target: One of `tea_models.deploy.TARGETS`.
         reference: The model as it was asked for.
         what: Its plan and profile; the path is where the init step will put it.
         caller: Its settings name the nearest lock, whose pins are taken where it names the model.

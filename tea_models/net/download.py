@@ -20,7 +20,7 @@ from tea_models.net.answers import StaleError
 from tea_models.net.attempt import Attempt
 from tea_models.net.partial import Beginning, PartialFile, State, fingerprint
 from tea_models.net.ranges import Ranges
-from tea_models.progress import Progress, Silent
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def download(request: Request, destination_partial: Path, progress: Progress | N
     """
     with closing(PartialFile(destination_partial)) as partial:
         try:
-            return _attempt(request, partial, progress or Silent())
+            return _attempt(request, partial, progress or Progress())
         except BaseException as error:
             if isinstance(error, ChecksumMismatchError | MalformedGGUFError) or partial.size() == 0:
                 remove_partial(destination_partial)

@@ -79,16 +79,6 @@ def leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def profile_differences(before: ModelProfile, after: ModelProfile) -> list[tuple[str, Any, Any]]:
-    """What differs between two profiles: dotted key and the value in each (None where it is missing)."""
-    left, right = (
-        {key: leaf["value"] if isinstance(leaf, dict) else leaf for key, leaf in leaves(to_json(profile)).items()}
-        for profile in (before, after)
-    )
-    keys = list(dict.fromkeys((*left, *right)))
-    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
-
-
 def _as_json(value: Any) -> Any:
     if is_dataclass(value):
         return {item.name: _as_json(getattr(value, item.name)) for item in fields(value)}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
-import sys
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tea_models.errors import NotAvailableError
-from tea_models.yamlfile import Document, load_yaml, nearest, read_yaml, validate
+from tea_models.registry import packaged_text
+from tea_models.yamlfile import load_yaml, nearest, read_yaml, validate
 
-_BESIDE_PACKAGE = Path(__file__).resolve().parents[2] / "engines.yaml"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Accelerator = Literal["cpu", "cuda", "vulkan", "metal"]
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64"}
@@ -27,17 +26,7 @@ class _Model(BaseModel):
 
 
 class Archive(_Model):
-    """One file of a package registry.
-
-    Attributes:
-        registry: Where it comes from: `npm`, or `pypi` (a wheel, or the binding's source distribution).
-        package: Its name there.
-        version: Its version.
-        filename: Name of the file.
-        size: Bytes.
-        sha256: Their hash.
-        license: What it may be used under, as an SPDX expression.
-    """
+    """One file of a package registry: `npm`, or `pypi` (a wheel, or the binding's source distribution)."""
 
     registry: Literal["npm", "pypi"] = "pypi"
     package: str
@@ -54,14 +43,7 @@ class Archive(_Model):
 
 
 class Target(_Model):
-    """The machines that a library is for.
-
-    Attributes:
-        system: `linux`, `darwin` or `windows`.
-        machine: The processor.
-        glibc: The oldest GNU C library that it loads with; nothing where the system has none.
-        accelerator: What computes.
-    """
+    """The machines that a library is for; `glibc` is the oldest that it loads with, if the system has it."""
 
     system: Literal["linux", "darwin", "windows"]
     machine: Literal["x86_64", "aarch64", "arm64"]
@@ -75,25 +57,12 @@ class Speed(_Model):
     prompt: float
     tokens: float
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether it is so much slower that compiling is worth a thought."""
-        return min(self.prompt, self.tokens) < 0.9
-
 
 class Prebuilt(Archive):
     """A library that somebody has built.
 
-    Attributes:
-        name: How to call it: `tea-models engine install NAME`.
-        target: The machines that it is for.
-        llama_cpp: The release or build of llama.cpp.
-        files: Patterns of the archive's members that are wanted.
-        licenses: Patterns of its licence files.
-        libraries: Which file is loaded for each name that the binding asks for.
-        plugins: The processor's backends are plug-ins.
-        tried: Somebody has run it with this binding.
-        speed: Against the compiled engine, where it was measured.
+    `files` and `licenses` are patterns of the archive's members; `libraries` says which is loaded for each name that
+    the binding asks for, `plugins` that the processor's backends are plug-ins, `tried` that somebody has run it.
     """
 
     name: str
@@ -108,40 +77,23 @@ class Prebuilt(Archive):
 
 
 class Catalog(_Model):
-    """The whole file.
-
-    Attributes:
-        binding: llama-cpp-python's source distribution.
-        engines: The libraries, the best first.
-    """
+    """The whole file: llama-cpp-python's source distribution, and the libraries, the best first."""
 
     schema_: Literal["tea.engines/1"] = Field(alias="schema")
     binding: Archive
     engines: tuple[Prebuilt, ...]
 
     def find(self, name: str) -> Prebuilt:
-        """The library of that name.
-
-        Raises:
-            NotAvailableError: There is none.
-        """
-        found = next((engine for engine in self.engines if engine.name == name), None)
-        if found is None:
-            raise NotAvailableError(
-                f"no prebuilt engine is called {name!r}", hint=nearest(name, [engine.name for engine in self.engines])
-            )
-        return found
+        """The library of that name."""
+        engines = {engine.name: engine for engine in self.engines}
+        if name not in engines:
+            raise NotAvailableError(f"no prebuilt engine is called {name!r}", hint=nearest(name, list(engines)))
+        return engines[name]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What decides which library loads here.
-
-    Attributes:
-        system: As in `Target`.
-        machine: The processor, as in `Target`.
-        glibc: Version of the GNU C library; None on musl and on other systems.
-    """
+    """What decides which library loads here; `glibc` is None on musl and on other systems."""
 
     system: str
     machine: str
@@ -151,7 +103,9 @@ class Host:
     def here(cls) -> Host:
         """This machine."""
         machine = platform.machine().lower()
-        return cls(platform.system().lower(), _MACHINES.get(machine, machine), _glibc())
+        library, version = platform.libc_ver()
+        glibc = version if library == "glibc" else None
+        return cls(platform.system().lower(), _MACHINES.get(machine, machine), glibc)
 
     def objection(self, target: Target) -> str | None:
         """Why a library is not for this machine; None if it is."""
@@ -161,39 +115,13 @@ class Host:
             return None
         if self.glibc is None:
             return f"it needs glibc {target.glibc}, and this system has another C library (musl?)"
-        if _numbers(self.glibc) < _numbers(target.glibc):
+        if Version(self.glibc) < Version(target.glibc):
             return f"it needs glibc {target.glibc}, this system has {self.glibc}"
         return None
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
-    """Read the catalogue.
-
-    Args:
-        path: Another file than the one that comes with this distribution.
-
-    Raises:
-        ConfigError: It is wrong: file, line, key, what was expected.
-    """
-    return validate(Catalog, read_yaml(path) if path is not None else _builtin())
-
-
-def _builtin() -> Document:
-    packaged = resources.files("tea_models") / "engines.yaml"
-    # In an editable install the file lies at the top of the project, where people edit it.
-    text = packaged.read_text("utf-8") if packaged.is_file() else _BESIDE_PACKAGE.read_text("utf-8")
-    return load_yaml(text, "engines.yaml (built-in)")
-
-
-def _glibc() -> str | None:
-    if sys.platform != "linux":
-        return None
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (OSError, ValueError):
-        return None  # musl knows no such name
-    return version if name == "glibc" else None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
+    """Read the catalogue that comes with this distribution, or another file."""
+    builtin = "engines.yaml"
+    document = read_yaml(path) if path is not None else load_yaml(packaged_text(builtin), f"{builtin} (built-in)")
+    return validate(Catalog, document)

@@ -17,6 +17,7 @@ from tea_models.disk.kept_json import keep, read_kept
 from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, HubRef, NameRef, Reference, parse_reference
+from tea_models.registry import CHECKOUT, packaged_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     _Error = Callable[..., ConfigError]
 
 SCHEMA = "tea.registry/1"
-_PACKAGE = Path(__file__).resolve().parents[1]
-_BESIDE_PACKAGE = _PACKAGE.parent / "registry.yaml"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
+_TEMPLATES = Path(__file__).resolve().parents[1] / "chat" / "templates"
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 
 
@@ -40,7 +40,6 @@ class Variant:
 
     name: str
     files: tuple[ModelFile, ...]
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +73,7 @@ class Overrides:
 class Entry:
     """A model of the registry.
 
-    Attributes:
-        name: Its name.
-        kind: What it is for.
-        license: SPDX identifier or the licence's name.
-        aliases: Other names.
-        default: Name of the variant that is meant when none is given.
-        variants: By name, in the order of the file.
-        overrides: Corrections of its metadata.
-        description: A line for people.
-        upstream: Repository of the weights that its files were quantised from, if known.
-        origin: The layer it came from (a path, or `built-in`).
+    `origin` is the layer it came from (a path, or `built-in`), `upstream` has the weights its files were made from.
     """
 
     name: str
@@ -104,11 +93,7 @@ class Entry:
 
 
 class Registry:
-    """All entries of all layers.
-
-    Args:
-        entries: By name.
-    """
+    """All entries of all layers, by name."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self.entries = entries
@@ -123,13 +108,10 @@ class Registry:
         """
         entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
-        layers = [path for path in settings.registry_files if path.resolve() != _BESIDE_PACKAGE]
-        for path in layers:
+        for path in (path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"):
             from tea_models.yamlfile import read_yaml  # slow to import, as all of YAML
 
-            for entry in read_entries(read_yaml(path), str(path)):
-                entries.pop(entry.name, None)
-                entries[entry.name] = entry
+            entries |= {entry.name: entry for entry in read_entries(read_yaml(path), str(path))}
         return cls(entries)
 
     def find(self, reference: NameRef) -> tuple[Entry, Variant]:
@@ -166,77 +148,49 @@ class Registry:
 
 def builtin_text() -> str:
     """The text of the registry that comes with this distribution."""
-    packaged = _PACKAGE / "registry.yaml"
-    if packaged.is_file():
-        return packaged.read_text("utf-8")
-    # In an editable install the file lies at the top of the project, where people edit it.
-    return _BESIDE_PACKAGE.read_text("utf-8")
+    return packaged_text("registry.yaml")
 
 
-def _builtin_entries(parsed: Path) -> list[Entry]:
-    """The entries of the built-in registry, which was checked when it was built: start-up time is a feature.
+def _builtin_entries(kept: Path) -> list[Entry]:
+    """The entries of the built-in registry, which the tests check, from where its parsed data were kept.
 
-    Args:
-        parsed: Where the data lie that its text parses to, under the text's hash.
+    Parsing YAML takes longer than all else that `list` does, and start-up time is a feature.
     """
     text = builtin_text()
-    try:
-        return _entries(_parsed(text, parsed), "built-in", lambda message, _path, **_more: ConfigError(message))
-    except (ConfigError, KeyError, TypeError, AttributeError, ValueError):
-        from tea_models.yamlfile import load_yaml
-
-        # Somebody is editing it: this says what is wrong, and where.
-        return read_entries(load_yaml(text, "registry.yaml (built-in)"), "built-in")
-
-
-def _parsed(text: str, kept: Path) -> Any:
-    """The data of a YAML text; parsing takes longer than all else that `list` does."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     found = read_kept(kept)
-    if isinstance(found, dict) and found.get("sha256") == digest and "data" in found:
-        return found["data"]
-    from tea_models.yamlfile import plain_yaml
+    if not isinstance(found, dict) or found.get("sha256") != digest:
+        from tea_models.yamlfile import plain_yaml
 
-    data = plain_yaml(text)
-    if kept.parent.is_dir():
-        keep(kept, {"sha256": digest, "data": data})
-    return data
+        found = {"sha256": digest, "data": plain_yaml(text)}
+        if kept.parent.is_dir():
+            keep(kept, found)
+    return _entries(found["data"], "built-in", lambda message, _path, **_more: ConfigError(message))
 
 
 def read_entries(document: Document, origin: str) -> list[Entry]:
-    """Validate one registry file.
-
-    Args:
-        document: The parsed file.
-        origin: Recorded in each entry.
-
-    Raises:
-        ConfigError: File, line, key, and what was expected.
-    """
+    """Validate one registry file; `origin` is recorded in each entry."""
     if document.data is None:
         return []
-    from tea_models.registry.schema import check_document
+    from tea_models.registry.schema import RegistryModel
+    from tea_models.yamlfile import validate
 
-    check_document(document)
+    validate(RegistryModel, document)
     return _entries(document.data, origin, document.error)
 
 
 def _entries(document: Mapping[str, Any], origin: str, error: _Error) -> list[Entry]:
     models = document.get("models", {})
-    _check_names(models, error)
     folder = Path(origin).parent if origin != "built-in" else None
-    return [_entry(name, data, error, origin, folder) for name, data in models.items()]
-
-
-def _check_names(models: Mapping[str, Any], error: _Error) -> None:
     owners: dict[str, str] = {}
     for name, data in models.items():
         for alias in (name, *data.get("aliases", ())):
-            if not _NAME.match(alias):
+            if not NAME.match(alias):
                 raise error(f"{alias!r}: expected lower-case letters, digits, '.', '_' and '-'", ("models", name))
             if alias in owners:
                 raise error(f"{alias!r} is a name of {owners[alias]!r} already", ("models", name))
             owners[alias] = name
+    return [_entry(name, data, error, origin, folder) for name, data in models.items()]
 
 
 def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folder: Path | None) -> Entry:
@@ -255,7 +209,7 @@ def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folde
         license=data.get("license", "unknown"),
         aliases=tuple(data.get("aliases", ())),
         default=default,
-        variants={key: _variant(key, value, folder) for key, value in variants.items()},
+        variants={key: Variant(key, _files(value, folder)) for key, value in variants.items()},
         overrides=_overrides(data.get("overrides", {}), error, (*path, "overrides"), folder),
         description=data.get("description", ""),
         origin=origin,
@@ -263,27 +217,20 @@ def _entry(name: str, data: Mapping[str, Any], error: _Error, origin: str, folde
     )
 
 
-def _variant(name: str, data: Mapping[str, Any], folder: Path | None) -> Variant:
-    files = tuple(
-        ModelFile(
-            file["filename"],
-            file.get("size"),
-            file.get("sha256"),
-            tuple(_source(source, folder) for source in file["sources"]),
-        )
-        for file in data["files"]
-    )
-    return Variant(name, files, data.get("note", ""))
-
-
-def _source(texts: str | Mapping[str, list[str]], folder: Path | None) -> Source:
-    parts = [texts] if isinstance(texts, str) else texts["parts"]
-    return Source.of(tuple(_beside(parse_reference(part), folder) for part in parts))
+def _files(data: Mapping[str, Any], folder: Path | None) -> tuple[ModelFile, ...]:
+    files = []
+    for file in data["files"]:
+        sources = []
+        for texts in file["sources"]:
+            parts = map(parse_reference, [texts] if isinstance(texts, str) else texts["parts"])
+            sources.append(Source.of(tuple(_beside(part, folder) for part in parts)))
+        files.append(ModelFile(file["filename"], file.get("size"), file.get("sha256"), tuple(sources)))
+    return tuple(files)
 
 
 def _beside(reference: Reference, folder: Path | None) -> Reference:
     """A relative path in a registry file means beside that file."""
-    if isinstance(reference, FileRef) and folder is not None and not reference.path.is_absolute():
+    if isinstance(reference, FileRef) and folder is not None:
         return FileRef(folder.resolve() / reference.path)
     return reference
 
@@ -305,7 +252,7 @@ def _overrides(data: Mapping[str, Any], error: _Error, path: tuple[str | int, ..
 
 def _template_file(name: str, error: _Error, path: tuple[str | int, ...], folder: Path | None) -> str:
     # Beside the registry, or one that comes with this package: a copy of the built-in registry names those.
-    packaged = _PACKAGE / "chat" / "templates" / name
+    packaged = _TEMPLATES / name
     beside = folder / name if folder is not None else packaged
     try:
         return (packaged if packaged.is_file() and not beside.is_file() else beside).read_text("utf-8")
@@ -315,17 +262,3 @@ def _template_file(name: str, error: _Error, path: tuple[str | int, ...], folder
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-__all__ = [
-    "SCHEMA",
-    "ConfigError",
-    "Entry",
-    "MetadataOverride",
-    "Overrides",
-    "Registry",
-    "TemplateOverride",
-    "Variant",
-    "builtin_text",
-    "read_entries",
-]

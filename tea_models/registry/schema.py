@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tea_models.errors import UsageError
 from tea_models.refs import NameRef, parse_reference
-from tea_models.yamlfile import validate
-
-if TYPE_CHECKING:
-    from tea_models.yamlfile import Document
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
-Kind = Literal["chat", "text", "embedding", "reranker", "projector", "adapter", "test"]
 
-
-def check_document(document: Document) -> None:
-    """Check a registry file that is not empty.
-
-    Raises:
-        ConfigError: File, line, key, and what was expected.
-    """
-    validate(_RegistryModel, document)
-
-
-def _no_number(value: Any) -> Any:
+def _sha256(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError("expected text in quotes")  # noqa: TRY004 - pydantic turns ValueErrors into its own
-    return value
-
-
-def _sha256(value: str) -> str:
-    if not _SHA256.match(value):
+    if isinstance(value, str) and not _SHA256.match(value):
         found = "upper-case letters" if _SHA256.match(value.lower()) else f"{len(value)} characters"
         raise ValueError(f"expected 64 lower-case hexadecimal digits, found {found}")
     return value
 
 
-Sha256 = Annotated[str, BeforeValidator(_no_number), Field(strict=True)]
+Sha256 = Annotated[str, BeforeValidator(_sha256)]
+
+
+def _reference(text: str) -> str:
+    try:
+        parse_reference(text)
+    except UsageError as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+def _place(text: str) -> str:
+    if isinstance(parse_reference(_reference(text)), NameRef):
+        raise ValueError(f"{text!r} is a name; expected hf:…, https:…, pypi:… or a path")  # noqa: TRY004
+    return text
+
+
+ReferenceText = Annotated[str, AfterValidator(_reference)]
+_Place = Annotated[str, AfterValidator(_place)]
 
 
 class Strict(BaseModel):
@@ -49,7 +48,7 @@ class Strict(BaseModel):
 
 
 class Parts(Strict):
-    parts: list[str] = Field(min_length=1)
+    parts: list[_Place] = Field(min_length=1)
 
 
 class PinnedFile(Strict):
@@ -58,12 +57,7 @@ class PinnedFile(Strict):
     filename: str
     size: int | None = Field(default=None, gt=0, lt=1 << 50)
     sha256: Sha256 | None = None
-    sources: list[str | Parts] = Field(min_length=1)
-
-    @field_validator("sha256")
-    @classmethod
-    def _check_sha256(cls, value: str | None) -> str | None:
-        return value if value is None else _sha256(value)
+    sources: list[_Place | Parts] = Field(min_length=1)
 
     @field_validator("filename")
     @classmethod
@@ -71,19 +65,6 @@ class PinnedFile(Strict):
         hostile = value.startswith((".", "-")) or re.search(r"[\x00-\x1f/\\:\x7f]", value)
         if not value or len(value.encode()) > 200 or hostile:
             raise ValueError("expected a plain file name, without folders")
-        return value
-
-    @field_validator("sources")
-    @classmethod
-    def _check_sources(cls, value: list[str | Parts]) -> list[str | Parts]:
-        for source in value:
-            for text in [source] if isinstance(source, str) else source.parts:
-                try:
-                    reference = parse_reference(text)
-                except UsageError as error:
-                    raise ValueError(error.message) from None
-                if isinstance(reference, NameRef):
-                    raise ValueError(f"{text!r} is a name; expected hf:…, https:…, pypi:… or a path")  # noqa: TRY004
         return value
 
 
@@ -101,11 +82,6 @@ class _TemplateOverrideModel(Strict):
     template: str | None = None
     template_file: str | None = None
     reason: str
-
-    @field_validator("replaces_sha256")
-    @classmethod
-    def _check_sha256(cls, value: str) -> str:
-        return _sha256(value)
 
     @model_validator(mode="after")
     def _one_text(self) -> _TemplateOverrideModel:
@@ -127,7 +103,7 @@ class _OverridesModel(Strict):
 
 
 class _EntryModel(Strict):
-    kind: Kind = "chat"
+    kind: Literal["chat", "text", "embedding", "reranker", "projector", "adapter", "test"] = "chat"
     license: str = "unknown"
     upstream: str | None = None
     description: str = ""
@@ -144,6 +120,6 @@ class _EntryModel(Strict):
         return value
 
 
-class _RegistryModel(Strict):
+class RegistryModel(Strict):
     schema_: Literal["tea.registry/1"] = Field(alias="schema")
     models: dict[str, _EntryModel] = {}

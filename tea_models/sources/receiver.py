@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 from tea_models.disk.hashing import hash_range
 from tea_models.disk.regular import open_own
 from tea_models.files import Fetched
-from tea_models.progress import Progress, Silent
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +29,7 @@ def receive(
 
     The first `keep` bytes of the file are taken as they are; with fewer there, none.
     """
-    progress = progress or Silent()
+    progress = progress or Progress()
     digest, there = hashlib.sha256(), 0
     with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
         if 0 < keep <= os.fstat(writer.fileno()).st_size:

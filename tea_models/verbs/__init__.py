@@ -1,4 +1,1 @@
-"""What goes across several packages: pull, adopt, add, verify, remove and the doctor's check-up.
-
-These modules stand in a package of their own because `tea_models.pull` is the public function, not a module.
-"""
+"""What goes across several packages. A package, because `tea_models.pull` is the public function, not a module."""

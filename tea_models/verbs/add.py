@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -13,9 +11,9 @@ from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, public
 from tea_models.profile.header_facts import resolve_profile
-from tea_models.refs import FileRef, HubRef, quantization_of
-from tea_models.registry.entries import SCHEMA, read_entries
-from tea_models.sources import hub, resolve
+from tea_models.refs import FileRef, Reference, quantization_of
+from tea_models.registry.entries import NAME, SCHEMA, read_entries
+from tea_models.sources import resolve
 from tea_models.verbs.pull import measured
 from tea_models.yamlfile import load_yaml
 
@@ -25,28 +23,16 @@ if TYPE_CHECKING:
     from tea_models.caller import Caller
     from tea_models.settings import Settings
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}\Z")
 _KINDS = {"chat", "text", "embedding", "reranker", "projector", "adapter"}
 _NEW_FILE = f"schema: {SCHEMA}\nmodels: {{}}\n"
 
 
-@dataclass(frozen=True, slots=True)
-class AddedEntry:
-    """An entry that was written.
+class AddedEntry(NamedTuple):
+    """The one variant of an entry that was written, its text as it stands in the file, and what it pins."""
 
-    Attributes:
-        name: Its name.
-        variant: The name of its one variant.
-        file: The registry file.
-        text: The entry as it stands there.
-        artifact: What it pins.
-    """
-
-    name: str
     variant: str
-    file: Path
     text: str
-    artifact: Artifact
+    files: tuple[ModelFile, ...]
 
 
 def add_entry(
@@ -58,47 +44,56 @@ def add_entry(
     replace_existing: bool = False,
     license_: str | None = None,
 ) -> AddedEntry:
-    """Pin what a reference means now and write it into a registry file under a name.
+    """Pin what a reference means now and write it into a registry file (made if absent) under a name.
 
     Commit, size and hash come from the Hub's headers or the registry; where nobody states a hash, the model is pulled.
-
-    Args:
-        name: The new name: lower-case letters, digits, `.`, `_`, `-`.
-        reference: What it stands for.
-        file: The registry file; made if it is absent.
-        caller: Its settings name the store and the hosts; told about bytes as they arrive.
-        replace_existing: Replace an entry of this name in the file.
-        license_: The licence, if what the Hub and the file say is not wanted.
-
-    Raises:
-        UsageError: A name that can't be one, or is in the file already.
-        ConfigError: The file is no registry.
-        NotAvailableError: The reference can't be resolved from here.
     """
-    if not _NAME.match(name):
+    if not NAME.match(name):
         raise UsageError(f"{name!r} can't be a name: expected lower-case letters, digits, '.', '_' and '-'")
     before = _read(file)
-    edit = _Edit(before, str(file))
-    if edit.has(name) and not replace_existing:
+    old = load_yaml(before, str(file))
+    read_entries(old, str(file))  # refuses a file that is no registry before anything is fetched
+    _models_of(before, file)
+    models = (old.data or {}).get("models") or {}
+    if name in models and not replace_existing:
         raise UsageError(f"{file} has a model {name!r} already", hint="--replace writes it anew")
     artifact = measured(resolve(reference, caller), caller)
     variant, document = _document(artifact, file, caller.settings, license_)
     text = yaml.safe_dump({name: document}, sort_keys=False, allow_unicode=True, width=1 << 20)
-    after = edit.with_entry(name, text)
-    _check(before, after, file, name)
+    after = _with_entry(before, file, name, text)
+    # What is written must be a registry with everything that was there, and the new entry.
+    new = load_yaml(after, str(file))
+    read_entries(new, str(file))
+    if {key: value for key, value in new.data["models"].items() if key != name} != {
+        key: value for key, value in models.items() if key != name
+    }:
+        raise ConfigError("the entry can't be put in without changing others", file=str(file), hint="add it by hand")
     write_document(file, after)
-    return AddedEntry(name, variant, file, text, artifact)
+    return AddedEntry(variant, text, artifact.files)
 
 
 def _document(artifact: Artifact, file: Path, settings: Settings, license_: str | None) -> tuple[str, dict[str, Any]]:
     kind, quantization, header_license = _from_header(artifact, settings)
     variant = artifact.variant or quantization or quantization_of(artifact.files[0].filename) or "default"
-    document: dict[str, Any] = {
-        "kind": kind,
-        "license": license_ or artifact.license or _hub_license(artifact, settings) or header_license or "unknown",
-        "variants": {variant: {"files": [_file_document(item, file) for item in artifact.files]}},
-    }
-    return variant, document
+
+    def shown(reference: Reference) -> str:
+        """A file in the project is named relative to the registry, so that the project can be moved."""
+        if not isinstance(reference, FileRef):
+            return public(reference)
+        path, folder = reference.path.resolve(), file.parent.resolve()
+        return f"./{path.relative_to(folder)}" if path.is_relative_to(folder) else f"file:{path}"
+
+    files = [
+        {
+            "filename": item.filename,
+            "size": item.size,
+            "sha256": item.sha256,
+            "sources": [source.document(shown) for source in item.sources],
+        }
+        for item in artifact.files
+    ]
+    stated = license_ or artifact.license or header_license or "unknown"
+    return variant, {"kind": kind, "license": stated, "variants": {variant: {"files": files}}}
 
 
 def _from_header(artifact: Artifact, settings: Settings) -> tuple[str, str | None, str | None]:
@@ -111,76 +106,41 @@ def _from_header(artifact: Artifact, settings: Settings) -> tuple[str, str | Non
     return kind, profile.quantization.value, profile.license.value
 
 
-def _hub_license(artifact: Artifact, settings: Settings) -> str | None:
-    reference = artifact.files[0].sources[0].parts[0]
-    if not isinstance(reference, HubRef):
-        return None
-    try:
-        return hub.listing(reference, settings)[2]
-    except NotAvailableError:
-        return None
+def _models_of(text: str, file: Path) -> tuple[Any, Any] | None:
+    """The node of the key `models` and that of its value."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = next((pair for pair in root.value if pair[0].value == "models"), None) if root is not None else None
+    if found is not None and found[1].flow_style and found[1].value:
+        line = found[1].start_mark.line + 1
+        raise ConfigError("expected one entry a line, not {…}", file=str(file), line=line, key="models")
+    return found
 
 
-def _file_document(item: ModelFile, file: Path) -> dict[str, Any]:
-    sources: list[Any] = []
-    for source in item.sources:
-        parts = [_beside(part, file) if isinstance(part, FileRef) else public(part) for part in source.parts]
-        sources.append(parts[0] if len(parts) == 1 else {"parts": parts})
-    return {"filename": item.filename, "size": item.size, "sha256": item.sha256, "sources": sources}
+def _with_entry(text: str, file: Path, name: str, entry: str) -> str:
+    """The text of a registry with the entry added, or put in the place of the one of that name."""
+    lines = text.splitlines(keepends=True)
+    newline = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += newline
 
+    def indented(columns: int) -> list[str]:
+        return [" " * columns + line + newline for line in entry.splitlines()]
 
-def _beside(reference: FileRef, file: Path) -> str:
-    """A file in the project is named relative to the registry, so that the project can be moved."""
-    path, folder = reference.path.resolve(), file.parent.resolve()
-    return f"./{path.relative_to(folder)}" if path.is_relative_to(folder) else f"file:{path}"
-
-
-class _Edit:
-    """Where in the text of a registry file an entry begins, ends, or can be put."""
-
-    def __init__(self, text: str, file: str) -> None:
-        document = load_yaml(text, file)
-        read_entries(document, file)  # refuses a file that is no registry before anything is fetched
-        self.text = text
-        self.lines = text.splitlines(keepends=True)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        found = [pair for pair in root.value if pair[0].value == "models"] if root is not None else []
-        self.key: Any = found[0][0] if found else None
-        self.models: Any = found[0][1] if found else None
-        if self.models is not None and self.models.flow_style and self.models.value:
-            line = self.models.start_mark.line + 1
-            raise ConfigError("expected one entry a line, not {…}", file=file, line=line, key="models")
-
-    def has(self, name: str) -> bool:
-        """Whether there is an entry of that name."""
-        return self._entry(name) is not None
-
-    def with_entry(self, name: str, text: str) -> str:
-        """The file with the entry added, or put in the place of the one of that name."""
-        lines = list(self.lines)
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] += "\n"
-        newline = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
-        entry = self._entry(name)
-        if entry is not None:
-            start, end = entry[0].start_mark.line, _last_line(entry[1]) + 1
-            lines[start:end] = _indented(text, entry[0].start_mark.column, newline)
-        elif self.models is None or self.key is None:
-            lines += ["models:" + newline, *_indented(text, 2, newline)]
-        elif not self.models.value:
-            at = self.key.start_mark.line
-            lines[at : _last_line(self.models) + 1] = ["models:" + newline, *_indented(text, 2, newline)]
-        else:
-            at = _last_line(self.models) + 1
-            while not lines[at - 1].strip():  # a block scalar ends after its blank lines
-                at -= 1
-            lines[at:at] = _indented(text, self.models.value[0][0].start_mark.column, newline)
-        return "".join(lines)
-
-    def _entry(self, name: str) -> tuple[Any, Any] | None:
-        if self.models is None or not isinstance(self.models.value, list):
-            return None
-        return next(((key, value) for key, value in self.models.value if key.value == name), None)
+    models = _models_of(text, file)
+    if models is None:
+        lines += ["models:" + newline, *indented(2)]
+    elif not models[1].value:
+        lines[models[0].start_mark.line : _last_line(models[1]) + 1] = ["models:" + newline, *indented(2)]
+    else:
+        start = end = _last_line(models[1]) + 1
+        column = models[1].value[0][0].start_mark.column
+        for key, value in models[1].value:
+            if key.value == name:
+                start, end = key.start_mark.line, _last_line(value) + 1
+        while start == end and not lines[start - 1].strip():  # a block scalar ends after its blank lines
+            start = end = start - 1
+        lines[start:end] = indented(column)
+    return "".join(lines)
 
 
 def _last_line(node: Any) -> int:
@@ -190,20 +150,6 @@ def _last_line(node: Any) -> int:
         return max(_last_line(last[0]), _last_line(last[1])) if isinstance(last, tuple) else _last_line(last)
     mark = node.end_mark
     return mark.line - 1 if mark.column == 0 and mark.line > node.start_mark.line else int(mark.line)
-
-
-def _indented(text: str, columns: int, newline: str) -> list[str]:
-    return [" " * columns + line + newline for line in text.splitlines()]
-
-
-def _check(before: str, after: str, file: Path, name: str) -> None:
-    """What was written must be a registry with everything that was there, and the new entry."""
-    old, new = load_yaml(before, str(file)), load_yaml(after, str(file))
-    read_entries(new, str(file))
-    rest = {key: value for key, value in new.data["models"].items() if key != name}
-    kept = {key: value for key, value in ((old.data or {}).get("models") or {}).items() if key != name}
-    if rest != kept:
-        raise ConfigError("the entry can't be put in without changing others", file=str(file), hint="add it by hand")
 
 
 def _read(file: Path) -> str:

@@ -1,13 +1,12 @@
 """Adopting: GGUF files that another tool has on this machine are checked and linked in, not fetched again.
 
-A file enters the store by a hard link; where that is impossible, by a copy that shares its blocks; only at last by a
-real copy (`Store.link_in`). A symbolic link would make the store depend on a file that its owner may remove. The other
-tool's files are only ever read: the store never writes in place, so a shared inode is safe.
+The other tool's files are only ever read: the store never writes in place, so a shared inode is safe.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,173 +26,123 @@ from tea_models.profile.stored import write_profile
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.store import Record, Store, stamp_of
-from tea_models.store.other_tools import Found, find_all, find_by_sha256, folder_files, named_by
+from tea_models.store.other_tools import Found, find_all, find_by_sha256, named_by
 from tea_models.verbs.pull import PullResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tea_models.caller import Caller
+    from tea_models.progress import Progress
     from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that can be adopted, with what its header says.
-
-    Attributes:
-        found: The file.
-        architecture: From the header, or "".
-        quantization: From its file type, or "".
-        title: The model's own name, or "".
-        problem: Why it can't be used, or "".
-        model: The registry's name for exactly these bytes (as far as the other tool's bookkeeping is right), or "".
-        installed: The store has it already: the same inode, or a file recorded with that hash.
-    """
+    """A file of another tool, with what its header says, or why it can't be used; `model` is the registry's name."""
 
     found: Found
-    architecture: str = ""
-    quantization: str = ""
-    title: str = ""
-    problem: str = ""
-    model: str = ""
+    architecture: str | None = None
+    quantization: str | None = None
+    title: str | None = None
+    problem: str | None = None
+    model: str | None = None
     installed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A flat document."""
-        return {
-            "name": self.found.name,
-            "tool": self.found.tool,
-            "path": str(self.found.path),
-            "size": self.found.size,
-            "sha256": self.found.sha256,
-            "architecture": self.architecture or None,
-            "quantization": self.quantization or None,
-            "title": self.title or None,
-            "model": self.model or None,
-            "installed": self.installed,
-            "problem": self.problem or None,
-        }
+        found = {key: getattr(self.found, key) for key in ("name", "tool", "path", "size", "sha256")}
+        return found | {item.name: getattr(self, item.name) for item in fields(self) if item.name != "found"}
 
 
-def candidates(settings: Settings, *, folders: Sequence[Path] = ()) -> list[Candidate]:
-    """What other tools have.
-
-    Args:
-        settings: Its `environ` says where the tools keep their files.
-        folders: Further folders to look into.
-    """
+def candidates(settings: Settings) -> list[Candidate]:
+    """What other tools have; `settings.environ` says where they keep their files."""
     registry = Registry.load(settings)
     store = Store.of(settings)
     records = store.records()
     hashes = {record.sha256 for record in records}
     inodes = {_identity(store.root / record.file) for record in records} - {None}
     result = []
-    for found in _everything(settings, folders):
-        if found.path.is_relative_to(store.root.resolve()):
-            continue
-        described = _described(found)
-        known = registry.by_sha256(found.sha256) if found.sha256 else None
-        installed = found.sha256 in hashes or _identity(found.path) in inodes
-        model = f"{known[0].name}:{known[1].name}" if known else ""
-        result.append(Candidate(found, **described, model=model, installed=installed))
+    for found in find_all(settings.environ):
+        if not found.path.is_relative_to(store.root.resolve()):
+            known = registry.by_sha256(found.sha256) if found.sha256 else None
+            installed = found.sha256 in hashes or _identity(found.path) in inodes
+            model = f"{known[0].name}:{known[1].name}" if known else None
+            result.append(Candidate(found, **_described(found), model=model, installed=installed))
     return result
 
 
-def adopt(names: Sequence[str], caller: Caller, *, folders: Sequence[Path] = ()) -> list[PullResult]:
+def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
     """Verify files of other tools and link them into the store.
 
-    A file whose bytes are wrong does not keep the others out: they are adopted, and the error comes last.
-
-    Args:
-        names: For each model a path, a name that `candidates` shows, a name of the registry, or a SHA-256.
-        caller: Its settings say where the store and the tools are; told about bytes hashed.
-        folders: Further folders to look into.
-
-    Raises:
-        MissingFileError: No tool has such a file.
-        UsageError: Several different files could be meant.
-        ChecksumMismatchError: The bytes are not those that the other tool's bookkeeping, or the registry, says.
-        MalformedGGUFError: It is not a GGUF file.
+    A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
+    does not keep the others out: they are adopted, and the error comes last.
     """
     registry = Registry.load(caller.settings)
-    job = _Adoption(caller, registry)
     results: list[PullResult] = []
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            shards = job.take(name, _chosen(name, caller.settings, registry, folders))
+            shards = _take(name, _chosen(name, caller.settings, registry), caller, registry)
         except IntegrityError as error:
             broken.append(error)
             continue
         write_profile(shards[0].path, caller)
         results += shards
     if broken:
-        for result in results:
-            caller.note(f"{result.name}: {result.status}")
-        for further in broken[1:]:
-            caller.note(further.message)
+        for text in [f"{result.name}: {result.status}" for result in results] + [e.message for e in broken[1:]]:
+            caller.note(text)
         raise broken[0]
     return results
 
 
-class _Adoption:
-    """What `adopt` does to the files of one model."""
-
-    def __init__(self, caller: Caller, registry: Registry) -> None:
-        self._progress, self._registry = caller.progress, registry
-        self._store = Store.of(caller.settings)
-
-    def take(self, name: str, chosen: Sequence[tuple[Found, str | None]]) -> list[PullResult]:
-        """Check every file of a model, and only then give each a name in one folder."""
-        checked = [self._checked(found, expected) for found, expected in chosen]
-        files = [ModelFile(record.file, record.size, record.sha256, ()) for _, record, _ in checked]
-        present = self._store.paths_of(files)
-        if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
-            results = zip(present, checked, strict=True)
-            return [PullResult.of(name, record, path, "present") for path, (_, record, _) in results]
-        for file in files:
-            self._store.set_aside_broken(file)
-        tool = chosen[0][0].tool.lower().replace(" ", "-")
-        folder = self._store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
-        return [self._link(name, folder, *each) for each in checked]
-
-    def _link(self, name: str, folder: Path, found: Found, record: Record, seen: tuple[int, ...]) -> PullResult:
+def _take(name: str, chosen: Sequence[Found], caller: Caller, registry: Registry) -> list[PullResult]:
+    """Check every file of a model, and only then give each a name in one folder."""
+    store = Store.of(caller.settings)
+    stamps = [stamp_of(found.path.stat()) for found in chosen]  # before they are read
+    records = [_checked(found, caller.progress, registry) for found in chosen]
+    files = [ModelFile(record.file, record.size, record.sha256, ()) for record in records]
+    present = store.paths_of(files)
+    if present is not None and all(path.name == file.filename for path, file in zip(present, files, strict=True)):
+        return [PullResult.of(name, record, path, "present") for path, record in zip(present, records, strict=True)]
+    for file in files:
+        store.set_aside_broken(file)
+    tool = chosen[0].tool.lower().replace(" ", "-")
+    folder = store.folder_for(files, [tool, f"{tool}/{str(files[0].sha256)[:12]}"])
+    results = []
+    for found, record, stamp in zip(chosen, records, stamps, strict=True):
         target = folder / record.file
-        known = self._store.record_of(target)
-        if known is not None and known.sha256 == record.sha256 and self._store.intact(known):
-            return PullResult.of(name, known, target, "present")
-        self._store.link_in(found.path, target, record, seen)
-        return PullResult.of(name, record, target, "adopted")
+        known = store.record_of(target)
+        if known is not None and known.sha256 == record.sha256 and store.intact(known):
+            results.append(PullResult.of(name, known, target, "present"))
+        else:
+            store.link_in(found.path, target, record, stamp)
+            results.append(PullResult.of(name, record, target, "adopted"))
+    return results
 
-    def _checked(self, found: Found, expected: str | None) -> tuple[Found, Record, tuple[int, ...]]:
-        """What is to be recorded of a file, and its stamp before it was hashed."""
-        with FileSource(found.path) as source:
-            read_header(source)  # nothing that is not GGUF gets in
-        seen = stamp_of(found.path.stat())
-        self._progress.start(f"verifying {found.filename}", found.size, 0)
-        try:
-            sha256 = sha256_file(found.path, self._progress.advance)
-        finally:
-            self._progress.finish()
-        pin = expected or found.sha256
-        if pin is not None and sha256 != pin:
-            raise _broken_copy(found.path, pin, sha256, found.tool)
-        known = self._registry.by_sha256(sha256)
-        filename = found.filename
-        if known is not None:
-            filename = next(file.filename for file in known[1].files if file.sha256 == sha256)
-        record = Record(
-            file=filename,
-            size=found.size,
-            sha256=sha256,
-            model=f"{known[0].name}:{known[1].name}" if known else found.name,
-            source=found.name,
-            revision=found.revision,
-            license=known[0].license if known else None,
-            pinned=pin is not None or known is not None,
-        )
-        return found, record, seen
+
+def _checked(found: Found, progress: Progress, registry: Registry) -> Record:
+    """What is to be recorded of a file that has the bytes that it should."""
+    with FileSource(found.path) as source:
+        read_header(source)  # nothing that is not GGUF gets in
+    progress.start(f"verifying {found.filename}", found.size, 0)
+    try:
+        sha256 = sha256_file(found.path, progress.advance)
+    finally:
+        progress.finish()
+    if found.sha256 not in (None, sha256):
+        raise _broken_copy(found.path, str(found.sha256), sha256, found.tool)
+    known = registry.by_sha256(sha256)
+    return Record(
+        file=next(file.filename for file in known[1].files if file.sha256 == sha256) if known else found.filename,
+        size=found.size,
+        sha256=sha256,
+        model=f"{known[0].name}:{known[1].name}" if known else found.name,
+        source=found.name,
+        revision=found.revision,
+        license=known[0].license if known else None,
+        pinned=found.sha256 is not None or known is not None,
+    )
 
 
 def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumMismatchError:
@@ -201,35 +150,27 @@ def _broken_copy(path: Path, expected: str, actual: str, tool: str) -> ChecksumM
     return ChecksumMismatchError(str(path), expected=expected, actual=actual, hint=hint)
 
 
-def _chosen(
-    name: str, settings: Settings, registry: Registry, folders: Sequence[Path]
-) -> list[tuple[Found, str | None]]:
-    """The files that a name means, each with its pin."""
+def _chosen(name: str, settings: Settings, registry: Registry) -> list[Found]:
+    """The files that a name means; those of the registry have its hash."""
     path = Path(name.removeprefix("file:"))
     if path.is_file():
-        return [(_beside(path, shard), None) for shard in shard_names(path.name)]
+        return [_beside(path, shard) for shard in shard_names(path.name)]
     if path.exists() and "/" in name:
-        hint = f"tea-models adopt --folder {name} looks into it" if path.is_dir() else ""
-        raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}", hint=hint)
-    every = _everything(settings, folders)
+        raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}")
+    every = find_all(settings.environ)
     matching = [found for found in every if name in (found.name, found.name.partition("@")[0], found.sha256)]
-    if not matching:
-        matching = [found for found in every if found.filename == name]
+    matching = matching or [found for found in every if found.filename == name]
     if matching:
         if len({(found.size, found.sha256 or str(found.path)) for found in matching}) > 1:
             shown = ", ".join(sorted(found.name for found in matching)[:5])
             raise UsageError(f"{name}: several files could be meant: {shown}", hint="give the path of one")
-        return [(shard, None) for shard in _all_shards(matching[0], every)]
-    try:
+        return _all_shards(matching[0], every)
+    with contextlib.suppress(UnknownModelError):
         reference = parse_reference(name)
-        variant = registry.find(reference)[1] if isinstance(reference, NameRef) else None
-    except UnknownModelError:
-        variant = None
-    if variant is None:
-        raise MissingFileError(
-            f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is"
-        )
-    return [(_pinned(name, file, every, settings), file.sha256) for file in variant.files]
+        if isinstance(reference, NameRef):
+            return [_pinned(name, file, every, settings) for file in registry.find(reference)[1].files]
+    hint = "`tea-models adopt` shows what there is"
+    raise MissingFileError(f"no other tool on this machine has {name!r}", hint=hint)
 
 
 def _beside(path: Path, shard: str) -> Found:
@@ -250,10 +191,8 @@ def _pinned(name: str, file: ModelFile, every: list[Found], settings: Settings) 
         hint = f"tea-models pull {name}"
         raise MissingFileError(f"{name}: no other tool on this machine has {file.filename}", hint=hint)
     real = match[0].resolve()
-    owner = next((found for found in every if found.path == real), None)
-    tool, label = (owner.tool, owner.name) if owner else ("folder", f"file:{real}")
-    revision = owner.revision if owner else None
-    return Found(tool, label, file.filename, real, real.stat().st_size, file.sha256, revision)
+    owner = next((found for found in every if found.path == real), None) or _beside(real, real.name)
+    return replace(owner, filename=file.filename, sha256=sha256)
 
 
 def _all_shards(found: Found, every: list[Found]) -> list[Found]:
@@ -266,10 +205,6 @@ def _all_shards(found: Found, every: list[Found]) -> list[Found]:
             raise MissingFileError(f"{found.tool} has no {part}, which {found.filename} needs", hint="pull the model")
         shards.append(by_name[name])
     return shards
-
-
-def _everything(settings: Settings, folders: Sequence[Path]) -> list[Found]:
-    return find_all(settings.environ) + [found for folder in folders for found in folder_files(folder)]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -287,9 +222,7 @@ def _described(found: Found) -> Mapping[str, Any]:
     except TeaModelsError as error:
         return {"problem": error.message}
     file_type = header.metadata.get("general.file_type")
-    texts = {key: header.metadata.get(f"general.{key}") for key in ("architecture", "name")}
-    return {
-        "architecture": texts["architecture"] if isinstance(texts["architecture"], str) else "",
-        "title": texts["name"] if isinstance(texts["name"], str) else "",
-        "quantization": (file_type_name(file_type) if isinstance(file_type, int) else None) or "",
-    }
+    texts = [header.metadata.get(f"general.{key}") for key in ("architecture", "name")]
+    architecture, title = (text if isinstance(text, str) else None for text in texts)
+    quantization = file_type_name(file_type) if isinstance(file_type, int) else None
+    return {"architecture": architecture, "title": title, "quantization": quantization}

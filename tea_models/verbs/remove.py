@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tea_models.errors import MissingFileError
 from tea_models.sources.locate import locate
@@ -19,45 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A file that is gone.
-
-    Attributes:
-        name: The reference it was named by.
-        path: Where it lay.
-        freed: Bytes that are free now; 0 where another link to them stays.
-    """
+    """A file that is gone, and the bytes that are free now: 0 where another link to them stays."""
 
     name: str
     path: Path
     freed: int
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self) | {"path": str(self.path)}
-
 
 def remove(names: Sequence[str], caller: Caller) -> list[Removed]:
-    """Remove models from the store. Nothing is removed unless every name is found.
-
-    Args:
-        names: References, or file names in the store.
-        caller: Its settings say where the store is.
-
-    Raises:
-        MissingFileError: A name is not in the store, or means a file outside it.
-    """
+    """Remove models from the store, by reference or file name. Nothing is removed unless every name is found in it."""
     store = Store.of(caller.settings)
-    found: list[tuple[str, Path]] = []
+    found: dict[Path, str] = {}
     for name in names:
-        for named in _paths(name, caller):
-            path = store.own(named)
+        for path in map(store.own, _paths(name, caller)):
             if not store.contains(path):
                 raise MissingFileError(f"{path} is not in the store ({store.root})", hint="remove it yourself")
             if not os.path.lexists(path):
                 raise MissingFileError(f"{path}: no such file")
-            if all(path != other for _, other in found):
-                found.append((name, path))
-    return [Removed(name, path, store.remove(path)) for name, path in found]
+            found.setdefault(path, name)
+    return [Removed(name, path, store.remove(path)) for path, name in found.items()]
 
 
 def _paths(name: str, caller: Caller) -> list[Path]:

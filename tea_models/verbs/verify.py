@@ -1,16 +1,14 @@
-"""`verify`: hash what is installed again, and check that it is GGUF and that the engine can load it.
-
-Nothing that was remembered is believed here: every byte is read. With `repair`, only what is broken is fetched again.
-"""
+"""`verify`: read every byte of what is installed again, and check that it is GGUF and that the engine can load it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
-from tea_models.errors import MalformedGGUFError, MissingFileError, NotAvailableError, UsageError
+from tea_models.errors import MalformedGGUFError, MissingFileError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
 from tea_models.gguf.loadable import is_loaded
@@ -19,7 +17,7 @@ from tea_models.registry.entries import Registry
 from tea_models.sources import resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import HIDDEN, Record, Store
-from tea_models.verbs.pull import pull_artifacts
+from tea_models.verbs.pull import PullResult, pull_artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,23 +32,15 @@ Status = Literal["ok", "corrupt", "missing", "unpinned"]
 class VerifyResult:
     """One file and what was found.
 
-    Attributes:
-        name: The reference it was asked or pulled by.
-        path: Where it lies, or should lie.
-        status: `ok`; `corrupt` (other bytes than expected, or not GGUF); `missing`; `unpinned` (nothing says what its
-            hash should be, other than the file itself when it was first seen).
-        expected_sha256: The pinned hash, or the one recorded at first use, or None.
-        actual_sha256: Of the bytes that are there, or None if there are none.
-        loadable: Whether the engine can load it; None if that was not looked at.
-        problems: Why it is corrupt or not loadable.
-        repaired: It was broken and has been fetched again.
+    `corrupt` means other bytes than expected, or not GGUF; `unpinned` that nothing says what the hash should be other
+    than the file itself when it was first seen. `loadable` is None where that was not looked at.
     """
 
     name: str
     path: Path
     status: Status
     expected_sha256: str | None
-    actual_sha256: str | None
+    actual_sha256: str | None = None
     loadable: bool | None = None
     problems: tuple[str, ...] = ()
     repaired: bool = False
@@ -60,39 +50,20 @@ class VerifyResult:
         """Whether the file can't be used as it is, though it is there."""
         return self.status == "corrupt" or self.loadable is False
 
-    def to_json(self) -> dict[str, Any]:
-        """The contract's keys, and more."""
-        return asdict(self) | {"path": str(self.path), "problems": list(self.problems)}
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(NamedTuple):
     """A file to look at; `pinned` tells a pin from a hash that was recorded at first use."""
 
     name: str
     path: Path
-    expected: str | None
-    pinned: bool
+    expected: str | None = None
+    pinned: bool = False
     file: ModelFile | None = None
     artifact: Artifact | None = None
 
 
 def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False) -> list[VerifyResult]:
-    """Hash models again.
-
-    Args:
-        names: References or paths of GGUF files; None for everything in the store.
-        caller: Its settings say where the store is; told about bytes read, and of downloads.
-        repair: Fetch again what is corrupt or missing.
-
-    Returns:
-        A result for each file, in the order of the names, or by path.
-
-    Raises:
-        UsageError: A name is no reference.
-        UnknownModelError: A name is not in the registry.
-        NotAvailableError, IntegrityError: With `repair`, a file could not be fetched.
-    """
+    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path."""
     store = Store.of(caller.settings)
     registry = Registry.load(caller.settings)
     if names is None:
@@ -100,89 +71,79 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
     else:
         targets = [target for name in names for target in _named_targets(name, store, registry, caller)]
     results = _check(targets, registry, caller)
-    if not repair:
-        return results
-    return [
-        _repair(target, result, store, caller) if result.status in ("corrupt", "missing") else result
-        for target, result in zip(targets, results, strict=True)
-    ]
+    for index, (target, result) in enumerate(zip(targets, results, strict=True)):
+        if repair and result.status in ("corrupt", "missing"):
+            pulled = _fetched_again(target, result, store, caller)
+            if pulled is not None:
+                again = target._replace(path=pulled.path, expected=target.expected or pulled.sha256)
+                results[index] = replace(_check([again], registry, caller)[0], repaired=True)
+    return results
 
 
 def _all_targets(store: Store, registry: Registry) -> list[_Target]:
     targets = {store.root / record.file: _recorded(record, store, registry) for record in store.records()}
-    if store.root.is_dir():
-        for path in sorted(store.root.rglob("*.gguf")):
-            if path not in targets and HIDDEN not in path.relative_to(store.root).parts:
-                targets[path] = _Target(path.name, path, None, pinned=False)
+    for path in store.root.rglob("*.gguf"):
+        if path not in targets and HIDDEN not in path.relative_to(store.root).parts:
+            targets[path] = _Target(path.name, path)
     return [targets[path] for path in sorted(targets)]
 
 
 def _recorded(record: Record, store: Store, registry: Registry) -> _Target:
-    known = registry.by_sha256(record.sha256)
+    """With where the bytes can be had again: all sources of the registry, or the one they came from."""
     path = store.root / record.file
-    file, artifact = _fetchable(record, registry)
-    return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
-
-
-def _fetchable(record: Record, registry: Registry) -> tuple[ModelFile | None, Artifact | None]:
-    """Where the recorded bytes can be had again: all sources of the registry, or the one they came from."""
     known = registry.by_sha256(record.sha256)
+    file = artifact = None
     if known is not None:
         artifact = known[0].artifact(known[1], record.model)
-        return next(file for file in artifact.files if file.sha256 == record.sha256), artifact
-    try:
-        file = record.as_file()
-    except UsageError:
-        return None, None  # nothing that could be asked
-    return file, Artifact(record.model, record.model, None, (file,), record.license)
+        file = next(file for file in artifact.files if file.sha256 == record.sha256)
+    else:
+        with contextlib.suppress(UsageError):  # nothing that could be asked
+            file = record.as_file()
+            artifact = Artifact(record.model, record.model, None, (file,), record.license)
+    return _Target(record.model, path, record.sha256, record.pinned or known is not None, file, artifact)
 
 
 def _named_targets(name: str, store: Store, registry: Registry, caller: Caller) -> list[_Target]:
     reference = parse_reference(name)
     if isinstance(reference, FileRef):
-        return [_path_target(name, path, store, registry) for path in _shards(reference.path, store)]
+        path = reference.path
+        if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
+            path = store.root / path.name  # a bare name may also be that of a file in the store
+        shards = [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
+        records = [(shard, store.record_of(shard.absolute())) for shard in shards]
+        return [
+            _recorded(record, store, registry)._replace(name=name) if record is not None else _Target(name, shard)
+            for shard, record in records
+        ]
     artifact = locked_artifact(name, caller)
     if artifact is None and isinstance(reference, NameRef):
         artifact = resolve(name, caller, registry)
     elif artifact is None:
         artifact = recorded_artifact(name, caller.settings)
     if artifact is None:
-        return [_Target(public(name), store.root / base_name(name), None, pinned=False)]
+        return [_Target(public(name), store.root / base_name(name))]
     return [_file_target(name, file, artifact, store) for file in artifact.files]
-
-
-def _shards(path: Path, store: Store) -> list[Path]:
-    if not path.exists() and path.name == str(path) and (store.root / path.name).is_file():
-        path = store.root / path.name  # a bare name may also be that of a file in the store
-    return [path.with_name(part) for part in shard_names(path.name)] if path.name else [path]
-
-
-def _path_target(name: str, path: Path, store: Store, registry: Registry) -> _Target:
-    record = store.record_of(path.absolute())
-    if record is not None:
-        return replace(_recorded(record, store, registry), name=name)
-    return _Target(name, path, None, pinned=False)
 
 
 def _file_target(name: str, file: ModelFile, artifact: Artifact, store: Store) -> _Target:
     records = [record for record in store.records() if record.means(file)]
-    records.sort(key=lambda record: record.filename != file.filename)
     if records:
-        record = records[0]
+        record = min(records, key=lambda record: record.filename != file.filename)
         pinned = file.sha256 is not None or record.pinned
         return _Target(name, store.root / record.file, record.sha256, pinned, file, artifact)
     path = store.root / file.filename
-    other = store.record_of(path)
-    if other is not None:  # the plain name belongs to another version; this one is not here
+    if store.record_of(path) is not None:  # the plain name belongs to another version; this one is not here
         path = store.hidden / "absent" / file.filename
     return _Target(name, path, file.sha256, file.sha256 is not None, file, artifact)
 
 
 def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[VerifyResult]:
-    sizes = {target.path: target.path.stat().st_size for target in targets if _is_file(target.path)}
-    paths = sorted(sizes)
+    paths = sorted({target.path for target in targets if target.path.exists()})
+    for path in paths:
+        if not path.is_file():
+            FileSource(path).close()  # says what it is instead
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-    caller.progress.start(f"verifying {what}", sum(sizes.values()), 0)
+    caller.progress.start(f"verifying {what}", sum(path.stat().st_size for path in paths), 0)
     try:
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
     finally:
@@ -191,44 +152,27 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
     return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
 
-def _is_file(path: Path) -> bool:
-    if not path.exists():
-        return False
-    if not path.is_file():
-        FileSource(path).close()  # says what it is instead
-    return True
-
-
 def _judge(target: _Target, digest: str | Exception | None, registry: Registry, loader: DryLoader) -> VerifyResult:
+    name, path, expected, pinned = target[:4]
     if digest is None:
-        return VerifyResult(target.name, target.path, "missing", target.expected, None)
+        return VerifyResult(name, path, "missing", expected)
     if isinstance(digest, Exception):
-        why = getattr(digest, "strerror", None) or str(digest)
-        return VerifyResult(
-            target.name, target.path, "corrupt", target.expected, None, None, (f"can't be read: {why}",)
-        )
+        why = f"can't be read: {getattr(digest, 'strerror', None) or digest}"
+        return VerifyResult(name, path, "corrupt", expected, problems=(why,))
     known = registry.by_sha256(digest) is not None
-    expected = target.expected or (digest if known else None)
+    expected = expected or (digest if known else None)
     if expected is not None and digest != expected:
-        why = (
-            "its bytes are not those that were pinned" if target.pinned else "its bytes changed since it was first seen"
-        )
-        return VerifyResult(target.name, target.path, "corrupt", expected, digest, None, (why,))
-    status: Status = "ok" if target.pinned or known else "unpinned"
+        why = f"its bytes {'are not those that were pinned' if pinned else 'changed since it was first seen'}"
+        return VerifyResult(name, path, "corrupt", expected, digest, problems=(why,))
     try:
-        problems = _loading_problems(target.path, loader)
+        problems = _loading_problems(path, loader)
     except MalformedGGUFError as error:
-        return VerifyResult(target.name, target.path, "corrupt", expected, digest, False, (error.message,))
-    return VerifyResult(target.name, target.path, status, expected, digest, not problems, problems)
+        return VerifyResult(name, path, "corrupt", expected, digest, False, (error.message,))
+    return VerifyResult(name, path, "ok" if pinned or known else "unpinned", expected, digest, not problems, problems)
 
 
 def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
-    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads.
-
-    Raises:
-        MalformedGGUFError: The file is not legal.
-        NotAvailableError: It can't be read.
-    """
+    """Why the engine must not be given a file that is legal by the specification, or refuses it; empty if it loads."""
     with FileSource(path) as source:
         header = read_header(source)
         first = shard_names(path.name)[0]
@@ -240,36 +184,19 @@ def _loading_problems(path: Path, loader: DryLoader) -> tuple[str, ...]:
     return (refusal.reason,) if refusal else ()
 
 
-def _set_aside(store: Store, path: Path) -> Path:
-    """Take broken bytes from their name, but remember what should be there, for when this repair fails."""
-    record = store.record_of(path)
-    aside = store.set_aside(path)
-    if record is not None:
-        store.write_record(record)
-    return aside
-
-
-def _repair(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> VerifyResult:
+def _fetched_again(target: _Target, result: VerifyResult, store: Store, caller: Caller) -> PullResult | None:
+    """The file anew, or None where a corrupt one stays because nothing says where to get it."""
     if target.file is None or target.artifact is None:
         if result.status == "missing":
             raise MissingFileError(f"{target.path}: no such file, and nothing says where to get it", hint="pull it")
-        return result
-    aside = _set_aside(store, target.path) if result.status == "corrupt" and store.contains(target.path) else None
-    only = replace(target.artifact, files=(target.file,))
-    (pulled,) = pull_artifacts([only], caller)
+        return None
+    aside = None
+    if result.status == "corrupt" and store.contains(target.path):
+        record = store.record_of(target.path)
+        aside = store.set_aside(target.path)
+        if record is not None:
+            store.write_record(record)  # what should be there, for when this repair fails
+    (pulled,) = pull_artifacts([replace(target.artifact, files=(target.file,))], caller)
     if aside is not None:
         aside.unlink(missing_ok=True)
-    try:
-        problems = _loading_problems(pulled.path, DryLoader(caller.settings))
-    except (MalformedGGUFError, NotAvailableError) as error:
-        problems = (error.message,)
-    return VerifyResult(
-        name=target.name,
-        path=pulled.path,
-        status="ok" if target.pinned else "unpinned",
-        expected_sha256=target.expected or pulled.sha256,
-        actual_sha256=pulled.sha256,
-        loadable=not problems,
-        problems=problems,
-        repaired=True,
-    )
+    return pulled

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.cli.output import shortened, table
+from tea_models.cli.output import one_line, table
 from tea_models.errors import UsageError
 from tea_runtime.call import cosine
 from tea_runtime.cli.models import model_options, opened
@@ -46,6 +46,6 @@ def _shown(texts: list[str], vectors: list[list[float]]) -> str:
     rows = []
     for text, vector in zip(texts, vectors, strict=True):
         start = ", ".join(f"{value:.3f}" for value in vector[:4])
-        shown = shortened(" ".join(text.split()), 40)
+        shown = one_line(" ".join(text.split()), 40)
         rows.append([shown, str(len(vector)), f"{cosine(vectors[0], vector):.3f}", f"[{start}, …]"])
     return table(rows, header=["text", "dimensions", "similarity", "vector"], right=frozenset({1, 2}))
