@@ -7,15 +7,9 @@ from typing import Any
 
 NOON = [2026, 6, 15, 12, 0, 0, 0]
 EARLY, LATE = [2001, 2, 3, 4, 5, 6, 0], [2037, 11, 28, 19, 48, 57, 0]
-SYSTEM, USER, REPLY, USER2, REPLY2, RESULT = (
-    "ProbeSystemText",
-    "ProbeUserText",
-    "ProbeReplyText",
-    "ProbeSecondUserText",
-    "ProbeSecondReplyText",
-    "ProbeResultText",
-)
-TOOL, KEY, VALUE = "probe_tool", "probe_key", "probe_value"
+SYSTEM, USER, REPLY = "ProbeSystemText", "ProbeUserText", "ProbeReplyText"
+USER2, REPLY2 = "ProbeSecondUserText", "ProbeSecondReplyText"
+TOOL, KEY = "probe_tool", "probe_key"
 
 TOOLS = [
     {
@@ -41,16 +35,6 @@ def reply(text: str = REPLY) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def call(arguments: Any) -> dict[str, Any]:
-    function = {"name": TOOL, "arguments": arguments}
-    return {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"id": "probe0001", "type": "function", "function": function}],
-    }
-
-
-RESULT_MESSAGE = {"role": "tool", "name": TOOL, "tool_call_id": "probe0001", "content": RESULT}
 SYSTEM_MESSAGE = {"role": "system", "content": SYSTEM}
 
 Spec = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -59,10 +43,8 @@ Spec = tuple[list[dict[str, Any]], dict[str, Any]]
 def probes() -> dict[str, Spec]:
     # name → messages and what differs from the defaults
     talk = [user(), reply(), user(USER2), reply(REPLY2)]
-    turns = [user(), call({KEY: VALUE}), RESULT_MESSAGE]
     return {
         "user": ([user()], {}),
-        "user-open": ([user()], {"add_generation_prompt": False}),
         "system": ([SYSTEM_MESSAGE, user()], {}),
         "talk": (talk, {"add_generation_prompt": False}),
         "turn": ([user(), reply()], {"add_generation_prompt": False}),
@@ -70,8 +52,6 @@ def probes() -> dict[str, Spec]:
         "tools": ([user()], {"tools": TOOLS}),
         "tools-system": ([SYSTEM_MESSAGE, user()], {"tools": TOOLS}),
         "tools-in-message": ([SYSTEM_MESSAGE | {"tools": json.dumps(TOOLS)}, user()], {}),
-        "calls": (turns, {"tools": TOOLS}),
-        "calls-text": ([user(), call(json.dumps({KEY: VALUE})), RESULT_MESSAGE], {"tools": TOOLS}),
         "two-users": ([user(), user(USER2)], {}),
         "parts": ([{"role": "user", "content": [{"type": "text", "text": USER}]}], {}),
         "clock": ([user()], {"now": "format"}),

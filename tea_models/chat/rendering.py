@@ -20,12 +20,10 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Segment(NamedTuple):
-    """A stretch of a rendered prompt.
+    """A stretch of a rendered prompt, and who wrote it.
 
-    Attributes:
-        text: The text.
-        origin: Who wrote it: the `template` (its own texts, BOS, EOS and known roles), the `data` it was given, or
-            `unknown` where the template used an operation that is not followed.
+    That is the `template` (its own texts, BOS, EOS and known roles), the `data` it was given, or `unknown` where the
+    template used an operation that is not followed.
     """
 
     text: str
@@ -70,13 +68,13 @@ def render_chat(
     segments = render_segments(
         template,
         messages,
+        now=now,
+        timeout=timeout,
+        output_limit=output_limit,
         tools=tools,
         bos_token=bos_token,
         eos_token=eos_token,
         add_generation_prompt=add_generation_prompt,
-        now=now,
-        timeout=timeout,
-        output_limit=output_limit,
         **variables,
     )
     return "".join(segment.text for segment in segments)
@@ -86,33 +84,17 @@ def render_segments(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    bos_token: str = "",
-    eos_token: str = "",
-    add_generation_prompt: bool = True,
     now: datetime | None = None,
     timeout: float = SECONDS,
     output_limit: int = OUTPUT,
     **variables: Any,
 ) -> list[Segment]:
     """The same text as `render_chat` with the same arguments, cut where the origin of its characters changes."""
-    request = {
-        "template": template,
-        "jobs": [
-            job(
-                messages,
-                tools=tools,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-                now=clock(now),
-                variables=variables,
-            )
-        ],
-    }
-    (result,) = SANDBOX.request(request, Limits(timeout, output_limit))["results"]
+    limits = Limits(timeout, output_limit)
+    request = {"template": template, "jobs": [job(messages, variables, _clock(now))]}
+    (result,) = SANDBOX.request(request, limits)["results"]
     if "error" in result:
-        raise template_error(result, Limits(timeout, output_limit))
+        raise template_error(result, limits)
     text: str = result["text"]
     segments, start = [], 0
     for length, letter in result["origins"]:
@@ -122,16 +104,9 @@ def render_segments(
 
 
 def job(
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    bos_token: str,
-    eos_token: str,
-    add_generation_prompt: bool,
-    now: list[int] | str,
-    variables: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: Sequence[int] | str
 ) -> dict[str, Any]:
-    """One render for the worker; `now` as `clock` makes it, or `format`.
+    """One render for the worker; `now` is local time from year to microsecond, or `format` to show formats instead.
 
     Raises:
         TemplateError: The messages are not a list of objects.
@@ -142,11 +117,11 @@ def job(
         "now": now,
         "variables": {
             "messages": [_message(index, message) for index, message in enumerate(messages)],
-            "tools": None if tools is None else list(tools),
+            "tools": None,
             "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
+            "add_generation_prompt": True,
+            "bos_token": "",
+            "eos_token": "",
             **variables,
         },
     }
@@ -156,16 +131,14 @@ def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
     """A result of the worker that is no text, as an error for people."""
     kind, message = result["kind"], result["error"]
     place = "chat template" + (f", line {result['line']}" if result["line"] else "")
-    match kind:
-        case "syntax":
-            return TemplateError(f"{place}: does not parse: {message}")
-        case "raised":
-            return TemplateError(f"{place}: refuses these messages: {message}")
-        case "undefined":
-            return TemplateError(f"{place}: {message}")
-        case "security":
-            return TemplateError(f"{place}: tries to leave the sandbox: {message}", hint="don't use this template")
-    return TemplateError(f"{place}: {broken_limit(result, limits) or f'{kind}: {message}'}")
+    hint = "don't use this template" if kind == "security" else ""
+    said = {
+        "syntax": f"does not parse: {message}",
+        "raised": f"refuses these messages: {message}",
+        "undefined": message,
+        "security": f"tries to leave the sandbox: {message}",
+    }.get(kind)
+    return TemplateError(f"{place}: {said or broken_limit(result, limits) or f'{kind}: {message}'}", hint=hint)
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +155,7 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def clock(now: datetime | None) -> list[int]:
-    """A time (None for now) as the worker reads it: local, year to microsecond."""
+def _clock(now: datetime | None) -> list[int]:
     if now is not None:
         return [now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond]
     seconds = time.time()

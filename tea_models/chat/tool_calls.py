@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
+_MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?=\s*\{)")
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
 _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
@@ -47,9 +47,7 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     Returns:
         The text that is left (stripped when a call was taken out), and the calls in order.
     """
-    readers = [*_OF_FORMAT.get(format or "", ()), _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony]
-    readers += [_kimi, _gemma_4, _bare]
-    for reader in dict.fromkeys(readers):
+    for reader in dict.fromkeys((_READERS.get(format or "", _hermes), *_READERS.values())):
         try:
             rest, found = reader(text)
         except RecursionError:  # nested more deeply than any call
@@ -64,7 +62,8 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     return text, []
 
 
-_Found = tuple[str, list[dict[str, Any]]]
+_Calls = list[dict[str, Any]]
+_Found = tuple[str, _Calls]
 
 
 def _hermes(text: str) -> _Found:
@@ -81,76 +80,52 @@ def _command_r(text: str) -> _Found:
     return (rest, found) if found else _marked(text, "Action: ```json", "```")
 
 
-def _marked(text: str, opening: str, closing: str) -> _Found:
+def _marked(text: str, opening: str, closing: str, read: Callable[[str], _Calls] | None = None) -> _Found:
     """Calls between two marks; the end of the text closes too."""
-    calls: list[dict[str, Any]] = []
+    calls: _Calls = []
     first, *parts = text.split(opening)
     rest = [first]
     for part in parts:
         inside, mark, after = part.partition(closing)
-        found = _calls(inside)
+        found = (read or _calls)(inside)
         calls += found
         rest.append(after if found else opening + inside + mark + after)
     return "".join(rest), calls
 
 
-def _llama_tag(text: str) -> _Found:
-    return _llama(text) if text.lstrip().startswith("<|python_tag|>") else (text, [])
-
-
-def _llama(text: str) -> _Found:
-    """The whole output is one call, or several separated by `;`."""
-    body = text.strip().removeprefix("<|python_tag|>").removesuffix("<|eom_id|>").removesuffix("<|eot_id|>").strip()
-    if not body.startswith(("{", "[")):
-        return text, []
-    found = _calls(body) or _sequence(body)
-    return ("", found) if found else (text, [])
-
-
 def _bare(text: str) -> _Found:
-    """The whole output is JSON that names a function and its arguments, without marks."""
-    found = _calls(text)
+    """The whole output is JSON that names a function and its arguments; Llama separates several by `;`."""
+    body = text.strip().removeprefix("<|python_tag|>").removesuffix("<|eom_id|>").removesuffix("<|eot_id|>").strip()
+    found = _calls(body) or _sequence(body)
     return ("", found) if found else (text, [])
 
 
 def _mistral(text: str) -> _Found:
     """`[TOOL_CALLS][{…}, …]`, or since v11 `[TOOL_CALLS]name[ARGS]{…}` once a call."""
-    left, *parts = text.removesuffix("</s>").split("[TOOL_CALLS]")
-    calls: list[dict[str, Any]] = []
-    for part in parts:
-        name = _MISTRAL_NAME.match(part)
-        if part.lstrip().startswith(("[", "{")):
-            value, end = _decode(part)
-            found = _listed(value)
-        elif name is not None:
-            value, end = _decode(part, name.end())
-            found = [_made(name.group(1), value)] if isinstance(value, dict) else []
-        else:
-            found, end = [], 0
-        if not found:
-            return text, []
-        calls.extend(found)
-        left += part[end:]
-    return (left, calls) if calls else (text, [])
+    return _marked(text, "[TOOL_CALLS]", "</s>", _mistral_calls)
+
+
+def _mistral_calls(inside: str) -> _Calls:
+    name = _MISTRAL_NAME.match(inside)
+    return _named(name.group(1), inside[name.end() :]) if name else _calls(inside)
 
 
 def _deepseek(text: str) -> _Found:
     """A name and JSON between marks, whose bars are U+FF5C and whose gaps are U+2581."""
-    opening, separator, closing = (
-        f"<\uff5ctool\u2581{words}\uff5c>" for words in ("call\u2581begin", "sep", "call\u2581end")
-    )
-    first, *parts = text.split(opening)
-    calls = []
-    rest = first.removesuffix("<\uff5ctool\u2581calls\u2581begin\uff5c>")
-    for part in parts:
-        inside, _, after = part.partition(closing)
-        name, _, body = inside.removeprefix(f"function{separator}").partition("\n" if "```" in inside else separator)
-        value, _ = _decode(_unfenced(body))
-        if not name.strip() or not isinstance(value, dict):
-            return text, []
-        calls.append(_made(name.strip(), value))
-        rest += after.removeprefix("<\uff5ctool\u2581calls\u2581end\uff5c>").lstrip("\n")
+    rest, calls = _marked(text, _deepseek_mark("call begin"), _deepseek_mark("call end"), _deepseek_call)
+    if calls:
+        rest = rest.replace(_deepseek_mark("calls begin"), "").replace(_deepseek_mark("calls end"), "")
     return rest, calls
+
+
+def _deepseek_call(inside: str) -> _Calls:
+    separator = _deepseek_mark("sep")
+    name, _, body = inside.removeprefix(f"function{separator}").partition("\n" if "```" in inside else separator)
+    return _named(name, _unfenced(body))
+
+
+def _deepseek_mark(words: str) -> str:
+    return f"<\uff5ctool {words}\uff5c>".replace(" ", "\u2581")
 
 
 def _harmony(text: str) -> _Found:
@@ -172,40 +147,19 @@ def _harmony(text: str) -> _Found:
     return ("".join(rest), calls) if calls else (text, [])
 
 
-def _kimi(text: str) -> _Found:
-    """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`."""
-    first, *parts = text.split("<|tool_call_begin|>")
-    rest = first.removesuffix("<|tool_calls_section_begin|>")
-    calls = []
-    for part in parts:
-        inside, _, after = part.partition("<|tool_call_end|>")
-        identity, mark, body = inside.partition("<|tool_call_argument_begin|>")
-        name = identity.strip().removeprefix("functions.").rpartition(":")[0]
-        value, _ = _decode(body)
-        if not mark or not name or not isinstance(value, dict):
-            return text, []
-        calls.append({**_made(name, value), "id": identity.strip()})
-        rest += after.removeprefix("<|tool_calls_section_end|>")
-    return rest, calls
-
-
 def _gemma_4(text: str) -> _Found:
     """`<|tool_call>call:name{key:value}<tool_call|>`, where a text stands between two `<|"|>` and keys are bare."""
-    first, *parts = text.split("<|tool_call>")
-    calls = []
-    rest = first
-    for part in parts:
-        inside, mark, after = part.partition("<tool_call|>")
-        name, brace, body = inside.removeprefix("call:").partition("{")
-        pieces = (brace + body).split('<|"|>')
-        # The texts become JSON texts that hold their number, so that nothing in them looks like syntax.
-        plain = "".join(f'"{index}"' if index % 2 else piece for index, piece in enumerate(pieces))
-        value, _ = _decode(_GEMMA_KEY.sub(r'\1"\2":', plain))
-        if not mark or not name or not isinstance(value, dict) or any('"' in piece for piece in pieces[::2]):
-            return text, []
-        calls.append(_made(name, _unquoted(value, pieces)))
-        rest += after
-    return rest, calls
+    return _marked(text, "<|tool_call>", "<tool_call|>", _gemma_call)
+
+
+def _gemma_call(inside: str) -> _Calls:
+    name, brace, body = inside.removeprefix("call:").partition("{")
+    pieces = (brace + body).split('<|"|>')
+    if any('"' in piece for piece in pieces[::2]):
+        return []
+    # The texts become JSON texts that hold their number, so that nothing in them looks like syntax.
+    plain = "".join(f'"{index}"' if index % 2 else piece for index, piece in enumerate(pieces))
+    return _named(name, _GEMMA_KEY.sub(r'\1"\2":', plain), pieces)
 
 
 def _unquoted(value: Any, pieces: list[str]) -> Any:
@@ -218,29 +172,36 @@ def _unquoted(value: Any, pieces: list[str]) -> Any:
     return value
 
 
-_OF_FORMAT: dict[str, tuple[Callable[[str], _Found], ...]] = {
-    "phi": (_phi,),
-    "granite": (_phi,),
-    "mistral": (_mistral,),
-    "llama-3": (_llama,),
-    "llama-4": (_llama,),
-    "command-r": (_command_r,),
-    "deepseek": (_deepseek,),
-    "harmony": (_harmony,),
-    "kimi": (_kimi,),
-    "gemma-4": (_gemma_4,),
+#: The format's own reader comes first, then all of them.
+_READERS: dict[str, Callable[[str], _Found]] = {
+    "chatml": _hermes,
+    "phi": _phi,
+    "granite": _phi,
+    "mistral": _mistral,
+    "command-r": _command_r,
+    "deepseek": _deepseek,
+    "harmony": _harmony,
+    "gemma-4": _gemma_4,
+    "llama-3": _bare,
+    "llama-4": _bare,
 }
 
 
-def _calls(body: str) -> list[dict[str, Any]]:
+def _calls(body: str) -> _Calls:
     """Calls in a piece of text that holds nothing else."""
     body = _unfenced(body)
     if body.startswith("<function="):
         return _xml(body)
-    if "<arg_key>" in body:
-        return _glm(body)
     value, end = _decode(body)
     return _listed(value) if end and not body[end:].strip() else []
+
+
+def _named(name: str, body: str, texts: list[str] | None = None) -> _Calls:
+    """One call by its name and the JSON of its arguments, in which numbers may stand for `texts`."""
+    arguments, end = _decode(body)
+    if not name.strip() or not isinstance(arguments, dict) or body[end:].strip():
+        return []
+    return [_made(name.strip(), _unquoted(arguments, texts) if texts else arguments)]
 
 
 def _xml(body: str) -> list[dict[str, Any]]:
@@ -259,27 +220,6 @@ def _xml(body: str) -> list[dict[str, Any]]:
     return [_made(name, arguments)]
 
 
-def _glm(body: str) -> list[dict[str, Any]]:
-    """`name<arg_key>key</arg_key><arg_value>value</arg_value>…`, as GLM writes calls."""
-    name, *parts = body.split("<arg_key>")
-    arguments = {}
-    for part in parts:
-        key, opened, rest = part.partition("</arg_key>")
-        _, mark, rest = rest.partition("<arg_value>")
-        value, closed, _ = rest.partition("</arg_value>")
-        if not (opened and mark and closed):
-            return []
-        arguments[key.strip()] = _scalar(value)
-    return [_made(name.strip(), arguments)] if name.strip() else []
-
-
-def _unfenced(body: str) -> str:
-    body = body.strip()
-    if len(body) > 6 and body.startswith("```") and body.endswith("```"):
-        body = body[3:-3].removeprefix("json").strip()
-    return body
-
-
 def _sequence(body: str) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     place = 0
@@ -293,6 +233,13 @@ def _sequence(body: str) -> list[dict[str, Any]]:
         while place < len(body) and body[place] in "; \n":
             place += 1
     return calls
+
+
+def _unfenced(body: str) -> str:
+    body = body.strip()
+    if len(body) > 6 and body.startswith("```") and body.endswith("```"):
+        body = body[3:-3].removeprefix("json").strip()
+    return body
 
 
 def _decode(text: str, start: int = 0) -> tuple[Any, int]:

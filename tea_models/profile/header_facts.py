@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tea_models.errors import TemplateError
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
 from tea_models.gguf.types import ValueType
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tea_models.chat.capabilities import TemplateCapabilities
     from tea_models.gguf.header import Header, TensorInfo, Value
     from tea_models.registry.entries import Entry, MetadataOverride
     from tea_models.settings import Settings
@@ -263,7 +261,14 @@ def _chat(
         stop = Fact(tuple(extra), f"registry:{entry.name}" if entry is not None and extra else ABSENT)
         no = Fact(value=False, source=ABSENT)
         return ChatFacts(nothing, nothing, nothing, no, no, stop, nothing, nothing, no)
-    found = _probe(template.value, tokenizer, facts)
+    from tea_models.chat.capabilities import probe_template
+
+    found = probe_template(
+        template.value,
+        bos_token=tokenizer.bos_token.value or "",
+        eos_token=tokenizer.eos_token.value or "",
+        token_texts=control_tokens(facts.values),
+    )
     stops = tuple(dict.fromkeys((*found.stop, *extra)))
     by_registry = entry is not None and stops != found.stop
     return ChatFacts(
@@ -278,21 +283,6 @@ def _chat(
         emits_bos=Fact(found.emits_bos, "template"),
         warnings=found.warnings,
     )
-
-
-def _probe(template: str, tokenizer: TokenizerFacts, facts: _Metadata) -> TemplateCapabilities:
-    from tea_models.chat.capabilities import TemplateCapabilities, probe_template
-
-    try:
-        return probe_template(
-            template,
-            bos_token=tokenizer.bos_token.value or "",
-            eos_token=tokenizer.eos_token.value or "",
-            token_texts=control_tokens(facts.values),
-        )
-    except TemplateError as error:
-        # Nothing can be said about the template where its sandbox can't be started; all else still can.
-        return TemplateCapabilities(format="custom", renders=False, warnings=(f"not examined: {error.message}",))
 
 
 def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
