@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import FileSource
@@ -18,7 +18,7 @@ from tea_models.profile.facts import ProfileFile
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
 
     from tea_models.gguf.bytes_source import ByteSource
     from tea_models.registry.entries import Entry
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ModelFiles:
-    """The open files of one model and their headers; a context manager.
+    """The open files of one model and their headers.
 
     Attributes:
         where: The path of the first file, or the reference of a remote one.
@@ -50,8 +50,7 @@ class ModelFiles:
         """The registry entry whose corrections apply."""
         if self.located is not None and self.located.entry is not None:
             return self.located.entry
-        path = str(self.path) if self.path is not None else None
-        return entry_of(self.headers[0], self.settings, path=path, sha256=self.files[0].sha256)
+        return entry_of(self.headers[0], self.settings, path=self.path, sha256=self.files[0].sha256)
 
     @property
     def path(self) -> Path | None:
@@ -61,10 +60,7 @@ class ModelFiles:
         return self.located.paths[0] if self.located.paths else None
 
     def require_loadable(self, *, thorough: bool = False) -> None:
-        """Refuse a model that llama.cpp would fail to load or crash on, before anything is worked out for it.
-
-        Args:
-            thorough: Look at all of the header, also for what would kill the engine when it reads the first text.
+        """Refuse a model that llama.cpp would fail to load or (found only if `thorough`) die of at the first text.
 
         Raises:
             IntegrityError: Says which file and why.
@@ -79,23 +75,12 @@ class ModelFiles:
                     hint="get another copy of the model",
                 )
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for source in self.sources:
-            source.close()
-
-
-def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True) -> ModelFiles:
-    """Find a model and read the headers of all its files.
-
-    Args:
-        path_or_ref: A path, or a reference as a user types it.
-        settings: Where the store and the hosts are; by default from the environment.
-        hashes: Ask the store for the files' hashes.
+@contextmanager
+def open_model(
+    path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True
+) -> Iterator[ModelFiles]:
+    """Find a model and read the headers of all its files; with `hashes`, ask the store for those of the files.
 
     Raises:
         MalformedGGUFError: A file is not GGUF or breaks the specification.
@@ -105,57 +90,40 @@ def open_model(path_or_ref: Path | str, *, settings: Settings | None = None, has
     """
     if settings is None:
         settings = Settings.resolve(os.environ, cwd=Path.cwd())
-    plain = plain_path(path_or_ref)
-    if plain is not None:
-        return _read((FileSource(plain),), plain, None, settings, hashes=hashes)
-    from tea_models.caller import Caller
-    from tea_models.sources.locate import locate
+    where, located = plain_path(path_or_ref), None
+    if where is None:
+        from tea_models.caller import Caller
+        from tea_models.sources.locate import locate
 
-    # A `Path` is never a name in the registry, even without a separator.
-    text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
-    located = locate(text, Caller(settings))
+        # A `Path` is never a name in the registry, even without a separator.
+        where = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
+        located = locate(where, Caller(settings))
+        where = str(located.paths[0]) if located.paths else where
     with ExitStack() as opened:
-        sources = []
-        for index in range(len(located.artifact.files)):
-            sources.append(located.open_source(index))
-            opened.callback(sources[-1].close)
-        files = _read(
-            tuple(sources), str(located.paths[0]) if located.paths else text, located, settings, hashes=hashes
-        )
-        opened.pop_all()
-    return files
+        sources: list[ByteSource] = []
+        for index in range(len(located.artifact.files) if located else 1):
+            source = located.open_source(index) if located else FileSource(where)
+            sources.append(opened.enter_context(closing(source)))
+        headers = tuple(map(read_header, sources))
+        check_shards(headers)
+        known = located.artifact.files if located else (None,)
+        files = []
+        for source, file, header in zip(sources, known, headers, strict=True):
+            sha256 = file.sha256 if file else None
+            if hashes and sha256 is None and isinstance(source, FileSource):
+                sha256 = recorded_sha256(Path(source.name), settings)
+            name = file.filename if file else Path(source.name).name
+            files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
+        yield ModelFiles(where, tuple(sources), headers, tuple(files), located, settings)
 
 
 def plain_path(path_or_ref: Path | str) -> str | None:
     """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing."""
     text = str(path_or_ref)
     looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
-    scheme = ":" in os.path.splitdrive(text)[1].split(os.sep, 1)[0]
+    scheme = ":" in text.split(os.sep, 1)[0]
     shard = "-of-" in text.rpartition(os.sep)[2]
-    if not looks_so or scheme or shard or not os.path.lexists(text):
-        return None
-    return text
-
-
-def _read(
-    sources: tuple[ByteSource, ...], where: str, located: Located | None, settings: Settings, *, hashes: bool
-) -> ModelFiles:
-    try:
-        headers = tuple(read_header(source) for source in sources)
-        check_shards(headers)
-        known = located.artifact.files if located else (None,) * len(sources)
-        files = []
-        for source, file, header in zip(sources, known, headers, strict=True):
-            sha256 = file.sha256 if file else None
-            if hashes and sha256 is None and isinstance(source, FileSource):
-                sha256 = recorded_sha256(source.name, settings)
-            name = file.filename if file else Path(source.name).name
-            files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
-    return ModelFiles(where, sources, headers, tuple(files), located, settings)
+    return text if looks_so and not scheme and not shard and os.path.lexists(text) else None
 
 
 def _size(source: ByteSource, known: int | None, header: Header) -> int:
