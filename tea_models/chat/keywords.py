@@ -26,115 +26,80 @@ WIDE_NUMBERS = frozenset({"int64", "float", "double"})
 _OPEN_ENDED = frozenset({"patternProperties", "unevaluatedProperties", "unevaluatedItems", "additionalItems"})
 
 
-def assertions(schema: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that say something about a value."""
-    return {key: value for key, value in schema.items() if key in ASSERTIONS}
+def assertions(schema: dict[str, Any], *but: str) -> dict[str, Any]:
+    """The keywords that say something about a value, other than some."""
+    return {key: value for key, value in schema.items() if key in ASSERTIONS and key not in but}
 
 
-def whole(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value) and value >= 0
+def is_a(value: Any, kind: str) -> bool:
+    from jsonschema import Draft202012Validator
 
-
-def is_a(value: Any, kind: Any) -> bool:
-    match kind:
-        case "null":
-            return value is None
-        case "boolean":
-            return isinstance(value, bool)
-        case "integer":
-            return isinstance(value, int | float) and whole(abs(value)) and not isinstance(value, bool)
-        case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "string":
-            return isinstance(value, str)
-        case "array":
-            return isinstance(value, list)
-        case "object":
-            return isinstance(value, dict)
-    return False
+    return bool(Draft202012Validator.TYPE_CHECKER.is_type(value, kind))
 
 
 def canonical(value: Any) -> str:
     """A text that is the same for values that JSON Schema calls equal: 1 and 1.0 are, 1 and true are not."""
-    return json.dumps(_without_float(value), sort_keys=True)
+    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
 
 
-def _without_float(value: Any) -> Any:
-    if isinstance(value, float) and value == int(value):
-        return int(value)
-    if isinstance(value, list):
-        return [_without_float(item) for item in value]
-    return {key: _without_float(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
-def types_of(schema: Any) -> set[str] | None:
-    """The types that a schema allows, or None for any; `number` where it allows `integer` only by its values."""
+def kinds_of(schema: Any) -> set[str] | None:
+    """The types that a schema allows, or None for any; `number` stands for `integer` too."""
     if not isinstance(schema, dict):
         return None
     kind = schema.get("type")
-    if kind is not None:
-        return {str(each) for each in kind} if isinstance(kind, list) else {str(kind)}
     values = constants_of(schema)
-    if values is not None:
-        return {next(kind for kind in TYPES if is_a(json.loads(value), kind)) for value in values}
-    return None
+    if kind is not None:
+        found = set(kind) if isinstance(kind, list) else {kind}
+    elif values is not None:
+        found = {next(kind for kind in TYPES if is_a(json.loads(value), kind)) for value in values}
+    else:
+        return None
+    return found | {"integer"} if "number" in found else found
 
 
 def constants_of(schema: Any) -> set[str] | None:
     """The values that `const` or `enum` allow, in canonical form."""
     if not isinstance(schema, dict):
         return None
-    if "const" in schema:
-        return {canonical(schema["const"])}
-    values = schema.get("enum")
-    return set(map(canonical, values)) if isinstance(values, list) and values else None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return None if values is None else set(map(canonical, values))
 
 
-def disjoint(sets: list[set[str]]) -> bool:
-    return sum(map(len, sets)) == len(set().union(*sets))
+def disjoint(sets: list[set[str] | None]) -> bool:
+    known = [each for each in sets if each]
+    return len(known) == len(sets) and sum(map(len, known)) == len(set().union(*known))
 
 
 def apart(one: Any, other: Any) -> bool:
-    """Whether no value can match both schemas."""
-    kinds = _with_integers(types_of(one)), _with_integers(types_of(other))
-    if kinds[0] is not None and kinds[1] is not None and not kinds[0] & kinds[1]:
-        return True
-    values = constants_of(one), constants_of(other)
-    if values[0] is not None and values[1] is not None and disjoint([values[0], values[1]]):
-        return True
-    for key in required_of(one).keys() & required_of(other).keys():
-        inner = [constants_of(properties_of(schema).get(key)) for schema in (one, other)]
-        if inner[0] is not None and inner[1] is not None and disjoint([inner[0], inner[1]]):
-            return True
-    return False
-
-
-def _with_integers(kinds: set[str] | None) -> set[str] | None:
-    return {*kinds, "integer"} if kinds is not None and "number" in kinds else kinds
+    """Whether no value can match both schemas, by its type or as a constant."""
+    return any(disjoint([of(one), of(other)]) for of in (kinds_of, constants_of))
 
 
 def merged(one: Any, other: Any) -> Any:
     """A schema that is matched by what matches both; None where their keywords can't just be put together."""
+    if one is True or other is True:
+        return other if one is True else one
     if not isinstance(one, dict) or not isinstance(other, dict):
-        both = [schema for schema in (one, other) if schema is not True]
-        return False if False in both else both[0] if len(both) == 1 else True if not both else None
+        return None
     first, second = assertions(one), assertions(other)
     if _entangled(first, second) or _entangled(second, first):
         return None
     result = {**first, **second}
     for keyword in first.keys() & second.keys():
-        if keyword == "type":
-            result["type"] = _common_types(first, second)
-            if not result["type"]:
-                return False
-        elif keyword == "required":
-            result["required"] = [*(required_of(first) | required_of(second))]
+        if keyword == "required":
+            result["required"] = [*dict.fromkeys((*first["required"], *second["required"]))]
         elif keyword == "properties":
-            names = {**properties_of(first), **properties_of(second)}
-            found = {name: merged(*(properties_of(each).get(name, True) for each in (first, second))) for name in names}
-            if None in found.values():
+            names = {**first["properties"], **second["properties"]}
+            result["properties"] = {
+                name: merged(*(each["properties"].get(name, True) for each in (first, second))) for name in names
+            }
+            if None in result["properties"].values():
                 return None
-            result["properties"] = found
         elif canonical(first[keyword]) != canonical(second[keyword]):
             return None
     return result
@@ -147,21 +112,6 @@ def _entangled(schema: dict[str, Any], beside: dict[str, Any]) -> bool:
     return closed or ("items" in schema and "prefixItems" in beside) or bool(schema.keys() & _OPEN_ENDED)
 
 
-def _common_types(one: dict[str, Any], other: dict[str, Any]) -> Any:
-    kinds = [_with_integers(types_of({"type": schema["type"]})) or set() for schema in (one, other)]
-    common = kinds[0] & kinds[1]
-    found = sorted(common - {"integer"} if "number" in common else common)
-    return found[0] if len(found) == 1 else found
-
-
 def properties_of(schema: Any) -> dict[str, Any]:
-    found = schema.get("properties") if isinstance(schema, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def required_of(schema: Any) -> dict[Any, None]:
-    """The names under `required`, in order; None among them stands for a `required` that is no list of names."""
-    found = schema.get("required", ()) if isinstance(schema, dict) else ()
-    if not isinstance(found, list | dict) or not all(isinstance(name, str) for name in found):
-        return {} if found == () else {None: None}
-    return dict.fromkeys(found)
+    found: dict[str, Any] = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    return found

@@ -47,18 +47,12 @@ class PatternError(Exception):
     """Why a pattern can't be enforced."""
 
 
-def pattern_grammar(pattern: Any, *, most_repeats: int) -> Expression:
+def pattern_grammar(pattern: str, *, most_repeats: int) -> Expression:
     """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it.
 
-    Args:
-        pattern: The regular expression.
-        most_repeats: The largest count in `{m,n}` that may be written out.
-
     Raises:
-        PatternError: It has something that a grammar can't enforce.
+        PatternError: It has something that a grammar can't enforce, or more than `most_repeats` repetitions.
     """
-    if not isinstance(pattern, str):
-        raise PatternError("expected a text")
     if "{," in pattern or "(?P" in pattern:
         raise PatternError("{,n} and (?P…) mean something else in JavaScript")
     try:

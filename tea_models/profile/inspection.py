@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
 _FACTS = (
-    "kind", "name", "architecture", "quantization", "bits_per_weight", "parameters", "context_length", "embedding_length",
-    "pooling", "license",
+    "kind", "name", "architecture", "quantization", "bits_per_weight", "parameters", "context_length",
+    "embedding_length", "pooling", "license",
 )  # fmt: skip
 _SPECIAL = {math.inf: "Infinity", -math.inf: "-Infinity"}
 

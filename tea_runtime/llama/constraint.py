@@ -51,7 +51,7 @@ def schema_grammar(schema: Any) -> str:
     """
     check_schema(schema, extra="llm-local")
     grammar = SchemaGrammar()
-    root = grammar.add(schema)
+    root = grammar.add(schema, checked=True)
     _check_enforced(grammar, "the JSON schema")
     return grammar.text(root)
 
@@ -117,7 +117,7 @@ def call_grammar(tools: Sequence[Mapping[str, Any]], chat_format: str | None) ->
     for index, tool in enumerate(tools):
         name, schema = _function(tool)["name"], _function(tool).get("parameters") or {"type": "object"}
         check_schema(schema, extra="llm-local")
-        arguments = grammar.add(schema, f"tools/{index}/function/parameters#")
+        arguments = grammar.add(schema, f"tools/{index}/function/parameters#", checked=True)
         start = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
         calls.append(sequence(literal(start), arguments, literal("}")))
     _check_enforced(grammar, "the parameters of a tool")
