@@ -62,13 +62,14 @@ def command(
 
     if messages_file == "-" == tools_file:
         raise UsageError("--messages and --tools can't both be read from stdin")
-    conversation = read_conversation(*_read(messages_file))
-    tools = read_tools(*_read(tools_file)) if tools_file is not None else conversation.tools
+    messages, tools = read_conversation(*_read(messages_file))
+    if tools_file is not None:
+        tools = read_tools(*_read(tools_file))
     values = _variables(variables)
     template, facts = _template(app, model, template_file)
     prompt = render_chat(
         template,
-        conversation.messages,
+        messages,
         tools=tools,
         bos_token=str(values.pop("bos_token", facts["bos_token"] or "")),
         eos_token=str(values.pop("eos_token", facts["eos_token"] or "")),
