@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit
+from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit, plain_data
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -109,22 +109,23 @@ def job(
     """One render for the worker; `now` is local time from year to microsecond, or `format` to show formats instead.
 
     Raises:
-        TemplateError: The messages are not a list of objects.
+        TemplateError: The messages are not a list of objects, or something is no JSON.
     """
     if isinstance(messages, str | bytes) or not hasattr(messages, "__iter__"):
         raise TemplateError(f"messages: expected a list of messages, found a {type(messages).__name__}")
-    return {
-        "now": now,
-        "variables": {
-            "messages": [_message(index, message) for index, message in enumerate(messages)],
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
-            "bos_token": "",
-            "eos_token": "",
-            **variables,
-        },
-    }
+    given = dict.fromkeys(("tools", "documents")) | {"add_generation_prompt": True, "bos_token": "", "eos_token": ""}
+    given |= {"messages": list(messages), **variables}
+    plain = {name: _plain(name, value) for name, value in given.items()}
+    plain["messages"] = [_message(index, message) for index, message in enumerate(plain["messages"])]
+    return {"now": now, "variables": plain}
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return plain_data(value, strict=True)
+    except (TypeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise TemplateError(f"variable {name!r} can't be given to a chat template: {reason}") from None
 
 
 def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
@@ -141,18 +142,12 @@ def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
     return TemplateError(f"{place}: {said or broken_limit(result, limits) or f'{kind}: {message}'}", hint=hint)
 
 
-def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    dump = getattr(message, "model_dump", None)
-    if callable(dump):
-        message = dump()
-    try:
-        plain = {key: value for key, value in dict(message).items() if value is not None}
-    except (TypeError, ValueError):
-        raise TemplateError(f"messages[{index}]: expected an object, found a {type(message).__name__}") from None
+def _message(index: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise TemplateError(f"messages[{index}]: expected an object, found a {type(message).__name__}")
+    plain = {key: value for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
-    if reasoning is not None:
-        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-    return plain
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 
 
 def _clock(now: datetime | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import marshal
 import os
@@ -13,7 +14,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _LOADER_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBR
 _BOOT = "import sys; sys.path += sys.argv[2:]; from tea_models.chat.worker import main; main(int(sys.argv[1]))"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one request: wall time for all its jobs, and characters that one job may render."""
 
@@ -144,15 +144,23 @@ class Sandbox:
             self._drop()
 
     def request(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
-        """Ask the worker (`template`, `jobs` and perhaps `analyse`; see `worker.py`) under limits.
+        """Ask the worker (plain data: `template`, `jobs` and perhaps `analyse`; see `worker.py`) under limits.
 
         A job or a worker that broke a limit is a result with an `error` and a `kind`.
 
         Raises:
-            TemplateError: The variables are no JSON, or the worker can't be started.
+            TemplateError: The worker can't be started.
         """
-        request |= {"seconds": limits.seconds, "limit": limits.output}
-        return self._exchange(marshal.dumps(_json_text(request)), limits, jobs=len(request["jobs"]))
+        body = marshal.dumps(request | {"seconds": limits.seconds, "limit": limits.output})
+        # Four bytes a character at most, and JSON's escapes for what a prompt rarely holds.
+        most = 65536 + 6 * limits.output + 4096 * len(request.get("jobs", ()))
+        with self._lock:
+            idle = self._worker is not None
+            reply = self._reply(body, limits, most)
+            # An idle worker may have been killed from outside (out of memory, a terminal closed): one more try.
+            if idle and self._worker is None and reply["results"][0].get("kind") == "crash":
+                reply = self._reply(body, limits, most)
+        return reply
 
     def evaluate(self, source: str, names: Mapping[str, Any], *, expression: bool, limits: Limits) -> dict[str, Any]:
         """Evaluate a template of a workflow, or (`expression`) an expression, whose value keeps its type.
@@ -163,27 +171,16 @@ class Sandbox:
         Raises:
             TemplateError: The worker can't be started.
         """
-        request = {"source": source, "expression": expression, "seconds": limits.seconds, "limit": limits.output}
+        request = {"source": source, "expression": expression, "names": names}
         try:
-            body = marshal.dumps(request | {"names": names})
+            reply = self.request(request, limits)
         except ValueError:  # something that is no plain data
             try:
-                body = marshal.dumps(request | {"names": plain_data(names)})
+                reply = self.request(request | {"names": plain_data(names)}, limits)
             except (ValueError, RecursionError):
                 raise TemplateError("values for a template are nested too deeply, or hold themselves") from None
-        result: dict[str, Any] = self._exchange(body, limits)["results"][0]
+        result: dict[str, Any] = reply["results"][0]
         return result
-
-    def _exchange(self, body: bytes, limits: Limits, jobs: int = 1) -> dict[str, Any]:
-        # Four bytes a character at most, and JSON's escapes for what a prompt rarely holds.
-        most = 65536 + 6 * limits.output + 4096 * jobs
-        with self._lock:
-            idle = self._worker is not None
-            reply = self._reply(body, limits, most)
-            # An idle worker may have been killed from outside (out of memory, a terminal closed): one more try.
-            if idle and self._worker is None and reply["results"][0].get("kind") == "crash":
-                reply = self._reply(body, limits, most)
-        return reply
 
     def _reply(self, body: bytes, limits: Limits, most: int) -> dict[str, Any]:
         worker = self._worker = self._worker or _Worker()
@@ -219,51 +216,29 @@ class Sandbox:
 SANDBOX = Sandbox()
 
 
-def _json_text(request: dict[str, Any]) -> str:
-    """The request as JSON; dataclasses, mappings and pydantic models in it become objects."""
-    try:
-        return json.dumps(request, ensure_ascii=False, default=_as_mapping)
-    except (TypeError, ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise TemplateError(f"{_culprit(request)} can't be given to a chat template: {reason}") from None
+def plain_data(value: Any, *, strict: bool = False) -> Any:
+    """Copy a value into what Python's `marshal` takes: objects with fields become mappings, others their text.
 
-
-def _culprit(request: dict[str, Any]) -> str:
-    for job in request["jobs"]:
-        for name, variable in job["variables"].items():
-            try:
-                json.dumps(variable, default=_as_mapping)
-            except (TypeError, ValueError, RecursionError):
-                return f"variable {name!r}"
-    return "the template"
-
-
-def _as_mapping(value: Any) -> Any:
-    import dataclasses
-
-    if isinstance(value, Mapping):
-        return dict(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    dump = getattr(value, "model_dump", None)
-    if callable(dump) and not isinstance(value, type):
-        return dump()
-    raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-def plain_data(value: Any) -> Any:
-    """Copy a value into what Python's `marshal` takes: objects with fields become mappings, others their text."""
-    if value is None or type(value) in (bool, int, float, str, bytes):
+    Raises:
+        TypeError: With `strict`, where it is something else than JSON has.
+    """
+    if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, str):  # of a class of its own, such as an enumeration's
         return str.__str__(value)
     if isinstance(value, int | float):
         return int(value) if isinstance(value, int) else float(value)
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        items = [plain_data(item) for item in value]
+    if isinstance(value, list | tuple):
+        items = [plain_data(item, strict=strict) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
-    try:
-        value = _as_mapping(value)
-    except TypeError:
-        return str(value)
-    return {plain_data(key): plain_data(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif callable(getattr(value, "model_dump", None)) and not isinstance(value, type):
+        value = value.model_dump()
+    if isinstance(value, Mapping):
+        return {plain_data(key, strict=strict): plain_data(item, strict=strict) for key, item in value.items()}
+    if strict:
+        raise TypeError(f"a {type(value).__name__} is not JSON")
+    if isinstance(value, set | frozenset | deque):
+        return list(map(plain_data, value))
+    return value if type(value) is bytes else str(value)

@@ -6,9 +6,8 @@ the process when it is late. What the template sees is what `transformers` gives
 (`transformers.utils.chat_template_utils`): the same environment options, extensions, filters and globals, so that the
 text is the same. The templates of workflows (`expressions.py`) run here too, because of the limits.
 
-Frames on stdin and stdout: four bytes of length (big endian), then a request in `marshal`'s format (a workflow's, which
-has tuples, sets and keys that are no texts) or a text in that format that holds JSON (a chat's); replies are JSON as
-UTF-8 with lone surrogates passed through.
+Frames on stdin and stdout: four bytes of length (big endian), then a request in `marshal`'s format, which keeps tuples,
+sets and keys that are no texts; replies are JSON as UTF-8 with lone surrogates passed through.
 """
 
 from __future__ import annotations
@@ -296,8 +295,6 @@ def main(memory: int) -> None:
 
 def _answer(renderer: Renderer, expressions: Expressions, length: int) -> dict[str, Any]:
     request = marshal.loads(_read(length))  # noqa: S302 - the parent's own
-    if isinstance(request, str):
-        request = json.loads(request)
     # If the parent was killed, nobody stops a template that loops for ever but this.
     signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 2)
     if "jobs" in request:
