@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from tea_models.chat.probes import NOON, REPLY, REPLY2, SYSTEM, SYSTEM_MESSAGE, TOOL, USER, USER2, Spec, probes, user
@@ -76,21 +77,18 @@ class _Probe:
         self.texts: dict[str, str] = {}  # what each probe became; "" for one that is among the errors
         self.errors: dict[str, Mapping[str, Any]] = {}
         self.warnings: list[str] = []
-        self.only_parts = False
 
     def run(self) -> TemplateCapabilities:
         analysis = self._first_round()
-        if "user" not in self.errors and USER not in self.texts["user"] and USER in self.texts["parts"]:
-            self.warnings.append("takes a content only as a list of parts, not as text")
-            self.only_parts = True
-            analysis = self._first_round()
         sample = "\n".join(self.texts.values())
         splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
         base = "user" if "user" not in self.errors else "system"
         if base == "system":
             self.warnings.append("raises without a system message")
         if USER not in self.texts[base]:
-            self.warnings.append("does not render the user's text")
+            only_parts = USER in self.texts["parts"]
+            what = "takes a content only as a list of parts, not as text"
+            self.warnings.append(what if only_parts else "does not render the user's text")
         system_role = self._system_role()
         tools = self._tools()
         stop = self._stop(splitter)
@@ -127,13 +125,6 @@ class _Probe:
         return SANDBOX.request(request, _LIMITS)
 
     def _job(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-        if self.only_parts:
-            messages = [
-                {**message, "content": [{"type": "text", "text": message["content"]}]}
-                if isinstance(message["content"], str)
-                else message
-                for message in messages
-            ]
         variables = {"bos_token": self.bos, "eos_token": self.eos, **options}
         return job(messages, variables, variables.pop("now", NOON))
 
@@ -200,11 +191,15 @@ class _Probe:
         text = self.texts["clock"] or self.texts["user"]
         later = _between(self.texts["talk"] or self.texts["talk-next"], REPLY, USER2)
         before = text[: text.find(USER)] if USER in text else ""
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before[::-1], later[::-1], strict=False))
+        room = len(before) - len(list(same))
         words = []
         after_marker = True
-        for piece, is_marker in _without_end(splitter.split(before), splitter.split(later)):
+        for piece, is_marker in splitter.split(before):
             if not is_marker:
-                words.append(_ROLE_HEADER.sub("", piece) if after_marker else piece)
+                text = piece[: max(room, 0)]
+                words.append(_ROLE_HEADER.sub("", text) if after_marker else text)
+            room -= len(piece)
             after_marker = is_marker
         prompt = "".join(words).strip()
         return prompt if any(character.isalpha() for character in prompt) else None
@@ -254,22 +249,3 @@ class _Probe:
 def _between(text: str, start: str, end: str) -> str:
     rest = text.partition(start)[2]
     return rest.partition(end)[0] if end in rest else ""
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
-
-
-def _without_end(pieces: list[tuple[str, bool]], end: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Pieces less what they end with in common with `end`: whole markers, and texts character by character."""
-    same = _common(pieces[::-1], end[::-1])
-    rest, other = pieces[: len(pieces) - same], end[: len(end) - same]
-    if rest and other and not rest[-1][1] and not other[-1][1]:
-        text = rest[-1][0]
-        return [*rest[:-1], (text[: len(text) - _common(text[::-1], other[-1][0][::-1])], False)]
-    return rest

@@ -71,19 +71,12 @@ class _Writer:
         self.most_repeats = most_repeats
         self.repeats = 1
 
-    def whole(self, items: list[Any], *, first: bool = True, last: bool = True) -> Expression:
+    def whole(self, items: list[Any]) -> Expression:
         """Anchors count only at the ends; where there is none, anything may stand before or behind."""
-        if len(items) == 1 and items[0][0] is codes.BRANCH:
-            return choice(self.whole(list(branch), first=first, last=last) for branch in items[0][1][1])
-        before: list[Expression] = [Repeat(CHARACTER, 0, None)]
-        after = before
-        if not first or items[:1] == [(codes.AT, codes.AT_BEGINNING)]:
-            items, before = items[first:], []
-        if not last or items[-1:] == [(codes.AT, codes.AT_END)]:
-            items, after = items[: len(items) - last], []
-        elif items and items[-1][0] is codes.BRANCH:
-            items, after = items[:-1], [self.whole(items[-1:], first=False)]
-        return sequence(*before, self.sequence(items), *after)
+        anything = Repeat(CHARACTER, 0, None)
+        first, last = items[:1] == [(codes.AT, codes.AT_BEGINNING)], items[-1:] == [(codes.AT, codes.AT_END)]
+        inside = self.sequence(items[first : len(items) - last])
+        return sequence(*[anything] * (not first), inside, *[anything] * (not last))
 
     def sequence(self, items: Iterable[Any]) -> Expression:
         return sequence(*(self.item(code, value) for code, value in items))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-NOON = [2026, 6, 15, 12, 0, 0, 0]
-EARLY, LATE = [2001, 2, 3, 4, 5, 6, 0], [2037, 11, 28, 19, 48, 57, 0]
+NOON = [2026, 6, 15, 12, 0, 0]
+EARLY, LATE = [2001, 2, 3, 4, 5, 6], [2037, 11, 28, 19, 48, 57]
 SYSTEM, USER, REPLY = "ProbeSystemText", "ProbeUserText", "ProbeReplyText"
 USER2, REPLY2 = "ProbeSecondUserText", "ProbeSecondReplyText"
 TOOL, KEY = "probe_tool", "probe_key"

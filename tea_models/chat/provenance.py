@@ -35,7 +35,6 @@ _BUILDING_FILTERS = (
     "truncate", "urlencode", "urlize", "wordwrap", "xmlattr",
 )  # fmt: skip
 _RUN = re.compile(rb"t+|d+|u+")
-_PERCENT = re.compile(r"%(.)", re.DOTALL)
 
 
 class TemplateText(str):
@@ -66,7 +65,7 @@ class TemplateText(str):
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
-        return _filled(self, values, str.__mod__(self, values))
+        return _filled(self, "%s", values if isinstance(values, tuple) else (values,), str.__mod__(self, values))
 
     def __rmod__(self, form: Any) -> str:
         return TemplateText(str.__mod__(form, str.__str__(self))) if isinstance(form, str) else NotImplemented
@@ -184,30 +183,14 @@ def _between(items: list[str], separator: str) -> Iterator[str]:
         yield item
 
 
-def _filled(form: TemplateText, values: Any, result: str) -> str:
-    """A text made by `%` whose places are all `%s`; of unknown origin where there are others."""
-    given = iter(values if isinstance(values, tuple) else (values,))
-    pieces, end = [], 0
-    for place in _PERCENT.finditer(form):
-        pieces.append(form[end : place.start()])
-        if place.group(1) not in "%s":
-            return TemplateText(result)
-        pieces.append(form[place.start() : place.start() + 1] if place.group(1) == "%" else str(next(given)))
-        end = place.end()
-    text = joined((*pieces, form[end:]))
-    return text if text == result else TemplateText(result)
-
-
-def _formatted(form: TemplateText, args: tuple[Any, ...], result: str) -> str:
-    """A text made by `format` whose places are all `{}`; of unknown origin where there are others."""
-    parts = form.split("{}")
-    if len(parts) - 1 > len(args):
-        return TemplateText(result)
-    pieces = [parts[0]]
-    for part, value in zip(parts[1:], args, strict=False):
+def _filled(form: TemplateText, place: str, values: tuple[Any, ...], result: str) -> str:
+    """What `%` or `format` made, if all places are `%s` or `{}`; of unknown origin where there are others."""
+    first, *parts = form.split(place)
+    pieces = [first]
+    for part, value in zip(parts, values, strict=False):
         pieces += [str(value), part]
     text = joined(pieces)
-    return text if text == result else TemplateText(result)
+    return text if len(parts) <= len(values) and text == result else TemplateText(result)
 
 
 class _CodeGenerator(compiler.CodeGenerator):
@@ -286,7 +269,7 @@ class ProvenanceEnvironment(ImmutableSandboxedEnvironment):
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             result = guarded(*args, **kwargs)
-            return _formatted(value.__self__, args, result) if value.__name__ == "format" else result
+            return _filled(value.__self__, "{}", args, result) if value.__name__ == "format" else result
 
         return formatted
 

@@ -65,19 +65,9 @@ def render_chat(
         TemplateError: The template does not parse, raises, breaks a limit or tries to leave the sandbox; or something
             given to it is not JSON.
     """
-    segments = render_segments(
-        template,
-        messages,
-        now=now,
-        timeout=timeout,
-        output_limit=output_limit,
-        tools=tools,
-        bos_token=bos_token,
-        eos_token=eos_token,
-        add_generation_prompt=add_generation_prompt,
-        **variables,
-    )
-    return "".join(segment.text for segment in segments)
+    given: dict[str, Any] = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, "now": now}
+    given |= {"add_generation_prompt": add_generation_prompt, "timeout": timeout, "output_limit": output_limit}
+    return "".join(segment.text for segment in render_segments(template, messages, **given, **variables))
 
 
 def render_segments(
@@ -106,7 +96,7 @@ def render_segments(
 def job(
     messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: Sequence[int] | str
 ) -> dict[str, Any]:
-    """One render for the worker; `now` is local time from year to microsecond, or `format` to show formats instead.
+    """One render for the worker; `now` is local time from year to second, or `format` to show formats instead.
 
     Raises:
         TemplateError: The messages are not a list of objects, or something is no JSON.
@@ -151,8 +141,4 @@ def _message(index: int, message: Any) -> dict[str, Any]:
 
 
 def _clock(now: datetime | None) -> list[int]:
-    if now is not None:
-        return [now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond]
-    seconds = time.time()
-    local = time.localtime(seconds)
-    return [*local[:5], min(local[5], 59), int(seconds % 1 * 1_000_000)]
+    return list((time.localtime() if now is None else now.timetuple())[:6])

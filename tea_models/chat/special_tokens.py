@@ -24,7 +24,6 @@ _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gemma", ("<start_of_turn>",)),
     ("gemma-4", ("<|turn>",)),
     ("chatml", ("<|im_start|>",)),
-    ("kimi", ("<|im_user|>",)),
     ("granite", ("<|start_of_role|>",)),
     ("command-r", ("<|START_OF_TURN_TOKEN|>",)),
     ("deepseek", ("<\uff5cUser\uff5c>",)),
@@ -33,39 +32,22 @@ _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("zephyr", ("<|user|>",)),
     ("llama-2", ("[INST]", "<<SYS>>")),
     ("mistral", ("[INST]",)),
-    ("exaone", ("[|user|]",)),
-    ("minicpm", ("<用户>",)),
-    ("openchat", ("GPT4 Correct User:",)),
     ("vicuna", ("USER:", "ASSISTANT:")),
     ("alpaca", ("### Instruction:",)),
-    ("solar", ("### User:", "### Assistant:")),
 )
 
 
 class SpecialTokenSplitter:
-    """Cuts texts into markers and what is between them.
-
-    Args:
-        tokens: Texts of the vocabulary's control tokens, where they are known; they count as markers too.
-        sample: A text that holds every marker that will be asked for; tokens that are not in it are ignored.
-    """
+    """Cuts texts into markers (known tokens among them, as far as `sample` holds them) and what is between them."""
 
     def __init__(self, tokens: Iterable[str], sample: str) -> None:
         known = sorted({token for token in tokens if token.strip() and token in sample}, key=len, reverse=True)
-        self._pattern = re.compile("|".join([*map(re.escape, known), _MARKER]))
+        self._pattern = re.compile(f"({'|'.join([*map(re.escape, known), _MARKER])})")
 
     def split(self, text: str) -> list[tuple[str, bool]]:
         """Pieces of the text, each with whether it is a marker."""
-        pieces: list[tuple[str, bool]] = []
-        end = 0
-        for match in self._pattern.finditer(text):
-            if match.start() > end:
-                pieces.append((text[end : match.start()], False))
-            pieces.append((match.group(), True))
-            end = match.end()
-        if end < len(text):
-            pieces.append((text[end:], False))
-        return pieces
+        # `re.split` gives the groups at odd places.
+        return [(piece, index % 2 == 1) for index, piece in enumerate(self._pattern.split(text)) if piece]
 
     def first(self, text: str) -> str | None:
         """The marker that the text begins with, after white space."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?=\s*\{)")
+_SPACE, _SEPARATORS = re.compile(r"\s*"), re.compile(r"[;\s]*")
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
 _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
@@ -94,9 +95,9 @@ def _marked(text: str, opening: str, closing: str, read: Callable[[str], _Calls]
 
 
 def _bare(text: str) -> _Found:
-    """The whole output is JSON that names a function and its arguments; Llama separates several by `;`."""
+    """The whole output is JSON that names a function and its arguments."""
     body = text.strip().removeprefix("<|python_tag|>").removesuffix("<|eom_id|>").removesuffix("<|eot_id|>").strip()
-    found = _calls(body) or _sequence(body)
+    found = _calls(body)
     return ("", found) if found else (text, [])
 
 
@@ -188,12 +189,19 @@ _READERS: dict[str, Callable[[str], _Found]] = {
 
 
 def _calls(body: str) -> _Calls:
-    """Calls in a piece of text that holds nothing else."""
+    """Calls in a piece of text that holds nothing else; Llama separates several by `;`."""
     body = _unfenced(body)
     if body.startswith("<function="):
         return _xml(body)
-    value, end = _decode(body)
-    return _listed(value) if end and not body[end:].strip() else []
+    calls: _Calls = []
+    place = 0
+    while place < len(body):
+        value, place = _decode(body, place)
+        found = _listed(value)
+        if not found:
+            return []
+        calls += found
+    return calls
 
 
 def _named(name: str, body: str, texts: list[str] | None = None) -> _Calls:
@@ -220,21 +228,6 @@ def _xml(body: str) -> list[dict[str, Any]]:
     return [_made(name, arguments)]
 
 
-def _sequence(body: str) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = []
-    place = 0
-    while place < len(body):
-        value, end = _decode(body, place)
-        found = _listed(value)
-        if not found:
-            return []
-        calls.extend(found)
-        place = end
-        while place < len(body) and body[place] in "; \n":
-            place += 1
-    return calls
-
-
 def _unfenced(body: str) -> str:
     body = body.strip()
     if len(body) > 6 and body.startswith("```") and body.endswith("```"):
@@ -243,12 +236,17 @@ def _unfenced(body: str) -> str:
 
 
 def _decode(text: str, start: int = 0) -> tuple[Any, int]:
-    while start < len(text) and text[start].isspace():
-        start += 1
+    """The JSON value at a place, and where the next one may be; the end is 0 where there is none."""
     try:
-        return json.JSONDecoder(strict=False).raw_decode(text, start)
+        value, end = json.JSONDecoder(strict=False).raw_decode(text, _end_of(_SPACE, text, start))
     except (ValueError, RecursionError):
         return None, 0
+    return value, _end_of(_SEPARATORS, text, end)
+
+
+def _end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
+    found = pattern.match(text, start)
+    return found.end() if found else start
 
 
 def _listed(value: Any) -> list[dict[str, Any]]:

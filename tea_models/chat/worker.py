@@ -73,13 +73,9 @@ class _GenerationTag(Extension):
         return caller()
 
 
-class _DictFactory:
-    # The type `dict` itself would hand out its methods and, through them, more.
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """`dict`, of which the type itself would hand out its methods and, through them, more."""
+    return dict(*args, **kwargs)
 
 
 class _GuardedNamespace(Namespace):
@@ -124,7 +120,7 @@ class Renderer:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = self.strftime_now
-        environment.globals["dict"] = _DictFactory()
+        environment.globals["dict"] = _dict
         environment.globals["namespace"] = _namespace
         self.environment = environment
         self.template = functools.lru_cache(_CACHED_TEMPLATES)(environment.from_string)
@@ -133,8 +129,8 @@ class Renderer:
         """Local time as the parent states it, or the format itself in braces (for probing)."""
         if isinstance(self.now, str):
             return f"{{now:{format}}}"
-        year, month, day, hour, minute, second, microsecond = self.now
-        return datetime(year, month, day, hour, minute, second, microsecond).strftime(format)  # noqa: DTZ001 - local time
+        year, month, day, hour, minute, second = self.now
+        return datetime(year, month, day, hour, minute, second).strftime(format)  # noqa: DTZ001 - local time
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Render every job of a request; with `analyse`, say what the template's source reads and compares."""

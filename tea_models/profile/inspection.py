@@ -166,7 +166,7 @@ def _tensor(info: TensorInfo) -> dict[str, Any]:
 
 
 def _transfer(model: ModelFiles, seconds: float) -> Transfer | None:
-    if model.located is None or model.located.paths:
+    if model.located.paths:
         return None
     sources = model.located.artifact.files[0].sources
     return Transfer(

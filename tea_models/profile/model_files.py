@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
@@ -16,6 +17,7 @@ from tea_models.gguf.shards import check_shards
 from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
 from tea_models.settings import Settings
+from tea_models.sources.locate import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,36 +29,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ModelFiles:
-    """The open files of one model and their headers.
+    """The open files of one model, all shards in order, and their headers.
 
     Attributes:
         where: The path of the first file, or the reference of a remote one.
-        sources: All files (shards) in order.
+        sources: Their bytes.
         headers: Their headers.
         files: Their names, sizes and hashes as far as these are known.
-        located: How the reference was resolved; None for a plain path.
-        settings: Which registry files there are, and where the store is.
+        located: How the reference was resolved.
     """
 
     where: str
     sources: tuple[ByteSource, ...]
     headers: tuple[Header, ...]
     files: tuple[ProfileFile, ...]
-    located: Located | None
-    settings: Settings
+    located: Located
 
     @property
     def entry(self) -> Entry | None:
         """The registry entry whose corrections apply."""
-        if self.located is not None and self.located.entry is not None:
+        if self.located.entry is not None:
             return self.located.entry
-        return entry_of(self.headers[0], self.settings, path=self.path, sha256=self.files[0].sha256)
+        return entry_of(self.headers[0], self.located.caller.settings, path=self.path, sha256=self.files[0].sha256)
 
     @property
     def path(self) -> Path | None:
         """Where the (first) file lies; None if it is not on this machine."""
-        if self.located is None:
-            return Path(self.where)
         return self.located.paths[0] if self.located.paths else None
 
     def require_loadable(self, *, thorough: bool = False) -> None:
@@ -90,40 +88,22 @@ def open_model(
     """
     if settings is None:
         settings = Settings.resolve(os.environ, cwd=Path.cwd())
-    where, located = plain_path(path_or_ref), None
-    if where is None:
-        from tea_models.caller import Caller
-        from tea_models.sources.locate import locate
-
-        # A `Path` is never a name in the registry, even without a separator.
-        where = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
-        located = locate(where, Caller(settings))
-        where = str(located.paths[0]) if located.paths else where
+    # A `Path` is never a name in the registry, even without a separator.
+    text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
+    located = locate(text, Caller(settings))
     with ExitStack() as opened:
-        sources: list[ByteSource] = []
-        for index in range(len(located.artifact.files) if located else 1):
-            source = located.open_source(index) if located else FileSource(where)
-            sources.append(opened.enter_context(closing(source)))
+        indexes = range(len(located.artifact.files))
+        sources = [opened.enter_context(closing(located.open_source(index))) for index in indexes]
         headers = tuple(map(read_header, sources))
         check_shards(headers)
-        known = located.artifact.files if located else (None,)
         files = []
-        for source, file, header in zip(sources, known, headers, strict=True):
-            sha256 = file.sha256 if file else None
+        for source, file, header in zip(sources, located.artifact.files, headers, strict=True):
+            sha256 = file.sha256
             if hashes and sha256 is None and isinstance(source, FileSource):
                 sha256 = recorded_sha256(Path(source.name), settings)
-            name = file.filename if file else Path(source.name).name
-            files.append(ProfileFile(name, _size(source, file.size if file else None, header), sha256))
-        yield ModelFiles(where, tuple(sources), headers, tuple(files), located, settings)
-
-
-def plain_path(path_or_ref: Path | str) -> str | None:
-    """The path, if this is one of a single file that exists; None for a name, a shard, an address, or nothing."""
-    text = str(path_or_ref)
-    looks_so = isinstance(path_or_ref, Path) or os.sep in text or text.endswith(".gguf")
-    scheme = ":" in text.split(os.sep, 1)[0]
-    shard = "-of-" in text.rpartition(os.sep)[2]
-    return text if looks_so and not scheme and not shard and os.path.lexists(text) else None
+            files.append(ProfileFile(file.filename, _size(source, file.size, header), sha256))
+        where = str(located.paths[0]) if located.paths else text
+        yield ModelFiles(where, tuple(sources), headers, tuple(files), located)
 
 
 def _size(source: ByteSource, known: int | None, header: Header) -> int:
