@@ -261,7 +261,7 @@ def test_the_real_template_of_smollm2_renders_as_in_transformers(real_model: Pat
 
 def test_the_worker_is_kept_between_renders() -> None:
     render_chat(CHATML, [])
-    assert SANDBOX._worker is not None
-    process = SANDBOX._worker.process.pid
+    assert SANDBOX._process is not None
+    process = SANDBOX._process.pid
     render_chat("{{ 1 }}", [])
-    assert SANDBOX._worker.process.pid == process
+    assert SANDBOX._process.pid == process

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tea_models.errors import TemplateError
 
@@ -57,76 +57,6 @@ class _WorkerLostError(Exception):
         self.kind = kind
 
 
-class _Worker:
-    """One process with its two pipes."""
-
-    def __init__(self) -> None:
-        if not sys.executable:
-            raise TemplateError(
-                "chat templates run in a process of their own, and this Python does not know its executable",
-                hint="set sys.executable before rendering",
-            )
-        folders = [*filter(os.path.isabs, sys.path), str(Path(__file__).parents[2])]
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-c", _BOOT, str(MEMORY), *folders],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _LOADER_VARIABLES if name in os.environ},
-                process_group=0,  # Ctrl-C is for the parent, which then ends the worker itself
-            )
-        except OSError as error:
-            raise TemplateError(
-                f"chat templates run in a process of their own, which could not be started: {error}"
-            ) from None
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._out, self._in = self.process.stdin, self.process.stdout
-        self.started = False
-
-    def ask(self, body: bytes, limits: Limits, most: int) -> bytes:
-        """Send a request and wait for the reply of at most `most` bytes."""
-        if not self.started:
-            self._receive(_START_SECONDS, 1024)
-            self.started = True
-        try:
-            self._out.write(len(body).to_bytes(4, "big") + body)
-            self._out.flush()
-        except BrokenPipeError:
-            raise _WorkerLostError("crash") from None
-        return self._receive(limits.seconds, most)
-
-    def forget(self) -> None:
-        """Close the pipes without touching the process: in a forked child it belongs to the parent."""
-        with contextlib.suppress(BrokenPipeError):  # of what was left to be written
-            self._out.close()
-        self._in.close()
-
-    def kill(self, *, grace: float = 0.0) -> int:
-        """End the process (one that ends by itself gets `grace` seconds); return its status as `Popen` has it."""
-        self.forget()
-        try:
-            return self.process.wait(grace)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-    def _receive(self, seconds: float, most: int) -> bytes:
-        # The worker writes a reply in one go, and ends by itself soon after its time: only the beginning is waited for.
-        poll = select.poll()
-        poll.register(self._in, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            raise _WorkerLostError("time")
-        length = int.from_bytes(self._in.read(4), "big")
-        if length > most:
-            raise _WorkerLostError("output")
-        reply = self._in.read(length)
-        if not reply or len(reply) < length:
-            raise _WorkerLostError("crash")
-        return reply
-
-
 class Sandbox:
     """Renders in a worker that is started when it is first needed and replaced when it had to be killed.
 
@@ -135,7 +65,8 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answered = False
         os.register_at_fork(after_in_child=self._after_fork)
 
     def close(self) -> None:
@@ -155,10 +86,10 @@ class Sandbox:
         # Four bytes a character at most, and JSON's escapes for what a prompt rarely holds.
         most = 65536 + 6 * limits.output + 4096 * len(request.get("jobs", ()))
         with self._lock:
-            idle = self._worker is not None
+            idle = self._process is not None
             reply = self._reply(body, limits, most)
             # An idle worker may have been killed from outside (out of memory, a terminal closed): one more try.
-            if idle and self._worker is None and reply["results"][0].get("kind") == "crash":
+            if idle and self._process is None and reply["results"][0].get("kind") == "crash":
                 reply = self._reply(body, limits, most)
         return reply
 
@@ -183,33 +114,98 @@ class Sandbox:
         return result
 
     def _reply(self, body: bytes, limits: Limits, most: int) -> dict[str, Any]:
-        worker = self._worker = self._worker or _Worker()
+        if self._process is None:
+            self._process, self._answered = _started(), False
         try:
-            reply: dict[str, Any] = json.loads(worker.ask(body, limits, most).decode("utf-8", "surrogatepass"))
+            reply: dict[str, Any] = json.loads(
+                self._ask(self._process, body, limits, most).decode("utf-8", "surrogatepass")
+            )
         except _WorkerLostError as lost:
             status = self._drop(grace=0.2 if lost.kind == "crash" else 0.0)
-            if not worker.started:
+            if not self._answered:
                 reason = f"it ended with status {status}" if lost.kind == "crash" else "it did not answer"
                 raise TemplateError(f"the process that chat templates run in could not be started: {reason}") from None
-            return {
-                "results": [{"error": "", "kind": "time" if status == -signal.SIGALRM else lost.kind, "line": None}]
-            }
+            kind = "time" if status == -signal.SIGALRM else lost.kind
+            return {"results": [{"error": "", "kind": kind, "line": None}]}
         except BaseException:
             # An interrupt in the middle of an exchange: an answer may still come, to a question nobody asked.
             self._drop()
             raise
         return reply
 
+    def _ask(self, process: subprocess.Popen[bytes], body: bytes, limits: Limits, most: int) -> bytes:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        if not self._answered:
+            _received(process.stdout, _START_SECONDS, 1024)
+            self._answered = True
+        try:
+            process.stdin.write(len(body).to_bytes(4, "big") + body)
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise _WorkerLostError("crash") from None
+        return _received(process.stdout, limits.seconds, most)
+
     def _drop(self, *, grace: float = 0.0) -> int | None:
-        worker, self._worker = self._worker, None
-        return worker.kill(grace=grace) if worker is not None else None
+        """End the process (one that ends by itself gets `grace` seconds); return its status as `Popen` has it."""
+        process = self._forget()
+        if process is None:
+            return None
+        try:
+            return process.wait(grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _forget(self) -> subprocess.Popen[bytes] | None:
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout) if process is not None else ():
+            with contextlib.suppress(BrokenPipeError):  # of what was left to be written
+                pipe.close()  # type: ignore[union-attr]
+        return process
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
-        if self._worker is not None:
-            self._worker.forget()
-            self._worker.process.returncode = 0  # nothing to wait for here
-            self._worker = None
+        process = self._forget()
+        if process is not None:
+            process.returncode = 0  # it belongs to the parent: nothing to wait for here
+
+
+def _started() -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise TemplateError(
+            "chat templates run in a process of their own, and this Python does not know its executable",
+            hint="set sys.executable before rendering",
+        )
+    folders = [*filter(os.path.isabs, sys.path), str(Path(__file__).parents[2])]
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-s", "-S", "-c", _BOOT, str(MEMORY), *folders],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _LOADER_VARIABLES if name in os.environ},
+            process_group=0,  # Ctrl-C is for the parent, which then ends the worker itself
+        )
+    except OSError as error:
+        raise TemplateError(
+            f"chat templates run in a process of their own, which could not be started: {error}"
+        ) from None
+
+
+def _received(pipe: IO[bytes], seconds: float, most: int) -> bytes:
+    # The worker writes a reply in one go, and ends by itself soon after its time: only the beginning is waited for.
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        raise _WorkerLostError("time")
+    length = int.from_bytes(pipe.read(4), "big")
+    if length > most:
+        raise _WorkerLostError("output")
+    reply = pipe.read(length)
+    if not reply or len(reply) < length:
+        raise _WorkerLostError("crash")
+    return reply
 
 
 #: The process's sandbox. One is enough: a render takes tens of microseconds.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?=\s*\{)")
+_AROUND_CALLS = re.compile("<\uff5ctool\u2581calls\u2581(begin|end)\uff5c>")
 _SPACE, _SEPARATORS = re.compile(r"\s*"), re.compile(r"[;\s]*")
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
 _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
@@ -48,9 +49,10 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     Returns:
         The text that is left (stripped when a call was taken out), and the calls in order.
     """
-    for reader in dict.fromkeys((_READERS.get(format or "", _hermes), *_READERS.values())):
+    own = (format,) if format in _READERS else ()
+    for name in (*own, *_READERS):
         try:
-            rest, found = reader(text)
+            rest, found = _READERS[name](text)
         except RecursionError:  # nested more deeply than any call
             continue
         if found:
@@ -59,7 +61,7 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
                 ToolCall(str(call.get("id") or f"call{index:05d}"), call["name"], call["arguments"])
                 for index, call in enumerate(found)
             ]
-            return rest.strip(), calls
+            return _AROUND_CALLS.sub("", rest).strip(), calls
     return text, []
 
 
@@ -67,31 +69,21 @@ _Calls = list[dict[str, Any]]
 _Found = tuple[str, _Calls]
 
 
-def _hermes(text: str) -> _Found:
-    return _marked(text, "<tool_call>", "</tool_call>")
+def _between(opening: str, closing: str, read: Callable[[str], _Calls]) -> Callable[[str], _Found]:
+    """A reader of calls between two marks; the end of the text closes too."""
 
+    def reader(text: str) -> _Found:
+        calls: _Calls = []
+        first, *parts = text.split(opening)
+        rest = [first]
+        for part in parts:
+            inside, mark, after = part.partition(closing)
+            found = read(inside)
+            calls += found
+            rest.append(after if found else opening + inside + mark + after)
+        return "".join(rest), calls
 
-def _phi(text: str) -> _Found:
-    """Granite writes the same mark in front, and none behind."""
-    return _marked(text, "<|tool_call|>", "<|/tool_call|>")
-
-
-def _command_r(text: str) -> _Found:
-    rest, found = _marked(text, "<|START_ACTION|>", "<|END_ACTION|>")
-    return (rest, found) if found else _marked(text, "Action: ```json", "```")
-
-
-def _marked(text: str, opening: str, closing: str, read: Callable[[str], _Calls] | None = None) -> _Found:
-    """Calls between two marks; the end of the text closes too."""
-    calls: _Calls = []
-    first, *parts = text.split(opening)
-    rest = [first]
-    for part in parts:
-        inside, mark, after = part.partition(closing)
-        found = (read or _calls)(inside)
-        calls += found
-        rest.append(after if found else opening + inside + mark + after)
-    return "".join(rest), calls
+    return reader
 
 
 def _bare(text: str) -> _Found:
@@ -101,32 +93,16 @@ def _bare(text: str) -> _Found:
     return ("", found) if found else (text, [])
 
 
-def _mistral(text: str) -> _Found:
-    """`[TOOL_CALLS][{…}, …]`, or since v11 `[TOOL_CALLS]name[ARGS]{…}` once a call."""
-    return _marked(text, "[TOOL_CALLS]", "</s>", _mistral_calls)
-
-
 def _mistral_calls(inside: str) -> _Calls:
+    """`[{…}, …]`, or since v11 `name[ARGS]{…}` once a mark."""
     name = _MISTRAL_NAME.match(inside)
     return _named(name.group(1), inside[name.end() :]) if name else _calls(inside)
 
 
-def _deepseek(text: str) -> _Found:
-    """A name and JSON between marks, whose bars are U+FF5C and whose gaps are U+2581."""
-    rest, calls = _marked(text, _deepseek_mark("call begin"), _deepseek_mark("call end"), _deepseek_call)
-    if calls:
-        rest = rest.replace(_deepseek_mark("calls begin"), "").replace(_deepseek_mark("calls end"), "")
-    return rest, calls
-
-
 def _deepseek_call(inside: str) -> _Calls:
-    separator = _deepseek_mark("sep")
+    separator = "<\uff5ctool\u2581sep\uff5c>"
     name, _, body = inside.removeprefix(f"function{separator}").partition("\n" if "```" in inside else separator)
     return _named(name, _unfenced(body))
-
-
-def _deepseek_mark(words: str) -> str:
-    return f"<\uff5ctool {words}\uff5c>".replace(" ", "\u2581")
 
 
 def _harmony(text: str) -> _Found:
@@ -148,12 +124,8 @@ def _harmony(text: str) -> _Found:
     return ("".join(rest), calls) if calls else (text, [])
 
 
-def _gemma_4(text: str) -> _Found:
-    """`<|tool_call>call:name{key:value}<tool_call|>`, where a text stands between two `<|"|>` and keys are bare."""
-    return _marked(text, "<|tool_call>", "<tool_call|>", _gemma_call)
-
-
 def _gemma_call(inside: str) -> _Calls:
+    """`call:name{key:value}`, where a text stands between two `<|"|>` and keys are bare."""
     name, brace, body = inside.removeprefix("call:").partition("{")
     pieces = (brace + body).split('<|"|>')
     if any('"' in piece for piece in pieces[::2]):
@@ -171,21 +143,6 @@ def _unquoted(value: Any, pieces: list[str]) -> Any:
     if isinstance(value, dict):
         return {_unquoted(key, pieces): _unquoted(item, pieces) for key, item in value.items()}
     return value
-
-
-#: The format's own reader comes first, then all of them.
-_READERS: dict[str, Callable[[str], _Found]] = {
-    "chatml": _hermes,
-    "phi": _phi,
-    "granite": _phi,
-    "mistral": _mistral,
-    "command-r": _command_r,
-    "deepseek": _deepseek,
-    "harmony": _harmony,
-    "gemma-4": _gemma_4,
-    "llama-3": _bare,
-    "llama-4": _bare,
-}
 
 
 def _calls(body: str) -> _Calls:
@@ -276,3 +233,21 @@ def _made(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _scalar(text: str) -> Any:
     value, end = _decode(text)
     return value if end and not text[end:].strip() else text
+
+
+#: The format's own reader comes first, then all of them. DeepSeek's marks have bars U+FF5C and gaps U+2581.
+_READERS: dict[str, Callable[[str], _Found]] = {
+    "chatml": _between("<tool_call>", "</tool_call>", _calls),
+    "phi": _between("<|tool_call|>", "<|/tool_call|>", _calls),
+    "granite": _between("<|tool_call|>", "<|/tool_call|>", _calls),
+    "mistral": _between("[TOOL_CALLS]", "</s>", _mistral_calls),
+    "command-r": _between("<|START_ACTION|>", "<|END_ACTION|>", _calls),
+    "command-r of 2024": _between("Action: ```json", "```", _calls),
+    "deepseek": _between(
+        "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>", _deepseek_call
+    ),
+    "harmony": _harmony,
+    "gemma-4": _between("<|tool_call>", "<tool_call|>", _gemma_call),
+    "llama-3": _bare,
+    "llama-4": _bare,
+}
