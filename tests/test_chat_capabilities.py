@@ -192,11 +192,6 @@ def test_a_template_that_takes_only_parts_is_a_warning() -> None:
     assert found.warnings[0] == "takes a content only as a list of parts, not as text"
 
 
-def test_names_with_double_underscores_are_not_internals() -> None:
-    template = CHATML + "{% if tools %}{{ tools[0].function.name.split('__')[0] }}{% endif %}"
-    assert probe_template(template).warnings == ()
-
-
 def test_the_clock_in_a_prompt_is_a_warning() -> None:
     assert any("date or time" in warning for warning in probed("llama-3.1").warnings)
     assert not any("date or time" in warning for warning in probed("chatml").warnings)
@@ -267,14 +262,6 @@ def test_several_such_texts_are_one_warning() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "walk", ["''.__class__", "'' | attr('__class__')", "messages['__len__']", "'{0.__class__}'.format(1)"]
-)
-def test_reaching_for_internals_is_a_warning_even_where_the_sandbox_stops_it(walk: str) -> None:
-    template = CHATML + "{% if false %}{{ " + walk + " }}{% endif %}"
-    assert any("Python's internals" in warning for warning in probe_template(template).warnings)
-
-
 def test_random_text_is_a_warning() -> None:
     assert any("random" in warning for warning in probe_template("{{ ['a', 'b'] | random }}" + CHATML).warnings)
 
@@ -319,11 +306,11 @@ def test_an_empty_template_is_a_warning() -> None:
     assert "does not render the user's text" in probe_template("").warnings
 
 
-def test_a_template_that_needs_a_system_message_is_probed_with_one() -> None:
+def test_a_template_that_needs_a_system_message_is_not_examined() -> None:
     template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
-    found = probe_template(template)
-    assert found.system_role
-    assert "raises without a system message" in found.warnings
+    assert probe_template(template).warnings == (
+        "not examined: chat template, line 1: refuses these messages: system first",
+    )
 
 
 def test_all_probes_take_two_round_trips(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,19 +73,11 @@ ENFORCED: dict[str, Any] = {
     "a const": {"const": {"a": [1, "b"]}},
     "types": {"type": ["string", "null"], "minLength": 1},
     "any of": {"anyOf": [{"type": "integer"}, PERSON, {"type": "array", "items": {"type": "null"}}]},
-    "any of with a type": {
-        "type": "object",
-        "anyOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}, {"required": ["b"]}],
-    },
     "one of types": {"oneOf": [{"type": "string"}, {"type": "number"}, {"type": "null"}]},
     "one of by a property": {"oneOf": [CAT, DOG], "discriminator": {"propertyName": "kind"}},
     "one of by reference": {
         "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
         "$defs": {"cat": CAT, "dog": DOG},
-    },
-    "all of": {
-        "allOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}, {"$ref": "#/$defs/b"}],
-        "$defs": {"b": {"type": "object", "properties": {"b": {"type": "boolean"}}}},
     },
     "all of one": {
         "type": "object",
@@ -134,11 +126,7 @@ ENFORCED: dict[str, Any] = {
         "required": ["b"],
         "additionalProperties": {"type": "null"},
     },
-    "beside a reference": {"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string", "minLength": 2}}},
-    "beside any of": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {"type": "null"}}},
     "an optional false": {"type": "object", "properties": {"a": False, "b": {}}},
-    "a tuple that goes on": {"prefixItems": [{"type": "null"}], "items": {"enum": [1]}, "minItems": 3, "maxItems": 4},
-    "a tuple that ends": {"prefixItems": [{"type": "null"}, False, {}], "uniqueItems": False},
     "an identity of the root": {"$id": "https://example.com/a", "$ref": "#/$defs/n", "$defs": {"n": {"type": "null"}}},
     "every format": {
         "properties": {
@@ -163,6 +151,19 @@ ENFORCED: dict[str, Any] = {
 }
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "beside a reference": ({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}}, "#/maxLength"),
+    "beside any of": ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object"}, "#/type"),
+    "beside a reference of one of": (
+        {
+            "oneOf": [{"$ref": "#/$defs/cat", "maxProperties": 1}, {"$ref": "#/$defs/dog"}],
+            "$defs": {"cat": CAT, "dog": DOG},
+        },
+        "#/oneOf/0/maxProperties",
+    ),
+    "several all of": ({"allOf": [{"required": ["a"]}, {"required": ["b"]}]}, "#/allOf"),
+    "both unions": ({"anyOf": [{"type": "null"}], "oneOf": [{"type": "null"}]}, "#/anyOf"),
+    "a tuple that goes on": ({"prefixItems": [{}], "items": {"enum": [1]}, "minItems": 3}, "#/prefixItems"),
+    "a tuple that ends": ({"prefixItems": [{}, False, {}]}, "#/prefixItems/1"),
     "minimum": (
         {"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}},
         "#/properties/age/minimum",
@@ -205,12 +206,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "one of that overlap": ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "#/oneOf"),
     "one of objects": ({"oneOf": [{"type": "object"}, PERSON]}, "#/oneOf"),
     "an empty union": ({"anyOf": []}, "#/anyOf"),
-    "all of patterns": ({"allOf": [{"pattern": "^a$"}, {"minLength": 3}]}, "#/allOf/minLength"),
-    "all of two patterns": ({"allOf": [{"pattern": "^a$"}, {"pattern": "b"}]}, "#/allOf/1"),
-    "all of a closed object": (
-        {"allOf": [{"properties": {"a": {}}, "additionalProperties": False}, {"properties": {"b": {}}}]},
-        "#/allOf/1",
-    ),
     "a nested identity": (
         {"properties": {"a": {"$id": "https://example.com/a", "$ref": "#/$defs/n"}}, "$defs": {"n": {}}},
         "#/properties/a/$id",
@@ -224,17 +219,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an anchor": ({"$ref": "#name", "$defs": {"n": {"$anchor": "name"}}}, "#/$ref"),
     "an index with a zero in front": ({"$ref": "#/anyOf/00", "anyOf": [{}]}, "#/$ref"),
     "an old tuple": ({"type": "array", "items": [{"type": "null"}]}, "#/items"),
-    "types that exclude each other": ({"allOf": [{"type": "string"}, {"type": "null"}]}, "#/allOf/1"),
     "only false": ({"anyOf": [False, False]}, "#/anyOf/1"),
-    "both unions with one type": (
-        {
-            "anyOf": [{"type": "null"}, {"type": "string"}],
-            "oneOf": [{"type": ["null", "array"]}, {"type": "string"}],
-        },
-        "#/oneOf/1/anyOf/0",
-    ),
     "a required false": ({"properties": {"a": False}, "required": ["a"]}, "#/properties/a"),
-    "fewer than the tuple allows": ({"prefixItems": [{}, False], "minItems": 2}, "#/minItems"),
     "unevaluated and unnamed": ({"required": ["a"], "unevaluatedProperties": False}, "#/unevaluatedProperties"),
     "an unknown type": ({"type": "text"}, "#/type"),
     "a rule of the converter as type": ({"type": "char"}, "#/type"),

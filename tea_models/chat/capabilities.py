@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat.probes import NOON, REPLY, REPLY2, SYSTEM, SYSTEM_MESSAGE, TOOL, USER, USER2, Spec, probes, user
+from tea_models.chat.probes import NOON, REPLY, REPLY2, SYSTEM, TOOL, USER, USER2, Spec, probes, user
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
 from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
@@ -82,10 +82,7 @@ class _Probe:
         analysis = self._first_round()
         sample = "\n".join(self.texts.values())
         splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
-        base = "user" if "user" not in self.errors else "system"
-        if base == "system":
-            self.warnings.append("raises without a system message")
-        if USER not in self.texts[base]:
+        if USER not in self.texts["user"]:
             only_parts = USER in self.texts["parts"]
             what = "takes a content only as a list of parts, not as text"
             self.warnings.append(what if only_parts else "does not render the user's text")
@@ -93,7 +90,7 @@ class _Probe:
         tools = self._tools()
         stop = self._stop(splitter)
         self._warn(analysis)
-        thinking = self._second_round(analysis, base)
+        thinking = self._second_round(analysis)
         return TemplateCapabilities(
             format=format_name(sample),
             system_role=system_role,
@@ -101,7 +98,7 @@ class _Probe:
             stop=stop,
             thinking=thinking,
             default_system_prompt=self._default_prompt(splitter),
-            emits_bos=bool(self.bos) and self.texts[base].startswith(self.bos),
+            emits_bos=bool(self.bos) and self.texts["user"].startswith(self.bos),
             warnings=tuple(self.warnings),
         )
 
@@ -116,7 +113,7 @@ class _Probe:
         outcomes = dict(zip(specs, results, strict=True))
         self.errors = {name: result for name, result in outcomes.items() if "error" in result}
         self.texts = {name: result.get("text", "") for name, result in outcomes.items()}
-        if {"user", "system"} <= self.errors.keys():
+        if "user" in self.errors:
             raise template_error(self.errors["user"], _LIMITS)
         return analysis
 
@@ -152,9 +149,6 @@ class _Probe:
             self.warnings.append("loses text when two messages of the user follow each other")
         if any(self._outcome(f"early{end}") != self._outcome(f"late{end}") for end in ("", "-user")):
             self.warnings.append("puts the date or time into the prompt: the same messages give another text later")
-        if analysis["private"]:
-            names = ", ".join(map(repr, analysis["private"]))
-            self.warnings.append(f"reaches for Python's internals ({names[:200]}), which no chat format needs")
         if analysis["random"]:
             self.warnings.append("uses random text: the same messages may give another prompt each time")
 
@@ -167,9 +161,9 @@ class _Probe:
 
     def _stop(self, splitter: SpecialTokenSplitter) -> tuple[str, ...]:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
-        talk, turn = self.texts["talk"], self.texts["turn"]
+        talk = self.texts["talk"]
         between = _between(talk or self.texts["talk-next"], REPLY, USER2)
-        end = talk.rpartition(REPLY2)[2] if REPLY2 in talk else turn.rpartition(REPLY)[2] if REPLY in turn else ""
+        end = talk.rpartition(REPLY2)[2] if REPLY2 in talk else ""
         for marker in filter(None, map(splitter.first, (end, between))):
             if self.tokens and marker not in self.tokens and marker != self.eos:
                 self.warnings.append(f"ends a turn with {marker!r}, which is no token of this vocabulary")
@@ -204,7 +198,7 @@ class _Probe:
         prompt = "".join(words).strip()
         return prompt if any(character.isalpha() for character in prompt) else None
 
-    def _second_round(self, analysis: Mapping[str, Any], base: str) -> str | None:
+    def _second_round(self, analysis: Mapping[str, Any]) -> str | None:
         """Switches of thinking, and literals in the user's text that change what stands around it."""
         names = sorted(
             [name for name in analysis["variables"] if _SWITCH.search(name)][:8],
@@ -216,12 +210,11 @@ class _Probe:
             for text in literals
             for content in (text, f"{USER} {text} {USER}", f"{text} {USER}", f"{USER} {text}")
         ]
-        before = [SYSTEM_MESSAGE] if base == "system" else []
         specs: list[Spec] = []
         for name in names:
             values = ("high", "low") if "effort" in name else (True, False)
-            specs += [([*before, user()], {name: value}) for value in values]
-        specs += [([*before, user(content)], {}) for _, content in tries]
+            specs += [([user()], {name: value}) for value in values]
+        specs += [([user(content)], {}) for _, content in tries]
         if not specs:
             return None
         results = self._ask(specs)["results"]
@@ -230,7 +223,7 @@ class _Probe:
                 f"{template_error(results[0], _LIMITS).message} (with some text in the user's message)"
             )
             return None
-        self._injections(tries, results[2 * len(names) :], self.texts[base])
+        self._injections(tries, results[2 * len(names) :], self.texts["user"])
         pairs = zip(names, results[::2], results[1::2], strict=False)
         return next((name for name, on, off in pairs if on.get("text", on) != off.get("text", off)), None)
 

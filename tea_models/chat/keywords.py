@@ -22,13 +22,6 @@ OF_TYPE = {"object": OBJECT, "array": ARRAY, "string": STRING, "number": NUMBER,
 ASSERTIONS = NEVER | OBJECT | ARRAY | STRING | NUMBER | {"$ref", "anyOf", "oneOf", "allOf", "const", "enum", "type"}
 #: Formats that say how a number is stored; every number that is generated fits.
 WIDE_NUMBERS = frozenset({"int64", "float", "double"})
-# What is beside its schema changes what these mean.
-_OPEN_ENDED = frozenset({"patternProperties", "unevaluatedProperties", "unevaluatedItems", "additionalItems"})
-
-
-def assertions(schema: dict[str, Any], *but: str) -> dict[str, Any]:
-    """The keywords that say something about a value, other than some."""
-    return {key: value for key, value in schema.items() if key in ASSERTIONS and key not in but}
 
 
 def is_a(value: Any, kind: str) -> bool:
@@ -78,38 +71,6 @@ def disjoint(sets: list[set[str] | None]) -> bool:
 def apart(one: Any, other: Any) -> bool:
     """Whether no value can match both schemas, by its type or as a constant."""
     return any(disjoint([of(one), of(other)]) for of in (kinds_of, constants_of))
-
-
-def merged(one: Any, other: Any) -> Any:
-    """A schema that is matched by what matches both; None where their keywords can't just be put together."""
-    if one is True or other is True:
-        return other if one is True else one
-    if not isinstance(one, dict) or not isinstance(other, dict):
-        return None
-    first, second = assertions(one), assertions(other)
-    if _entangled(first, second) or _entangled(second, first):
-        return None
-    result = {**first, **second}
-    for keyword in first.keys() & second.keys():
-        if keyword == "required":
-            result["required"] = [*dict.fromkeys((*first["required"], *second["required"]))]
-        elif keyword == "properties":
-            names = {**first["properties"], **second["properties"]}
-            result["properties"] = {
-                name: merged(*(each["properties"].get(name, True) for each in (first, second))) for name in names
-            }
-            if None in result["properties"].values():
-                return None
-        elif canonical(first[keyword]) != canonical(second[keyword]):
-            return None
-    return result
-
-
-def _entangled(schema: dict[str, Any], beside: dict[str, Any]) -> bool:
-    """Whether a keyword would mean something else with the keywords of another schema beside it."""
-    others = properties_of(beside).keys() - properties_of(schema).keys()
-    closed = schema.get("additionalProperties", True) is not True and bool(others)
-    return closed or ("items" in schema and "prefixItems" in beside) or bool(schema.keys() & _OPEN_ENDED)
 
 
 def properties_of(schema: Any) -> dict[str, Any]:

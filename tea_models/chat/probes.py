@@ -47,7 +47,6 @@ def probes() -> dict[str, Spec]:
         "user": ([user()], {}),
         "system": ([SYSTEM_MESSAGE, user()], {}),
         "talk": (talk, {"add_generation_prompt": False}),
-        "turn": ([user(), reply()], {"add_generation_prompt": False}),
         "talk-next": ([*talk[:3]], {}),
         "tools": ([user()], {"tools": TOOLS}),
         "tools-system": ([SYSTEM_MESSAGE, user()], {"tools": TOOLS}),

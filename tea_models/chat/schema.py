@@ -37,12 +37,10 @@ from tea_models.chat.keywords import (
     STRING,
     WIDE_NUMBERS,
     apart,
-    assertions,
     canonical,
     constants_of,
     disjoint,
     is_a,
-    merged,
     properties_of,
 )
 from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
@@ -152,6 +150,10 @@ class SchemaGrammar:
             self._problem(place.key(*error.absolute_path), error.message[:200])
         return error is None
 
+    def _alone(self, keyword: str, schema: dict[str, Any], place: _Place, *but: str) -> None:
+        for other in sorted((schema.keys() & ASSERTIONS) - {keyword, *but} - NEVER):
+            self._problem(place.key(other), f"beside {keyword}")
+
     def _rule(self, expression: Expression) -> Rule:
         name = f"r{len(self._rules)}"
         self._rules[name] = expression
@@ -205,16 +207,10 @@ class SchemaGrammar:
         pointer, target = found
         if pointer in place.heads:
             return self._problem(place.key("$ref"), f"{reference!r} refers to itself")
-        heads = place.heads | {pointer}
-        beside = assertions(schema, "$ref")
-        if beside:
-            both = merged(beside, target)
-            if both is None:
-                return self._problem(place.key("$ref"), "can't be combined with what is beside it")
-            return self._node(both, replace(place, heads=heads))
+        self._alone("$ref", schema, place)
         if pointer not in self._references:
             rule = self._references[pointer] = self._rule(_VALUE)
-            self._rules[rule.name] = self._node(target, _Place(self._pointer + pointer, heads))
+            self._rules[rule.name] = self._node(target, _Place(self._pointer + pointer, place.heads | {pointer}))
         return self._references[pointer]
 
     def _resolve(self, reference: str) -> tuple[str, Any] | None:
@@ -247,22 +243,17 @@ class SchemaGrammar:
     def _followed(self, schema: Any) -> Any:
         """A schema, or what it refers to."""
         for _ in range(8):
-            if not isinstance(schema, dict) or assertions(schema).keys() != {"$ref"}:
+            if not isinstance(schema, dict) or schema.keys() & ASSERTIONS != {"$ref"}:
                 break
             found = self._resolve(schema["$ref"])
             schema = found[1] if found else None
         return schema
 
     def _all_of(self, schema: dict[str, Any], place: _Place) -> Expression:
-        parts = schema["allOf"]
-        whole: Any = assertions(schema, "allOf")
-        if not whole and len(parts) == 1:
-            return self._node(parts[0], place.same("allOf", 0))
-        for index, part in enumerate(parts):
-            whole = merged(whole, self._followed(part))
-            if whole is None:
-                return self._problem(place.key("allOf", index), "can't be combined with what is beside it")
-        return self._node(whole, place.same("allOf"))
+        self._alone("allOf", schema, place)
+        if len(schema["allOf"]) > 1:
+            return self._problem(place.key("allOf"), "several schemas are not put together")
+        return self._node(schema["allOf"][0], place.same("allOf", 0))
 
     def _union(self, schema: dict[str, Any], place: _Place) -> Expression:
         keyword = "oneOf" if "oneOf" in schema else "anyOf"
@@ -271,15 +262,8 @@ class SchemaGrammar:
             return self._problem(place.key(keyword), f"more than {_MOST_ALTERNATIVES} alternatives")
         if keyword == "oneOf":
             alternatives = self._exclusive(alternatives, place.key("oneOf"))
-        beside = assertions(schema, keyword)
-        found = []
-        for index, item in enumerate(alternatives):
-            alternative = merged(beside, self._followed(item)) if beside else item
-            if alternative is None:
-                self._problem(place.key(keyword, index), "can't be combined with what is beside it")
-            else:
-                found.append(self._node(alternative, place.same(keyword, index)))
-        return choice(found) if found else _VALUE
+        self._alone(keyword, schema, place)
+        return choice(self._node(item, place.same(keyword, index)) for index, item in enumerate(alternatives))
 
     def _exclusive(self, alternatives: list[Any], pointer: str) -> list[Any]:
         """Alternatives of which only one can match; where a property tells them apart, it becomes required."""
@@ -288,14 +272,13 @@ class SchemaGrammar:
             return alternatives
         for key in properties_of(targets[0]):
             if disjoint([constants_of(self._followed(properties_of(target).get(key))) for target in targets]):
-                return [merged(target, {"required": [key]}) for target in targets]
+                return [{**target, "required": [*target.get("required", ()), key]} for target in targets]
         self._problem(pointer, "nothing tells the alternatives apart, so several could match")
         return alternatives
 
     def _constants(self, schema: dict[str, Any], place: _Place) -> Expression:
         keyword = "const" if "const" in schema else "enum"
-        for other in sorted((schema.keys() & ASSERTIONS) - {keyword, "type"} - NEVER):
-            self._problem(place.key(other), f"beside {keyword}")
+        self._alone(keyword, schema, place, "type")
         values = [schema["const"]] if keyword == "const" else schema["enum"]
         if "type" in schema:
             kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
@@ -348,23 +331,20 @@ class SchemaGrammar:
         if schema.get("uniqueItems") is False:
             allowed.add("uniqueItems")
         self._unknown(ARRAY - allowed, schema, place)
-        prefix = prefix[: prefix.index(False) if False in prefix else len(prefix)][:most]
-        if len(prefix) < len(schema.get("prefixItems", ())) or items is False:
-            most = len(prefix) if most is None else min(most, len(prefix))
-        if most is not None and least > most:
-            return self._problem(place.key("minItems"), "nothing can match")
-        first = [self._node(item, place.inner("prefixItems", index)) for index, item in enumerate(prefix)]
-        if "items" not in schema and prefix:
-            most = max(least, len(prefix))  # what is not described is left out
-        least = max(least - len(prefix), 0)
-        most = None if most is None else most - len(prefix)
-        if not first and items is True and (least, most) == (0, None):
+        if prefix:  # every described item, and no more
+            if not least <= len(prefix) <= (len(prefix) if most is None else most):
+                return self._problem(place.key("prefixItems"), "another number of items is asked for")
+            first = [self._node(item, place.inner("prefixItems", index)) for index, item in enumerate(prefix)]
+            return _braces("[", sequence(*[part for item in first for part in (_COMMA, item)][1:]), "]")
+        if items is False or most == 0:
+            return (
+                _braces("[", sequence(), "]")
+                if not least
+                else self._problem(place.key("minItems"), "nothing can match")
+            )
+        if items is True and (least, most) == (0, None):
             return Rule("array")
-        parts = [part for item in first for part in (_COMMA, item)][1:]
-        if most != 0:
-            item = self._node(items, place.inner("items"))
-            parts.append(Repeat(sequence(_COMMA, item), least, most) if first else _list(item, least, most))
-        return _braces("[", sequence(*parts), "]")
+        return _braces("[", _list(self._node(items, place.inner("items")), least, most), "]")
 
     def _string(self, schema: dict[str, Any], place: _Place) -> Expression:
         keyword = next((known for known in ("pattern", "format") if known in schema), "")
@@ -396,8 +376,6 @@ class SchemaGrammar:
 
 def _list(item: Expression, least: int, most: int | None) -> Expression:
     """Items with commas between."""
-    if most == 0:
-        return sequence()
     more = Repeat(sequence(_COMMA, item), max(least - 1, 0), None if most is None else most - 1)
     some = sequence(item, more) if most != 1 else item
     return some if least else optional(some)

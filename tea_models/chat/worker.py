@@ -18,7 +18,6 @@ import functools
 import json
 import marshal
 import os
-import re
 import resource
 import signal
 import sys
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 _CACHED_TEMPLATES = 16
 _MESSAGE_LIMIT = 2000
-_DUNDER = re.compile(r"__[a-z]+__")
 _FILTER_METHODS = frozenset(
     {"startswith", "endswith", "find", "rfind", "index", "count", "split", "rsplit", "partition"}
 )
@@ -210,7 +208,7 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
 
     Returns:
         `variables`: names it reads, those that it never sets first; `literals`: strings that conditions compare with
-        something; `random`: it makes random text; `private`: names with underscores in front that it reaches for.
+        something; `random`: it makes random text.
     """
     compared: list[nodes.Node] = [
         *(node.test for node in tree.find_all(nodes.If)),
@@ -224,11 +222,7 @@ def analyse(tree: nodes.Template) -> dict[str, Any]:
     loaded = {name.name: None for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
     filters = {item.name for item in tree.find_all(nodes.Filter)}
-    attributes = {item.attr for item in tree.find_all(nodes.Getattr)}
-    texts = {item.value for item in tree.find_all(nodes.Const) if isinstance(item.value, str)}
-    private = {name for name in attributes if name.startswith("_")} | {text for text in texts if _DUNDER.search(text)}
     return {
-        "private": sorted(private)[:8],
         "variables": sorted(loaded, key=lambda name: (name in stored, name)),
         "literals": list(literals)[:400],
         "random": "lipsum" in loaded or "random" in filters,

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 ABSENT = "derived:not in the file"
 BY_TOKENIZER = "derived:the tokenizer's default"
-MOST_ITEMS = 1024  # of an array among the hyperparameters; per-layer arrays have at most 512
-MOST_BYTES = 1 << 16
+MOST_BYTES = 8192  # of an array among the hyperparameters; per-layer arrays have at most 512 items
 TEMPLATE = "tokenizer.chat_template"
+_PROBED = ("format", "system_role", "tools", "thinking", "default_system_prompt", "emits_bos")
 _BLOCK = re.compile(r"blk\.([0-9]{1,4})(?:\.|\Z)")
 
 
@@ -174,11 +174,7 @@ class _Metadata:
                 continue
             if not isinstance(value, ArrayValue):
                 found[key.removeprefix(prefix)] = Fact(_storable(value), self.source(key))
-            elif (
-                value.count <= MOST_ITEMS
-                and value.item_type is not ValueType.ARRAY
-                and value.end - value.start <= MOST_BYTES
-            ):
+            elif value.item_type is not ValueType.ARRAY and value.end - value.start <= MOST_BYTES:
                 found[key.removeprefix(prefix)] = Fact(tuple(map(_storable, value)), self.source(key))
         return found
 
@@ -248,24 +244,20 @@ def _chat(facts: _Metadata, template: Fact[str | None], tokenizer: TokenizerFact
         return ChatFacts(nothing, nothing, nothing, no, no, stop, nothing, nothing, no)
     from tea_models.chat.capabilities import probe_template
 
-    found = probe_template(
+    probed = probe_template(
         template.value,
         bos_token=tokenizer.bos_token.value or "",
         eos_token=tokenizer.eos_token.value or "",
         token_texts=control_tokens(facts.values),
     )
-    stops = tuple(dict.fromkeys((*found.stop, *extra)))
+    stops = tuple(dict.fromkeys((*probed.stop, *extra)))
+    found = {name: Fact(getattr(probed, name), "template") for name in _PROBED}
     return ChatFacts(
         template=template,
         template_sha256=Fact(text_sha256(template.value), "template"),
-        format=Fact(found.format, "template"),
-        system_role=Fact(found.system_role, "template"),
-        tools=Fact(found.tools, "template"),
-        stop=Fact(stops, "template" if stops == found.stop else by_registry),
-        thinking=Fact(found.thinking, "template"),
-        default_system_prompt=Fact(found.default_system_prompt, "template"),
-        emits_bos=Fact(found.emits_bos, "template"),
-        warnings=found.warnings,
+        stop=Fact(stops, "template" if stops == probed.stop else by_registry),
+        warnings=probed.warnings,
+        **found,
     )
 
 
