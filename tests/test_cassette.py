@@ -86,7 +86,6 @@ def test_one_question_that_was_answered_twice_is_replayed_in_that_order(recorded
 def test_an_entry_says_which_bytes_which_template_and_which_engine_answered(recorded: Path) -> None:
     entry = read_cassette(recorded)[0]
     assert entry.recorded["model_sha256"] == MODEL.sha256
-    assert entry.recorded["rendered"].endswith("<|im_start|>assistant\n")
     assert entry.recorded["engine"].startswith("llama-cpp-python 0.")
     assert len(entry.recorded["template_sha256"]) == 64
 

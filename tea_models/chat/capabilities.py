@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat.probes import NOON, REPLY, REPLY2, SYSTEM, TOOL, USER, USER2, Spec, probes, user
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
 from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
@@ -21,6 +21,24 @@ _LIMITS = Limits(seconds=2.0, output=262_144)
 _SWITCH = re.compile(r"think|thought|reason", re.IGNORECASE)
 _ROLE_HEADER = re.compile(r"\A\s*(?:system|developer|System|SYSTEM|user)(?:\n|:|\Z)")
 _MANY_LITERALS = 120
+
+# Each text of a probe is a word of its own, so that it can be found again.
+_NOON = [2026, 6, 15, 12, 0, 0]
+_EARLY, _LATE = [2001, 2, 3, 4, 5, 6], [2037, 11, 28, 19, 48, 57]
+_SYSTEM, _USER, _REPLY = "ProbeSystemText", "ProbeUserText", "ProbeReplyText"
+_USER2, _REPLY2 = "ProbeSecondUserText", "ProbeSecondReplyText"
+_TOOL = "probe_tool"
+_PARAMETERS = {
+    "type": "object",
+    "properties": {"probe_key": {"type": "string", "description": "A probe."}},
+    "required": ["probe_key"],
+}
+_TOOLS = [{"type": "function", "function": {"name": _TOOL, "description": "A probe.", "parameters": _PARAMETERS}}]
+
+
+_SYSTEM_MESSAGE = {"role": "system", "content": _SYSTEM}
+
+_Spec = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +100,8 @@ class _Probe:
         analysis = self._first_round()
         sample = "\n".join(self.texts.values())
         splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
-        if USER not in self.texts["user"]:
-            only_parts = USER in self.texts["parts"]
+        if _USER not in self.texts["user"]:
+            only_parts = _USER in self.texts["parts"]
             what = "takes a content only as a list of parts, not as text"
             self.warnings.append(what if only_parts else "does not render the user's text")
         system_role = self._system_role()
@@ -104,7 +122,7 @@ class _Probe:
 
     def _first_round(self) -> dict[str, Any]:
         """Render the probes; give back what the source says."""
-        specs = probes()
+        specs = _probes()
         reply = self._ask(list(specs.values()), analyse=True)
         results: list[dict[str, Any]] = reply["results"]
         analysis: dict[str, Any] = reply.get("analysis", {})
@@ -117,26 +135,26 @@ class _Probe:
             raise template_error(self.errors["user"], _LIMITS)
         return analysis
 
-    def _ask(self, specs: Sequence[Spec], *, analyse: bool = False) -> dict[str, Any]:
+    def _ask(self, specs: Sequence[_Spec], *, analyse: bool = False) -> dict[str, Any]:
         request = {"template": self.template, "analyse": analyse, "jobs": [self._job(*spec) for spec in specs]}
         return SANDBOX.request(request, _LIMITS)
 
     def _job(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
         variables = {"bos_token": self.bos, "eos_token": self.eos, **options}
-        return job(messages, variables, variables.pop("now", NOON))
+        return job(messages, variables, variables.pop("now", _NOON))
 
     def _system_role(self) -> bool:
         if "system" in self.errors:
             self.warnings.append(f"raises on a system message: {self._reason('system')}")
-        elif SYSTEM not in self.texts["system"]:
+        elif _SYSTEM not in self.texts["system"]:
             self.warnings.append("drops system messages silently")
-        return SYSTEM in self.texts["system"]
+        return _SYSTEM in self.texts["system"]
 
     def _tools(self) -> bool:
-        tools = any(TOOL in self.texts[name] for name in ("tools", "tools-system"))
+        tools = any(_TOOL in self.texts[name] for name in ("tools", "tools-system"))
         shown = self.texts["tools-in-message"]
         # A template that writes whole messages, with the names of their parts, knows nothing of tools.
-        if not tools and TOOL in shown and "'tools'" not in shown and '"tools"' not in shown:
+        if not tools and _TOOL in shown and "'tools'" not in shown and '"tools"' not in shown:
             self.warnings.append(
                 "ignores the variable `tools`: it wants them as JSON text under `tools` of the system message"
             )
@@ -145,7 +163,7 @@ class _Probe:
     def _warn(self, analysis: Mapping[str, Any]) -> None:
         if "two-users" in self.errors:
             self.warnings.append(f"raises unless user and assistant take turns: {self._reason('two-users')}")
-        elif USER not in self.texts["two-users"] or USER2 not in self.texts["two-users"]:
+        elif _USER not in self.texts["two-users"] or _USER2 not in self.texts["two-users"]:
             self.warnings.append("loses text when two messages of the user follow each other")
         if any(self._outcome(f"early{end}") != self._outcome(f"late{end}") for end in ("", "-user")):
             self.warnings.append("puts the date or time into the prompt: the same messages give another text later")
@@ -162,8 +180,8 @@ class _Probe:
     def _stop(self, splitter: SpecialTokenSplitter) -> tuple[str, ...]:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
         talk = self.texts["talk"]
-        between = _between(talk or self.texts["talk-next"], REPLY, USER2)
-        end = talk.rpartition(REPLY2)[2] if REPLY2 in talk else ""
+        between = _between(talk or self.texts["talk-next"], _REPLY, _USER2)
+        end = talk.rpartition(_REPLY2)[2] if _REPLY2 in talk else ""
         for marker in filter(None, map(splitter.first, (end, between))):
             if self.tokens and marker not in self.tokens and marker != self.eos:
                 self.warnings.append(f"ends a turn with {marker!r}, which is no token of this vocabulary")
@@ -183,8 +201,8 @@ class _Probe:
     def _default_prompt(self, splitter: SpecialTokenSplitter) -> str | None:
         """Text before the first user turn beyond what stands before a later one."""
         text = self.texts["clock"] or self.texts["user"]
-        later = _between(self.texts["talk"] or self.texts["talk-next"], REPLY, USER2)
-        before = text[: text.find(USER)] if USER in text else ""
+        later = _between(self.texts["talk"] or self.texts["talk-next"], _REPLY, _USER2)
+        before = text[: text.find(_USER)] if _USER in text else ""
         same = takewhile(lambda pair: pair[0] == pair[1], zip(before[::-1], later[::-1], strict=False))
         room = len(before) - len(list(same))
         words = []
@@ -208,13 +226,13 @@ class _Probe:
         tries = [
             (text, content)
             for text in literals
-            for content in (text, f"{USER} {text} {USER}", f"{text} {USER}", f"{USER} {text}")
+            for content in (text, f"{_USER} {text} {_USER}", f"{text} {_USER}", f"{_USER} {text}")
         ]
-        specs: list[Spec] = []
+        specs: list[_Spec] = []
         for name in names:
             values = ("high", "low") if "effort" in name else (True, False)
-            specs += [([user()], {name: value}) for value in values]
-        specs += [([user(content)], {}) for _, content in tries]
+            specs += [([_user()], {name: value}) for value in values]
+        specs += [([_user(content)], {}) for _, content in tries]
         if not specs:
             return None
         results = self._ask(specs)["results"]
@@ -230,7 +248,7 @@ class _Probe:
     def _injections(self, tries: list[tuple[str, str]], results: list[dict[str, Any]], plain: str) -> None:
         found: dict[str, str] = {}
         for (text, content), result in zip(tries, results, strict=True):
-            expected = (plain.replace(USER, content), plain.replace(USER, content.strip()))
+            expected = (plain.replace(_USER, content), plain.replace(_USER, content.strip()))
             if result.get("text") not in expected:
                 found.setdefault(text, "raises" if "error" in result else "changes the rest of the prompt")
         for what in dict.fromkeys(found.values()):
@@ -242,3 +260,28 @@ class _Probe:
 def _between(text: str, start: str, end: str) -> str:
     rest = text.partition(start)[2]
     return rest.partition(end)[0] if end in rest else ""
+
+
+def _user(text: str = _USER) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _probes() -> dict[str, _Spec]:
+    # name → messages and what differs from the defaults
+    talk = [_user(), {"role": "assistant", "content": _REPLY}, _user(_USER2), {"role": "assistant", "content": _REPLY2}]
+    return {
+        "user": ([_user()], {}),
+        "system": ([_SYSTEM_MESSAGE, _user()], {}),
+        "talk": (talk, {"add_generation_prompt": False}),
+        "talk-next": ([*talk[:3]], {}),
+        "tools": ([_user()], {"tools": _TOOLS}),
+        "tools-system": ([_SYSTEM_MESSAGE, _user()], {"tools": _TOOLS}),
+        "tools-in-message": ([_SYSTEM_MESSAGE | {"tools": json.dumps(_TOOLS)}, _user()], {}),
+        "two-users": ([_user(), _user(_USER2)], {}),
+        "parts": ([{"role": "user", "content": [{"type": "text", "text": _USER}]}], {}),
+        "clock": ([_user()], {"now": "format"}),
+        "early": ([_SYSTEM_MESSAGE, _user()], {"now": _EARLY, "tools": _TOOLS}),
+        "late": ([_SYSTEM_MESSAGE, _user()], {"now": _LATE, "tools": _TOOLS}),
+        "early-user": ([_user()], {"now": _EARLY}),
+        "late-user": ([_user()], {"now": _LATE}),
+    }

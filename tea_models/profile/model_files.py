@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,11 @@ from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.shards import check_shards
-from tea_models.profile.corrections import entry_of, recorded_sha256
 from tea_models.profile.facts import ProfileFile
+from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tea_models.sources.locate import locate
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +52,21 @@ class ModelFiles:
         """The registry entry whose corrections apply."""
         if self.located.entry is not None:
             return self.located.entry
-        return entry_of(self.headers[0], self.located.caller.settings, path=self.path, sha256=self.files[0].sha256)
+        settings = self.located.caller.settings
+        sha256 = self.files[0].sha256 or (self.path and recorded_sha256(self.path, settings))
+        template = self.headers[0].metadata.get("tokenizer.chat_template")
+        if not sha256 and not isinstance(template, str):
+            return None
+        registry = Registry.load(settings)
+        found = registry.by_sha256(sha256) if sha256 else None
+        if found is not None:
+            return found[0]
+        digest = text_sha256(template) if isinstance(template, str) else None
+        for entry in registry.entries.values():
+            if any(override.replaces_sha256 == digest for override in entry.overrides.chat_templates):
+                # Another model with the same bad template: what else the entry says is not about this one.
+                return replace(entry, license="", overrides=replace(entry.overrides, metadata={}))
+        return None
 
     @property
     def path(self) -> Path | None:
@@ -112,3 +128,19 @@ def _size(source: ByteSource, known: int | None, header: Header) -> int:
     if known is not None:
         return known
     return max((header.data_offset + info.offset + info.size for info in header.tensors), default=header.header_size)
+
+
+def recorded_sha256(path: Path, settings: Settings) -> str | None:
+    """The hash of a file of the store that has not changed since it was verified, or None."""
+    record = Store(settings.store_dir.absolute()).record_of(path.absolute())
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    now = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8; of one that is broken too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

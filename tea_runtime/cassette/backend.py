@@ -9,13 +9,12 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-from tea_models.errors import TemplateError, UsageError
+from tea_models.errors import UsageError
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tea_models.profile.facts import ModelProfile
     from tea_runtime.backend import Callback, Message
 
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
@@ -55,7 +54,7 @@ class CassetteBackend(LlmBackend):
                     callback(piece)
             return result
         result = self._live().generate(params, messages, callback)
-        self.cassette.add(Entry(request, result.to_dict(), self._evidence(request)))
+        self.cassette.add(Entry(request, result.to_dict(), self._evidence()))
         return result
 
     @overload
@@ -84,7 +83,7 @@ class CassetteBackend(LlmBackend):
         if entry is not None:
             return [float(value) for value in entry.answer["embedding"]]
         vector = self._live().embed(text)
-        self.cassette.add(Entry(request, {"embedding": vector}, self._evidence(request)))
+        self.cassette.add(Entry(request, {"embedding": vector}, self._evidence()))
         return vector
 
     def _recorded(self, request: Mapping[str, Any]) -> Entry | None:
@@ -101,19 +100,16 @@ class CassetteBackend(LlmBackend):
                 self._backend = self._open_backend()
             return self._backend
 
-    def _evidence(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _evidence(self) -> dict[str, Any]:
         """What answered, as far as the backend says."""
         profile = getattr(self._backend, "profile", None)
         if profile is None:  # an API: what it runs is not known
             return {}
-        evidence: dict[str, Any] = {
+        return {
             "model_sha256": self.model.sha256 or profile.files[0].sha256,
             "template_sha256": profile.chat.template_sha256.value,
             "engine": _engine(),
         }
-        if request["kind"] == "chat":
-            evidence["rendered"] = _rendered(profile, request)
-        return evidence
 
 
 def _request(kind: str, model: AskedModel, params: LlmCallParams, **content: Any) -> dict[str, Any]:
@@ -135,24 +131,3 @@ def _engine() -> str:
         return f"llama-cpp-python {version('llama-cpp-python')}"
     except PackageNotFoundError:
         return ""
-
-
-def _rendered(profile: ModelProfile, request: Mapping[str, Any]) -> str | None:
-    """The prompt as the template renders it; None where it has none or refuses, which the answer shows."""
-    from tea_models.chat import render_chat
-
-    template = profile.chat.template.value
-    if template is None:
-        return None
-    parameters = request["parameters"]
-    try:
-        return render_chat(
-            template,
-            request["messages"],
-            tools=parameters.get("tools"),
-            bos_token=profile.tokenizer.bos_token.value or "",
-            eos_token=profile.tokenizer.eos_token.value or "",
-            **parameters.get("chat_template_kwargs", {}),
-        )
-    except TemplateError:
-        return None

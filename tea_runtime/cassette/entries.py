@@ -4,7 +4,7 @@ A cassette is JSON lines that people can read, compare and review. The first lin
 
     {"request": {"kind": "chat", "model": …, "messages": […], "parameters": {…}},
      "answer": {"content": …, "finish_reason": …, "usage": …},
-     "recorded": {"model_sha256": …, "template_sha256": …, "rendered": …, "engine": …}}
+     "recorded": {"model_sha256": …, "template_sha256": …, "engine": …}}
 
 A request is found again by what was asked: kind, model file, messages (or prompt, or text) and parameters. What was
 `recorded` besides says which bytes answered; where the model that is asked now is known to have other bytes, the entry
