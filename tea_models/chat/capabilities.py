@@ -136,12 +136,9 @@ class _Probe:
         return analysis
 
     def _ask(self, specs: Sequence[_Spec], *, analyse: bool = False) -> dict[str, Any]:
-        request = {"template": self.template, "analyse": analyse, "jobs": [self._job(*spec) for spec in specs]}
-        return SANDBOX.request(request, _LIMITS)
-
-    def _job(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-        variables = {"bos_token": self.bos, "eos_token": self.eos, **options}
-        return job(messages, variables, variables.pop("now", _NOON))
+        tokens = {"bos_token": self.bos, "eos_token": self.eos}
+        jobs = [job(messages, tokens | options, options.get("now", _NOON)) for messages, options in specs]
+        return SANDBOX.request({"template": self.template, "analyse": analyse, "jobs": jobs}, _LIMITS)
 
     def _system_role(self) -> bool:
         if "system" in self.errors:

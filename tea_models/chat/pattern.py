@@ -24,20 +24,17 @@ _Ranges = list[tuple[int, int]]
 
 #: What may stand in a JSON text as it is: no quote, no backslash, no control character, no half of a character.
 _PLAIN: _Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF)]
-#: What may be written with an escape beside them.
-_ESCAPED = '"\\\n\r\t'
 _ALL: _Ranges = [(0, 0x10FFFF)]
 _ASCII: _Ranges = [(0, 0x7E)]
 _LINE_ENDS: _Ranges = [(0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)]
+#: ASCII's part of them: of other letters, digits and spaces Python and JavaScript think differently.
 _CATEGORIES: dict[Any, _Ranges] = {
     codes.CATEGORY_DIGIT: [(0x30, 0x39)],
     codes.CATEGORY_WORD: [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)],
-    codes.CATEGORY_SPACE: [(0x09, 0x0D), (0x1C, 0x20)],
-}
-_NOT_CATEGORIES = {
-    codes.CATEGORY_NOT_DIGIT: codes.CATEGORY_DIGIT,
-    codes.CATEGORY_NOT_WORD: codes.CATEGORY_WORD,
-    codes.CATEGORY_NOT_SPACE: codes.CATEGORY_SPACE,
+    codes.CATEGORY_SPACE: [(0x20, 0x20)],
+    codes.CATEGORY_NOT_DIGIT: [(0x20, 0x2F), (0x3A, 0x7E)],
+    codes.CATEGORY_NOT_WORD: [(0x20, 0x2F), (0x3A, 0x40), (0x5B, 0x5E), (0x60, 0x60), (0x7B, 0x7E)],
+    codes.CATEGORY_NOT_SPACE: [(0x21, 0x7E)],
 }
 #: Rules that the grammar must have beside the pattern's own: any character of a JSON text.
 CHARACTER = Rule("char")
@@ -115,27 +112,21 @@ class _Writer:
         ranges: _Ranges = []
         allowed = _ALL
         negated = members[0][0] is codes.NEGATE
-        for code, value in members[1:] if negated else members:
-            if code is codes.LITERAL:
-                ranges.append((value, value))
-            elif code is codes.RANGE:
-                ranges.append(value)
-            elif value in _CATEGORIES:
+        for code, value in members[negated:]:
+            if code is codes.CATEGORY:
                 ranges += _CATEGORIES[value]
-                allowed = _ASCII if negated else allowed
-            elif not negated:
-                ranges += _without(_ASCII, _CATEGORIES[_NOT_CATEGORIES[value]])
+                allowed = _ASCII
             else:
-                raise PatternError("a class that excludes what is not in a class")
+                ranges.append(value if code is codes.RANGE else (value, value))
         return _one_of(_without(allowed, ranges) if negated else ranges)
 
 
 def _one_of(ranges: _Ranges) -> Expression:
+    """One of the characters that need no escape in JSON."""
     plain = _common(_PLAIN, ranges)
-    escaped = [literal(json.dumps(each)[1:-1]) for each in _ESCAPED if _common([(ord(each), ord(each))], ranges)]
-    if not plain and not escaped:
-        raise PatternError("a class of control characters")
-    return choice([*([characters(plain)] if plain else []), *escaped])
+    if not plain:
+        raise PatternError("a class of characters that JSON escapes")
+    return characters(plain)
 
 
 def _common(one: _Ranges, other: _Ranges) -> _Ranges:

@@ -47,16 +47,11 @@ def load_profile(path: Path) -> ModelProfile:
         ConfigError: It is not a profile.
     """
     try:
-        text = path.read_text("utf-8")
+        document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", file=str(path)) from None
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        raise ConfigError(f"not JSON: {getattr(error, 'msg', error)}", file=str(path), line=line) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"can't be read as JSON: {error}", file=str(path)) from None
     return from_json(document, file=str(path))
 
 
