@@ -48,6 +48,8 @@ from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jsonschema import ValidationError
+
     from tea_models.chat.gbnf import Expression
 
 _MOST_NODES = 4000
@@ -111,7 +113,6 @@ class SchemaGrammar:
         """
         self._root, self._pointer, self._nodes = schema, pointer, 0
         self._references: dict[str, Rule] = {}
-        self._targets: dict[str, tuple[str, Any] | None] = {}
         try:
             json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -119,8 +120,9 @@ class SchemaGrammar:
         except RecursionError:
             return self._problem(pointer, "nested too deeply")
         try:
-            if not checked and not self._well_formed(schema, _Place(pointer)):
-                return _VALUE
+            flaw = None if checked else _malformed(schema)
+            if flaw is not None:
+                return self._problem(_Place(pointer).key(*flaw.absolute_path), flaw.message[:200])
             expression = self._node(schema, _Place(pointer))
             if not self._problems and not is_finite(expression, finite_rules(self._rules, JSON)):
                 self._problem(pointer, "only endless texts match")
@@ -140,15 +142,6 @@ class SchemaGrammar:
     def _unknown(self, keywords: frozenset[str] | set[str], schema: Mapping[str, Any], place: _Place) -> None:
         for keyword in sorted(keywords & schema.keys()):
             self._problem(place.key(keyword))
-
-    def _well_formed(self, schema: Any, place: _Place) -> bool:
-        from jsonschema import Draft202012Validator
-        from jsonschema.exceptions import best_match
-
-        error = best_match(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema))
-        if error is not None:
-            self._problem(place.key(*error.absolute_path), error.message[:200])
-        return error is None
 
     def _alone(self, keyword: str, schema: dict[str, Any], place: _Place, *but: str) -> None:
         for other in sorted((schema.keys() & ASSERTIONS) - {keyword, *but} - NEVER):
@@ -203,7 +196,7 @@ class SchemaGrammar:
         reference = schema["$ref"]
         found = self._resolve(reference)
         if found is None:
-            return self._problem(place.key("$ref"), f"{reference!r} is not in this schema")
+            return self._problem(place.key("$ref"), f"{reference!r} is not among the definitions of this schema")
         pointer, target = found
         if pointer in place.heads:
             return self._problem(place.key("$ref"), f"{reference!r} refers to itself")
@@ -214,31 +207,15 @@ class SchemaGrammar:
         return self._references[pointer]
 
     def _resolve(self, reference: str) -> tuple[str, Any] | None:
-        """Pointer and target of a reference inside the schema."""
-        if reference not in self._targets:
-            found = self._looked_up(reference)
-            # What stands where no schema is expected has not been checked.
-            checked = re.fullmatch(r"#(/(\$defs|definitions)/[^/]+)?", reference)
-            if found and not checked and not self._well_formed(found[1], _Place(self._pointer + found[0])):
-                found = None
-            self._targets[reference] = found
-        return self._targets[reference]
-
-    def _looked_up(self, reference: str) -> tuple[str, Any] | None:
-        if not re.match(r"#(/|\Z)", reference):
+        """Pointer and target of a reference to the schema or to one of its definitions."""
+        if reference == "#":
+            return "", self._root
+        place = re.fullmatch(r"#/(\$defs|definitions)/([^/]+)", reference)
+        definitions = self._root.get(place[1], {}) if place and isinstance(self._root, dict) else {}
+        name = unquote(place[2]).replace("~1", "/").replace("~0", "~") if place else ""
+        if name not in definitions or (isinstance(definitions[name], dict) and "$id" in definitions[name]):
             return None
-        target = self._root
-        for part in reference[1:].split("/")[1:]:
-            key = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(target, list) and not re.fullmatch("0|[1-9][0-9]{0,5}", key):
-                return None
-            try:
-                target = target[int(key) if isinstance(target, list) else key]
-            except (LookupError, TypeError):
-                return None
-            if isinstance(target, dict) and isinstance(target.get("$id"), str):
-                return None
-        return reference[1:], target
+        return reference[1:], definitions[name]
 
     def _followed(self, schema: Any) -> Any:
         """A schema, or what it refers to."""
@@ -295,7 +272,10 @@ class SchemaGrammar:
         additional = schema.get("additionalProperties", True)
         self._unknown(OBJECT - {"properties", "required", "additionalProperties"}, schema, place)
         if not properties and not required and additional is not False:
-            return self._map(additional, place)
+            if additional is True:
+                return Rule("object")
+            value = self._node(additional, place.inner("additionalProperties"))
+            return _braces("{", _list(sequence(_STRING, literal(":"), _SPACE, value), 0, None), "}")
         named = {key: value for key, value in properties.items() if value is not False or key in required}
         named |= {key: additional for key in required if key not in properties}
         members = {}
@@ -316,13 +296,6 @@ class SchemaGrammar:
         if needed:
             return sequence(*[part for rule in needed for part in (_COMMA, rule)][1:], tail)
         return optional(choice(reversed(starts))) if starts else sequence()
-
-    def _map(self, additional: Any, place: _Place) -> Expression:
-        """An object without named properties."""
-        if additional is True:
-            return Rule("object")
-        member = sequence(_STRING, literal(":"), _SPACE, self._node(additional, place.inner("additionalProperties")))
-        return _braces("{", _list(member, 0, None), "}")
 
     def _array(self, schema: dict[str, Any], place: _Place) -> Expression:
         items, prefix = schema.get("items", True), schema.get("prefixItems", [])
@@ -372,6 +345,16 @@ class SchemaGrammar:
             self._problem(place.key(low), f"more than {high}")
             return 0, None
         return least, most
+
+
+def _malformed(schema: Any) -> ValidationError | None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    found: ValidationError | None = best_match(
+        Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
+    )
+    return found
 
 
 def _list(item: Expression, least: int, most: int | None) -> Expression:
