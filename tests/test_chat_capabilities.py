@@ -175,17 +175,6 @@ def test_alternation_is_found_by_breaking_it() -> None:
     assert "loses text when two messages of the user follow each other" in probe_template(last).warnings
 
 
-def test_tools_that_are_wanted_in_the_system_message_are_a_warning() -> None:
-    found = probed("phi-4-mini")
-    assert not found.tools
-    assert any("ignores the variable `tools`" in warning for warning in found.warnings)
-
-
-@pytest.mark.parametrize("template", ["{{ messages }}", "{{ messages | tojson }}"])
-def test_a_template_that_writes_whole_messages_wants_no_tools_in_them(template: str) -> None:
-    assert not any("`tools`" in warning for warning in probe_template(template).warnings)
-
-
 def test_a_template_that_takes_only_parts_is_a_warning() -> None:
     template = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
     found = probe_template(template)

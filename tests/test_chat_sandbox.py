@@ -186,11 +186,6 @@ def test_memory_is_measured_and_named() -> None:
     assert refused(HUGE["a multiplied text"]).endswith("needs more memory than a template may use")
 
 
-def test_output_is_measured_and_named() -> None:
-    assert "renders more than 100 characters" in refused("{% for i in range(60) %}ab{% endfor %}", output_limit=100)
-    assert render_chat("{% for i in range(50) %}ab{% endfor %}", [], output_limit=100) == "ab" * 50
-
-
 def test_a_loop_that_multiplies_messages_is_stopped_by_the_output_limit() -> None:
     message = refused(HUGE["much output"])
     assert "renders more than 8,388,608 characters" in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
-from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -21,6 +19,34 @@ _LIMITS = Limits(seconds=2.0, output=262_144)
 _SWITCH = re.compile(r"think|thought|reason", re.IGNORECASE)
 _ROLE_HEADER = re.compile(r"\A\s*(?:system|developer|System|SYSTEM|user)(?:\n|:|\Z)")
 _MANY_LITERALS = 120
+
+# What vocabularies use for control tokens: <|x|>, <x>, </x>, <|x>, <x|>, [X], [/X], [|x|], <<SYS>>, and DeepSeek's,
+# whose bar is U+FF5C.
+_MARKER = (
+    r"<\|?/?[\w.:-]{1,60}\|?>|<\uff5c[^<>\uff5c\s]{1,60}\uff5c>"
+    r"|\[/?[A-Za-z]?[A-Z_]{2,}\]|\[\|[a-z_]+\|\]|<</?SYS>>"
+)
+
+#: First whose texts all occur in the rendered probes; a name only for people.
+_FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("harmony", ("<|start|>", "<|channel|>", "<|message|>")),
+    ("harmony", ("<|start|>", "<|message|>")),
+    ("llama-4", ("<|header_start|>",)),
+    ("llama-3", ("<|start_header_id|>",)),
+    ("gemma", ("<start_of_turn>",)),
+    ("gemma-4", ("<|turn>",)),
+    ("chatml", ("<|im_start|>",)),
+    ("granite", ("<|start_of_role|>",)),
+    ("command-r", ("<|START_OF_TURN_TOKEN|>",)),
+    ("deepseek", ("<\uff5cUser\uff5c>",)),
+    ("glm", ("[gMASK]", "<sop>")),
+    ("phi", ("<|user|>", "<|end|>")),
+    ("zephyr", ("<|user|>",)),
+    ("llama-2", ("[INST]", "<<SYS>>")),
+    ("mistral", ("[INST]",)),
+    ("vicuna", ("USER:", "ASSISTANT:")),
+    ("alpaca", ("### Instruction:",)),
+)
 
 # Each text of a probe is a word of its own, so that it can be found again.
 _NOON = [2026, 6, 15, 12, 0, 0]
@@ -99,20 +125,19 @@ class _Probe:
     def run(self) -> TemplateCapabilities:
         analysis = self._first_round()
         sample = "\n".join(self.texts.values())
-        splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
+        splitter = _Splitter((*self.tokens, self.bos, self.eos), sample)
         if _USER not in self.texts["user"]:
             only_parts = _USER in self.texts["parts"]
             what = "takes a content only as a list of parts, not as text"
             self.warnings.append(what if only_parts else "does not render the user's text")
         system_role = self._system_role()
-        tools = self._tools()
         stop = self._stop(splitter)
         self._warn(analysis)
         thinking = self._second_round(analysis)
         return TemplateCapabilities(
-            format=format_name(sample),
+            format=_format_name(sample),
             system_role=system_role,
-            tools=tools,
+            tools=any(_TOOL in self.texts[name] for name in ("tools", "tools-system")),
             stop=stop,
             thinking=thinking,
             default_system_prompt=self._default_prompt(splitter),
@@ -147,16 +172,6 @@ class _Probe:
             self.warnings.append("drops system messages silently")
         return _SYSTEM in self.texts["system"]
 
-    def _tools(self) -> bool:
-        tools = any(_TOOL in self.texts[name] for name in ("tools", "tools-system"))
-        shown = self.texts["tools-in-message"]
-        # A template that writes whole messages, with the names of their parts, knows nothing of tools.
-        if not tools and _TOOL in shown and "'tools'" not in shown and '"tools"' not in shown:
-            self.warnings.append(
-                "ignores the variable `tools`: it wants them as JSON text under `tools` of the system message"
-            )
-        return tools
-
     def _warn(self, analysis: Mapping[str, Any]) -> None:
         if "two-users" in self.errors:
             self.warnings.append(f"raises unless user and assistant take turns: {self._reason('two-users')}")
@@ -174,7 +189,7 @@ class _Probe:
         message = str(self.errors[name]["error"] or self.errors[name]["kind"])
         return message if len(message) <= 200 else message[:200] + "…"
 
-    def _stop(self, splitter: SpecialTokenSplitter) -> tuple[str, ...]:
+    def _stop(self, splitter: _Splitter) -> tuple[str, ...]:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
         talk = self.texts["talk"]
         between = _between(talk or self.texts["talk-next"], _REPLY, _USER2)
@@ -195,7 +210,7 @@ class _Probe:
             return ()
         return (("\n" if between.startswith("\n") else "") + header,)
 
-    def _default_prompt(self, splitter: SpecialTokenSplitter) -> str | None:
+    def _default_prompt(self, splitter: _Splitter) -> str | None:
         """Text before the first user turn beyond what stands before a later one."""
         text = self.texts["clock"] or self.texts["user"]
         later = _between(self.texts["talk"] or self.texts["talk-next"], _REPLY, _USER2)
@@ -254,6 +269,32 @@ class _Probe:
             self.warnings.append(f"{what} when the user's message contains {' or '.join(texts[:8])}{more}")
 
 
+class _Splitter:
+    """Cuts texts into markers (known tokens among them, as far as `sample` holds them) and what is between them."""
+
+    def __init__(self, tokens: Iterable[str], sample: str) -> None:
+        known = sorted({token for token in tokens if token.strip() and token in sample}, key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join([*map(re.escape, known), _MARKER])})")
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Pieces of the text, each with whether it is a marker."""
+        # `re.split` gives the groups at odd places.
+        return [(piece, index % 2 == 1) for index, piece in enumerate(self._pattern.split(text)) if piece]
+
+    def first(self, text: str) -> str | None:
+        """The marker that the text begins with, after white space."""
+        pieces = self.split(text.lstrip())
+        return pieces[0][0] if pieces and pieces[0][1] else None
+
+
+def _format_name(text: str) -> str:
+    """The name of the prompt format whose special texts are in `text`, or `custom`."""
+    for name, markers in _FORMATS:
+        if all(marker in text for marker in markers):
+            return name
+    return "custom"
+
+
 def _between(text: str, start: str, end: str) -> str:
     rest = text.partition(start)[2]
     return rest.partition(end)[0] if end in rest else ""
@@ -273,7 +314,6 @@ def _probes() -> dict[str, _Spec]:
         "talk-next": ([*talk[:3]], {}),
         "tools": ([_user()], {"tools": _TOOLS}),
         "tools-system": ([_SYSTEM_MESSAGE, _user()], {"tools": _TOOLS}),
-        "tools-in-message": ([_SYSTEM_MESSAGE | {"tools": json.dumps(_TOOLS)}, _user()], {}),
         "two-users": ([_user(), _user(_USER2)], {}),
         "parts": ([{"role": "user", "content": [{"type": "text", "text": _USER}]}], {}),
         "clock": ([_user()], {"now": "format"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit, plain_data
+from tea_models.chat.sandbox import SANDBOX, SECONDS, Limits, broken_limit, plain_data
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Names that a caller's variables can't have, because `render_chat` gives them a meaning of their own.
-OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout", "output_limit"})
+OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout"})
 Origin = Literal["template", "data", "unknown"]
 _ORIGINS: dict[str, Origin] = {"t": "template", "d": "data", "u": "unknown"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -40,7 +40,6 @@ def render_chat(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
     timeout: float = SECONDS,
-    output_limit: int = OUTPUT,
     **variables: Any,
 ) -> str:
     """Render a chat template, with the same result as `transformers`' `apply_chat_template(tokenize=False)`.
@@ -58,7 +57,6 @@ def render_chat(
         add_generation_prompt: End with the opening of the assistant's turn.
         now: What `strftime_now` takes for the current local time; None for the real one.
         timeout: Wall time in seconds.
-        output_limit: The longest text, in characters.
         **variables: More for the template (`enable_thinking`, `date_string`, `documents`, …); JSON values only.
 
     Raises:
@@ -66,7 +64,7 @@ def render_chat(
             given to it is not JSON.
     """
     given: dict[str, Any] = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, "now": now}
-    given |= {"add_generation_prompt": add_generation_prompt, "timeout": timeout, "output_limit": output_limit}
+    given |= {"add_generation_prompt": add_generation_prompt, "timeout": timeout}
     return "".join(segment.text for segment in render_segments(template, messages, **given, **variables))
 
 
@@ -76,11 +74,10 @@ def render_segments(
     *,
     now: datetime | None = None,
     timeout: float = SECONDS,
-    output_limit: int = OUTPUT,
     **variables: Any,
 ) -> list[Segment]:
     """The same text as `render_chat` with the same arguments, cut where the origin of its characters changes."""
-    limits = Limits(timeout, output_limit)
+    limits = Limits(timeout)
     request = {"template": template, "jobs": [job(messages, variables, _clock(now))]}
     (result,) = SANDBOX.request(request, limits)["results"]
     if "error" in result:

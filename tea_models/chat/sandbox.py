@@ -75,9 +75,7 @@ class Sandbox:
             self._drop()
 
     def request(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
-        """Ask the worker (plain data: `template`, `jobs` and perhaps `analyse`; see `worker.py`) under limits.
-
-        A job or a worker that broke a limit is a result with an `error` and a `kind`.
+        """Ask the worker for `jobs` of a `template`, as plain data; a broken limit is a result with `error` and `kind`.
 
         Raises:
             TemplateError: The worker can't be started.
@@ -94,14 +92,7 @@ class Sandbox:
         return reply
 
     def evaluate(self, source: str, names: Mapping[str, Any], *, expression: bool, limits: Limits) -> dict[str, Any]:
-        """Evaluate a template of a workflow, or (`expression`) an expression, whose value keeps its type.
-
-        Returns:
-            `{"value"}`, or `{"error", "kind", "line"}`.
-
-        Raises:
-            TemplateError: The worker can't be started.
-        """
+        """`{"value"}` of a workflow's template, or of an `expression` with its type, or `{"error", "kind", "line"}`."""
         request = {"source": source, "expression": expression, "names": names}
         try:
             reply = self.request(request, limits)

@@ -204,12 +204,7 @@ def _line_of(error: BaseException) -> int | None:
 
 
 def analyse(tree: nodes.Template) -> dict[str, Any]:
-    """What the source says without running it.
-
-    Returns:
-        `variables`: names it reads, those that it never sets first; `literals`: strings that conditions compare with
-        something; `random`: it makes random text.
-    """
+    """What the source says: `variables` it reads, its own last; `literals` that it compares; whether it is `random`."""
     compared: list[nodes.Node] = [
         *(node.test for node in tree.find_all(nodes.If)),
         *(node.test for node in tree.find_all(nodes.CondExpr)),

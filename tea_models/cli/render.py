@@ -25,7 +25,6 @@ _OPTIONS_INSTEAD = {
     "template": "--template",
     "now": "--now",
     "timeout": "",
-    "output_limit": "",
 }
 
 
