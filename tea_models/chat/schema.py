@@ -27,22 +27,6 @@ from tea_models.chat.gbnf import (
     sequence,
     write,
 )
-from tea_models.chat.keywords import (
-    ARRAY,
-    ASSERTIONS,
-    NEVER,
-    NUMBER,
-    OBJECT,
-    OF_TYPE,
-    STRING,
-    WIDE_NUMBERS,
-    apart,
-    canonical,
-    constants_of,
-    disjoint,
-    is_a,
-    properties_of,
-)
 from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
 
 if TYPE_CHECKING:
@@ -52,11 +36,31 @@ if TYPE_CHECKING:
 
     from tea_models.chat.gbnf import Expression
 
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+#: Enforced nowhere.
+_NEVER = frozenset({"not", "if", "$dynamicRef", "$recursiveRef"})
+_OBJECT = frozenset(
+    {"properties", "required", "additionalProperties", "minProperties", "maxProperties", "patternProperties"}
+    | {"propertyNames", "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"}
+)
+_ARRAY = frozenset(
+    {"items", "prefixItems", "minItems", "maxItems", "additionalItems", "uniqueItems", "contains", "minContains"}
+    | {"maxContains", "unevaluatedItems"}
+)
+_STRING = frozenset({"pattern", "minLength", "maxLength", "format"})
+_NUMBER = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "format"})
+_OF_TYPE = {"object": _OBJECT, "array": _ARRAY, "string": _STRING, "number": _NUMBER, "integer": _NUMBER}
+_ASSERTIONS = (
+    _NEVER | _OBJECT | _ARRAY | _STRING | _NUMBER | {"$ref", "anyOf", "oneOf", "allOf", "const", "enum", "type"}
+)
+#: Formats that say how a number is stored; every number that is generated fits.
+_WIDE_NUMBERS = frozenset({"int64", "float", "double"})
+
 _MOST_NODES = 4000
 _MOST_REPEATS = 500
 _MOST_ALTERNATIVES = 100
 
-_SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
+_SPACE, _VALUE, _ANY_STRING = Rule("space"), Rule("value"), Rule("string")
 _COMMA = sequence(literal(","), _SPACE)
 
 
@@ -144,7 +148,7 @@ class SchemaGrammar:
             self._problem(place.key(keyword))
 
     def _alone(self, keyword: str, schema: dict[str, Any], place: _Place, *but: str) -> None:
-        for other in sorted((schema.keys() & ASSERTIONS) - {keyword, *but} - NEVER):
+        for other in sorted((schema.keys() & _ASSERTIONS) - {keyword, *but} - _NEVER):
             self._problem(place.key(other), f"beside {keyword}")
 
     def _rule(self, expression: Expression) -> Rule:
@@ -158,7 +162,7 @@ class SchemaGrammar:
             return self._problem(self._pointer, "too large")
         if isinstance(schema, bool):
             return _VALUE if schema else self._problem(place.pointer, "nothing can match")
-        self._unknown(NEVER, schema, place)
+        self._unknown(_NEVER, schema, place)
         if "$id" in schema and place.pointer != self._pointer:
             self._problem(place.key("$id"), "references behind it start elsewhere")
         for keywords, walk in (
@@ -173,7 +177,7 @@ class SchemaGrammar:
 
     def _value(self, schema: dict[str, Any], place: _Place) -> Expression:
         """A schema without a combination of others."""
-        kind = schema.get("type") or next((known for known, words in OF_TYPE.items() if words & schema.keys()), None)
+        kind = schema.get("type") or next((known for known, words in _OF_TYPE.items() if words & schema.keys()), None)
         if isinstance(kind, list):
             return choice(self._node({**schema, "type": one}, place.same()) for one in kind)
         match kind:
@@ -186,8 +190,8 @@ class SchemaGrammar:
             case "string":
                 return self._string(schema, place)
             case "number" | "integer":
-                allowed = {"format"} if schema.get("format") in WIDE_NUMBERS else set()
-                self._unknown(NUMBER - allowed, schema, place)
+                allowed = {"format"} if schema.get("format") in _WIDE_NUMBERS else set()
+                self._unknown(_NUMBER - allowed, schema, place)
         return Rule(str(kind))
 
     # ---- combinations
@@ -220,7 +224,7 @@ class SchemaGrammar:
     def _followed(self, schema: Any) -> Any:
         """A schema, or what it refers to."""
         for _ in range(8):
-            if not isinstance(schema, dict) or schema.keys() & ASSERTIONS != {"$ref"}:
+            if not isinstance(schema, dict) or schema.keys() & _ASSERTIONS != {"$ref"}:
                 break
             found = self._resolve(schema["$ref"])
             schema = found[1] if found else None
@@ -243,14 +247,14 @@ class SchemaGrammar:
         return choice(self._node(item, place.same(keyword, index)) for index, item in enumerate(alternatives))
 
     def _exclusive(self, alternatives: list[Any], pointer: str) -> list[Any]:
-        """Alternatives of which only one can match; where a property tells them apart, it becomes required."""
+        """Alternatives of which only one can match; where a property tells them _apart, it becomes required."""
         targets = [self._followed(item) for item in alternatives]
-        if all(apart(one, other) for index, one in enumerate(targets) for other in targets[index + 1 :]):
+        if all(_apart(one, other) for index, one in enumerate(targets) for other in targets[index + 1 :]):
             return alternatives
-        for key in properties_of(targets[0]):
-            if disjoint([constants_of(self._followed(properties_of(target).get(key))) for target in targets]):
+        for key in _properties_of(targets[0]):
+            if _disjoint([_constants_of(self._followed(_properties_of(target).get(key))) for target in targets]):
                 return [{**target, "required": [*target.get("required", ()), key]} for target in targets]
-        self._problem(pointer, "nothing tells the alternatives apart, so several could match")
+        self._problem(pointer, "nothing tells the alternatives _apart, so several could match")
         return alternatives
 
     def _constants(self, schema: dict[str, Any], place: _Place) -> Expression:
@@ -259,23 +263,23 @@ class SchemaGrammar:
         values = [schema["const"]] if keyword == "const" else schema["enum"]
         if "type" in schema:
             kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-            values = [value for value in values if any(is_a(value, kind) for kind in kinds)]
+            values = [value for value in values if any(_is_a(value, kind) for kind in kinds)]
         if not values:
             return self._problem(place.key(keyword), "no value is left to choose")
-        texts = {canonical(value): _text(value) for value in values}
+        texts = {_canonical(value): _text(value) for value in values}
         return sequence(choice(map(literal, texts.values())), _SPACE)
 
     # ---- values
 
     def _object(self, schema: dict[str, Any], place: _Place) -> Expression:
-        properties, required = properties_of(schema), dict.fromkeys(schema.get("required", ()))
+        properties, required = _properties_of(schema), dict.fromkeys(schema.get("required", ()))
         additional = schema.get("additionalProperties", True)
-        self._unknown(OBJECT - {"properties", "required", "additionalProperties"}, schema, place)
+        self._unknown(_OBJECT - {"properties", "required", "additionalProperties"}, schema, place)
         if not properties and not required and additional is not False:
             if additional is True:
                 return Rule("object")
             value = self._node(additional, place.inner("additionalProperties"))
-            return _braces("{", _list(sequence(_STRING, literal(":"), _SPACE, value), 0, None), "}")
+            return _braces("{", _list(sequence(_ANY_STRING, literal(":"), _SPACE, value), 0, None), "}")
         named = {key: value for key, value in properties.items() if value is not False or key in required}
         named |= {key: additional for key in required if key not in properties}
         members = {}
@@ -303,7 +307,7 @@ class SchemaGrammar:
         allowed = {"items", "prefixItems", "minItems", "maxItems"}
         if schema.get("uniqueItems") is False:
             allowed.add("uniqueItems")
-        self._unknown(ARRAY - allowed, schema, place)
+        self._unknown(_ARRAY - allowed, schema, place)
         if prefix:  # every described item, and no more
             if not least <= len(prefix) <= (len(prefix) if most is None else most):
                 return self._problem(place.key("prefixItems"), "another number of items is asked for")
@@ -322,7 +326,7 @@ class SchemaGrammar:
     def _string(self, schema: dict[str, Any], place: _Place) -> Expression:
         keyword = next((known for known in ("pattern", "format") if known in schema), "")
         if keyword:
-            self._unknown(STRING - {keyword}, schema, place)
+            self._unknown(_STRING - {keyword}, schema, place)
         if keyword == "format":
             known = FORMATS.get(schema["format"])
             return _quoted(Terminal(known)) if known else self._problem(place.key("format"), "not enforced")
@@ -332,7 +336,7 @@ class SchemaGrammar:
             except PatternError as error:
                 return self._problem(place.key("pattern"), str(error))
         least, most = self._bounds("minLength", "maxLength", schema, place)
-        return _STRING if (least, most) == (0, None) else _quoted(Repeat(CHARACTER, least, most))
+        return _ANY_STRING if (least, most) == (0, None) else _quoted(Repeat(CHARACTER, least, most))
 
     def _bounds(self, low: str, high: str, schema: Mapping[str, Any], place: _Place) -> tuple[int, int | None]:
         """Limits of a repetition that can be written out."""
@@ -376,3 +380,57 @@ def _text(value: Any) -> str:
     """A value as JSON; halves of characters, which a grammar can't hold, as escapes."""
     text = json.dumps(value, ensure_ascii=False)
     return json.dumps(value) if any("\ud800" <= character <= "\udfff" for character in text) else text
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    from jsonschema import Draft202012Validator
+
+    return bool(Draft202012Validator.TYPE_CHECKER.is_type(value, kind))
+
+
+def _canonical(value: Any) -> str:
+    """A text that is the same for values that JSON Schema calls equal: 1 and 1.0 are, 1 and true are not."""
+    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def _kinds_of(schema: Any) -> set[str] | None:
+    """The types that a schema allows, or None for any; `number` stands for `integer` too."""
+    if not isinstance(schema, dict):
+        return None
+    kind = schema.get("type")
+    values = _constants_of(schema)
+    if kind is not None:
+        found = set(kind) if isinstance(kind, list) else {kind}
+    elif values is not None:
+        found = {next(kind for kind in _TYPES if _is_a(json.loads(value), kind)) for value in values}
+    else:
+        return None
+    return found | {"integer"} if "number" in found else found
+
+
+def _constants_of(schema: Any) -> set[str] | None:
+    """The values that `const` or `enum` allow, in _canonical form."""
+    if not isinstance(schema, dict):
+        return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return None if values is None else set(map(_canonical, values))
+
+
+def _disjoint(sets: list[set[str] | None]) -> bool:
+    known = [each for each in sets if each]
+    return len(known) == len(sets) and sum(map(len, known)) == len(set().union(*known))
+
+
+def _apart(one: Any, other: Any) -> bool:
+    """Whether no value can match both schemas, by its type or as a constant."""
+    return any(_disjoint([of(one), of(other)]) for of in (_kinds_of, _constants_of))
+
+
+def _properties_of(schema: Any) -> dict[str, Any]:
+    found: dict[str, Any] = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    return found

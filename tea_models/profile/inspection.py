@@ -100,7 +100,9 @@ class Inspection:
             "metadata": self.metadata,
         }
         if self.with_tensors:
-            document["tensors"] = [_tensor(info) for info in self.tensors]
+            keys = ("name", "shape", "type", "offset", "bytes")
+            rows = ((info.name, list(info.shape), info.type.name, info.offset, info.size) for info in self.tensors)
+            document["tensors"] = [dict(zip(keys, row, strict=True)) for row in rows]
         if self.transfer is not None:
             document["remote"] = asdict(self.transfer)
         document["loadable"] = not self.problems
@@ -153,16 +155,6 @@ def json_value(value: Value, *, full: bool = False) -> Any:
     if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
         return [json_value(item, full=True) for item in value]
     return list(value)
-
-
-def _tensor(info: TensorInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "shape": list(info.shape),
-        "type": info.type.name,
-        "offset": info.offset,
-        "bytes": info.size,
-    }
 
 
 def _transfer(model: ModelFiles, seconds: float) -> Transfer | None:
