@@ -289,10 +289,7 @@ class _Splitter:
 
 def _format_name(text: str) -> str:
     """The name of the prompt format whose special texts are in `text`, or `custom`."""
-    for name, markers in _FORMATS:
-        if all(marker in text for marker in markers):
-            return name
-    return "custom"
+    return next((name for name, markers in _FORMATS if all(marker in text for marker in markers)), "custom")
 
 
 def _between(text: str, start: str, end: str) -> str:

@@ -102,10 +102,6 @@ def choice(items: Iterable[Expression]) -> Expression:
     return different[0] if len(different) == 1 else Choice(different)
 
 
-def optional(item: Expression) -> Expression:
-    return Repeat(item, 0, 1)
-
-
 def is_finite(expression: Expression, finite: Collection[str]) -> bool:
     """Whether some finite text matches, given the names of the rules for which that is known."""
     match expression:

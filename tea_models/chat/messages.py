@@ -22,11 +22,7 @@ _NAMES = {
 
 
 def read_conversation(data: bytes, file: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Read messages from JSON, and tools where it is an OpenAI-style request object with `messages` and `tools`.
-
-    Raises:
-        ConfigError: No JSON, or not messages; names file, line and key.
-    """
+    """Read messages from JSON, and tools of an OpenAI-style request; a ConfigError names file, line and key."""
     value = _parse(data, file)
     if not isinstance(value, dict):
         return _messages(value, file), None
@@ -37,11 +33,7 @@ def read_conversation(data: bytes, file: str) -> tuple[list[dict[str, Any]], lis
 
 
 def read_tools(data: bytes, file: str) -> list[dict[str, Any]]:
-    """Read OpenAI-style tool definitions from JSON: a list, or an object with `tools`.
-
-    Raises:
-        ConfigError: No JSON, or not tools.
-    """
+    """Read OpenAI-style tool definitions from JSON: a list, or an object with `tools`; errors as above."""
     value = _parse(data, file)
     if isinstance(value, dict) and "tools" in value:
         return _tools(value["tools"], file, "tools")
@@ -85,8 +77,7 @@ def _expect(value: Any, kind: Any, wanted: str, file: str, key: str) -> None:
 def arguments_as_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Copy messages with the JSON text in `tool_calls[].function.arguments` read into objects.
 
-    An OpenAI-style API gives and takes that text; nearly all templates serialise it once more, so that a call which is
-    sent back would reach the model as a quoted string. What is no JSON object stays as it is.
+    Nearly all templates serialise it once more; what is no JSON object stays as it is.
     """
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}

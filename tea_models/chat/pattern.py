@@ -45,11 +45,7 @@ class PatternError(Exception):
 
 
 def pattern_grammar(pattern: str, *, most_repeats: int) -> Expression:
-    """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it.
-
-    Raises:
-        PatternError: It has something that a grammar can't enforce, or more than `most_repeats` repetitions.
-    """
+    """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it, or a PatternError."""
     if "{," in pattern or "(?P" in pattern:
         raise PatternError("{,n} and (?P…) mean something else in JavaScript")
     try:

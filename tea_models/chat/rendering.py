@@ -93,11 +93,7 @@ def render_segments(
 def job(
     messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: Sequence[int] | str
 ) -> dict[str, Any]:
-    """One render for the worker; `now` is local time from year to second, or `format` to show formats instead.
-
-    Raises:
-        TemplateError: The messages are not a list of objects, or something is no JSON.
-    """
+    """One render for the worker; `now` is local time from year to second, or `format` to show formats instead."""
     if isinstance(messages, str | bytes) or not hasattr(messages, "__iter__"):
         raise TemplateError(f"messages: expected a list of messages, found a {type(messages).__name__}")
     given = dict.fromkeys(("tools", "documents")) | {"add_generation_prompt": True, "bos_token": "", "eos_token": ""}

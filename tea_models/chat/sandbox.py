@@ -75,11 +75,7 @@ class Sandbox:
             self._drop()
 
     def request(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
-        """Ask the worker for `jobs` of a `template`, as plain data; a broken limit is a result with `error` and `kind`.
-
-        Raises:
-            TemplateError: The worker can't be started.
-        """
+        """Ask the worker for `jobs` of a `template`, as plain data; a broken limit is a result with an `error`."""
         body = marshal.dumps(request | {"seconds": limits.seconds, "limit": limits.output})
         # Four bytes a character at most, and JSON's escapes for what a prompt rarely holds.
         most = 65536 + 6 * limits.output + 4096 * len(request.get("jobs", ()))
@@ -204,11 +200,7 @@ SANDBOX = Sandbox()
 
 
 def plain_data(value: Any, *, strict: bool = False) -> Any:
-    """Copy a value into what Python's `marshal` takes: objects with fields become mappings, others their text.
-
-    Raises:
-        TypeError: With `strict`, where it is something else than JSON has.
-    """
+    """Copy a value for `marshal`: objects with fields become mappings, others their text (a TypeError if `strict`)."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, str):  # of a class of its own, such as an enumeration's

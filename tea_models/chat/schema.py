@@ -23,7 +23,6 @@ from tea_models.chat.gbnf import (
     finite_rules,
     is_finite,
     literal,
-    optional,
     sequence,
     write,
 )
@@ -111,10 +110,7 @@ class SchemaGrammar:
         return tuple(self._problems)
 
     def add(self, schema: Any, pointer: str = "#", *, checked: bool = False) -> Expression:
-        """The grammar of a schema (as from `json.loads`), which somebody may have `checked` against the meta-schema.
-
-        `pointer` says where it stands, for `problems`.
-        """
+        """The grammar of a schema, which may be `checked` to be one; `pointer` says where it stands, for `problems`."""
         self._root, self._pointer, self._nodes = schema, pointer, 0
         self._references: dict[str, Rule] = {}
         try:
@@ -296,10 +292,10 @@ class SchemaGrammar:
         tail, starts = sequence(), []
         for rule in reversed(others):
             starts.append(sequence(rule, tail))
-            tail = self._rule(sequence(optional(sequence(_COMMA, rule)), tail))
+            tail = self._rule(sequence(Repeat(sequence(_COMMA, rule), 0, 1), tail))
         if needed:
             return sequence(*[part for rule in needed for part in (_COMMA, rule)][1:], tail)
-        return optional(choice(reversed(starts))) if starts else sequence()
+        return Repeat(choice(reversed(starts)), 0, 1) if starts else sequence()
 
     def _array(self, schema: dict[str, Any], place: _Place) -> Expression:
         items, prefix = schema.get("items", True), schema.get("prefixItems", [])
@@ -365,7 +361,7 @@ def _list(item: Expression, least: int, most: int | None) -> Expression:
     """Items with commas between."""
     more = Repeat(sequence(_COMMA, item), max(least - 1, 0), None if most is None else most - 1)
     some = sequence(item, more) if most != 1 else item
-    return some if least else optional(some)
+    return some if least else Repeat(some, 0, 1)
 
 
 def _braces(opening: str, inside: Expression, closing: str) -> Expression:

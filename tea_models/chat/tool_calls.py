@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,15 +57,12 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
             continue
         if found:
             # Nine letters and digits: the only ids that Mistral's templates take back.
-            calls = [
-                ToolCall(str(call.get("id") or f"call{index:05d}"), call["name"], call["arguments"])
-                for index, call in enumerate(found)
-            ]
+            calls = [replace(call, id=call.id or f"call{index:05d}") for index, call in enumerate(found)]
             return _AROUND_CALLS.sub("", rest).strip(), calls
     return text, []
 
 
-_Calls = list[dict[str, Any]]
+_Calls = list[ToolCall]
 _Found = tuple[str, _Calls]
 
 
@@ -169,7 +166,7 @@ def _named(name: str, body: str, texts: list[str] | None = None) -> _Calls:
     return [_made(name.strip(), _unquoted(arguments, texts) if texts else arguments)]
 
 
-def _xml(body: str) -> list[dict[str, Any]]:
+def _xml(body: str) -> _Calls:
     """`<function=name><parameter=key>value</parameter></function>`, as Qwen3-Coder writes calls."""
     name, opened, rest = body.removeprefix("<function=").partition(">")
     inside, closed, after = rest.partition("</function>")
@@ -206,13 +203,12 @@ def _end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
     return found.end() if found else start
 
 
-def _listed(value: Any) -> list[dict[str, Any]]:
-    values = value if isinstance(value, list) else [value]
-    calls = [_call(item) for item in values]
-    return [call for call in calls if call is not None] if all(call is not None for call in calls) else []
+def _listed(value: Any) -> _Calls:
+    calls = [_call(item) for item in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call is not None] if None not in calls else []
 
 
-def _call(value: Any) -> dict[str, Any] | None:
+def _call(value: Any) -> ToolCall | None:
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("function"), dict):
@@ -223,11 +219,11 @@ def _call(value: Any) -> dict[str, Any] | None:
         arguments, _ = _decode(arguments or "{}")
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return {**_made(name, arguments), "id": value.get("id")}
+    return replace(_made(name, arguments), id=str(value.get("id") or ""))
 
 
-def _made(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+def _made(name: str, arguments: dict[str, Any]) -> ToolCall:
+    return ToolCall("", name, json.dumps(arguments, ensure_ascii=False))
 
 
 def _scalar(text: str) -> Any:

@@ -1,10 +1,8 @@
 """The process in which templates run. Started by `sandbox.py`, never imported by the rest.
 
-A chat template comes from a stranger. Three walls stand around it: Jinja's immutable sandbox, the limits of this
-process (address space, time, no new file, no file growth, no fork, an empty environment), and the parent, which kills
-the process when it is late. What the template sees is what `transformers` gives it
-(`transformers.utils.chat_template_utils`): the same environment options, extensions, filters and globals, so that the
-text is the same. The templates of workflows (`expressions.py`) run here too, because of the limits.
+Three walls stand around a template: Jinja's immutable sandbox, the limits of this process (address space, time, no
+file, no fork, an empty environment), and the parent, which kills it when it is late. A chat template sees what
+`transformers.utils.chat_template_utils` gives it: the same options, extensions, filters and globals.
 
 Frames on stdin and stdout: four bytes of length (big endian), then a request in `marshal`'s format, which keeps tuples,
 sets and keys that are no texts; replies are JSON as UTF-8 with lone surrogates passed through.
@@ -55,10 +53,7 @@ _KINDS = (
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; rendering passes it through.
-
-    A call block, as in `transformers`, because it has a scope of its own: what is set inside ends inside.
-    """
+    """`{% generation %}` marks text for training; a call block, as in `transformers`, has a scope of its own."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 

@@ -23,11 +23,7 @@ def to_json(profile: ModelProfile) -> dict[str, Any]:
 
 
 def from_json(document: Any, *, file: str = "") -> ModelProfile:
-    """Read back what `to_json` made, from a file of that name.
-
-    Raises:
-        ConfigError: It is not such a document; names the key and what was expected.
-    """
+    """Read back what `to_json` made, from a file of that name; a ConfigError names the key and what was expected."""
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         problem = f"expected {SCHEMA!r}, found {_shown(schema)}"
@@ -40,12 +36,7 @@ def from_json(document: Any, *, file: str = "") -> ModelProfile:
 
 
 def load_profile(path: Path) -> ModelProfile:
-    """Read a profile from a JSON file.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: It is not a profile.
-    """
+    """Read a profile from a JSON file, or raise a MissingFileError or ConfigError."""
     try:
         document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -122,7 +113,9 @@ def _read(kind: Any, value: Any, key: str) -> Any:
     accepted = (*plain, int) if float in plain else plain
     # A bool is an int to Python, not to us.
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
-        raise ConfigError(f"expected {' or '.join(map(_name, kinds))}, found {_shown(value)}", key=key)
+        raise ConfigError(
+            f"expected {' or '.join(_NAMES.get(one, 'a list') for one in kinds)}, found {_shown(value)}", key=key
+        )
     return value
 
 
@@ -133,10 +126,6 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     type(None): "null",
 }
-
-
-def _name(kind: Any) -> str:
-    return _NAMES.get(kind, "a list")
 
 
 def _shown(value: Any) -> str:

@@ -55,11 +55,7 @@ def profile_from_headers(
     entry: Entry | None = None,
     header_sha256: str | None = None,
 ) -> ModelProfile:
-    """Gather the facts of a model from the headers of its files, whose sources are open, corrected by its entry.
-
-    Raises:
-        MalformedGGUFError: The file shrank while it was read.
-    """
+    """Gather the facts of a model from the headers of its files, whose sources are open, corrected by its entry."""
     first = headers[0]
     facts = _Metadata(first, entry)
     tensors = tuple(info for header in headers for info in header.tensors)
@@ -196,7 +192,9 @@ def _tokenizer(facts: _Metadata, template: str | None) -> TokenizerFacts:
     return TokenizerFacts(
         model=model,
         pre=pre,
-        vocab_size=_vocab_size(facts, tokens),
+        vocab_size=Fact(tokens.count, "gguf:tokenizer.ggml.tokens")
+        if tokens is not None
+        else facts.number(f"{facts.text('general.architecture').value}.vocab_size"),
         bos=bos,
         eos=eos,
         eot=eot,
@@ -225,12 +223,6 @@ def _piece(tokens: ArrayValue | None, token: Fact[int | None]) -> Fact[str | Non
     if tokens is None or token.value is None:
         return Fact(None, ABSENT)
     return Fact(tokens.text(token.value), "gguf:tokenizer.ggml.tokens")
-
-
-def _vocab_size(facts: _Metadata, tokens: ArrayValue | None) -> Fact[int | None]:
-    if tokens is not None:
-        return Fact(tokens.count, "gguf:tokenizer.ggml.tokens")
-    return facts.number(f"{facts.text('general.architecture').value}.vocab_size")
 
 
 def _chat(facts: _Metadata, template: Fact[str | None], tokenizer: TokenizerFacts, entry: Entry | None) -> ChatFacts:

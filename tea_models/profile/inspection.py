@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from tea_models.gguf.header import Header, TensorInfo, Value
     from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.model_files import ModelFiles
     from tea_models.settings import Settings
 
 MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
@@ -131,6 +130,15 @@ def inspect_model(
         profile = profile_from_headers(model.headers, model.files, entry=model.entry, header_sha256="")
         header = model.headers[0]
         problems = check_loadable(header, thorough=False)
+        transfer = None
+        if not model.located.paths:
+            origin = model.located.artifact.files[0].sources
+            transfer = Transfer(
+                revision=origin[0].revision if origin else None,
+                bytes_read=sum(getattr(source, "bytes_read", 0) for source in model.sources),
+                requests=sum(getattr(source, "requests", 0) for source in model.sources),
+                seconds=round(time.monotonic() - started, 3),
+            )
         return Inspection(
             path=model.where,
             profile=profile,
@@ -140,7 +148,7 @@ def inspect_model(
             with_tensors=tensors,
             problems=problems,
             risks=() if problems else check_tokenizable(header),
-            transfer=_transfer(model, time.monotonic() - started),
+            transfer=transfer,
         )
 
 
@@ -155,15 +163,3 @@ def json_value(value: Value, *, full: bool = False) -> Any:
     if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
         return [json_value(item, full=True) for item in value]
     return list(value)
-
-
-def _transfer(model: ModelFiles, seconds: float) -> Transfer | None:
-    if model.located.paths:
-        return None
-    sources = model.located.artifact.files[0].sources
-    return Transfer(
-        bytes_read=sum(getattr(source, "bytes_read", 0) for source in model.sources),
-        requests=sum(getattr(source, "requests", 0) for source in model.sources),
-        seconds=round(seconds, 3),
-        revision=sources[0].revision if sources else None,
-    )

@@ -31,15 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ModelFiles:
-    """The open files of one model, all shards in order, and their headers.
-
-    Attributes:
-        where: The path of the first file, or the reference of a remote one.
-        sources: Their bytes.
-        headers: Their headers.
-        files: Their names, sizes and hashes as far as these are known.
-        located: How the reference was resolved.
-    """
+    """The open files (shards) of one model; `where` is the path of the first, or the reference of a remote one."""
 
     where: str
     sources: tuple[ByteSource, ...]
@@ -74,11 +66,7 @@ class ModelFiles:
         return self.located.paths[0] if self.located.paths else None
 
     def require_loadable(self, *, thorough: bool = False) -> None:
-        """Refuse a model that llama.cpp would fail to load or (found only if `thorough`) die of at the first text.
-
-        Raises:
-            IntegrityError: Says which file and why.
-        """
+        """Refuse what llama.cpp would fail to load or, found only if `thorough`, die of at the first text."""
         for header in self.headers:
             problems = check_loadable(header, thorough=thorough)
             if thorough and not problems:
@@ -94,14 +82,7 @@ class ModelFiles:
 def open_model(
     path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True
 ) -> Iterator[ModelFiles]:
-    """Find a model and read the headers of all its files; with `hashes`, ask the store for those of the files.
-
-    Raises:
-        MalformedGGUFError: A file is not GGUF or breaks the specification.
-        IntegrityError: The shards are not the parts of one model.
-        NotAvailableError: The model, or one of its shards, can't be had from here.
-        UsageError: The text is no reference.
-    """
+    """Find a model and read the headers of all its files; with `hashes`, ask the store for those of the files."""
     if settings is None:
         settings = Settings.resolve(os.environ, cwd=Path.cwd())
     # A `Path` is never a name in the registry, even without a separator.

@@ -1,8 +1,4 @@
-"""The profile that lies in the store beside what is known of a file.
-
-It says what the file's header and the registries' corrections said when it was written; with other registries it is
-written anew.
-"""
+"""The profile that lies in the store beside what is known of a file; with other registries it is written anew."""
 
 from __future__ import annotations
 

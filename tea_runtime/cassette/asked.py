@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def cassette_of(environ: Mapping[str, str]) -> Cassette | None:
-    """The cassette that `TEA_CASSETTE` names, used as `TEA_CASSETTE_MODE` says (`replay` by default); None for none.
-
-    Backends of one process that use one file share it.
-    """
+    """The cassette that `TEA_CASSETTE` names, used as `TEA_CASSETTE_MODE` says, one for all who use that file."""
     path = environ.get("TEA_CASSETTE")
     if not path:
         return None
@@ -44,10 +41,7 @@ def _shared(path: Path, mode: Mode) -> Cassette:
 
 
 def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None = None) -> AskedModel:
-    """The model that `--gguf`, `TEA_MODEL_PATH` or settings ask for: its upstream file name and its pin.
-
-    The file needn't be there.
-    """
+    """The upstream file name and pin of what `--gguf`, `TEA_MODEL_PATH` or settings ask for; it needn't be there."""
     local = gguf or environ.get("TEA_MODEL_PATH") or block.profile or block.model_path
     written = block.model if block.backend == "api" else local or block.model
     if not written:

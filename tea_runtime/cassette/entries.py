@@ -59,12 +59,7 @@ class Entry:
 
 
 class Cassette:
-    """The file of one cassette. Safe to use from several threads.
-
-    Raises:
-        MissingFileError: There is none to replay.
-        ConfigError: It is damaged, or of a format that this version doesn't know: file and line.
-    """
+    """The file of one cassette, safe to use from several threads; one that can't be read is an error."""
 
     def __init__(self, path: Path, mode: Mode) -> None:
         self.path, self.mode = path, mode
@@ -72,7 +67,7 @@ class Cassette:
         self._replayed: dict[str, int] = {}
         self.entries: list[Entry] = []
         if mode is Mode.RECORD:
-            self._start()
+            self._write("w", {"schema": SCHEMA})
         elif path.exists():
             self.entries = read_cassette(path)
         elif mode is Mode.REPLAY:
@@ -93,14 +88,10 @@ class Cassette:
         return found[min(count, len(found) - 1)]
 
     def add(self, entry: Entry) -> None:
-        """Append an entry to the file.
-
-        Raises:
-            StoreError: The file can't be written.
-        """
+        """Append an entry to the file, or raise a StoreError."""
         with self._lock:
             if not self.path.exists():
-                self._start()
+                self._write("w", {"schema": SCHEMA})
             self._write("a", asdict(entry))
             self.entries.append(entry)
 
@@ -123,9 +114,6 @@ class Cassette:
             hint="record it: TEA_CASSETTE_MODE=auto (or --record, --tea-record) with the model at hand",
         )
 
-    def _start(self) -> None:
-        self._write("w", {"schema": SCHEMA})
-
     def _write(self, how: str, line: dict[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,12 +124,7 @@ class Cassette:
 
 
 def read_cassette(path: Path) -> list[Entry]:
-    """Read a cassette.
-
-    Raises:
-        MissingFileError: There is none, or it can't be read.
-        ConfigError: It is damaged, or of another format: file and line.
-    """
+    """Read a cassette; a MissingFileError or ConfigError says file and line."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
