@@ -1,7 +1,4 @@
-"""GBNF, the grammars of llama.cpp, as a small tree: it can be written out, and asked whether a finite text matches.
-
-The syntax is that of llama.cpp's `grammars/README.md`.
-"""
+"""GBNF, llama.cpp's grammars (`grammars/README.md`), as a tree that is written, and asked whether a finite text matches."""
 
 from __future__ import annotations
 

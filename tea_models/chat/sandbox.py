@@ -58,10 +58,7 @@ class _WorkerLostError(Exception):
 
 
 class Sandbox:
-    """Renders in a worker that is started when it is first needed and replaced when it had to be killed.
-
-    Safe to use from several threads (they take turns) and across `os.fork` (a child starts its own worker).
-    """
+    """A worker, started when it is needed; safe to use from threads (they take turns) and across `os.fork`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -113,9 +113,8 @@ def _read(kind: Any, value: Any, key: str) -> Any:
     accepted = (*plain, int) if float in plain else plain
     # A bool is an int to Python, not to us.
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
-        raise ConfigError(
-            f"expected {' or '.join(_NAMES.get(one, 'a list') for one in kinds)}, found {_shown(value)}", key=key
-        )
+        expected = " or ".join(_NAMES.get(one, "a list") for one in kinds)
+        raise ConfigError(f"expected {expected}, found {_shown(value)}", key=key)
     return value
 
 

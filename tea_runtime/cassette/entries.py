@@ -6,9 +6,8 @@ A cassette is JSON lines that people can read, compare and review. The first lin
      "answer": {"content": …, "finish_reason": …, "usage": …},
      "recorded": {"model_sha256": …, "template_sha256": …, "engine": …}}
 
-A request is found again by what was asked: kind, model file, messages (or prompt, or text) and parameters. What was
-`recorded` besides says which bytes answered; where the model that is asked now is known to have other bytes, the entry
-does not answer for it. The same request recorded twice is replayed in that order, and the last one from then on.
+A request is found again by what was asked; an entry does not answer for a model that is known to have other bytes than
+those `recorded`. The same request recorded twice is replayed in that order, and the last one from then on.
 """
 
 from __future__ import annotations
