@@ -1,4 +1,4 @@
-"""GBNF, llama.cpp's grammars (`grammars/README.md`), as a tree that is written, and asked whether a finite text matches."""
+"""GBNF, llama.cpp's grammars (`grammars/README.md`), as a tree: written, and asked whether a finite text matches."""
 
 from __future__ import annotations
 
