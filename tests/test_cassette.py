@@ -91,7 +91,6 @@ def test_one_question_that_was_answered_twice_is_replayed_in_that_order(recorded
 def test_an_entry_says_which_bytes_which_template_and_which_engine_answered(recorded: Path) -> None:
     entry = read_cassette(recorded)[0]
     assert entry.recorded["model_sha256"] == MODEL.sha256
-    assert entry.recorded["rendered"].endswith("<|im_start|>assistant\n")
     assert entry.recorded["engine"].startswith("llama-cpp-python 0.")
     assert len(entry.recorded["template_sha256"]) == 64
 
@@ -146,6 +145,7 @@ def test_the_command_shows_what_answers_otherwise_now(recorded: Path, real_model
     same = check("--n-ctx", "1024", "--json")
     assert (same.returncode, json.loads(same.stdout)["same"]) == (0, 1), same.stderr
     recorded.write_text("".join(lines).replace("Paris", "Lyon"), "utf-8")
+    assert "<|im_start|>user\nWhat is the capital of France?" in json.loads(lines[1])["recorded"]["rendered"]
     changed = check("--model", str(real_model), "--n-ctx", "1024")
     assert changed.returncode == 1
     assert "  - The capital of France is Lyon." in changed.stdout

@@ -56,7 +56,7 @@ def test_calls_of_another_shape_are_left_to_the_template(calls: Any) -> None:
     assert arguments_as_objects(messages) == messages
 
 
-@pytest.mark.parametrize("name", ["messages", "timeout", "output_limit", "template", "now", "bos_token", 3])
+@pytest.mark.parametrize("name", ["messages", "timeout", "template", "now", "bos_token", 3])
 def test_variables_of_a_request_can_not_replace_what_the_call_means(name: Any) -> None:
     with pytest.raises(UsageError, match="chat_template_kwargs"):
         LlmCallParams("", chat_template_kwargs={name: 1})

@@ -38,7 +38,7 @@ STATEMENTS = [
     "{{{{ {a} }}}}", "{{% for i in {a} %}}{{{{ i }}}}|{{% endfor %}}", "{{% set v = {a} %}}{{{{ v }}}}{{{{ {b} }}}}", "{{% if {a} %}}b{{{{ {b} }}}}{{% endif %}}",
     "{{% set v %}}{{{{ {a} }}}}c{{% endset %}}{{{{ v ~ {t} }}}}", "{{% macro m(q) %}}<{{{{ q }}}}|{{% endmacro %}}{{{{ m({a}) }}}}", "a{{{{ {a} }}}} b",
     "{{% filter upper %}}a{{{{ {a} }}}}{{% endfilter %}}", "{{% set n = namespace(q={a}) %}}{{% set n.q = n.q ~ {b} %}}{{{{ n.q }}}}",
-    "{{% macro w() %}}a{{{{ caller() }}}}{{% endmacro %}}{{% call w() %}}{{{{ {a} }}}}{{% endcall %}}", "{{% autoescape true %}}{{{{ {a} ~ {t} }}}}{{% endautoescape %}}",
+    "{{% macro w() %}}a{{{{ caller() }}}}{{% endmacro %}}{{% call w() %}}{{{{ {a} }}}}{{% endcall %}}",
 ]  # fmt: skip
 
 
@@ -95,11 +95,16 @@ def test_whatever_stands_in_a_template_the_answer_is_a_text_or_one_error(templat
     assert render_chat("{{ messages[0].content }}", messages) == "hello"
 
 
+def test_escaping_for_html_is_refused():
+    with pytest.raises(TemplateError, match="nothing in it is escaped"):
+        render_chat("{% autoescape true %}{{ messages }}{% endautoescape %}", [])
+
+
 def test_a_text_without_a_character_of_the_template_is_a_plain_one():
     text = TemplateText("ab", b"td")
     assert type(text[1:]) is str
     assert type(text[:1]) is TemplateText
-    assert type(text.removeprefix("a")) is str
+    assert type(text.lstrip("a")) is str
 
 
 def test_known_roles_and_the_models_own_texts_are_the_templates_and_no_other_variable_is():

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from tea_models.chat.probes import (
-    KEY,
-    NOON,
-    REPLY,
-    REPLY2,
-    RESULT,
-    SYSTEM,
-    SYSTEM_MESSAGE,
-    TOOL,
-    USER,
-    USER2,
-    VALUE,
-    Spec,
-    probes,
-    user,
-)
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
-from tea_models.chat.special_tokens import SpecialTokenSplitter, format_name
+from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +19,57 @@ _LIMITS = Limits(seconds=2.0, output=262_144)
 _SWITCH = re.compile(r"think|thought|reason", re.IGNORECASE)
 _ROLE_HEADER = re.compile(r"\A\s*(?:system|developer|System|SYSTEM|user)(?:\n|:|\Z)")
 _MANY_LITERALS = 120
+
+# What vocabularies use for control tokens: <|x|>, <x>, </x>, <|x>, <x|>, [X], [/X], [|x|], <<SYS>>, and DeepSeek's,
+# whose bar is U+FF5C.
+_MARKER = (
+    r"<\|?/?[\w.:-]{1,60}\|?>|<\uff5c[^<>\uff5c\s]{1,60}\uff5c>"
+    r"|\[/?[A-Za-z]?[A-Z_]{2,}\]|\[\|[a-z_]+\|\]|<</?SYS>>"
+)
+
+#: First whose texts all occur in the rendered probes; a name only for people.
+_FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("harmony", ("<|start|>", "<|channel|>", "<|message|>")),
+    ("harmony", ("<|start|>", "<|message|>")),
+    ("llama-4", ("<|header_start|>",)),
+    ("llama-3", ("<|start_header_id|>",)),
+    ("gemma", ("<start_of_turn>",)),
+    ("gemma-4", ("<|turn>",)),
+    ("chatml", ("<|im_start|>",)),
+    ("kimi", ("<|im_user|>",)),
+    ("granite", ("<|start_of_role|>",)),
+    ("command-r", ("<|START_OF_TURN_TOKEN|>",)),
+    ("deepseek", ("<\uff5cUser\uff5c>",)),
+    ("glm", ("[gMASK]", "<sop>")),
+    ("phi", ("<|user|>", "<|end|>")),
+    ("zephyr", ("<|user|>",)),
+    ("llama-2", ("[INST]", "<<SYS>>")),
+    ("mistral", ("[INST]",)),
+    ("exaone", ("[|user|]",)),
+    ("minicpm", ("<用户>",)),
+    ("openchat", ("GPT4 Correct User:",)),
+    ("vicuna", ("USER:", "ASSISTANT:")),
+    ("alpaca", ("### Instruction:",)),
+    ("solar", ("### User:", "### Assistant:")),
+)
+
+# Each text of a probe is a word of its own, so that it can be found again.
+_NOON = [2026, 6, 15, 12, 0, 0]
+_EARLY, _LATE = [2001, 2, 3, 4, 5, 6], [2037, 11, 28, 19, 48, 57]
+_SYSTEM, _USER, _REPLY = "ProbeSystemText", "ProbeUserText", "ProbeReplyText"
+_USER2, _REPLY2 = "ProbeSecondUserText", "ProbeSecondReplyText"
+_TOOL = "probe_tool"
+_PARAMETERS = {
+    "type": "object",
+    "properties": {"probe_key": {"type": "string", "description": "A probe."}},
+    "required": ["probe_key"],
+}
+_TOOLS = [{"type": "function", "function": {"name": _TOOL, "description": "A probe.", "parameters": _PARAMETERS}}]
+
+
+_SYSTEM_MESSAGE = {"role": "system", "content": _SYSTEM}
+
+_Spec = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +85,7 @@ class TemplateCapabilities:
         default_system_prompt: What it puts in when there is no system message, or None; a date is shown as
             `{now:FORMAT}`.
         emits_bos: The prompt begins with the BOS token's text.
-        generation_prompt: What `add_generation_prompt` adds.
         warnings: What is unusual, a sentence each.
-        system: `rendered`, `folded` (into the first user turn), `dropped` or `raises`.
-        tool_calls: Calls in the assistant's messages get into the prompt.
-        tool_results: Messages of the role `tool` get into the prompt.
-        tool_arguments: How calls want their arguments: `object`, `text` (JSON), or None where there are no calls.
-        alternating: It raises, or loses text, unless user and assistant take turns.
-        content_parts: A content that is a list of parts is rendered.
-        time_dependent: The clock changes the prompt.
-        renders: It renders a plain conversation at all.
     """
 
     format: str
@@ -68,16 +95,7 @@ class TemplateCapabilities:
     thinking: str | None = None
     default_system_prompt: str | None = None
     emits_bos: bool = False
-    generation_prompt: str = ""
     warnings: tuple[str, ...] = ()
-    system: str = "dropped"
-    tool_calls: bool = False
-    tool_results: bool = False
-    tool_arguments: str | None = None
-    alternating: bool = False
-    content_parts: bool = False
-    time_dependent: bool = False
-    renders: bool = True
 
 
 def probe_template(
@@ -92,11 +110,11 @@ def probe_template(
         bos_token: Text of the BOS token, "" where there is none.
         eos_token: Text of the EOS token.
         token_texts: Texts of the vocabulary's control tokens, if known: turn ends are cut and checked by them.
-
-    Raises:
-        TemplateError: The worker process can't be started.
     """
-    return _Probe(template, bos_token, eos_token, tuple(token_texts)).run()
+    try:
+        return _Probe(template, bos_token, eos_token, tuple(token_texts)).run()
+    except TemplateError as error:
+        return TemplateCapabilities("custom", warnings=(f"not examined: {error.message}",))
 
 
 class _Probe:
@@ -105,172 +123,91 @@ class _Probe:
         self.bos = bos
         self.eos = eos
         self.tokens = tokens
-        self.texts: dict[str, str] = {}
+        self.texts: dict[str, str] = {}  # what each probe became; "" for one that is among the errors
         self.errors: dict[str, Mapping[str, Any]] = {}
         self.warnings: list[str] = []
-        self.only_parts = False
 
     def run(self) -> TemplateCapabilities:
-        found = self._first_round()
-        if isinstance(found, TemplateCapabilities):
-            return found
-        if USER not in self.texts.get("user", USER) and USER in self.texts.get("parts", ""):
-            self.warnings.append("takes a content only as a list of parts, not as text")
-            self.only_parts = True
-            self.texts.clear()
-            self.errors.clear()
-            found = self._first_round()
-        return found if isinstance(found, TemplateCapabilities) else self._judge(found)
-
-    def _first_round(self) -> TemplateCapabilities | Mapping[str, Any]:
-        """Render the probes; give back what the source says, or capabilities of a template that renders nothing."""
-        specs = probes()
-        reply = self._ask(list(specs.values()), analyse=True)
-        analysis = reply.get("analysis")
-        failed = analysis if analysis is not None and "error" in analysis else None
-        if failed is None and len(reply["results"]) != len(specs):
-            failed = reply["results"][0]
-        if failed is not None or analysis is None:
-            return self._useless(failed or {"error": "", "kind": "crash", "line": None})
-        for name, result in zip(specs, reply["results"], strict=True):
-            if "error" in result:
-                self.errors[name] = result
-            else:
-                self.texts[name] = result["text"]
-        if "user" not in self.texts and "system" not in self.texts:
-            return self._useless(self.errors["user"])
-        return dict(analysis)
-
-    def _ask(self, specs: Sequence[Spec], *, analyse: bool = False) -> dict[str, Any]:
-        request = {"template": self.template, "analyse": analyse, "jobs": [self._job(*spec) for spec in specs]}
-        return SANDBOX.request(request, _LIMITS)
-
-    def _job(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-        variables = dict(options)
-        if self.only_parts:
-            messages = [
-                {**message, "content": [{"type": "text", "text": message["content"]}]}
-                if isinstance(message["content"], str)
-                else message
-                for message in messages
-            ]
-        return job(
-            messages,
-            tools=variables.pop("tools", None),
-            bos_token=self.bos,
-            eos_token=self.eos,
-            add_generation_prompt=variables.pop("add_generation_prompt", True),
-            now=variables.pop("now", NOON),
-            variables=variables,
-        )
-
-    def _useless(self, result: Mapping[str, Any]) -> TemplateCapabilities:
-        error = template_error(result, _LIMITS)
-        return TemplateCapabilities("custom", renders=False, warnings=(f"{error.message} (on a plain message)",))
-
-    def _judge(self, analysis: Mapping[str, Any]) -> TemplateCapabilities:
+        analysis = self._first_round()
         sample = "\n".join(self.texts.values())
-        splitter = SpecialTokenSplitter((*self.tokens, self.bos, self.eos), sample)
-        base = "user" if "user" in self.texts else "system"
-        if base == "system":
-            self.warnings.append("raises without a system message")
-        if USER not in self.texts[base]:
-            self.warnings.append("does not render the user's text")
-        system = self._system()
-        tools = any(TOOL in self.texts.get(name, "") for name in ("tools", "tools-system"))
-        shown = self.texts.get("tools-in-message", "")
-        # A template that writes whole messages, with the names of their parts, knows nothing of tools.
-        if not tools and TOOL in shown and "'tools'" not in shown and '"tools"' not in shown:
-            self.warnings.append(
-                "ignores the variable `tools`: it wants them as JSON text under `tools` of the system message"
-            )
+        splitter = _Splitter((*self.tokens, self.bos, self.eos), sample)
+        if _USER not in self.texts["user"]:
+            only_parts = _USER in self.texts["parts"]
+            what = "takes a content only as a list of parts, not as text"
+            self.warnings.append(what if only_parts else "does not render the user's text")
+        system_role = self._system_role()
         stop = self._stop(splitter)
-        alternating = self._alternating()
-        timed = any(self._outcome(f"early{end}") != self._outcome(f"late{end}") for end in ("", "-user"))
-        if timed:
-            self.warnings.append("puts the date or time into the prompt: the same messages give another text later")
-        if analysis["private"]:
-            names = ", ".join(map(repr, analysis["private"]))
-            self.warnings.append(f"reaches for Python's internals ({names[:200]}), which no chat format needs")
-        if set(analysis["calls"]) & {"random", "lipsum"}:
-            self.warnings.append("uses random text: the same messages may give another prompt each time")
-        found = TemplateCapabilities(
-            format=format_name(sample),
-            system_role=system in ("rendered", "folded"),
-            system=system,
-            tools=tools,
+        self._warn(analysis)
+        thinking = self._second_round(analysis)
+        return TemplateCapabilities(
+            format=_format_name(sample),
+            system_role=system_role,
+            tools=any(_TOOL in self.texts[name] for name in ("tools", "tools-system")),
             stop=stop,
+            thinking=thinking,
             default_system_prompt=self._default_prompt(splitter),
-            emits_bos=bool(self.bos) and self.texts[base].startswith(self.bos),
-            generation_prompt=self._generation_prompt(splitter),
-            alternating=alternating,
-            content_parts=_is_plain(self.texts.get("parts", ""), USER, "'type'"),
-            time_dependent=timed,
-            **self._tool_turns(),
+            emits_bos=bool(self.bos) and self.texts["user"].startswith(self.bos),
+            warnings=tuple(self.warnings),
         )
-        thinking = self._second_round(analysis, base)
-        return replace(found, thinking=thinking, warnings=tuple(self.warnings))
+
+    def _first_round(self) -> dict[str, Any]:
+        """Render the probes; give back what the source says."""
+        specs = _probes()
+        reply = self._ask(list(specs.values()), analyse=True)
+        results: list[dict[str, Any]] = reply["results"]
+        analysis: dict[str, Any] = reply.get("analysis", {})
+        if "error" in analysis or len(results) != len(specs):
+            raise template_error(analysis or results[0], _LIMITS)
+        outcomes = dict(zip(specs, results, strict=True))
+        self.errors = {name: result for name, result in outcomes.items() if "error" in result}
+        self.texts = {name: result.get("text", "") for name, result in outcomes.items()}
+        if "user" in self.errors:
+            raise template_error(self.errors["user"], _LIMITS)
+        return analysis
+
+    def _ask(self, specs: Sequence[_Spec], *, analyse: bool = False) -> dict[str, Any]:
+        tokens = {"bos_token": self.bos, "eos_token": self.eos}
+        jobs = [job(messages, tokens | options, options.get("now", _NOON)) for messages, options in specs]
+        return SANDBOX.request({"template": self.template, "analyse": analyse, "jobs": jobs}, _LIMITS)
+
+    def _system_role(self) -> bool:
+        if "system" in self.errors:
+            self.warnings.append(f"raises on a system message: {self._reason('system')}")
+        elif _SYSTEM not in self.texts["system"]:
+            self.warnings.append("drops system messages silently")
+        return _SYSTEM in self.texts["system"]
+
+    def _warn(self, analysis: Mapping[str, Any]) -> None:
+        if "two-users" in self.errors:
+            self.warnings.append(f"raises unless user and assistant take turns: {self._reason('two-users')}")
+        elif _USER not in self.texts["two-users"] or _USER2 not in self.texts["two-users"]:
+            self.warnings.append("loses text when two messages of the user follow each other")
+        if any(self._outcome(f"early{end}") != self._outcome(f"late{end}") for end in ("", "-user")):
+            self.warnings.append("puts the date or time into the prompt: the same messages give another text later")
+        if analysis["random"]:
+            self.warnings.append("uses random text: the same messages may give another prompt each time")
 
     def _outcome(self, name: str) -> str:
-        return self.texts[name] if name in self.texts else "error: " + str(self.errors[name]["error"])
+        return f"error: {self.errors[name]['error']}" if name in self.errors else self.texts[name]
 
-    def _system(self) -> str:
-        text = self.texts.get("system")
-        if text is None:
-            self.warnings.append(f"raises on a system message: {_reason(self.errors['system'])}")
-            return "raises"
-        if SYSTEM not in text:
-            self.warnings.append("drops system messages silently")
-            return "dropped"
-        plain = self.texts.get("user", "")
-        header = plain[: plain.find(USER)] if USER in plain else ""
-        folded = bool(header.removeprefix(self.bos)) and text.startswith(header + SYSTEM) and USER in text
-        return "folded" if folded and "<" not in _between(text, SYSTEM, USER) else "rendered"
+    def _reason(self, name: str) -> str:
+        message = str(self.errors[name]["error"] or self.errors[name]["kind"])
+        return message if len(message) <= 200 else message[:200] + "…"
 
-    def _alternating(self) -> bool:
-        text = self.texts.get("two-users")
-        if text is None:
-            self.warnings.append(f"raises unless user and assistant take turns: {_reason(self.errors['two-users'])}")
-            return True
-        if USER not in text or USER2 not in text:
-            self.warnings.append("loses text when two messages of the user follow each other")
-            return True
-        return False
-
-    def _tool_turns(self) -> dict[str, Any]:
-        calls = self.texts.get("calls", "")
-        as_text = self.texts.get("calls-text", "")
-        object_works = _is_plain(calls, VALUE, "{'" + KEY)
-        text_works = _is_plain(as_text, VALUE, '\\"' + KEY)
-        return {
-            "tool_calls": object_works or text_works,
-            "tool_results": RESULT in calls or RESULT in as_text,
-            "tool_arguments": "object" if object_works else "text" if text_works else None,
-        }
-
-    def _stop(self, splitter: SpecialTokenSplitter) -> tuple[str, ...]:
+    def _stop(self, splitter: _Splitter) -> tuple[str, ...]:
         """What follows the assistant's text: at the end of a conversation, or before the next user's turn."""
-        tails = []
-        talk = self.texts.get("talk", "")
-        if REPLY2 in talk:
-            tails.append(talk.rpartition(REPLY2)[2])
-        elif REPLY in self.texts.get("turn", ""):
-            tails.append(self.texts["turn"].rpartition(REPLY)[2])
-        between = _between(talk or self.texts.get("talk-next", ""), REPLY, USER2)
-        tails.append(between)
-        for tail in tails:
-            marker = splitter.first(tail)
-            if marker is not None:
-                if self.tokens and marker not in self.tokens and marker != self.eos:
-                    self.warnings.append(f"ends a turn with {marker!r}, which is no token of this vocabulary")
-                # gpt-oss ends a call to a tool with a token of its own.
-                more = ("<|call|>",) if "<|channel|>" in talk and marker != "<|call|>" else ()
-                return (marker, *more)
+        talk = self.texts["talk"]
+        between = _between(talk or self.texts["talk-next"], _REPLY, _USER2)
+        end = talk.rpartition(_REPLY2)[2] if _REPLY2 in talk else ""
+        for marker in filter(None, map(splitter.first, (end, between))):
+            if self.tokens and marker not in self.tokens and marker != self.eos:
+                self.warnings.append(f"ends a turn with {marker!r}, which is no token of this vocabulary")
+            # gpt-oss ends a call to a tool with a token of its own.
+            more = ("<|call|>",) if "<|channel|>" in talk and marker != "<|call|>" else ()
+            return (marker, *more)
         if not talk:
-            self.warnings.append(
-                "does not render a conversation of several turns"
-                + (f": {_reason(self.errors['talk'])}" if "talk" in self.errors else "")
-            )
+            why = f": {self._reason('talk')}" if "talk" in self.errors else ""
+            self.warnings.append(f"does not render a conversation of several turns{why}")
             return ()
         header = between.strip()
         if not header:
@@ -278,49 +215,41 @@ class _Probe:
             return ()
         return (("\n" if between.startswith("\n") else "") + header,)
 
-    def _generation_prompt(self, splitter: SpecialTokenSplitter) -> str:
-        if "user" not in self.texts or "user-open" not in self.texts:
-            return ""
-        opened = splitter.split(self.texts["user"].rpartition(USER)[2])
-        closed = splitter.split(self.texts["user-open"].rpartition(USER)[2])
-        same = _common(opened, closed)
-        rest = "".join(piece for piece, _ in opened[same:])
-        if same < len(opened) and same < len(closed) and not opened[same][1] and not closed[same][1]:
-            return rest[_common(opened[same][0], closed[same][0]) :]
-        return rest
-
-    def _default_prompt(self, splitter: SpecialTokenSplitter) -> str | None:
+    def _default_prompt(self, splitter: _Splitter) -> str | None:
         """Text before the first user turn beyond what stands before a later one."""
-        text = self.texts.get("clock", self.texts.get("user", ""))
-        later = _between(self.texts.get("talk", "") or self.texts.get("talk-next", ""), REPLY, USER2)
-        before = text[: text.find(USER)] if USER in text else ""
+        text = self.texts["clock"] or self.texts["user"]
+        later = _between(self.texts["talk"] or self.texts["talk-next"], _REPLY, _USER2)
+        before = text[: text.find(_USER)] if _USER in text else ""
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before[::-1], later[::-1], strict=False))
+        room = len(before) - len(list(same))
         words = []
         after_marker = True
-        for piece, is_marker in _without_end(splitter.split(before), splitter.split(later)):
+        for piece, is_marker in splitter.split(before):
             if not is_marker:
-                words.append(_ROLE_HEADER.sub("", piece) if after_marker else piece)
+                text = piece[: max(room, 0)]
+                words.append(_ROLE_HEADER.sub("", text) if after_marker else text)
+            room -= len(piece)
             after_marker = is_marker
         prompt = "".join(words).strip()
         return prompt if any(character.isalpha() for character in prompt) else None
 
-    def _second_round(self, analysis: Mapping[str, Any], base: str) -> str | None:
+    def _second_round(self, analysis: Mapping[str, Any]) -> str | None:
         """Switches of thinking, and literals in the user's text that change what stands around it."""
         names = sorted(
             [name for name in analysis["variables"] if _SWITCH.search(name)][:8],
             key=lambda name: (name != "enable_thinking", "effort" in name),
         )
         literals = [text for text in analysis["literals"] if text.strip()][:_MANY_LITERALS]
-        before = [SYSTEM_MESSAGE] if base == "system" else []
-        specs: list[Spec] = []
-        for name in names:
-            on, off = ("high", "low") if "effort" in name else (True, False)
-            specs += [([*before, user()], {name: value}) for value in (on, off)]
-        contents = [
-            content
+        tries = [
+            (text, content)
             for text in literals
-            for content in (text, f"{USER} {text} {USER}", f"{text} {USER}", f"{USER} {text}")
+            for content in (text, f"{_USER} {text} {_USER}", f"{text} {_USER}", f"{_USER} {text}")
         ]
-        specs += [([*before, user(content)], {}) for content in contents]
+        specs: list[_Spec] = []
+        for name in names:
+            values = ("high", "low") if "effort" in name else (True, False)
+            specs += [([_user()], {name: value}) for value in values]
+        specs += [([_user(content)], {}) for _, content in tries]
         if not specs:
             return None
         results = self._ask(specs)["results"]
@@ -329,30 +258,43 @@ class _Probe:
                 f"{template_error(results[0], _LIMITS).message} (with some text in the user's message)"
             )
             return None
-        outcomes = [result.get("text", result) for result in results]
-        thinking = next(
-            (name for index, name in enumerate(names) if outcomes[2 * index] != outcomes[2 * index + 1]), None
-        )
-        self._injections(literals, contents, outcomes[2 * len(names) :], self.texts[base])
-        return thinking
+        self._injections(tries, results[2 * len(names) :], self.texts["user"])
+        pairs = zip(names, results[::2], results[1::2], strict=False)
+        return next((name for name, on, off in pairs if on.get("text", on) != off.get("text", off)), None)
 
-    def _injections(self, literals: list[str], contents: list[str], outcomes: list[Any], plain: str) -> None:
-        found: dict[str, list[str]] = {}
-        for index, literal in enumerate(literals):
-            for content, outcome in zip(
-                contents[4 * index : 4 * index + 4], outcomes[4 * index : 4 * index + 4], strict=True
-            ):
-                if isinstance(outcome, str) and outcome in (
-                    plain.replace(USER, content),
-                    plain.replace(USER, content.strip()),
-                ):
-                    continue
-                what = "changes the rest of the prompt" if isinstance(outcome, str) else "raises"
-                found.setdefault(what, []).append(repr(literal))
-                break
-        for what, texts in found.items():
+    def _injections(self, tries: list[tuple[str, str]], results: list[dict[str, Any]], plain: str) -> None:
+        found: dict[str, str] = {}
+        for (text, content), result in zip(tries, results, strict=True):
+            expected = (plain.replace(_USER, content), plain.replace(_USER, content.strip()))
+            if result.get("text") not in expected:
+                found.setdefault(text, "raises" if "error" in result else "changes the rest of the prompt")
+        for what in dict.fromkeys(found.values()):
+            texts = [repr(text) for text, does in found.items() if does == what]
             more = f" and {len(texts) - 8} other texts" if len(texts) > 8 else ""
             self.warnings.append(f"{what} when the user's message contains {' or '.join(texts[:8])}{more}")
+
+
+class _Splitter:
+    """Cuts texts into markers (known tokens among them, as far as `sample` holds them) and what is between them."""
+
+    def __init__(self, tokens: Iterable[str], sample: str) -> None:
+        known = sorted({token for token in tokens if token.strip() and token in sample}, key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join([*map(re.escape, known), _MARKER])})")
+
+    def split(self, text: str) -> list[tuple[str, bool]]:
+        """Pieces of the text, each with whether it is a marker."""
+        # `re.split` gives the groups at odd places.
+        return [(piece, index % 2 == 1) for index, piece in enumerate(self._pattern.split(text)) if piece]
+
+    def first(self, text: str) -> str | None:
+        """The marker that the text begins with, after white space."""
+        pieces = self.split(text.lstrip())
+        return pieces[0][0] if pieces and pieces[0][1] else None
+
+
+def _format_name(text: str) -> str:
+    """The name of the prompt format whose special texts are in `text`, or `custom`."""
+    return next((name for name, markers in _FORMATS if all(marker in text for marker in markers)), "custom")
 
 
 def _between(text: str, start: str, end: str) -> str:
@@ -360,29 +302,25 @@ def _between(text: str, start: str, end: str) -> str:
     return rest.partition(end)[0] if end in rest else ""
 
 
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    count = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        count += 1
-    return count
+def _user(text: str = _USER) -> dict[str, Any]:
+    return {"role": "user", "content": text}
 
 
-def _without_end(pieces: list[tuple[str, bool]], end: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Pieces less what they end with in common with `end`: whole markers, and texts character by character."""
-    same = _common(pieces[::-1], end[::-1])
-    rest, other = pieces[: len(pieces) - same], end[: len(end) - same]
-    if rest and other and not rest[-1][1] and not other[-1][1]:
-        text = rest[-1][0]
-        return [*rest[:-1], (text[: len(text) - _common(text[::-1], other[-1][0][::-1])], False)]
-    return rest
-
-
-def _is_plain(text: str, wanted: str, unwanted: str) -> bool:
-    return wanted in text and unwanted not in text
-
-
-def _reason(result: Mapping[str, Any]) -> str:
-    message = str(result["error"]) or str(result["kind"])
-    return message if len(message) <= 200 else message[:200] + "…"
+def _probes() -> dict[str, _Spec]:
+    # name → messages and what differs from the defaults
+    talk = [_user(), {"role": "assistant", "content": _REPLY}, _user(_USER2), {"role": "assistant", "content": _REPLY2}]
+    return {
+        "user": ([_user()], {}),
+        "system": ([_SYSTEM_MESSAGE, _user()], {}),
+        "talk": (talk, {"add_generation_prompt": False}),
+        "talk-next": ([*talk[:3]], {}),
+        "tools": ([_user()], {"tools": _TOOLS}),
+        "tools-system": ([_SYSTEM_MESSAGE, _user()], {"tools": _TOOLS}),
+        "two-users": ([_user(), _user(_USER2)], {}),
+        "parts": ([{"role": "user", "content": [{"type": "text", "text": _USER}]}], {}),
+        "clock": ([_user()], {"now": "format"}),
+        "early": ([_SYSTEM_MESSAGE, _user()], {"now": _EARLY, "tools": _TOOLS}),
+        "late": ([_SYSTEM_MESSAGE, _user()], {"now": _LATE, "tools": _TOOLS}),
+        "early-user": ([_user()], {"now": _EARLY}),
+        "late-user": ([_user()], {"now": _LATE}),
+    }

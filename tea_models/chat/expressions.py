@@ -6,6 +6,7 @@ missing is an error.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -57,20 +58,16 @@ class Expressions:
         environment.filters["sha256"] = lambda text: hashlib.sha256(str(text).encode()).hexdigest()
         environment.globals["len"] = len
         self.environment = environment
-        self.compiled: dict[tuple[str, bool], Any] = {}
+        self.compiled = functools.lru_cache(_CACHED)(self._compiled)
 
     def value(self, source: str, names: Mapping[str, Any], *, expression: bool) -> Any:
         """The value of an expression, or the text of a template, as JSON has it."""
-        key = (source, expression)
-        if key not in self.compiled:
-            if len(self.compiled) >= _CACHED:
-                self.compiled.pop(next(iter(self.compiled)))
-            self.compiled[key] = (
-                self.environment.compile_expression(source, undefined_to_none=False)
-                if expression
-                else self.environment.from_string(source).render
-            )
-        return _json(self.compiled[key](**names))
+        return _json(self.compiled(source, expression)(**names))
+
+    def _compiled(self, source: str, expression: bool) -> Any:
+        if expression:
+            return self.environment.compile_expression(source, undefined_to_none=False)
+        return self.environment.from_string(source).render
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import ConfigError
@@ -11,118 +10,74 @@ from tea_models.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_KNOWN_PARTS = ("text", "image", "image_url", "input_audio", "audio", "video")
+_NAMES = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What a file holds: messages, and tools where it is a whole request."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-
-
-def read_conversation(data: bytes, file: str) -> Conversation:
-    """Read messages from JSON: a list, or an OpenAI-style request object with `messages` and perhaps `tools`.
-
-    Raises:
-        ConfigError: No JSON, or not messages; names file, line and key.
-    """
+def read_conversation(data: bytes, file: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Read messages from JSON, and tools of an OpenAI-style request; a ConfigError names file, line and key."""
     value = _parse(data, file)
-    tools = None
-    prefix = ""
-    if isinstance(value, dict):
-        if "messages" not in value:
-            raise ConfigError("expected a list of messages, or an object with `messages`", file=file)
-        tools = value.get("tools")
-        value = value["messages"]
-        prefix = "messages"
-    messages = check_messages(value, file=file, key=prefix)
-    return Conversation(messages, None if tools is None else check_tools(tools, file=file, key="tools"))
+    if not isinstance(value, dict):
+        return _messages(value, file), None
+    if "messages" not in value:
+        raise ConfigError("expected a list of messages, or an object with `messages`", file=file)
+    tools = value.get("tools")
+    return _messages(value["messages"], file, "messages"), None if tools is None else _tools(tools, file, "tools")
 
 
 def read_tools(data: bytes, file: str) -> list[dict[str, Any]]:
-    """Read OpenAI-style tool definitions from JSON: a list, or an object with `tools`.
-
-    Raises:
-        ConfigError: No JSON, or not tools.
-    """
+    """Read OpenAI-style tool definitions from JSON: a list, or an object with `tools`; errors as above."""
     value = _parse(data, file)
     if isinstance(value, dict) and "tools" in value:
-        return check_tools(value["tools"], file=file, key="tools")
-    return check_tools(value, file=file)
+        return _tools(value["tools"], file, "tools")
+    return _tools(value, file)
 
 
-def check_messages(value: Any, *, file: str = "", key: str = "") -> list[dict[str, Any]]:
-    """Check that a value is a list of messages.
-
-    Args:
-        value: What should be one.
-        file: The file's name for the message of an error.
-        key: Where in the file the value stands.
-
-    Raises:
-        ConfigError: It is not; the key says where.
-    """
-    if not isinstance(value, list):
-        raise ConfigError(f"expected a list of messages, found {_name(value)}", file=file, key=key)
+def _messages(value: Any, file: str, key: str = "") -> list[dict[str, Any]]:
+    _expect(value, list, "a list of messages", file, key)
     for index, message in enumerate(value):
-        _check_message(message, file, f"{key}[{index}]")
-    return value
-
-
-def check_tools(value: Any, *, file: str = "", key: str = "") -> list[dict[str, Any]]:
-    """Check that a value is a list of OpenAI-style tool definitions.
-
-    Raises:
-        ConfigError: It is not; the key says where.
-    """
-    if not isinstance(value, list):
-        raise ConfigError(f"expected a list of tools, found {_name(value)}", file=file, key=key)
-    for index, tool in enumerate(value):
         place = f"{key}[{index}]"
-        if not isinstance(tool, dict):
-            raise ConfigError(f"expected an object, found {_name(tool)}", file=file, key=place)
-        function = tool.get("function", tool)
+        _expect(message, dict, "an object with `role` and `content`", file, place)
+        _expect(message.get("role"), str, "a text such as user", file, f"{place}.role")
+        content, calls = message.get("content"), message.get("tool_calls")
+        if content is not None or calls is None:
+            _expect(content, str | list, "a text or a list of parts", file, f"{place}.content")
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            inside = f"{place}.content[{number}]"
+            _expect(part, dict, "an object with `type`", file, inside)
+            if part.get("type") == "text":
+                _expect(part.get("text"), str, "a text", file, f"{inside}.text")
+        _expect(calls or [], list, "a list of calls", file, f"{place}.tool_calls")
+    return list(value)
+
+
+def _tools(value: Any, file: str, key: str = "") -> list[dict[str, Any]]:
+    _expect(value, list, "a list of tools", file, key)
+    for index, tool in enumerate(value):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ConfigError('expected {"type": "function", "function": {"name": …}}', file=file, key=place)
-    return value
+            wanted = 'expected {"type": "function", "function": {"name": …}}'
+            raise ConfigError(wanted, file=file, key=f"{key}[{index}]")
+    return list(value)
 
 
-def _check_message(message: Any, file: str, key: str) -> None:
-    if not isinstance(message, dict):
-        raise ConfigError(f"expected an object with `role` and `content`, found {_name(message)}", file=file, key=key)
-    if not isinstance(message.get("role"), str):
-        found = f"found {_name(message['role'])}" if "role" in message else "found no role"
-        raise ConfigError(f"expected a text such as user, {found}", file=file, key=f"{key}.role")
-    content = message.get("content")
-    if content is None:
-        if "tool_calls" not in message and "content" not in message:
-            raise ConfigError("expected a text, found no content", file=file, key=f"{key}.content")
-    elif isinstance(content, list):
-        for index, part in enumerate(content):
-            _check_part(part, file, f"{key}.content[{index}]")
-    elif not isinstance(content, str):
-        raise ConfigError(
-            f"expected a text or a list of parts, found {_name(content)}", file=file, key=f"{key}.content"
-        )
-    calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise ConfigError("expected a list of objects", file=file, key=f"{key}.tool_calls")
-
-
-def _check_part(part: Any, file: str, key: str) -> None:
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise ConfigError(f"expected an object with `type` ({', '.join(_KNOWN_PARTS)})", file=file, key=key)
-    if part["type"] == "text" and not isinstance(part.get("text"), str):
-        raise ConfigError("expected a text", file=file, key=f"{key}.text")
+def _expect(value: Any, kind: Any, wanted: str, file: str, key: str) -> None:
+    if not isinstance(value, kind):
+        found = _NAMES.get(type(value), type(value).__name__)
+        raise ConfigError(f"expected {wanted}, found {found}", file=file, key=key)
 
 
 def arguments_as_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Copy messages with the JSON text in `tool_calls[].function.arguments` read into objects.
 
-    An OpenAI-style API gives and takes that text; nearly all templates serialise it once more, so that a call which is
-    sent back would reach the model as a quoted string. What is no JSON object stays as it is.
+    Nearly all templates serialise it once more; what is no JSON object stays as it is.
     """
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
@@ -155,17 +110,3 @@ def _parse(data: bytes, file: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(f"not usable JSON: {reason}", file=file) from None
-
-
-def _name(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import compiler, nodes
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import pass_eval_context
+from jinja2.utils import pass_environment
 from markupsafe import Markup, soft_str
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from jinja2 import Environment
     from jinja2.compiler import Frame
-    from jinja2.nodes import EvalContext
 
 TEMPLATE, DATA, UNKNOWN = b"t", b"d", b"u"
 #: Roles that templates put into control tokens (`'<|' + role + '|>'`); any other role is data.
@@ -35,16 +35,10 @@ _BUILDING_FILTERS = (
     "truncate", "urlencode", "urlize", "wordwrap", "xmlattr",
 )  # fmt: skip
 _RUN = re.compile(rb"t+|d+|u+")
-_PERCENT = re.compile(r"%(.)", re.DOTALL)
 
 
 class TemplateText(str):
-    """A text of which the template wrote at least a part.
-
-    Args:
-        text: The text.
-        origin: For each character `t` (the template's), `d` (data) or `u` (unknown); by default all are unknown.
-    """
+    """A text of which the template wrote a part; `origin` has a letter for each character, by default all unknown."""
 
     __slots__ = ("_origin",)
     _origin: bytes
@@ -71,7 +65,7 @@ class TemplateText(str):
     __rmul__ = __mul__
 
     def __mod__(self, values: Any) -> str:
-        return _filled(self, values, str.__mod__(self, values))
+        return _filled(self, "%s", values if isinstance(values, tuple) else (values,), str.__mod__(self, values))
 
     def __rmod__(self, form: Any) -> str:
         return TemplateText(str.__mod__(form, str.__str__(self))) if isinstance(form, str) else NotImplemented
@@ -92,42 +86,13 @@ class TemplateText(str):
     def strip(self, chars: str | None = None) -> str:
         return self.lstrip(chars).rstrip(chars)
 
-    def removeprefix(self, prefix: str) -> str:
-        return self[len(self) - len(str.removeprefix(self, prefix)) :]
-
-    def removesuffix(self, suffix: str) -> str:
-        return self[: len(str.removesuffix(self, suffix))]
-
     def split(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
-        return self._parts(str.split(self, sep, maxsplit), sep)
-
-    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list[str]:
-        return self._parts(str.rsplit(self, sep, maxsplit), sep)
-
-    def _parts(self, parts: list[str], sep: str | None) -> list[str]:
         found, place = [], 0
-        for part in parts:
+        for part in str.split(self, sep, maxsplit):
             start = str.find(self, part, place) if sep is None else place
             found.append(self[start : start + len(part)])
             place = start + len(part) + len(sep or "")
         return found
-
-    def splitlines(self, keepends: bool = False) -> list[str]:
-        found, place = [], 0
-        for whole, line in zip(str.splitlines(self, True), str.splitlines(self, keepends), strict=True):
-            found.append(self[place : place + len(line)])
-            place += len(whole)
-        return found
-
-    def partition(self, sep: str) -> tuple[str, str, str]:
-        return self._three(str.partition(self, sep))
-
-    def rpartition(self, sep: str) -> tuple[str, str, str]:
-        return self._three(str.rpartition(self, sep))
-
-    def _three(self, parts: tuple[str, str, str]) -> tuple[str, str, str]:
-        first, second = len(parts[0]), len(parts[0]) + len(parts[1])
-        return self[:first], self[first:second], self[second:]
 
     def replace(self, old: str, new: str, count: Any = -1) -> str:
         result = str.replace(self, old, new, count)  # raises for what is no text, as it does everywhere
@@ -153,11 +118,12 @@ def _same_length(name: str) -> Callable[..., str]:
     return change
 
 
-def _not_followed(name: str) -> Callable[..., str]:
+def _not_followed(name: str) -> Callable[..., Any]:
     method = getattr(str, name)
 
-    def build(self: TemplateText, *args: Any, **kwargs: Any) -> str:
-        return TemplateText(method(self, *args, **kwargs))
+    def build(self: TemplateText, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        return TemplateText(result) if isinstance(result, str) else type(result)(map(TemplateText, result))
 
     build.__name__ = name
     return build
@@ -167,7 +133,10 @@ def _not_followed(name: str) -> Callable[..., str]:
 TemplateText.__name__, TemplateText.__module__ = "str", "builtins"
 for _name in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
     setattr(TemplateText, _name, _same_length(_name))
-for _name in ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"):
+for _name in (
+    "center", "expandtabs", "format", "format_map", "ljust", "partition", "removeprefix", "removesuffix", "rjust",
+    "rpartition", "rsplit", "splitlines", "translate", "zfill",
+):  # fmt: skip
     setattr(TemplateText, _name, _not_followed(_name))
 
 
@@ -214,30 +183,14 @@ def _between(items: list[str], separator: str) -> Iterator[str]:
         yield item
 
 
-def _filled(form: TemplateText, values: Any, result: str) -> str:
-    """A text made by `%` whose places are all `%s`; of unknown origin where there are others."""
-    given = iter(values if isinstance(values, tuple) else (values,))
-    pieces, end = [], 0
-    for place in _PERCENT.finditer(form):
-        pieces.append(form[end : place.start()])
-        if place.group(1) not in "%s":
-            return TemplateText(result)
-        pieces.append(form[place.start() : place.start() + 1] if place.group(1) == "%" else str(next(given)))
-        end = place.end()
-    text = joined((*pieces, form[end:]))
-    return text if text == result else TemplateText(result)
-
-
-def _formatted(form: TemplateText, args: tuple[Any, ...], result: str) -> str:
-    """A text made by `format` whose places are all `{}`; of unknown origin where there are others."""
-    parts = form.split("{}")
-    if len(parts) - 1 > len(args):
-        return TemplateText(result)
-    pieces = [parts[0]]
-    for part, value in zip(parts[1:], args, strict=False):
+def _filled(form: TemplateText, place: str, values: tuple[Any, ...], result: str) -> str:
+    """What `%` or `format` made, if all places are `%s` or `{}`; of unknown origin where there are others."""
+    first, *parts = form.split(place)
+    pieces = [first]
+    for part, value in zip(parts, values, strict=False):
         pieces += [str(value), part]
     text = joined(pieces)
-    return text if text == result else TemplateText(result)
+    return text if len(parts) <= len(values) and text == result else TemplateText(result)
 
 
 class _CodeGenerator(compiler.CodeGenerator):
@@ -253,27 +206,21 @@ class _CodeGenerator(compiler.CodeGenerator):
         else:
             super().visit_Const(node, frame)
 
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
-        if frame.eval_ctx.autoescape or frame.eval_ctx.volatile:
-            super().visit_TemplateData(node, frame)
-        else:
-            self.write(_source(node.data))
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: ARG002, N802
+        self.write(_source(node.data))
 
-    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
-        if frame.eval_ctx.autoescape or frame.eval_ctx.volatile:
-            super()._output_child_pre(node, frame, finalize)
-        else:
-            self.write("environment.written(")
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:  # noqa: ARG002
+        self.write("environment.written(")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
-        if frame.eval_ctx.autoescape or frame.eval_ctx.volatile:
-            super().visit_Concat(node, frame)
-            return
         self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: Frame) -> None:  # noqa: ARG002, N802
+        self.fail("a prompt is no HTML, and nothing in it is escaped", node.lineno)
 
 
 def _source(value: Any) -> str:
@@ -322,7 +269,7 @@ class ProvenanceEnvironment(ImmutableSandboxedEnvironment):
 
         def formatted(*args: Any, **kwargs: Any) -> str:
             result = guarded(*args, **kwargs)
-            return _formatted(value.__self__, args, result) if value.__name__ == "format" else result
+            return _filled(value.__self__, "{}", args, result) if value.__name__ == "format" else result
 
         return formatted
 
@@ -339,19 +286,14 @@ def _building(function: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-@pass_eval_context
-def _join(eval_ctx: EvalContext, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-    if eval_ctx.autoescape:
-        return str(FILTERS["join"](eval_ctx, value, d, attribute))
+@pass_environment
+def _join(environment: Environment, value: Any, d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
-        value = map(make_attrgetter(eval_ctx.environment, attribute), value)
+        value = map(make_attrgetter(environment, attribute), value)
     return joined(_between([written(item) for item in value], written(d)))
 
 
-@pass_eval_context
-def _replace(eval_ctx: EvalContext, s: str, old: str, new: str, count: int | None = None) -> str:
-    if eval_ctx.autoescape or isinstance(s, Markup):
-        return str(FILTERS["replace"](eval_ctx, s, old, new, count))
+def _replace(s: str, old: str, new: str, count: int | None = None) -> str:
     text = written(s)
     text = TemplateText(text, origin_of(text))
     return text.replace(soft_str(old), soft_str(new), -1 if count is None else count)

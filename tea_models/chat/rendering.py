@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tea_models.chat.sandbox import OUTPUT, SANDBOX, SECONDS, Limits, broken_limit
+from tea_models.chat.sandbox import SANDBOX, SECONDS, Limits, broken_limit, plain_data
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -13,19 +13,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 #: Names that a caller's variables can't have, because `render_chat` gives them a meaning of their own.
-OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout", "output_limit"})
+OWN_NAMES = frozenset({"template", "messages", "tools", "bos_token", "eos_token", "now", "timeout"})
 Origin = Literal["template", "data", "unknown"]
 _ORIGINS: dict[str, Origin] = {"t": "template", "d": "data", "u": "unknown"}
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Segment(NamedTuple):
-    """A stretch of a rendered prompt.
+    """A stretch of a rendered prompt, and who wrote it.
 
-    Attributes:
-        text: The text.
-        origin: Who wrote it: the `template` (its own texts, BOS, EOS and known roles), the `data` it was given, or
-            `unknown` where the template used an operation that is not followed.
+    That is the `template` (its own texts, BOS, EOS and known roles), the `data` it was given, or `unknown` where the
+    template used an operation that is not followed.
     """
 
     text: str
@@ -42,7 +40,6 @@ def render_chat(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
     timeout: float = SECONDS,
-    output_limit: int = OUTPUT,
     **variables: Any,
 ) -> str:
     """Render a chat template, with the same result as `transformers`' `apply_chat_template(tokenize=False)`.
@@ -60,59 +57,31 @@ def render_chat(
         add_generation_prompt: End with the opening of the assistant's turn.
         now: What `strftime_now` takes for the current local time; None for the real one.
         timeout: Wall time in seconds.
-        output_limit: The longest text, in characters.
         **variables: More for the template (`enable_thinking`, `date_string`, `documents`, …); JSON values only.
 
     Raises:
         TemplateError: The template does not parse, raises, breaks a limit or tries to leave the sandbox; or something
             given to it is not JSON.
     """
-    segments = render_segments(
-        template,
-        messages,
-        tools=tools,
-        bos_token=bos_token,
-        eos_token=eos_token,
-        add_generation_prompt=add_generation_prompt,
-        now=now,
-        timeout=timeout,
-        output_limit=output_limit,
-        **variables,
-    )
-    return "".join(segment.text for segment in segments)
+    given: dict[str, Any] = {"tools": tools, "bos_token": bos_token, "eos_token": eos_token, "now": now}
+    given |= {"add_generation_prompt": add_generation_prompt, "timeout": timeout}
+    return "".join(segment.text for segment in render_segments(template, messages, **given, **variables))
 
 
 def render_segments(
     template: str,
     messages: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    bos_token: str = "",
-    eos_token: str = "",
-    add_generation_prompt: bool = True,
     now: datetime | None = None,
     timeout: float = SECONDS,
-    output_limit: int = OUTPUT,
     **variables: Any,
 ) -> list[Segment]:
     """The same text as `render_chat` with the same arguments, cut where the origin of its characters changes."""
-    request = {
-        "template": template,
-        "jobs": [
-            job(
-                messages,
-                tools=tools,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-                now=clock(now),
-                variables=variables,
-            )
-        ],
-    }
-    (result,) = SANDBOX.request(request, Limits(timeout, output_limit))["results"]
+    limits = Limits(timeout)
+    request = {"template": template, "jobs": [job(messages, variables, _clock(now))]}
+    (result,) = SANDBOX.request(request, limits)["results"]
     if "error" in result:
-        raise template_error(result, Limits(timeout, output_limit))
+        raise template_error(result, limits)
     text: str = result["text"]
     segments, start = [], 0
     for length, letter in result["origins"]:
@@ -122,70 +91,47 @@ def render_segments(
 
 
 def job(
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    bos_token: str,
-    eos_token: str,
-    add_generation_prompt: bool,
-    now: list[int] | str,
-    variables: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], now: Sequence[int] | str
 ) -> dict[str, Any]:
-    """One render for the worker; `now` as `clock` makes it, or `format`.
-
-    Raises:
-        TemplateError: The messages are not a list of objects.
-    """
+    """One render for the worker; `now` is local time from year to second, or `format` to show formats instead."""
     if isinstance(messages, str | bytes) or not hasattr(messages, "__iter__"):
         raise TemplateError(f"messages: expected a list of messages, found a {type(messages).__name__}")
-    return {
-        "now": now,
-        "variables": {
-            "messages": [_message(index, message) for index, message in enumerate(messages)],
-            "tools": None if tools is None else list(tools),
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            **variables,
-        },
-    }
+    given = dict.fromkeys(("tools", "documents")) | {"add_generation_prompt": True, "bos_token": "", "eos_token": ""}
+    given |= {"messages": list(messages), **variables}
+    plain = {name: _plain(name, value) for name, value in given.items()}
+    plain["messages"] = [_message(index, message) for index, message in enumerate(plain["messages"])]
+    return {"now": now, "variables": plain}
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return plain_data(value, strict=True)
+    except (TypeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise TemplateError(f"variable {name!r} can't be given to a chat template: {reason}") from None
 
 
 def template_error(result: Mapping[str, Any], limits: Limits) -> TemplateError:
     """A result of the worker that is no text, as an error for people."""
     kind, message = result["kind"], result["error"]
     place = "chat template" + (f", line {result['line']}" if result["line"] else "")
-    match kind:
-        case "syntax":
-            return TemplateError(f"{place}: does not parse: {message}")
-        case "raised":
-            return TemplateError(f"{place}: refuses these messages: {message}")
-        case "undefined":
-            return TemplateError(f"{place}: {message}")
-        case "security":
-            return TemplateError(f"{place}: tries to leave the sandbox: {message}", hint="don't use this template")
-    return TemplateError(f"{place}: {broken_limit(result, limits) or f'{kind}: {message}'}")
+    hint = "don't use this template" if kind == "security" else ""
+    said = {
+        "syntax": f"does not parse: {message}",
+        "raised": f"refuses these messages: {message}",
+        "undefined": message,
+        "security": f"tries to leave the sandbox: {message}",
+    }.get(kind)
+    return TemplateError(f"{place}: {said or broken_limit(result, limits) or f'{kind}: {message}'}", hint=hint)
 
 
-def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
-    dump = getattr(message, "model_dump", None)
-    if callable(dump):
-        message = dump()
-    try:
-        plain = {key: value for key, value in dict(message).items() if value is not None}
-    except (TypeError, ValueError):
-        raise TemplateError(f"messages[{index}]: expected an object, found a {type(message).__name__}") from None
+def _message(index: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise TemplateError(f"messages[{index}]: expected an object, found a {type(message).__name__}")
+    plain = {key: value for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
-    if reasoning is not None:
-        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-    return plain
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 
 
-def clock(now: datetime | None) -> list[int]:
-    """A time (None for now) as the worker reads it: local, year to microsecond."""
-    if now is not None:
-        return [now.year, now.month, now.day, now.hour, now.minute, now.second, now.microsecond]
-    seconds = time.time()
-    local = time.localtime(seconds)
-    return [*local[:5], min(local[5], 59), int(seconds % 1 * 1_000_000)]
+def _clock(now: datetime | None) -> list[int]:
+    return list((time.localtime() if now is None else now.timetuple())[:6])

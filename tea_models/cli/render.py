@@ -18,7 +18,7 @@ from tea_models.cli.output import printable
 from tea_models.errors import MissingFileError, TemplateError, UsageError
 from tea_models.profile.header_facts import resolve_profile
 
-_NO_VARIABLES = {"messages", "tools", "add_generation_prompt", "template", "now", "timeout", "output_limit"}
+_NO_VARIABLES = {"messages", "tools", "add_generation_prompt", "template", "now", "timeout"}
 
 
 @click.command("render")
@@ -49,13 +49,14 @@ def command(
     """
     if messages_file == "-" == tools_file:
         raise UsageError("--messages and --tools can't both be read from stdin")
-    conversation = read_conversation(*_read(messages_file))
-    tools = read_tools(*_read(tools_file)) if tools_file is not None else conversation.tools
+    messages, tools = read_conversation(*_read(messages_file))
+    if tools_file is not None:
+        tools = read_tools(*_read(tools_file))
     values = dict(map(_variable, pairs))
     template, facts = _template(app, model, template_file)
     prompt = render_chat(
         template,
-        conversation.messages,
+        messages,
         tools=tools,
         bos_token=str(values.pop("bos_token", facts["bos_token"] or "")),
         eos_token=str(values.pop("eos_token", facts["eos_token"] or "")),

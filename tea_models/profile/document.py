@@ -23,44 +23,26 @@ def to_json(profile: ModelProfile) -> dict[str, Any]:
 
 
 def from_json(document: Any, *, file: str = "") -> ModelProfile:
-    """Read a profile back.
-
-    Args:
-        document: What `to_json` made.
-        file: Where it was read from, for messages.
-
-    Raises:
-        ConfigError: It is not such a document; names the key and what was expected.
-    """
+    """Read back what `to_json` made, from a file of that name; a ConfigError names the key and what was expected."""
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         problem = f"expected {SCHEMA!r}, found {_shown(schema)}"
         raise ConfigError(problem, file=file, key="schema", hint="make it again: tea-models profile")
     try:
         profile: ModelProfile = _read(ModelProfile, document, "")
-    except _WrongError as error:
-        raise ConfigError(error.problem, file=file, key=error.key) from None
+    except ConfigError as error:
+        raise ConfigError(error.message, file=file) from None
     return profile
 
 
 def load_profile(path: Path) -> ModelProfile:
-    """Read a profile from a JSON file.
-
-    Raises:
-        MissingFileError: There is no such file.
-        ConfigError: It is not a profile.
-    """
+    """Read a profile from a JSON file, or raise a MissingFileError or ConfigError."""
     try:
-        text = path.read_text("utf-8")
+        document = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't be read: {error}", file=str(path)) from None
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        raise ConfigError(f"not JSON: {getattr(error, 'msg', error)}", file=str(path), line=line) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"can't be read as JSON: {error}", file=str(path)) from None
     return from_json(document, file=str(path))
 
 
@@ -89,14 +71,6 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-class _WrongError(Exception):
-    """A value of the document is not what its type says."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(problem)
-        self.key, self.problem = key, problem
-
-
 @cache
 def field_types(kind: type) -> dict[str, Any]:
     """The type of each field of a dataclass."""
@@ -106,17 +80,16 @@ def field_types(kind: type) -> dict[str, Any]:
 def _read(kind: Any, value: Any, key: str) -> Any:
     """Build a value of a type from JSON; every type is checked, every error names its key."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Fact or is_dataclass(kind):
-        wanted = {"value": arguments[0], "source": str} if origin is Fact else field_types(kind)
+    if origin in (Fact, dict) or is_dataclass(kind):
         if not isinstance(value, dict):
-            raise _WrongError(key, f"expected an object, found {_shown(value)}")
+            raise ConfigError(f"expected an object, found {_shown(value)}", key=key)
+        if origin is dict:
+            wanted = dict.fromkeys(value, arguments[1])
+        else:
+            wanted = {"value": arguments[0], "source": str} if origin is Fact else field_types(kind)
         prefix = f"{key}." if key else ""
         parts = {name: _read(hint, value.get(name), prefix + name) for name, hint in wanted.items()}
-        return (origin or kind)(**parts)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _WrongError(key, f"expected an object, found {_shown(value)}")
-        return {name: _read(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+        return parts if origin is dict else (origin or kind)(**parts)
     kinds = arguments if origin is types.UnionType else (kind,)
     lists = [one for one in kinds if typing.get_origin(one) is tuple]
     if lists and isinstance(value, list):
@@ -124,13 +97,14 @@ def _read(kind: Any, value: Any, key: str) -> Any:
         return tuple(_read(item_kind, item, f"{key}[{index}]") for index, item in enumerate(value))
     if typing.get_origin(kind) is typing.Literal:
         if value not in arguments:
-            raise _WrongError(key, f"expected one of {', '.join(map(str, arguments))}, found {_shown(value)}")
+            raise ConfigError(f"expected one of {', '.join(map(str, arguments))}, found {_shown(value)}", key=key)
         return value
     plain = tuple(one for one in kinds if one not in lists)
     accepted = (*plain, int) if float in plain else plain
     # A bool is an int to Python, not to us.
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in plain):
-        raise _WrongError(key, f"expected {' or '.join(map(_name, kinds))}, found {_shown(value)}")
+        expected = " or ".join(_NAMES.get(one, "a list") for one in kinds)
+        raise ConfigError(f"expected {expected}, found {_shown(value)}", key=key)
     return value
 
 
@@ -141,10 +115,6 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     type(None): "null",
 }
-
-
-def _name(kind: Any) -> str:
-    return _NAMES.get(kind, "a list")
 
 
 def _shown(value: Any) -> str:

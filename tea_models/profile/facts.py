@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 SCHEMA = "tea.model-profile/1"
 
@@ -13,7 +13,6 @@ T_co = TypeVar("T_co", covariant=True)
 Kind = Literal[
     "chat", "text", "embedding", "reranker", "encoder-decoder", "projector", "adapter", "vocabulary", "other"
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Scalar = int | float | str | bool
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import TYPE_CHECKING
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
-from tea_models.errors import TemplateError
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
-from tea_models.profile.corrections import text_sha256
 from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.profile.kind import flaws_of, kind_of, pooling_of
-from tea_models.profile.model_files import open_model
+from tea_models.profile.model_files import open_model, text_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tea_models.chat.capabilities import TemplateCapabilities
     from tea_models.gguf.header import Header, TensorInfo, Value
-    from tea_models.registry.entries import Entry, MetadataOverride
+    from tea_models.registry.entries import Entry
     from tea_models.settings import Settings
 
 ABSENT = "derived:not in the file"
-MOST_ITEMS = 1024  # of an array among the hyperparameters; per-layer arrays have at most 512
-MOST_BYTES = 1 << 16
+BY_TOKENIZER = "derived:the tokenizer's default"
+MOST_BYTES = 8192  # of an array among the hyperparameters; per-layer arrays have at most 512 items
 TEMPLATE = "tokenizer.chat_template"
+_PROBED = ("format", "system_role", "tools", "thinking", "default_system_prompt", "emits_bos")
+_BLOCK = re.compile(r"blk\.([0-9]{1,4})(?:\.|\Z)")
 
 
 def resolve_profile(path_or_ref: Path | str, *, settings: Settings | None = None) -> ModelProfile:
@@ -53,17 +55,7 @@ def profile_from_headers(
     entry: Entry | None = None,
     header_sha256: str | None = None,
 ) -> ModelProfile:
-    """Gather the facts of a model from the headers of its files.
-
-    Args:
-        headers: Of all shards in order, their sources open.
-        files: Name, size and hash of each.
-        entry: The model's entry in the registry, whose overrides are applied.
-        header_sha256: The hash of the first header, if it is known or not wanted.
-
-    Raises:
-        MalformedGGUFError: The file shrank while it was read.
-    """
+    """Gather the facts of a model from the headers of its files, whose sources are open, corrected by its entry."""
     first = headers[0]
     facts = _Metadata(first, entry)
     tensors = tuple(info for header in headers for info in header.tensors)
@@ -109,41 +101,32 @@ class _Metadata:
         self.sources: dict[str, str] = {}
         if entry is not None:
             for key, override in entry.overrides.metadata.items():
-                self._correct(key, override, f"registry:{entry.name}")
-
-    def _correct(self, key: str, override: MetadataOverride, source: str) -> None:
-        if override.replaces is not None and self.values.get(key) != override.replaces:
-            return
-        if self.values.get(key) != override.value:
-            self.values[key] = override.value
-            self.sources[key] = source
-            self.warnings.append(f"{key} is {override.value!r} by the registry: {override.reason}")
+                found = self.values.get(key)
+                if found == override.value or override.replaces not in (None, found):
+                    continue
+                self.values[key] = override.value
+                self.sources[key] = f"registry:{entry.name}"
+                self.warnings.append(f"{key} is {override.value!r} by the registry: {override.reason}")
 
     def source(self, key: str) -> str:
         return self.sources.get(key, f"gguf:{key}")
 
     def text(self, key: str) -> Fact[str | None]:
-        value = self.values.get(key)
-        if isinstance(value, str):
-            return Fact(value, self.source(key))
-        return self._missing(key, value, "a string")
+        return self._typed(key, str, "a string")
 
     def number(self, key: str) -> Fact[int | None]:
-        value = self.values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return Fact(value, self.source(key))
-        return self._missing(key, value, "a whole number")
+        return self._typed(key, int, "a whole number")
 
-    def flag(self, key: str, default: Fact[bool]) -> Fact[bool]:
-        value = self.values.get(key)
-        if isinstance(value, bool):
-            return Fact(value, self.source(key))
-        self._missing(key, value, "a boolean")
-        return default
+    def flag(self, key: str, default: bool) -> Fact[bool]:
+        stated: Fact[bool | None] = self._typed(key, bool, "a boolean")
+        return Fact(default, BY_TOKENIZER) if stated.value is None else Fact(stated.value, stated.source)
 
-    def _missing(self, key: str, value: Value | None, wanted: str) -> Fact[None]:
+    def _typed(self, key: str, kind: type, wanted: str) -> Fact[Any]:
+        value = self.values.get(key)
+        if type(value) is kind:
+            return Fact(value, self.source(key))
         if value is not None:
-            self.warnings.append(f"{_short(key)} is not {wanted}: ignored")
+            self.warnings.append(f"{key[:80]} is not {wanted}: ignored")
         return Fact(None, ABSENT)
 
     def license(self) -> Fact[str | None]:
@@ -186,13 +169,9 @@ class _Metadata:
                 continue
             if not isinstance(value, ArrayValue):
                 found[key.removeprefix(prefix)] = Fact(_storable(value), self.source(key))
-            elif value.count <= MOST_ITEMS and _is_short(value):
+            elif value.item_type is not ValueType.ARRAY and value.end - value.start <= MOST_BYTES:
                 found[key.removeprefix(prefix)] = Fact(tuple(map(_storable, value)), self.source(key))
         return found
-
-
-def _is_short(array: ArrayValue) -> bool:
-    return array.item_type is not ValueType.ARRAY and array.end - array.start <= MOST_BYTES
 
 
 def _storable(value: Scalar) -> Scalar:
@@ -210,19 +189,20 @@ def _tokenizer(facts: _Metadata, template: str | None) -> TokenizerFacts:
     if eot.value is None:
         eot = Fact(*find_turn_end(tokens, template))
     add_bos, add_eos = default_adds(model.value, pre.value)
-    by_model = "derived:the tokenizer's default"
     return TokenizerFacts(
         model=model,
         pre=pre,
-        vocab_size=_vocab_size(facts, tokens),
+        vocab_size=Fact(tokens.count, "gguf:tokenizer.ggml.tokens")
+        if tokens is not None
+        else facts.number(f"{facts.text('general.architecture').value}.vocab_size"),
         bos=bos,
         eos=eos,
         eot=eot,
         bos_token=_piece(tokens, bos),
         eos_token=_piece(tokens, eos),
         eot_token=_piece(tokens, eot),
-        add_bos=facts.flag("tokenizer.ggml.add_bos_token", Fact(add_bos, by_model)),
-        add_eos=facts.flag("tokenizer.ggml.add_eos_token", Fact(add_eos, by_model)),
+        add_bos=facts.flag("tokenizer.ggml.add_bos_token", add_bos),
+        add_eos=facts.flag("tokenizer.ggml.add_eos_token", add_eos),
     )
 
 
@@ -235,7 +215,7 @@ def _special(facts: _Metadata, name: str, default: int | None, tokens: ArrayValu
             return stated
         facts.warnings.append(f"tokenizer.ggml.{name}_token_id {stated.value} is not in the vocabulary: ignored")
     if default is not None and default < count:
-        return Fact(default, "derived:the tokenizer's default")
+        return Fact(default, BY_TOKENIZER)
     return Fact(None, ABSENT)
 
 
@@ -245,93 +225,55 @@ def _piece(tokens: ArrayValue | None, token: Fact[int | None]) -> Fact[str | Non
     return Fact(tokens.text(token.value), "gguf:tokenizer.ggml.tokens")
 
 
-def _vocab_size(facts: _Metadata, tokens: ArrayValue | None) -> Fact[int | None]:
-    if tokens is not None:
-        return Fact(tokens.count, "gguf:tokenizer.ggml.tokens")
-    return facts.number(f"{facts.text('general.architecture').value}.vocab_size")
-
-
-def _chat(
-    facts: _Metadata,
-    template: Fact[str | None],
-    tokenizer: TokenizerFacts,
-    entry: Entry | None,
-) -> ChatFacts:
+def _chat(facts: _Metadata, template: Fact[str | None], tokenizer: TokenizerFacts, entry: Entry | None) -> ChatFacts:
     extra = entry.overrides.stop if entry is not None else ()
+    by_registry = f"registry:{entry.name}" if entry is not None else ""
     if template.value is None:
         nothing: Fact[str | None] = Fact(None, ABSENT)
-        stop = Fact(tuple(extra), f"registry:{entry.name}" if entry is not None and extra else ABSENT)
+        stop = Fact(tuple(extra), by_registry if extra else ABSENT)
         no = Fact(value=False, source=ABSENT)
         return ChatFacts(nothing, nothing, nothing, no, no, stop, nothing, nothing, no)
-    found = _probe(template.value, tokenizer, facts)
-    stops = tuple(dict.fromkeys((*found.stop, *extra)))
-    by_registry = entry is not None and stops != found.stop
+    from tea_models.chat.capabilities import probe_template
+
+    probed = probe_template(
+        template.value,
+        bos_token=tokenizer.bos_token.value or "",
+        eos_token=tokenizer.eos_token.value or "",
+        token_texts=control_tokens(facts.values),
+    )
+    stops = tuple(dict.fromkeys((*probed.stop, *extra)))
+    found = {name: Fact(getattr(probed, name), "template") for name in _PROBED}
     return ChatFacts(
         template=template,
         template_sha256=Fact(text_sha256(template.value), "template"),
-        format=Fact(found.format, "template"),
-        system_role=Fact(found.system_role, "template"),
-        tools=Fact(found.tools, "template"),
-        stop=Fact(stops, f"registry:{entry.name}" if entry is not None and by_registry else "template"),
-        thinking=Fact(found.thinking, "template"),
-        default_system_prompt=Fact(found.default_system_prompt, "template"),
-        emits_bos=Fact(found.emits_bos, "template"),
-        warnings=found.warnings,
+        stop=Fact(stops, "template" if stops == probed.stop else by_registry),
+        warnings=probed.warnings,
+        **found,
     )
-
-
-def _probe(template: str, tokenizer: TokenizerFacts, facts: _Metadata) -> TemplateCapabilities:
-    from tea_models.chat.capabilities import TemplateCapabilities, probe_template
-
-    try:
-        return probe_template(
-            template,
-            bos_token=tokenizer.bos_token.value or "",
-            eos_token=tokenizer.eos_token.value or "",
-            token_texts=control_tokens(facts.values),
-        )
-    except TemplateError as error:
-        # Nothing can be said about the template where its sandbox can't be started; all else still can.
-        return TemplateCapabilities(format="custom", renders=False, warnings=(f"not examined: {error.message}",))
 
 
 def _weights(tensors: Iterable[TensorInfo]) -> WeightFacts:
-    blocks: dict[int, int] = {}
-    named = {"token_embd.weight": 0, "output.weight": 0}
-    total = other = 0
+    blocks: Counter[int] = Counter()
+    others: Counter[str] = Counter()
     for info in tensors:
-        total += info.size
-        group, _, rest = info.name.partition(".")
-        number = rest.partition(".")[0]
-        if group == "blk" and number.isdecimal() and number.isascii() and len(number) < 5:
-            blocks[int(number)] = blocks.get(int(number), 0) + info.size
-        elif info.name in named:
-            named[info.name] += info.size
+        block = _BLOCK.match(info.name)
+        if block:
+            blocks[int(block[1])] += info.size
         else:
-            other += info.size
-    count = max(blocks) + 1 if blocks else 0
+            others[info.name] += info.size
+    token_embedding, output = others.pop("token_embd.weight", 0), others.pop("output.weight", 0)
     return WeightFacts(
-        total=total,
-        blocks=tuple(blocks.get(index, 0) for index in range(count)),
-        token_embedding=named["token_embd.weight"],
-        output=named["output.weight"],
-        other=other,
+        total=token_embedding + output + others.total() + blocks.total(),
+        blocks=tuple(blocks[index] for index in range(max(blocks, default=-1) + 1)),
+        token_embedding=token_embedding,
+        output=output,
+        other=others.total(),
     )
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 80 else name[:79] + "…"
-
-
 def _hash_header(header: Header) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
-    at = 0
-    while at < header.data_offset:
-        part = header.source.read(at, min(1 << 20, header.data_offset - at))
-        if not part:  # a file without tensors may end before its data would start
-            break
-        digest.update(part)
-        at += len(part)
+    for at in range(0, header.data_offset, 1 << 20):
+        # A file without tensors may end before its data would start.
+        digest.update(header.source.read(at, min(1 << 20, header.data_offset - at)))
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tea_models.gguf.arrays import ArrayValue
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from tea_models.gguf.header import Header, TensorInfo, Value
     from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.model_files import ModelFiles
     from tea_models.settings import Settings
 
 MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
+_FACTS = (
+    "kind", "name", "architecture", "quantization", "bits_per_weight", "parameters", "context_length",
+    "embedding_length", "pooling", "license",
+)  # fmt: skip
 _SPECIAL = {math.inf: "Infinity", -math.inf: "-Infinity"}
 
 
@@ -30,10 +33,10 @@ _SPECIAL = {math.inf: "Infinity", -math.inf: "-Infinity"}
 class Transfer:
     """What it took to look at a remote file: bytes, requests, seconds, and the commit that was read."""
 
+    revision: str | None
     bytes_read: int
     requests: int
     seconds: float
-    revision: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,6 @@ class Inspection:
         header: The header of the first file. Its arrays can't be read any more: the file is closed.
         tensors: Tensors of all files.
         metadata: Values by key as JSON; arrays as `{"type", "count"}`, or complete with `full`.
-        full: `metadata` has whole arrays.
         with_tensors: `to_json` has the tensor table.
         problems: Why llama.cpp would not load it.
         risks: Why it would load and then end the process.
@@ -58,7 +60,6 @@ class Inspection:
     header: Header
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, Any]
-    full: bool
     with_tensors: bool
     problems: tuple[str, ...]
     risks: tuple[str, ...]
@@ -90,30 +91,19 @@ class Inspection:
                 "tensor_count": len(self.tensors),
                 "header_size": header.header_size,
             },
-            "kind": profile.kind.value,
-            "name": profile.name.value,
+            **{name: getattr(profile, name).value for name in _FACTS},
             "architecture": profile.architecture.value or None,
-            "quantization": profile.quantization.value,
-            "bits_per_weight": profile.bits_per_weight.value,
-            "parameters": profile.parameters.value,
-            "context_length": profile.context_length.value,
-            "embedding_length": profile.embedding_length.value,
-            "pooling": profile.pooling.value,
-            "license": profile.license.value,
             "tokenizer": values_of(profile.tokenizer),
             "chat": values_of(profile.chat),
-            "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in profile.files],
+            "files": list(map(asdict, profile.files)),
             "metadata": self.metadata,
         }
         if self.with_tensors:
-            document["tensors"] = [_tensor(info) for info in self.tensors]
+            keys = ("name", "shape", "type", "offset", "bytes")
+            rows = ((info.name, list(info.shape), info.type.name, info.offset, info.size) for info in self.tensors)
+            document["tensors"] = [dict(zip(keys, row, strict=True)) for row in rows]
         if self.transfer is not None:
-            document["remote"] = {
-                "revision": self.transfer.revision,
-                "bytes_read": self.transfer.bytes_read,
-                "requests": self.transfer.requests,
-                "seconds": round(self.transfer.seconds, 3),
-            }
+            document["remote"] = asdict(self.transfer)
         document["loadable"] = not self.problems
         document["warnings"] = list(self.warnings)
         return document
@@ -140,27 +130,30 @@ def inspect_model(
         profile = profile_from_headers(model.headers, model.files, entry=model.entry, header_sha256="")
         header = model.headers[0]
         problems = check_loadable(header, thorough=False)
+        transfer = None
+        if not model.located.paths:
+            origin = model.located.artifact.files[0].sources
+            transfer = Transfer(
+                revision=origin[0].revision if origin else None,
+                bytes_read=sum(getattr(source, "bytes_read", 0) for source in model.sources),
+                requests=sum(getattr(source, "requests", 0) for source in model.sources),
+                seconds=round(time.monotonic() - started, 3),
+            )
         return Inspection(
             path=model.where,
             profile=profile,
             header=header,
             tensors=tuple(info for part in model.headers for info in part.tensors),
             metadata={key: json_value(value, full=full) for key, value in header.metadata.items()},
-            full=full,
             with_tensors=tensors,
             problems=problems,
             risks=() if problems else check_tokenizable(header),
-            transfer=_transfer(model, time.monotonic() - started),
+            transfer=transfer,
         )
 
 
 def json_value(value: Value, *, full: bool = False) -> Any:
-    """A metadata value as JSON; a number that JSON lacks (NaN, infinity) becomes its name.
-
-    Args:
-        value: The value.
-        full: Arrays with all their items, up to `MOST_ITEMS` of them.
-    """
+    """A metadata value as JSON (arrays with all their items if `full`); NaN and infinity, which JSON lacks, by name."""
     if isinstance(value, float):
         return value if math.isfinite(value) else _SPECIAL.get(value, "NaN")
     if not isinstance(value, ArrayValue):
@@ -170,25 +163,3 @@ def json_value(value: Value, *, full: bool = False) -> Any:
     if value.item_type in (ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64):
         return [json_value(item, full=True) for item in value]
     return list(value)
-
-
-def _tensor(info: TensorInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "shape": list(info.shape),
-        "type": info.type.name,
-        "offset": info.offset,
-        "bytes": info.size,
-    }
-
-
-def _transfer(model: ModelFiles, seconds: float) -> Transfer | None:
-    if model.located is None or model.located.paths:
-        return None
-    sources = model.located.artifact.files[0].sources
-    return Transfer(
-        bytes_read=sum(getattr(source, "bytes_read", 0) for source in model.sources),
-        requests=sum(getattr(source, "requests", 0) for source in model.sources),
-        seconds=seconds,
-        revision=sources[0].revision if sources else None,
-    )

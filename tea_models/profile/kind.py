@@ -19,6 +19,7 @@ POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _ENCODERS = frozenset({"gemma-embedding", "llama-embed", "t5encoder", "eurobert", "neo-bert", "modern-bert"})
 _ENCODER_DECODERS = frozenset({"t5"})
 _OTHERS = frozenset({"wavtokenizer-dec", "imatrix", "qwen3tts", "pockettts", "eagle3", "dflash", "gemma4-assistant"})
+_STATED: dict[str, Kind] = {"adapter": "adapter", "mmproj": "projector", "imatrix": "other"}
 _REFUSALS = {
     "embedding": "an embedding model gives vectors, it can't chat",
     "reranker": "a reranker scores texts against a query, it can't chat",
@@ -42,7 +43,7 @@ def pooling_of(architecture: str, metadata: Mapping[str, Value]) -> Fact[str | N
 def kind_of(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...], *, template: bool
 ) -> Fact[Kind]:
-    """What a file is for, one of `facts.KINDS`."""
+    """What a file is for."""
     part = _part_of_model(architecture, metadata, tensors)
     if part is not None:
         return part
@@ -88,12 +89,12 @@ def _part_of_model(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...]
 ) -> Fact[Kind] | None:
     stated = metadata.get("general.type")
-    if stated == "adapter" or "adapter.type" in metadata:
-        return Fact("adapter", "gguf:general.type" if stated == "adapter" else "gguf:adapter.type")
-    if stated == "mmproj" or architecture == "clip":
-        return Fact("projector", "gguf:general.type" if stated == "mmproj" else "gguf:general.architecture")
-    if stated == "imatrix" or architecture in _OTHERS or not architecture:
-        return Fact("other", "gguf:general.type" if stated == "imatrix" else "gguf:general.architecture")
+    if isinstance(stated, str) and stated in _STATED:
+        return Fact(_STATED[stated], "gguf:general.type")
+    if "adapter.type" in metadata:
+        return Fact("adapter", "gguf:adapter.type")
+    if architecture == "clip" or architecture in _OTHERS or not architecture:
+        return Fact("projector" if architecture == "clip" else "other", "gguf:general.architecture")
     if not tensors and isinstance(token_texts(metadata), ArrayValue):
         return Fact("vocabulary", "derived:tokens without tensors")
     return None

@@ -1,13 +1,8 @@
-"""The profile that lies in the store beside what is known of a file.
-
-It says what the file's header and the registries' corrections said when it was written; with other registries it is
-written anew.
-"""
+"""The profile that lies in the store beside what is known of a file; with other registries it is written anew."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 from dataclasses import replace
@@ -30,15 +25,9 @@ if TYPE_CHECKING:
 
 
 def read_profile(path: Path, files: Sequence[ProfileFile], settings: Settings) -> ModelProfile | None:
-    """The profile that was written for a file of the store, as long as it is that of these bytes and these registries.
-
-    Args:
-        path: The (first) file.
-        files: What its files are now.
-        settings: Where the store and the registries are.
-    """
+    """The profile that was written for a file of the store, if it is that of these bytes and these registries."""
     store = Store.of(settings)
-    record = store.record_of(path) if store.contains(path) else None
+    record = store.record_of(path)
     if record is None or not store.intact(record) or not _current(path, store, _registries(settings)):
         return None
     try:
@@ -53,12 +42,10 @@ def write_profile(path: Path, caller: Caller) -> None:
     """Write the resolved profile of a file of the store, if it lacks; that it can't be resolved is only noted."""
     store = Store.of(caller.settings)
     digest = _registries(caller.settings)
-    if _current(path, store, digest):
-        return
     try:
         with store.alone(f"profile-{path.name}"):
             if _current(path, store, digest):
-                return  # another process was faster
+                return
             document = to_json(resolve_profile(path, settings=caller.settings))
             store.write_hidden(store.profile_path(path), json.dumps(document, indent=2, ensure_ascii=True) + "\n")
             record = store.record_of(path)
@@ -75,13 +62,8 @@ def _current(path: Path, store: Store, digest: str) -> bool:
 
 def _registries(settings: Settings) -> str:
     """What tells the present corrections from others: this release, and the texts of the registries."""
-    digest = _release().copy()
+    digest = hashlib.sha256((version("tea-models") + builtin_text()).encode())
     for path in settings.registry_files:
         with contextlib.suppress(OSError):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
-
-
-@functools.cache
-def _release() -> hashlib._Hash:
-    return hashlib.sha256((version("tea-models") + builtin_text()).encode())

@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 
 def cassette_of(environ: Mapping[str, str]) -> Cassette | None:
-    """The cassette that `TEA_CASSETTE` names, used as `TEA_CASSETTE_MODE` says (`replay` by default); None for none.
-
-    Backends of one process that use one file share it.
-
-    Raises:
-        UsageError: The mode is none.
-        MissingFileError: There is no such file to replay.
-        ConfigError: The file is no cassette.
-    """
+    """The cassette that `TEA_CASSETTE` names, used as `TEA_CASSETTE_MODE` says, one for all who use that file."""
     path = environ.get("TEA_CASSETTE")
     if not path:
         return None
@@ -49,13 +41,7 @@ def _shared(path: Path, mode: Mode) -> Cassette:
 
 
 def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None = None) -> AskedModel:
-    """The model that settings ask for, by its upstream file name and its pin; the file needn't be there.
-
-    Args:
-        block: The `settings.llm` block.
-        environ: The environment; `TEA_MODEL_PATH` comes before the block.
-        gguf: What the user gave on the command line; comes first.
-    """
+    """The upstream file name and pin of what `--gguf`, `TEA_MODEL_PATH` or settings ask for; it needn't be there."""
     local = gguf or environ.get("TEA_MODEL_PATH") or block.profile or block.model_path
     written = block.model if block.backend == "api" else local or block.model
     if not written:

@@ -21,16 +21,11 @@ if TYPE_CHECKING:
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
 
 _DEFAULTS = {entry.name: entry.default for entry in fields(LlmCallParams) if entry.name not in ("prompt", "timeout")}
+_ANSWERED = {entry.name for entry in fields(LlmCallResult)} - {"plan"}
 
 
 class CassetteBackend(LlmBackend):
-    """A backend that answers from a cassette, and asks another backend only for what is not in it.
-
-    Args:
-        cassette: The file.
-        model: The model that is asked.
-        open_backend: Makes the backend that answers what is not recorded; never called to replay.
-    """
+    """Answers from a cassette; `open_backend`, never called to replay, makes the backend for what is not in it."""
 
     name: ClassVar[str] = "cassette"
 
@@ -53,9 +48,10 @@ class CassetteBackend(LlmBackend):
             request = _request("chat", self.model, params, messages=messages)
         entry = self._recorded(request)
         if entry is not None:
-            result = _result(entry)
+            result = LlmCallResult(**{key: value for key, value in entry.answer.items() if key in _ANSWERED})
+            # Word by word, each with the white space before it.
             if callback is not None:
-                for piece in _pieces(result.content):
+                for piece in re.findall(r"\s*\S+|\s+\Z", result.content):
                     callback(piece)
             return result
         result = self._live().generate(params, messages, callback)
@@ -134,17 +130,6 @@ def plain(value: Any) -> Any:
         raise UsageError(f"a request for a cassette must be plain data, found {type(value).__name__}") from None
 
 
-def _result(entry: Entry) -> LlmCallResult:
-    answer = entry.answer
-    known = {field.name for field in fields(LlmCallResult)} - {"plan"}
-    return LlmCallResult(**{key: value for key, value in answer.items() if key in known})
-
-
-def _pieces(content: str) -> list[str]:
-    """The answer in pieces: word by word, each with the white space before it."""
-    return re.findall(r"\s*\S+|\s+\Z", content)
-
-
 def _engine() -> str:
     try:
         return f"llama-cpp-python {version('llama-cpp-python')}"
@@ -156,17 +141,16 @@ def _rendered(profile: ModelProfile, request: Mapping[str, Any]) -> str | None:
     """The prompt as the template renders it; None where it has none or refuses, which the answer shows."""
     from tea_models.chat import render_chat
 
-    template = profile.chat.template.value
+    template, tokenizer, parameters = profile.chat.template.value, profile.tokenizer, request["parameters"]
     if template is None:
         return None
-    parameters = request["parameters"]
     try:
         return render_chat(
             template,
             request["messages"],
             tools=parameters.get("tools"),
-            bos_token=profile.tokenizer.bos_token.value or "",
-            eos_token=profile.tokenizer.eos_token.value or "",
+            bos_token=tokenizer.bos_token.value or "",
+            eos_token=tokenizer.eos_token.value or "",
             **parameters.get("chat_template_kwargs", {}),
         )
     except TemplateError:

@@ -4,17 +4,15 @@ A cassette is JSON lines that people can read, compare and review. The first lin
 
     {"request": {"kind": "chat", "model": …, "messages": […], "parameters": {…}},
      "answer": {"content": …, "finish_reason": …, "usage": …},
-     "recorded": {"model_sha256": …, "template_sha256": …, "rendered": …, "engine": …}}
+     "recorded": {"model_sha256": …, "template_sha256": …, "engine": …}}
 
-A request is found again by what was asked: kind, model file, messages (or prompt, or text) and parameters. What was
-`recorded` besides says which bytes answered; where the model that is asked now is known to have other bytes, the entry
-does not answer for it. The same request recorded twice is replayed in that order, and the last one from then on.
+A request is found again by what was asked; an entry does not answer for a model that is known to have other bytes than
+those `recorded`. The same request recorded twice is replayed in that order, and the last one from then on.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import threading
 from dataclasses import asdict, dataclass
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
 
 SCHEMA = "tea.cassette/1"
+_PARTS = ("request", "answer", "recorded")
 _SHOWN, _BEFORE = 300, 40
 
 
@@ -43,12 +42,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AskedModel:
-    """The model that requests are for.
-
-    Attributes:
-        name: Its file's upstream name, or the name of an API's model.
-        sha256: Of its bytes, where a lock, the registry or the store pins them.
-    """
+    """The model that requests are for: its file's upstream name or an API's name, and the hash where it is pinned."""
 
     name: str
     sha256: str | None = None
@@ -56,13 +50,7 @@ class AskedModel:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One request and its answer.
-
-    Attributes:
-        request: What was asked: `kind`, `model`, `messages`, `prompt` or `text`, and the `parameters` that were given.
-        answer: What came: the keys of `LlmCallResult.to_dict`, or `embedding`.
-        recorded: What answered: `model_sha256`, `template_sha256`, `rendered` and `engine`, where known.
-    """
+    """One line of a cassette; `answer` has the keys of `LlmCallResult.to_dict`, or `embedding`."""
 
     request: Mapping[str, Any]
     answer: Mapping[str, Any]
@@ -70,16 +58,7 @@ class Entry:
 
 
 class Cassette:
-    """The file of one cassette. Safe to use from several threads.
-
-    Args:
-        path: Where it is, or will be.
-        mode: What to do with requests.
-
-    Raises:
-        MissingFileError: There is none to replay.
-        ConfigError: It is damaged, or of a format that this version doesn't know: file and line.
-    """
+    """The file of one cassette, safe to use from several threads; one that can't be read is an error."""
 
     def __init__(self, path: Path, mode: Mode) -> None:
         self.path, self.mode = path, mode
@@ -87,7 +66,7 @@ class Cassette:
         self._replayed: dict[str, int] = {}
         self.entries: list[Entry] = []
         if mode is Mode.RECORD:
-            self._start()
+            self._write("w", {"schema": SCHEMA})
         elif path.exists():
             self.entries = read_cassette(path)
         elif mode is Mode.REPLAY:
@@ -99,9 +78,8 @@ class Cassette:
         """The next recorded entry for a request, or None."""
         wanted = _canonical(request)
         with self._lock:
-            found = [
-                entry for entry in self.entries if _canonical(entry.request) == wanted and _same_bytes(entry, model)
-            ]
+            asked = (entry for entry in self.entries if _canonical(entry.request) == wanted)
+            found = [entry for entry in asked if not _other_bytes(entry, model)]
             if not found:
                 return None
             count = self._replayed.get(wanted, 0)
@@ -109,32 +87,22 @@ class Cassette:
         return found[min(count, len(found) - 1)]
 
     def add(self, entry: Entry) -> None:
-        """Append an entry to the file.
-
-        Raises:
-            StoreError: The file can't be written.
-        """
-        line = json.dumps(asdict(entry), ensure_ascii=False) + "\n"
+        """Append an entry to the file, or raise a StoreError."""
         with self._lock:
             if not self.path.exists():
-                self._start()
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line)
-            except OSError as error:
-                raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
+                self._write("w", {"schema": SCHEMA})
+            self._write("a", asdict(entry))
             self.entries.append(entry)
 
     def miss(self, request: Mapping[str, Any], model: AskedModel) -> CassetteMissError:
         """The error for a request that is not there: the nearest recorded one, and what differs."""
-        asked = json.dumps(request, ensure_ascii=False, sort_keys=True)
-        nearest = max(
-            self.entries,
-            key=lambda entry: difflib.SequenceMatcher(
-                None, asked, json.dumps(entry.request, ensure_ascii=False, sort_keys=True), autojunk=False
-            ).quick_ratio(),
-            default=None,
-        )
+        matcher = difflib.SequenceMatcher(None, b=_canonical(request), autojunk=False)
+
+        def likeness(entry: Entry) -> float:
+            matcher.set_seq1(_canonical(entry.request))
+            return matcher.quick_ratio()
+
+        nearest = max(self.entries, key=likeness, default=None)
         if nearest is None:
             what = "it holds no answers"
         else:
@@ -145,27 +113,25 @@ class Cassette:
             hint="record it: TEA_CASSETTE_MODE=auto (or --record, --tea-record) with the model at hand",
         )
 
-    def _start(self) -> None:
+    def _write(self, how: str, line: dict[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"schema": SCHEMA}) + "\n", "utf-8")
+            with self.path.open(how, encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except OSError as error:
             raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
 
 
 def read_cassette(path: Path) -> list[Entry]:
-    """Read a cassette.
-
-    Raises:
-        MissingFileError: There is none, or it can't be read.
-        ConfigError: It is damaged, or of another format: file and line.
-    """
+    """Read a cassette; a MissingFileError or ConfigError says file and line."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise MissingFileError(f"{path}: can't be read: {(error.strerror or '').lower()}") from None
     except UnicodeDecodeError:
         raise ConfigError("not a cassette: it is not UTF-8 text", file=str(path)) from None
+    if not lines:
+        raise ConfigError("an empty file is no cassette", file=str(path))
     entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -173,42 +139,27 @@ def read_cassette(path: Path) -> list[Entry]:
         except (ValueError, RecursionError):
             raise ConfigError("not a line of JSON", file=str(path), line=number) from None
         if number == 1:
-            if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-                found = data.get("schema") if isinstance(data, dict) else None
+            found = data.get("schema") if isinstance(data, dict) else None
+            if found != SCHEMA:
                 raise ConfigError(f"expected a cassette of schema {SCHEMA}, found {found!r}", file=str(path), line=1)
             continue
-        entry = _entry(data)
-        if entry is None:
-            raise ConfigError("expected request, answer and recorded", file=str(path), line=number)
-        entries.append(entry)
-    if not lines:
-        raise ConfigError("an empty file is no cassette", file=str(path))
+        parts: list[Any] = [data.get(name) for name in _PARTS] if isinstance(data, dict) else []
+        if not parts or not all(isinstance(part, dict) for part in parts) or not {"kind", "model"} <= parts[0].keys():
+            raise ConfigError(f"expected {', '.join(_PARTS)}", file=str(path), line=number)
+        entries.append(Entry(*parts))
     return entries
 
 
-def _entry(data: Any) -> Entry | None:
-    try:
-        entry = Entry(request=data["request"], answer=data["answer"], recorded=data["recorded"])
-    except (KeyError, TypeError):
-        return None
-    well = all(isinstance(part, dict) for part in (entry.request, entry.answer, entry.recorded))
-    return entry if well and {"kind", "model"} <= entry.request.keys() else None
-
-
 def _canonical(request: Mapping[str, Any]) -> str:
-    return json.dumps(request, sort_keys=True)
-
-
-def _same_bytes(entry: Entry, model: AskedModel) -> bool:
-    recorded = entry.recorded.get("model_sha256")
-    return recorded is None or model.sha256 is None or recorded == model.sha256
+    return json.dumps(request, ensure_ascii=False, sort_keys=True)
 
 
 def _other_bytes(entry: Entry, model: AskedModel) -> list[str]:
-    if _same_bytes(entry, model):
+    """Of which other bytes an entry speaks, where that is known."""
+    recorded = entry.recorded.get("model_sha256")
+    if recorded is None or model.sha256 in (None, recorded):
         return []
-    recorded = str(entry.recorded["model_sha256"])
-    return [f"the model's bytes: recorded sha256 {recorded[:12]}…, asked {str(model.sha256)[:12]}…"]
+    return [f"the model's bytes: recorded sha256 {str(recorded)[:12]}…, asked {str(model.sha256)[:12]}…"]
 
 
 def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
@@ -216,11 +167,7 @@ def _differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[
     for key in dict.fromkeys([*recorded, *asked]):
         if recorded.get(key) != asked.get(key):
             before, now = (json.dumps(side.get(key), ensure_ascii=False) for side in (recorded, asked))
-            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
-            start = max(0, sum(1 for _ in same) - _BEFORE)
-            found.append(f"{key}: recorded {_cut(before[start:])}, asked {_cut(now[start:])}")
+            first = next((at for at, (one, other) in enumerate(zip(before, now, strict=False)) if one != other), 0)
+            shown = slice(max(0, first - _BEFORE), max(0, first - _BEFORE) + _SHOWN)
+            found.append(f"{key}: recorded {before[shown]}, asked {now[shown]}")
     return found
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
