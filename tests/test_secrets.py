@@ -45,6 +45,8 @@ WITH_ADDRESS = [
     ["sync"],
     ["sync", "--frozen"],
     ["bundle", "-o", "models.tar"],
+    ["push", "mirror"],
+    ["cache-key"],
     ["sync", "--from", "models.tar"],
     ["add", "mine", "ADDRESS"],
     ["registry", "check"],
