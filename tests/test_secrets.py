@@ -34,7 +34,7 @@ WITH_ADDRESS = [
     ["engine"],
     ["plan", "ADDRESS", "--estimate"],
     ["plan", "ADDRESS", "--estimate", "--explain"],
-    ["plan", "ADDRESS", "--estimate", "--explain"],
+    ["plan", "ADDRESS", "--estimate", "--plot"],
     ["plan", "ADDRESS", "--estimate", "--compare"],
     ["verify", "ADDRESS"],
     ["verify", "--repair", "ADDRESS"],
