@@ -38,7 +38,8 @@ _FILLED = ("llm.call", "llm.chat", "llm.stream", "llm.tools", "actions.llm_call"
 _IGNORED = frozenset(
     {
         "config", "node", "graph", "parallel_results", "opik_trace", "opik_project_name", "base_delay", "max_delay",
-        "shell_provider", "shell_providers", "deployment", "max_tool_rounds", "metadata", "user",
+        "shell_provider", "shell_providers", "deployment", "max_tool_rounds", "metadata", "user", "thread_state",
+        "initial_task",
     }
 )  # fmt: skip
 # Options of OpenAI's API that change the answer and that are not offered here: refused, not ignored.
@@ -212,6 +213,8 @@ class Host:
         if self._overrides():
             wanted.pop("backend", None)
             wanted.pop("provider", None)
+        elif str(wanted.get("backend")).lower() == "api" and actions.settings.backend == "local":
+            actions.note("a node says backend: api, settings.llm local: its words leave this machine", topic="api node")
         elif provider in _APIS and actions.settings.backend == "auto" and actions.settings.may_fall_back:
             wanted.setdefault("backend", "api")  # who names a provider of an API means it
         if _is_foreign(provider):

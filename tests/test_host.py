@@ -112,6 +112,16 @@ def test_a_node_may_allow_it(engine, key):
     assert host.node("llm.call", {"prompt": "q", "fallback": True})["backend"] == "api"
 
 
+def test_a_node_that_asks_for_an_api_under_backend_local_is_warned_about_once(engine, key, model, caplog):
+    host = engine({"backend": "local", "model_path": model})
+    with caplog.at_level(logging.WARNING, "tea_runtime"):
+        assert [host.node("llm.call", {"prompt": "q", "backend": "API"})["backend"] for _ in range(2)] == ["api"] * 2
+    assert caplog.text.count("its words leave this machine") == 1
+    with_cli = engine({"model_path": model}, backend="local")
+    assert with_cli.node("llm.call", {"prompt": "q", "backend": "api"})["backend"] == "local"
+    assert len(key.requests) == 2
+
+
 def test_the_name_of_a_local_model_is_not_sent_to_a_public_api(engine, key):
     host = engine({"fallback": True, "model": "smollm2-135m"})
     assert host.node("llm.call", {"prompt": "q"})["backend"] == "api"
