@@ -278,6 +278,8 @@ class Host:
                     if str(block.get("provider")).lower() == "local":
                         del block["provider"]
                     block["backend"] = overrides.get("backend") or "local"
+                if "deployment" in seen[0]:
+                    self._without_deployment(block, seen[0])
                 settings = LlmSettings.parse(block)
                 pool = self._pools.setdefault(gguf, BackendPool(environ=self._environ(), gguf=gguf))
                 self._actions = LlmActions(settings, pool, on_text=self._on_text, chat_prompts=True)
@@ -296,6 +298,12 @@ class Host:
                 continue
             block[key] = value if key in filtered else self._rendered(value)
         return block, block.pop("provider") if _is_foreign(block.get("provider")) else None
+
+    def _without_deployment(self, block: dict[str, Any], raw: Mapping[str, Any]) -> None:
+        """The engine puts `deployment`, a name at Azure, in the place of `model`, which names the local one."""
+        words = {str(block.get(key) or "").strip().lower() for key in ("backend", "provider")}
+        if "api" not in words and (raw.get("model") or "local" in words):
+            block["model"] = self._rendered(raw.get("model"))
 
     def _rendered(self, value: Any) -> Any:
         render = getattr(self._engine, "_process_template", None)

@@ -269,6 +269,21 @@ def test_azure_has_several_names(engine, server, monkeypatch, provider):
     assert "/deployments/mine/" in server.requests[0]["path"]
 
 
+@pytest.mark.parametrize("how", [{"backend": "local"}, {"provider": "local"}, {}])
+def test_a_deployment_in_the_block_does_not_hide_its_local_model(engine, server, monkeypatch, model, how):
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", server.base.removesuffix("/v1"))
+    block = {"provider": "azure_openai", "deployment": "{{ env.NOT_SET }}mine", "model": model}
+    result = engine(block | how).node("llm.call", {"prompt": "q"})
+    assert (result["content"], "requested_model" in result) == ("Hello", False)
+    monkeypatch.setenv("TEA_MODEL_PATH", model)
+    del block["model"]
+    assert engine(block | {"backend": "local"}).node("llm.call", {"prompt": "q"})["content"] == "Hello"
+    assert server.requests == []
+    assert engine(block | {"backend": "api"}).node("llm.call", {"prompt": "q"})["backend"] == "api"
+    assert "/deployments/mine/" in server.requests[0]["path"]
+
+
 def test_a_prompt_chats_with_a_model_made_for_it_and_raw_keeps_it(engine, model, tmp_path):
     host = engine({"backend": "local", "model_path": model})
     chat = host.node("llm.call", {"prompt": "q"})
