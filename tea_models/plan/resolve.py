@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
-from tea_models.errors import IntegrityError, UsageError
+from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.files import base_name
 from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
 from tea_models.plan.user_settings import UserSettings
+from tea_models.refs import NameRef, parse_reference
 from tea_models.settings import Settings
 
 if TYPE_CHECKING:
@@ -138,12 +139,31 @@ def open_for_plan(
             why = "there is neither a file nor a header to measure"
             yield OpenedModel(name, profile, Estimator(profile, why), None)
             return
-        model = stack.enter_context(open_model(path_or_ref, settings=settings))
+        try:
+            model = stack.enter_context(open_model(path_or_ref, settings=settings))
+        except NotAvailableError:
+            shipped = None if to_load else _shipped(str(path_or_ref), settings)
+            if shipped is None:
+                raise
+            why = "it is not here yet, and its header can't be read where it is"
+            yield OpenedModel(name, shipped, Estimator(shipped, why), None)
+            return
         model.require_loadable(thorough=to_load)
         known = read_profile(model.path, model.files, settings) if to_load and model.path is not None else None
         profile = known or profile_from_headers(model.headers, model.files, entry=model.entry)
         measurer = stack.enter_context(closing(choose_measurer(profile, settings, model, measure=measure)))
         yield OpenedModel(name, profile, measurer, model.path)
+
+
+def _shipped(text: str, settings: Settings) -> ModelProfile | None:
+    from tea_models.profile.document import shipped_profile
+    from tea_models.registry.entries import Registry
+
+    reference = parse_reference(text)
+    if not isinstance(reference, NameRef):
+        return None
+    _, variant = Registry.load(settings).find(reference)
+    return shipped_profile(str(variant.files[0].sha256))
 
 
 def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Estimator:

@@ -7,6 +7,7 @@ import types
 import typing
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import ConfigError, MissingFileError
@@ -14,7 +15,6 @@ from tea_models.profile.facts import SCHEMA, Fact, ModelProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 def to_json(profile: ModelProfile) -> dict[str, Any]:
@@ -44,6 +44,15 @@ def load_profile(path: Path) -> ModelProfile:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"can't be read as JSON: {error}", file=str(path)) from None
     return from_json(document, file=str(path))
+
+
+def shipped_profile(sha256: str) -> ModelProfile | None:
+    """The profile that comes with this package for a file that no source lets us look into before it is fetched.
+
+    Made by `tea-models profile NAME -o tea_models/profile/shipped/SHA256.json`.
+    """
+    path = Path(__file__).with_name("shipped") / f"{sha256}.json"
+    return load_profile(path) if path.is_file() else None
 
 
 def leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
