@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, NotAvailableError, UnknownModelError
+from tea_models.gguf import FileSource, read_header
 from tea_models.redact import redact_data
 from tea_models.settings import Settings
 from tea_models.verbs.pull import pull
@@ -227,3 +229,23 @@ def test_the_real_model_is_ok(real_model, tmp_path):
     (result,) = verify([str(real_model)], Caller(Settings.resolve({"HOME": str(tmp_path)}, cwd=tmp_path)))
     assert result.loadable
     assert result.actual_sha256 == sha(real_model.read_bytes())
+
+
+@pytest.mark.real
+def test_weights_that_are_no_numbers_are_found_by_loading_them(tmp_path, real_model):
+    broken = tmp_path / "nan.gguf"
+    content = bytearray(real_model.read_bytes())
+    with FileSource(real_model) as source:
+        header = read_header(source)
+    norm = next(info for info in header.tensors if info.name == "output_norm.weight")
+    start = header.data_offset + norm.offset
+    content[start : start + norm.size] = struct.pack("<f", float("nan")) * (norm.size // 4)
+    broken.write_bytes(content)
+    settings = Settings.resolve({"HOME": str(tmp_path), "TEA_MODELS_DIR": str(tmp_path / "store")}, cwd=tmp_path)
+    (without,) = verify([str(broken)], Caller(settings))
+    assert without.loadable
+    (found,) = verify([str(broken)], Caller(settings), load=True)
+    assert (found.loadable, found.broken) == (False, True)
+    assert "no numbers (NaN" in found.problems[0]
+    (sound,) = verify([str(real_model)], Caller(settings), load=True)
+    assert (sound.loadable, sound.problems) == (True, ())

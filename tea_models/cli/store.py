@@ -77,13 +77,14 @@ _STYLE = {"ok": "green", "repaired": "green", "unpinned": "yellow"}
 @click.command("verify")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--repair", is_flag=True, help="Fetch again what is corrupt or missing.")
+@click.option("--load", is_flag=True, help="Load all weights too, and compute a token: finds what is no number.")
 @answering
-def verify_command(app: App, names: tuple[str, ...], repair: bool) -> int:
+def verify_command(app: App, names: tuple[str, ...], repair: bool, load: bool) -> int:
     """Read every byte of installed models (all, or those named; a path of a GGUF file will do) and compare hashes.
 
     Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
     """
-    results = verify(names or None, app.caller, repair=repair)
+    results = verify(names or None, app.caller, repair=repair, load=load)
     app.out.answer(results, lambda: _verify_text(app, results, repair=repair))
     if any(result.broken for result in results):
         return 3

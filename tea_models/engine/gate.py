@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tea_models.engine.installed import installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 
 if TYPE_CHECKING:
@@ -69,6 +70,22 @@ def examine(
     for document in documents:
         found |= document
     return _judge(found, recorded if recorded["binding"] == version else {}, test)
+
+
+def why_no_answer(model: Path, environ: Mapping[str, str] | None = None) -> str | None:
+    """Why the installed engine, asked with all weights of a model, computes no next token; None if it does."""
+    engine = installed_engine(environ)
+    if engine is None:
+        return "no engine is installed to load it"
+    request = {"folder": str(engine.package), "functions": [], "model": str(model), "prompt": [1, 2], "count": 0}
+    try:
+        documents = ProbeProcess(environ, _WORKER).ask(request, TIMEOUT)
+    except ProbeError as error:
+        return error.message
+    found = {key: value for document in documents for key, value in document.items()}
+    if "error" in found:
+        return str(found["error"])
+    return None if found.get("finite") else "its weights give logits that are no numbers (NaN or infinite)"
 
 
 def _judge(found: dict[str, Any], recorded: dict[str, Any], test: dict[str, Any]) -> Verdict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import os
 import platform
 import re
@@ -106,11 +107,25 @@ def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> d
     if not model:
         return {"error": "the library can't load the model"}
     try:
+        if not count:  # only whether it computes numbers
+            return {"finite": _finite(binding, model, prompt)}
         tokens = _greedy(binding, model, prompt, count)
         embedding = _embedding(binding, model, prompt)
     finally:
         binding.llama_model_free(model)
     return {"tokens": tokens, "embedding": embedding}
+
+
+def _finite(binding: Any, model: Any, prompt: list[int]) -> bool:
+    """Whether all logits after a prompt are numbers."""
+    context = _context(binding, model, embeddings=False)
+    try:
+        _decode(binding, context, prompt, 0, every=False)
+        logits = binding.llama_get_logits_ith(context, -1)
+        count = binding.llama_vocab_n_tokens(binding.llama_model_get_vocab(model))
+        return all(math.isfinite(logits[index]) for index in range(count))
+    finally:
+        binding.llama_free(context)
 
 
 def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:

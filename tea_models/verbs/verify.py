@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
+from tea_models.engine.gate import why_no_answer
 from tea_models.errors import MalformedGGUFError, MissingFileError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
 from tea_models.gguf import FileSource, check_loadable, read_header
@@ -62,8 +63,13 @@ class _Target(NamedTuple):
     artifact: Artifact | None = None
 
 
-def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False) -> list[VerifyResult]:
-    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path."""
+def verify(
+    names: Sequence[str] | None, caller: Caller, *, repair: bool = False, load: bool = False
+) -> list[VerifyResult]:
+    """Hash models again: references or paths of GGUF files, in their order, or everything in the store, by path.
+
+    With `load` what writes text is loaded with all its weights, and computes a token.
+    """
     store = Store.of(caller.settings)
     registry = Registry.load(caller.settings)
     if names is None:
@@ -77,7 +83,18 @@ def verify(names: Sequence[str] | None, caller: Caller, *, repair: bool = False)
             if pulled is not None:
                 again = target._replace(path=pulled.path, expected=target.expected or pulled.sha256)
                 results[index] = replace(_check([again], registry, caller)[0], repaired=True)
-    return results
+    return [_loaded(result, caller) if load else result for result in results]
+
+
+def _loaded(result: VerifyResult, caller: Caller) -> VerifyResult:
+    if result.status not in ("ok", "unpinned") or result.broken or result.path.name != shard_names(result.path.name)[0]:
+        return result
+    with FileSource(result.path) as source:
+        metadata = read_header(source).metadata
+    if f"{metadata.get('general.architecture')}.pooling_type" in metadata:
+        return result  # it has vectors, no tokens
+    problem = why_no_answer(result.path, caller.settings.environ or None)
+    return replace(result, loadable=problem is None, problems=(*result.problems, *([problem] if problem else [])))
 
 
 def _all_targets(store: Store, registry: Registry) -> list[_Target]:
