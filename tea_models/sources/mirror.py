@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import AccessDeniedError, UsageError
 from tea_models.files import Source
-from tea_models.net.client import CONNECT_SECONDS, is_loopback, stored_authorization
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, Reference, UrlRef
 
@@ -38,6 +37,8 @@ class OciRepository:
     @property
     def insecure(self) -> bool:
         """Whether plain http is spoken: to this machine only."""
+        from tea_models.net.client import is_loopback  # slow to import, and few have a mirror
+
         return is_loopback(self.host.rpartition(":")[0] or self.host)
 
     def url(self, tail: str) -> str:
@@ -108,6 +109,8 @@ def open_registry(repository: OciRepository, settings: Settings) -> Any:
     import requests
     from oras.container import Container
     from oras.provider import Registry
+
+    from tea_models.net.client import CONNECT_SECONDS, stored_authorization
 
     base = repository.url("").partition(repository.repo)[0]
     challenge = requests.get(base, timeout=CONNECT_SECONDS).headers.get("www-authenticate", "").lower()
