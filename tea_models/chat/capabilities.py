@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
 from tea_models.errors import TemplateError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _LIMITS = Limits(seconds=2.0, output=262_144)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,9 +21,6 @@ from tea_models.progress import Progress
 from tea_models.registry.engines import Accelerator, Host, Prebuilt, load_catalog
 from tea_models.sizes import human_bytes
 from tea_models.verbs.pull import pull_all
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _ACCELERATORS = ("cpu", "cuda", "vulkan", "metal")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,13 +18,9 @@ from tea_models.lock.bundle import bundle
 from tea_models.lock.mirror import push
 from tea_models.lock.pins import check_lock, update_lock
 from tea_models.lock.sync import SyncReport, sync
+from tea_models.lock.unbundle import Bundle
 from tea_models.lockfile import read_lock
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.lock.unbundle import Bundle
 
 
 @click.command("lock")
@@ -98,7 +95,7 @@ def sync_command(
     allowed = allow_license.split(",") if allow_license is not None else None
     verify = verify or (frozen and in_ci)
     report = sync(lock_path, app.caller, frozen=frozen, verify=verify, licenses=allowed, **options)
-    app.out.answer(report.to_json(), lambda: _sync_text(report))
+    app.out.answer(report, lambda: _sync_text(report))
 
 
 def _sync_text(report: SyncReport) -> str:
@@ -150,7 +147,7 @@ def push_command(app: App, target: str, *, lock_path: Path) -> None:
     pushed = push(read_lock(lock_path), target, app.caller)
     rows = [[file.name, human_bytes(file.size), file.status, file.sha256[:16]] for file in pushed]
     text = f"{table(rows, right=frozenset({1}))}\nelsewhere: tea-models sync --from {target}"
-    app.out.answer([file.to_json() for file in pushed], lambda: text)
+    app.out.answer(pushed, lambda: text)
 
 
 @click.command("cache-key")

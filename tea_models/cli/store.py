@@ -192,6 +192,6 @@ def gc_command(app: App, yes: bool) -> None:
     rows = [[human_bytes(item.size), item.kind, item.reason, str(item.path)] for item in found]
     end = f"{human_bytes(freed)} " + ("freed" if yes else "would be freed: tea-models gc --yes")
     app.out.answer(
-        {"removed": yes, "bytes": freed, "items": [item.to_json() for item in found]},
+        {"removed": yes, "bytes": freed, "items": found},
         lambda: f"{table(rows, right=frozenset({0}))}\n\n{end}" if found else "nothing to remove",
     )

@@ -6,15 +6,13 @@ import errno
 import hashlib
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
 from tea_models.disk.regular import open_regular
 from tea_models.disk.space import taken_by
 from tea_models.errors import IntegrityError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 _BLOCK: Final = 1 << 20
 

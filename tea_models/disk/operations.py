@@ -7,15 +7,12 @@ import errno
 import fcntl
 import os
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import FULL
 from tea_models.errors import DiskFullError, StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What a file system without hard links, or another device, answers to a link.

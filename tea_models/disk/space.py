@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from tea_models.errors import DiskFullError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # What a file system answers to a write for which there is no room.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -7,17 +7,14 @@ tokenizer to a tensor that is missing.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.probe import TIMEOUT, engine_version
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.files import shard_names
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 
 class Refusal(NamedTuple):

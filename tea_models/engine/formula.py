@@ -7,15 +7,11 @@ the architectures named here; the compute buffer replays the allocator (`memory_
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from tea_models.profile.facts import ModelProfile
+from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
 

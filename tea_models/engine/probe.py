@@ -12,22 +12,19 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.disk.kept_json import keep, read_kept
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.installed import DISTRIBUTION, installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.profile.model_files import ModelFiles
+from tea_models.profile.model_files import ModelFiles
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0

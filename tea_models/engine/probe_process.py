@@ -11,13 +11,11 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from tea_models.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _WORKER = Path(__file__).with_name("probe_worker.py")
 

@@ -11,19 +11,16 @@ is read and the reason is kept in `Header.problems`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tea_models.errors import MalformedGGUFError, TeaModelsError
 from tea_models.gguf.arrays import ArrayValue, read_value_type
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.gguf.types import GGML_TYPES, REMOVED_GGML_TYPES, SCALARS, GgmlType, ValueType
 from tea_models.gguf.window import CUT_SHORT, Window
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.gguf.bytes_source import ByteSource
 
 DEFAULT_ALIGNMENT = 32
 MAX_KEY = 65535  # the specification's limit for a key, in bytes

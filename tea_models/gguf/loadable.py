@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from tea_models.errors import IntegrityError
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Header, Value
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import default_adds, default_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.gguf.header import Header, Value
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
+from tea_models.gguf.header import TensorInfo
 from tea_models.gguf.types import FILE_TYPE_GUESSED, FILE_TYPES, GGML_TYPES, REMOVED_FILE_TYPES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from tea_models.gguf.header import TensorInfo
 
 _BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
 _PLAIN = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}

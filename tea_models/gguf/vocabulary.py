@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Value
 from tea_models.gguf.types import ValueType
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.gguf.header import Value
 
 _CONTROL = 3
 MOST_CONTROL_TOKENS = 512

@@ -6,12 +6,9 @@ import struct
 from contextlib import suppress
 from itertools import repeat
 from operator import length_hint
-from typing import TYPE_CHECKING
 
 from tea_models.errors import MalformedGGUFError
-
-if TYPE_CHECKING:
-    from tea_models.gguf.bytes_source import ByteSource
+from tea_models.gguf.bytes_source import ByteSource
 
 WINDOW = 1 << 18  # bytes read at once
 MAX_HEADER = 1 << 28  # the largest real ones have 2^25

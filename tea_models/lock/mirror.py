@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
@@ -17,23 +20,15 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.lock.bundle import located
-from tea_models.lockfile import format_lock
+from tea_models.lock.unbundle import BundledFile
+from tea_models.lockfile import Lock, format_lock
 from tea_models.redact import redact
 from tea_models.refs import FileRef
+from tea_models.settings import Settings
 from tea_models.sources import kind_of
 from tea_models.sources.http import client_for
-from tea_models.sources.mirror import oci_repository, open_registry, place_in
+from tea_models.sources.mirror import OciRepository, oci_repository, open_registry, place_in
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.lock.unbundle import BundledFile
-    from tea_models.lockfile import Lock
-    from tea_models.settings import Settings
-    from tea_models.sources.mirror import OciRepository
 
 LOCK = "models.lock"
 LOCK_TYPE = "application/vnd.tea-models.lock.v1+yaml"
@@ -58,24 +53,11 @@ class Pushed:
     size: int
     status: Literal["uploaded", "present"]
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
     """Fill a mirror with the files of a lock, and last with the lock, so that what it names is there.
 
-    Args:
-        lock: What is pushed; the store must have all of it.
-        target: `oci://HOST/REPOSITORY[:TAG]`, an address that fsspec opens, or a folder.
-        caller: Its settings say where the store is; told about bytes as they go.
-
-    Raises:
-        MissingFileError: A locked file is not in the store.
-        ChecksumMismatchError: A file of the store is not what the lock says.
-        UsageError: The target can't be understood.
-        AccessDeniedError, SourceUnavailableError: It refuses, or can't be reached.
+    `target` is `oci://HOST/REPOSITORY[:TAG]`, an address that fsspec opens, or a folder.
     """
     repository = oci_repository(target)
     store = Store.of(caller.settings)
@@ -105,13 +87,7 @@ def _read(path: Path, caller: Caller) -> Iterator[bytes]:
 
 
 def read_mirrored_lock(target: str, caller: Caller) -> str:
-    """The text of the `models.lock` that a mirror was filled from.
-
-    Raises:
-        MissingFileError: There is none.
-        SourceUnavailableError: The mirror can't be reached.
-        AccessDeniedError: It wants other credentials.
-    """
+    """The text of the `models.lock` that a mirror was filled from."""
     repository = oci_repository(target)
     if repository is not None:
         return _lock_layer(repository, caller.settings).decode("utf-8", "replace")

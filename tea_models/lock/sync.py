@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_files
 from tea_models.disk.regular import read_own
 from tea_models.errors import (
@@ -20,6 +23,7 @@ from tea_models.errors import (
     StoreError,
     TeaModelsError,
 )
+from tea_models.files import Artifact
 from tea_models.lock.engine import sync_engine
 from tea_models.lock.mirror import read_mirrored_lock
 from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
@@ -27,16 +31,8 @@ from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
 from tea_models.sources.mirror import logged_in, mirrored
-from tea_models.store import Store, stamp_of
+from tea_models.store import Record, Store, stamp_of
 from tea_models.verbs.pull import PullResult, pull_artifacts
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from collections.abc import Set as AbstractSet
-
-    from tea_models.caller import Caller
-    from tea_models.files import Artifact
-    from tea_models.store import Record
 
 Prune = Literal["unlocked", "all"]
 
@@ -51,10 +47,6 @@ class SyncReport:
     extra: tuple[str, ...]
     removed: tuple[str, ...]
     engine: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as plain data."""
-        return asdict(self) | {"files": [file.to_json() for file in self.files]}
 
 
 def sync(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -11,19 +12,16 @@ from tea_models.disk.space import check_space, taken_by
 from tea_models.errors import MalformedGGUFError, SizeMismatchError, SourceUnavailableError
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.net.answers import Answer, StaleError, Version
-from tea_models.net.client import chunks, cut
+from tea_models.net.client import Request, chunks, cut
 from tea_models.net.frontier import FrontierHasher
 from tea_models.net.partial import Beginning, PartialFile, State, fingerprint
 from tea_models.net.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 from tea_models.net.retry import Retries, TransientError
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx2
 
-    from tea_models.net.client import Request
-    from tea_models.progress import Progress
 
 # Bytes a second of the first connection above which it stays alone, and how long it is watched first.
 _FAST_RATE: Final = 200e6

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -16,15 +17,12 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
 from tea_models.net.answers import Answer, explain_failure, is_transient, read_answer, refusal
+from tea_models.net.partial import Beginning
 from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
 from tea_models.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     import httpx2
-
-    from tea_models.net.partial import Beginning
 
     SizeByHeader = Callable[[Beginning], int | None]
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from tea_models.disk.hashing import hash_range
 from tea_models.net.answers import StaleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.net.partial import PartialFile
+from tea_models.net.partial import PartialFile
 
 _STRIDE: Final = 8 << 20
 

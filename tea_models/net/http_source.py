@@ -7,19 +7,17 @@ stream that is broken off as soon as the header is complete.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from tea_models.errors import SourceUnavailableError
 from tea_models.net.answers import StaleError, Version
-from tea_models.net.client import chunks
+from tea_models.net.client import Request, chunks
 from tea_models.net.retry import Retries, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx2
 
-    from tea_models.net.client import Request
 
 FIRST_WINDOW: Final = 1 << 20
 LARGEST_WINDOW: Final = 8 << 20

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from typing import Final
 
 ENDLESS: Final = 1 << 62
 MIB: Final = 1 << 20

@@ -6,31 +6,27 @@ the answer says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB, MemoryUse
 from tea_models.errors import MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.files import base_name, public
+from tea_models.machine.detect import Machine
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.resolve import machine_now, open_for_plan
 from tea_models.plan.speed import speed_of
+from tea_models.plan.types import Speed
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
 from tea_models.refs import NameRef, parse_reference
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry, Variant
+from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tea_models.machine.detect import Machine
-    from tea_models.plan.types import Speed
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.registry.entries import Entry, Variant
-    from tea_models.settings import Settings
 
 #: A variant with at least this much context is preferred over a better quantisation with less.
 GOOD_CONTEXT = 8192

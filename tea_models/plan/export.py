@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.files import base_name
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.resolve import machine_now, open_for_plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.plan.types import RunPlan
-    from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.settings import Settings
+from tea_models.plan.types import RunPlan
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
+from tea_models.settings import Settings
 
 _KV_TYPES_OF_OLLAMA = ("f16", "q8_0", "q4_0")
 

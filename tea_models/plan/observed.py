@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.disk.kept_json import keep, read_kept
+from tea_models.engine.engine_settings import EngineSettings
+from tea_models.plan.types import RunPlan
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.plan.types import RunPlan
 
 _FORMAT = 2
 _KEPT = 20

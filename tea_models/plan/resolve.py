@@ -6,10 +6,11 @@ A user's explicit setting is honoured, or refused with the numbers; it is never 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
@@ -20,15 +21,11 @@ from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
+from tea_models.plan.types import RunPlan
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
+from tea_models.profile.model_files import ModelFiles
 from tea_models.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tea_models.plan.types import RunPlan
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.model_files import ModelFiles
 
 
 @dataclass(frozen=True, slots=True)

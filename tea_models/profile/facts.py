@@ -19,108 +19,62 @@ Scalar = int | float | str | bool
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T_co]):
-    """A value and where it came from.
-
-    Attributes:
-        value: The value.
-        source: `gguf:<key>`, `tensors`, `file`, `registry:<name>`, `template` (found by running it) or `derived:<how>`.
-    """
+    """A value and where it came from."""
 
     value: T_co
-    source: str
+    source: str  # `gguf:<key>`, `tensors`, `file`, `registry:<name>`, `template` (by running it) or `derived:<how>`
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileFile:
-    """One file (shard) of the model.
+    """One file (shard) of the model."""
 
-    Attributes:
-        name: Upstream file name, without a folder.
-        size: Bytes.
-        sha256: Of the whole file, if it is known.
-    """
-
-    name: str
-    size: int
-    sha256: str | None
+    name: str  # upstream, without a folder
+    size: int  # in bytes
+    sha256: str | None  # of the whole file, if it is known
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The tokenizer.
+    """The tokenizer, with its special tokens by id and by text."""
 
-    Attributes:
-        model: llama.cpp's name of it (`gpt2`, `llama`, `bert`, …).
-        pre: Pre-tokenizer.
-        vocab_size: Number of tokens.
-        bos: Token id.
-        eos: Token id.
-        eot: Token id of the turn end: by its key, or found by its text as llama.cpp does.
-        bos_token: Its text.
-        eos_token: Its text.
-        eot_token: Its text.
-        add_bos: The tokenizer adds BOS.
-        add_eos: The tokenizer adds EOS.
-    """
-
-    model: Fact[str | None]
-    pre: Fact[str | None]
-    vocab_size: Fact[int | None]
+    model: Fact[str | None]  # llama.cpp's name of it (`gpt2`, `llama`, `bert`, …)
+    pre: Fact[str | None]  # the pre-tokenizer
+    vocab_size: Fact[int | None]  # number of tokens
     bos: Fact[int | None]
     eos: Fact[int | None]
-    eot: Fact[int | None]
+    eot: Fact[int | None]  # the turn end: by its key, or found by its text as llama.cpp does
     bos_token: Fact[str | None]
     eos_token: Fact[str | None]
     eot_token: Fact[str | None]
-    add_bos: Fact[bool]
+    add_bos: Fact[bool]  # the tokenizer adds it
     add_eos: Fact[bool]
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFacts:
-    """The chat template and what it can do, found by running it on probe messages.
+    """The chat template and what it can do, found by running it on probe messages."""
 
-    Attributes:
-        template: Its text, or None.
-        template_sha256: SHA-256 of the text as UTF-8.
-        format: A name for people (`chatml`, `gemma`, `phi`, `llama-3`, …, `custom`, or None without a template).
-        system_role: It renders a system message's text.
-        tools: It renders the `tools` variable.
-        stop: Texts that end a turn.
-        thinking: Name of the variable that switches thinking on or off, or None.
-        default_system_prompt: What it puts in when no system message is given, or None.
-        emits_bos: The rendered text begins with the BOS token, so the tokenizer must not add it.
-        warnings: Unusual behaviour, a sentence each.
-    """
-
-    template: Fact[str | None]
-    template_sha256: Fact[str | None]
-    format: Fact[str | None]
-    system_role: Fact[bool]
-    tools: Fact[bool]
-    stop: Fact[tuple[str, ...]]
-    thinking: Fact[str | None]
-    default_system_prompt: Fact[str | None]
-    emits_bos: Fact[bool]
-    warnings: tuple[str, ...] = ()
+    template: Fact[str | None]  # its text
+    template_sha256: Fact[str | None]  # of the text as UTF-8
+    format: Fact[str | None]  # a name for people: `chatml`, `gemma`, `phi`, `llama-3`, …, `custom`
+    system_role: Fact[bool]  # it renders a system message's text
+    tools: Fact[bool]  # it renders the `tools` variable
+    stop: Fact[tuple[str, ...]]  # texts that end a turn
+    thinking: Fact[str | None]  # name of the variable that switches thinking on or off
+    default_system_prompt: Fact[str | None]  # what it puts in when no system message is given
+    emits_bos: Fact[bool]  # the rendered text begins with the BOS token, so the tokenizer must not add it
+    warnings: tuple[str, ...] = ()  # unusual behaviour, a sentence each
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
-    """Where the bytes of the weights are, for planning memory and GPU layers.
+    """Where the bytes of the weights are, for planning memory and GPU layers."""
 
-    Attributes:
-        total: All tensor data, in bytes.
-        blocks: Bytes of each block (`blk.N.*`), in order.
-        token_embedding: Bytes of `token_embd.weight`.
-        output: Bytes of `output.weight` (0 when tied to the token embedding).
-        other: Everything else.
-    """
-
-    total: int
-    blocks: tuple[int, ...]
-    token_embedding: int
-    output: int
+    total: int  # all tensor data
+    blocks: tuple[int, ...]  # each block (`blk.N.*`), in order
+    token_embedding: int  # `token_embd.weight`
+    output: int  # `output.weight`, 0 when tied to the token embedding
     other: int
 
 

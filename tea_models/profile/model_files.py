@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.errors import IntegrityError
-from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.loadable import check_loadable, check_shards, check_tokenizable
 from tea_models.profile.facts import ProfileFile
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry
 from tea_models.settings import Settings
-from tea_models.sources.locate import locate
+from tea_models.sources.locate import Located, locate
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Entry
-    from tea_models.sources.locate import Located
 
 
 @dataclass(slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -12,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from tea_models.errors import NotAvailableError
 from tea_models.registry import packaged_text
 from tea_models.yamlfile import load_yaml, nearest, read_yaml, validate
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Accelerator = Literal["cpu", "cuda", "vulkan", "metal"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,9 @@ from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, HubRef, NameRef, Reference, parse_reference
 from tea_models.registry import CHECKOUT, packaged_text
+from tea_models.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tea_models.settings import Settings
     from tea_models.yamlfile import Document
 
     # Makes the error for a path of keys: a `Document` knows the lines.
@@ -71,10 +70,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the registry.
-
-    `origin` is the layer it came from (a path, or `built-in`), `upstream` has the weights its files were made from.
-    """
+    """A model of the registry."""
 
     name: str
     kind: str
@@ -84,8 +80,8 @@ class Entry:
     variants: Mapping[str, Variant]
     overrides: Overrides
     description: str
-    origin: str
-    upstream: HubRef | None = None
+    origin: str  # the layer it came from: a path, or `built-in`
+    upstream: HubRef | None = None  # the weights its files were made from
 
     def artifact(self, variant: Variant, text: str) -> Artifact:
         """A variant as something to fetch; `text` is how it was asked for."""
@@ -101,11 +97,7 @@ class Registry:
 
     @classmethod
     def load(cls, settings: Settings) -> Registry:
-        """Read the built-in registry and the layers that `settings` names.
-
-        Raises:
-            ConfigError: A layer is wrong: file, line, key, what was expected.
-        """
+        """Read the built-in registry and the layers that `settings` names; a ConfigError has file, line and key."""
         entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
         for path in (path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"):
@@ -115,11 +107,7 @@ class Registry:
         return cls(entries)
 
     def find(self, reference: NameRef) -> tuple[Entry, Variant]:
-        """The entry and variant that a name means.
-
-        Raises:
-            UnknownModelError: There is no such model or variant; the message names the nearest ones.
-        """
+        """The entry and variant that a name means; an UnknownModelError names the nearest ones."""
         entry = self.entries.get(reference.name) or self._aliases.get(reference.name)
         if entry is None:
             known = [*self.entries, *self._aliases]

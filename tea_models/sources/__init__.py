@@ -7,9 +7,12 @@ brings the bytes of one; and, but for wheels, `open_remote(reference, …)`, whi
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from tea_models.caller import Caller
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import remove_partial
 from tea_models.errors import (
@@ -22,18 +25,12 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.progress import Progress
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources.mirror import is_mirror, logged_in, mirrored
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
 
 __all__ = ["Fetched", "fetch", "kind_of", "open_source", "resolve"]
 

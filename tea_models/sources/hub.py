@@ -10,28 +10,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, shard_names
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.net.answers import byte_count, refusal
 from tea_models.refs import HubRef, quantization_of
-from tea_models.settings import DEFAULT_HF_ENDPOINT
+from tea_models.settings import DEFAULT_HF_ENDPOINT, Settings
 from tea_models.sizes import human_bytes
 from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     import httpx2
 
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import (
     LockError,
     MissingFileError,
@@ -15,19 +16,16 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.files import Artifact, ModelFile, Source, shard_names
-from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.refs import FileRef, HubRef, NameRef, Reference, UrlRef, WheelRef, parse_reference, quantization_of
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry
+from tea_models.settings import Settings
 from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
     from tea_models.lockfile import Lock
-    from tea_models.registry.entries import Entry
-    from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,13 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import AccessDeniedError, UsageError
 from tea_models.files import Source
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, Reference, UrlRef
-
-if TYPE_CHECKING:
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 _ANSWER_SECONDS = 60.0
 # Host with port, repository, and a tag (OCI distribution specification 1.1, "Pulling manifests").
@@ -47,11 +45,7 @@ class OciRepository:
 
 
 def oci_repository(target: str) -> OciRepository | None:
-    """The repository that a mirror is; None for one of another kind.
-
-    Raises:
-        UsageError: It can't be understood.
-    """
+    """The repository that a mirror is; None for one of another kind."""
     if not target.lower().startswith("oci://"):
         return None
     match = _OCI.match(target)
@@ -101,10 +95,7 @@ def logged_in(settings: Settings, target: str) -> Settings:
 def open_registry(repository: OciRepository, settings: Settings) -> Any:
     """A client of `oras`, with the credentials of `TEA_MODELS_AUTH_<HOST>`, netrc or docker's configuration.
 
-    Raises:
-        ImportError: `oras` is not installed.
-        OSError: The registry can't be reached (`requests` raises it).
-        AccessDeniedError: It wants a password, and none is known.
+    `ImportError`: `oras` is not installed. `OSError`: the registry can't be reached (`requests` raises it).
     """
     import requests
     from oras.container import Container

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from packaging.utils import canonicalize_name
 
+from tea_models.caller import Caller
 from tea_models.disk.space import check_space
 from tea_models.errors import (
     ChecksumMismatchError,
@@ -28,14 +30,9 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name
+from tea_models.progress import Progress
+from tea_models.refs import WheelRef
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.refs import WheelRef
 
 _EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
 _OTHER_HASH = re.compile(r"Got\s+([0-9a-f]{64})")

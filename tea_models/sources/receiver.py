@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
 
 from tea_models.disk.hashing import hash_range
 from tea_models.disk.regular import open_own
 from tea_models.files import Fetched
 from tea_models.progress import Progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
 
 def receive(

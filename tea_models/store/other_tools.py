@@ -10,16 +10,14 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tea_models.disk.hashing import holds
 from tea_models.disk.regular import read_own
 from tea_models.store.record import stamp_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _SHA256: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 

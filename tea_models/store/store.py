@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.hashing import holds, sha256_file
@@ -16,16 +18,11 @@ from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
 from tea_models.errors import ChecksumMismatchError, IntegrityError, StoreError
+from tea_models.files import ModelFile
+from tea_models.settings import Settings
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, host_key, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Record, read_record, stamp_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from tea_models.files import ModelFile
-    from tea_models.settings import Settings
 
 _RECORDING_SECONDS = 3  # longest time between giving a name and recording it
 

@@ -6,10 +6,12 @@ The other tool's files are only ever read: the store never writes in place, so a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     ChecksumMismatchError,
@@ -23,18 +25,13 @@ from tea_models.files import ModelFile, shard_names
 from tea_models.gguf import FileSource, read_header
 from tea_models.gguf.quantization import file_type_name
 from tea_models.profile.stored import write_profile
+from tea_models.progress import Progress
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.store import Record, Store, stamp_of
 from tea_models.store.other_tools import Found, find_all, find_by_sha256, named_by
 from tea_models.verbs.pull import PullResult
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

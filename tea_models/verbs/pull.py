@@ -6,9 +6,11 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
@@ -17,19 +19,14 @@ from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableErr
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.profile.stored import write_profile
+from tea_models.progress import Progress
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
 from tea_models.store.other_tools import find_by_sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from tea_models.progress import Progress
-    from tea_models.settings import Settings
 
 Status = Literal["downloaded", "present", "adopted", "repaired"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
 from tea_models.errors import MalformedGGUFError, MissingFileError, UsageError
@@ -18,12 +21,6 @@ from tea_models.sources import resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import HIDDEN, Record, Store
 from tea_models.verbs.pull import PullResult, pull_artifacts
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tea_models.caller import Caller
 
 Status = Literal["ok", "corrupt", "missing", "unpinned"]
 
