@@ -60,7 +60,7 @@ _SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
 
 
 def unenforceable(schema: Any) -> tuple[str, ...]:
-    """What of a JSON schema a grammar can't enforce: pointers such as `#/properties/age/minimum`, some with a reason."""
+    """What of a JSON schema a grammar can't enforce: pointers such as `#/properties/age/minimum`, some with reasons."""
     grammar = SchemaGrammar()
     grammar.add(schema)
     return grammar.problems

@@ -31,11 +31,8 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
 
     `target` is one of `tea_models.deploy.TARGETS`; from `mirror` the init step takes the bytes (`sync --from`).
     """
-    template = Template(
-        files("tea_models.deploy")
-        .joinpath("templates", "vllm.sh" if target == "vllm" else f"{target}.yaml")
-        .read_text("utf-8")
-    )
+    name = "vllm.sh" if target == "vllm" else f"{target}.yaml"
+    template = Template(files("tea_models.deploy").joinpath("templates", name).read_text("utf-8"))
     values = {"reference": reference, "name": what.name}
     if target == "vllm":
         repository, revision, unpinned = _upstream(reference, what.name, caller)

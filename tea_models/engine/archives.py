@@ -56,15 +56,14 @@ class Archives:
         if new:
             names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in new)
             self._caller.note(f"fetching {names}")
-        progress.start(" + ".join(archive.package for archive in new), sum(archive.size for archive in new))
         quiet = replace(self._caller, progress=_Joined(progress))
-        try:
-            with ThreadPoolExecutor(max_workers=len(archives)) as pool:
-                for archive in new:
-                    folder = self._folder / archive.sha256[:16]
-                    self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
-        finally:
-            progress.finish()
+        with (
+            progress.task(" + ".join(archive.package for archive in new), sum(archive.size for archive in new)),
+            ThreadPoolExecutor(max_workers=len(archives)) as pool,
+        ):
+            for archive in new:
+                folder = self._folder / archive.sha256[:16]
+                self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
         return [self._tasks[archive.filename].result() for archive in archives]
 
 

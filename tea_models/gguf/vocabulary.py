@@ -42,19 +42,8 @@ _DEFAULT_IDS: dict[str, tuple[int | None, int | None]] = {
 # (add_bos, add_eos) when the file does not say; a few pre-tokenizers of `gpt2` add BOS.
 _DEFAULT_ADDS: dict[str, tuple[bool, bool]] = {"llama": (True, False), "bert": (True, False), "t5": (False, True)}
 _PRE_WITH_BOS = frozenset(
-    {
-        "llama3",
-        "llama-v3",
-        "llama-bpe",
-        "falcon3",
-        "falcon-h1",
-        "pixtral",
-        "midm-2.0",
-        "lfm2",
-        "jina-v5-nano",
-        "tekken",
-        "chameleon",
-    }
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken"}
+    | {"chameleon"}
 )
 
 

@@ -63,13 +63,10 @@ def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
     store = Store.of(caller.settings)
     unique = {file.record.sha256: file for model in lock.models.values() for file in located(store, model)}
     files = list(unique.values())
-    caller.progress.start(f"pushing {len(files)} files", sum(file.record.size for file in files), 0)
-    try:
+    with caller.progress.task(f"pushing {len(files)} files", sum(file.record.size for file in files)):
         if repository is not None:
             return _push_oci(lock, files, repository, target, caller)
         return _push_files(lock, files, target, caller)
-    finally:
-        caller.progress.finish()
 
 
 def _check(file: BundledFile) -> None:

@@ -170,11 +170,8 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
     if not everything:
         return [item.record for item in items if not store.intact(item.record)]
     stamps = [stamp_of(item.path.stat()) for item in items]
-    caller.progress.start(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps), 0)
-    try:
+    with caller.progress.task(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps)):
         digests = sha256_files([item.path for item in items], caller.progress.advance)
-    finally:
-        caller.progress.finish()
     for item, stamp, digest in zip(items, stamps, digests, strict=True):
         if digest == item.record.sha256:
             store.confirm(item.record, stamp)

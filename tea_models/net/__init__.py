@@ -7,10 +7,4 @@ from tea_models.net.download import download
 from tea_models.net.http_source import HttpSource
 from tea_models.net.retry import RetryPolicy
 
-__all__ = [
-    "Client",
-    "HttpSource",
-    "Request",
-    "RetryPolicy",
-    "download",
-]
+__all__ = ["Client", "HttpSource", "Request", "RetryPolicy", "download"]

@@ -63,8 +63,7 @@ def resolve_plan(
         MalformedGGUFError: The file is broken.
         NotAvailableError: The model can't be had from here.
     """
-    if settings is None:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd())
+    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
     asked = UserSettings.of(**user)
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
         return plan_opened(opened, settings, asked, machine=machine, measure=measure)

@@ -75,8 +75,7 @@ def open_model(
     path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True
 ) -> Iterator[ModelFiles]:
     """Find a model and read the headers of all its files; with `hashes`, ask the store for those of the files."""
-    if settings is None:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd())
+    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
     # A `Path` is never a name in the registry, even without a separator.
     text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
     located = locate(text, Caller(settings))
@@ -90,17 +89,10 @@ def open_model(
             sha256 = file.sha256
             if hashes and sha256 is None and isinstance(source, FileSource):
                 sha256 = recorded_sha256(Path(source.name), settings)
-            files.append(ProfileFile(file.filename, _size(source, file.size, header), sha256))
+            sizes = (size for size in (source.size, file.size) if size is not None)
+            files.append(ProfileFile(file.filename, next(sizes, header.file_size), sha256))
         where = str(located.paths[0]) if located.paths else text
         yield ModelFiles(where, tuple(sources), headers, tuple(files), located)
-
-
-def _size(source: ByteSource, known: int | None, header: Header) -> int:
-    if source.size is not None:
-        return source.size
-    if known is not None:
-        return known
-    return header.file_size
 
 
 def recorded_sha256(path: Path, settings: Settings) -> str | None:

@@ -35,16 +35,13 @@ def receive(
         writer.seek(there)
         writer.truncate()
         done = there
-        progress.start(name, size, there)
-        try:
+        with progress.task(name, size, there):
             for chunk in chunks(there):
                 digest.update(chunk)
                 writer.write(chunk)
                 writer.flush()
                 done += len(chunk)
                 progress.advance(len(chunk))
-        finally:
-            progress.finish()
     return Fetched(digest.hexdigest(), done, there or None)
 
 

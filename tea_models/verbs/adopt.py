@@ -122,11 +122,8 @@ def _checked(found: Found, progress: Progress, registry: Registry) -> Record:
     """What is to be recorded of a file that has the bytes that it should."""
     with FileSource(found.path) as source:
         read_header(source)  # nothing that is not GGUF gets in
-    progress.start(f"verifying {found.filename}", found.size, 0)
-    try:
+    with progress.task(f"verifying {found.filename}", found.size):
         sha256 = sha256_file(found.path, progress.advance)
-    finally:
-        progress.finish()
     if found.sha256 not in (None, sha256):
         raise _broken_copy(found.path, str(found.sha256), sha256, found.tool)
     known = registry.by_sha256(sha256)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
+from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
@@ -25,7 +26,7 @@ from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
-from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, key_of
 from tea_models.store.other_tools import find_by_sha256
 
 Status = Literal["downloaded", "present", "adopted", "repaired"]

@@ -140,11 +140,8 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
         if not path.is_file():
             FileSource(path).close()  # says what it is instead
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-    caller.progress.start(f"verifying {what}", sum(path.stat().st_size for path in paths), 0)
-    try:
+    with caller.progress.task(f"verifying {what}", sum(path.stat().st_size for path in paths)):
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
-    finally:
-        caller.progress.finish()
     loader = DryLoader(caller.settings)
     return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
