@@ -72,28 +72,16 @@ _Spec = tuple[list[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class TemplateCapabilities:
-    """What a template does with messages.
+    """What a template does with messages."""
 
-    Attributes:
-        format: A name for people, by the special texts it writes (`chatml`, `gemma`, `phi`, …, or `custom`).
-        system_role: A system message's text gets into the prompt.
-        tools: The `tools` variable gets into the prompt.
-        stop: Texts that end the assistant's turn.
-        thinking: Name of the variable that switches thinking on or off, or None.
-        default_system_prompt: What it puts in when there is no system message, or None; a date is shown as
-            `{now:FORMAT}`.
-        emits_bos: The prompt begins with the BOS token's text.
-        warnings: What is unusual, a sentence each.
-    """
-
-    format: str
-    system_role: bool = False
-    tools: bool = False
-    stop: tuple[str, ...] = ()
-    thinking: str | None = None
-    default_system_prompt: str | None = None
-    emits_bos: bool = False
-    warnings: tuple[str, ...] = ()
+    format: str  # for people, by the special texts it writes (`chatml`, `gemma`, `phi`, …, or `custom`)
+    system_role: bool = False  # a system message's text gets into the prompt
+    tools: bool = False  # so does the `tools` variable
+    stop: tuple[str, ...] = ()  # texts that end the assistant's turn
+    thinking: str | None = None  # name of the variable that switches thinking on or off
+    default_system_prompt: str | None = None  # put in without a system message; a date is shown as `{now:FORMAT}`
+    emits_bos: bool = False  # the prompt begins with the BOS token's text
+    warnings: tuple[str, ...] = ()  # what is unusual, a sentence each
 
 
 def probe_template(

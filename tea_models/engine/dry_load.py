@@ -34,10 +34,7 @@ class DryLoader:
         self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
-        """Why llama.cpp does not load a file that `check_loadable` has no objection to (of several, the first).
-
-        None if it loads, if there is no engine to ask, or if a part is missing: the engine would blame this one.
-        """
+        """Why llama.cpp does not load a file that passed `check_loadable`; None if it does, or nobody can say."""
         if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None
         request = {"model": str(path), "points": [EngineSettings(256, 64, 64).deciding_memory()], "exact": False}

@@ -68,10 +68,7 @@ def engine_build() -> str | None:
 
 
 def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None) -> EngineInfo:
-    """Ask the engine, in a subprocess, what it is and which devices it can use; an EngineError if it can't tell.
-
-    The answer is kept; but a build that can use a GPU is asked each time: the free memory of a GPU changes.
-    """
+    """Ask the engine what it is and which devices it has; kept, unless it can use a GPU, whose free memory changes."""
     file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
     known = _engine(read_kept(file)) if file is not None else None
     if known is not None and not known.gpu_offload:
@@ -92,11 +89,7 @@ def _require_engine() -> None:
 
 
 class Prober:
-    """Measures one model: its (first) file, or its open headers, from which sparse files are written.
-
-    Answers are kept in `cache_dir` under the header's hash and the engine's build; a folder that can't be written is no
-    error.
-    """
+    """Measures one model, by its (first) file or sparse files made of its open headers; the answers are kept."""
 
     def __init__(
         self,

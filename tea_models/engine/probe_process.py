@@ -33,10 +33,7 @@ class CrashError(ProbeError):
 
 
 class ProbeProcess:
-    """A worker, by default that of the dry run: started when it is asked, and again where it has ended.
-
-    It ends with `close`, or when it is forgotten. `answered` tells whether it has, since it was started.
-    """
+    """A worker (the dry run's), started when asked and again where it ended; `answered`: has it since then?"""
 
     def __init__(self, environ: Mapping[str, str] | None = None, worker: Path | None = None) -> None:
         self._environ = environ

@@ -55,10 +55,7 @@ class Pushed:
 
 
 def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
-    """Fill a mirror with the files of a lock, and last with the lock, so that what it names is there.
-
-    `target` is `oci://HOST/REPOSITORY[:TAG]`, an address that fsspec opens, or a folder.
-    """
+    """Fill a mirror (`oci://…`, what fsspec opens, a folder) with a lock's files and, once they are there, the lock."""
     repository = oci_repository(target)
     store = Store.of(caller.settings)
     unique = {file.record.sha256: file for model in lock.models.values() for file in located(store, model)}

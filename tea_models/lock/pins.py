@@ -201,10 +201,7 @@ def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str |
 
 
 def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
-    """Locked names of which a registry of the user or the project says something else now, each with what.
-
-    The built-in registry does not count: a new release of this program must not put every lock out of date.
-    """
+    """Locked names of which a registry of the user or the project says something else now, each with what."""
     found = {}
     for text, model in lock.models.items():
         reference = parse_reference(text)
@@ -214,7 +211,7 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
             entry, variant = registry.find(reference)
         except NotAvailableError:
             continue
-        if entry.origin == "built-in":
+        if entry.origin == "built-in":  # a new release of this program must not put every lock out of date
             continue
         now = {file.filename: file for file in variant.files}
         locked = {file.filename: file for file in model.files}

@@ -43,11 +43,7 @@ _BATCH_SECONDS: Final = 0.25
 
 
 class Attempt:
-    """Bytes on their way into a partial, going on after what `state` says is there.
-
-    One thread attends (`run`); each worker has a connection; a hasher follows. `plain`: ask for the whole file, without
-    ranges, over one connection.
-    """
+    """Bytes on their way into a partial that has what `state` says; `plain`: of the whole file, over one connection."""
 
     def __init__(
         self, request: Request, partial: PartialFile, state: State | None, progress: Progress, *, plain: bool

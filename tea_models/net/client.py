@@ -54,11 +54,7 @@ class Client:
         self._http.close()
 
     def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
-        """Send a GET and follow redirects, without reading the body; the caller closes the response.
-
-        Credentials go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
-        `pinned`: a SHA-256 is known, so that plain http can do no harm to the bytes.
-        """
+        """Send a GET and follow redirects; the caller closes the response. `pinned`: a SHA-256 protects the bytes."""
         return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
 
     def ask(
@@ -70,15 +66,12 @@ class Client:
         most: int = 0,
         policy: RetryPolicy = QUESTION,
     ) -> tuple[httpx2.Response, bytes]:
-        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes.
-
-        It is asked again while it is busy. Redirects are followed on the same host only: what another one says about
-        hashes would not count.
-        """
+        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes."""
         shown = redact(url)
         retries = Retries(policy, shown)
         while True:
             try:
+                # Redirects only on the same host: what another one says about hashes would not count.
                 with contextlib.closing(self._send(method, url, headers or {}, pinned=False, leave=False)) as response:
                     if is_transient(response.status_code):
                         raise refusal(response, shown)
@@ -143,10 +136,7 @@ class Request:
         return redact(self.url)
 
     def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
-        """Ask for bytes `start` to `end` (None: to the end), or for the whole file; the caller closes the response.
-
-        `TransientError` means to try again, `StaleError` that the range was not answered as asked.
-        """
+        """Ask for bytes `start` to `end` (None: the end), or all; a `StaleError` where it is not answered as asked."""
         headers = dict(self.headers)
         if ranged:
             headers["range"] = f"bytes={start}-" + ("" if end is None else str(end - 1))
@@ -298,11 +288,7 @@ def cut(response: httpx2.Response) -> None:
 
 
 def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
-    """Refuse plain http where it could harm.
-
-    To this machine itself it is always allowed. To other hosts only with a pinned SHA-256, which protects the
-    bytes, and never with credentials, which it would not protect.
-    """
+    """Refuse plain http to others without a pinned SHA-256 (it protects the bytes), and with credentials always."""
     if is_private(url):
         return
     if urlsplit(url).scheme != "http":

@@ -93,11 +93,7 @@ class Comparison:
 
 
 def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None, measure: bool = True) -> Choice:
-    """The best variant of a registry model that fits this machine; a MemoryDoesNotFitError where none does.
-
-    Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
-    one with the most context.
-    """
+    """The variant to take here: the largest file with room for `GOOD_CONTEXT`, else the one with the most context."""
     entry = _entry(name, settings)
     if entry is None:
         raise UsageError(f"{name}: choosing a variant needs a name of the registry, without a variant")

@@ -87,11 +87,7 @@ def plan_model(
     profile: ModelProfile | None = None,
     check: Callable[[ModelProfile], None] | None = None,
 ) -> tuple[ModelProfile, RunPlan]:
-    """Read a file that is about to be loaded, once, and plan it: what would kill the engine never reaches it.
-
-    Facts that are known already serve, else those in the store or in the header; `check` raises if they are of no use.
-    An IntegrityError says why llama.cpp can't load it; otherwise as `resolve_plan`.
-    """
+    """Plan a file that is about to be loaded; `check` raises if its facts are of no use. Errors as `resolve_plan`."""
     with open_for_plan(path, settings, to_load=True) as opened:
         if profile is not None and profile.header_sha256 != opened.profile.header_sha256:
             raise UsageError(
@@ -116,10 +112,7 @@ def plan_model(
 def open_for_plan(
     path_or_ref: str | Path | ModelProfile, settings: Settings, *, measure: bool = True, to_load: bool = False
 ) -> Iterator[OpenedModel]:
-    """Open what is to be planned, and choose who measures it: the dry run, or the formulas.
-
-    With `to_load` it is to be loaded here: all of its header is checked, and the profile in the store serves.
-    """
+    """Open what is to be planned, and choose who measures it; `to_load`: check all, and take a stored profile."""
     from tea_models.profile.document import load_profile
     from tea_models.profile.facts import ModelProfile
     from tea_models.profile.header_facts import profile_from_headers

@@ -57,20 +57,16 @@ class Speed(_Model):
 
 
 class Prebuilt(Archive):
-    """A library that somebody has built.
-
-    `files` and `licenses` are patterns of the archive's members; `libraries` says which is loaded for each name that
-    the binding asks for, `plugins` that the processor's backends are plug-ins, `tried` that somebody has run it.
-    """
+    """A library that somebody has built."""
 
     name: str
     target: Target = Field(alias="for")
     llama_cpp: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # patterns of the archive's members
     licenses: tuple[str, ...]
-    libraries: dict[Literal["llama", "ggml", "mtmd"], str]
-    plugins: bool = False
-    tried: bool = False
+    libraries: dict[Literal["llama", "ggml", "mtmd"], str]  # what is loaded for a name that the binding asks for
+    plugins: bool = False  # the processor's backends are plug-ins
+    tried: bool = False  # somebody has run it
     speed: Speed | None = None
 
 

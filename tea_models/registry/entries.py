@@ -140,10 +140,7 @@ def builtin_text() -> str:
 
 
 def _builtin_entries(kept: Path) -> list[Entry]:
-    """The entries of the built-in registry, which the tests check, from where its parsed data were kept.
-
-    Parsing YAML takes longer than all else that `list` does, and start-up time is a feature.
-    """
+    """The built-in registry, which the tests check, from its kept data: parsing YAML is slower than `list`."""
     text = builtin_text()
     digest = hashlib.sha256(text.encode()).hexdigest()
     found = read_kept(kept)

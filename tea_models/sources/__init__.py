@@ -51,10 +51,7 @@ def kind_of(reference: Reference) -> Any:
 
 
 def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
-    """Say what files a reference means, with what is known of their sizes and hashes.
-
-    Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
-    """
+    """The files that a reference means, with what is known of them; only `hf:` and `ollama:` ask their hosts."""
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
         entry, variant = (registry or Registry.load(caller.settings)).find(reference)
@@ -144,10 +141,7 @@ def _fetch_part(file: ModelFile, source: Source, destination: Path, caller: Call
 
 
 def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
-    """Bring a file that was cut for its host: the parts are fetched one after the other and joined.
-
-    A journal beside the file says which parts are in it, so that a rerun goes on after them.
-    """
+    """Bring a file cut for its host, part after part; a journal says which are in it, so that a rerun goes on."""
     journal = destination.with_name(f"{destination.name}.parts")
     piece = destination.with_name(f"{destination.name}.piece")
     kept = read_kept(journal)

@@ -138,11 +138,7 @@ def address(reference: HubRef, settings: Settings) -> str:
 
 
 def token_for(settings: Settings) -> str | None:
-    """The token for the configured endpoint.
-
-    `HF_TOKEN` is for the endpoint that was configured together with it. The token in the Hub's own store was given for
-    huggingface.co, and goes nowhere else.
-    """
+    """`HF_TOKEN`, for the endpoint set with it, else the Hub's own, which goes to huggingface.co and nowhere else."""
     if settings.hf_token:
         return settings.hf_token
     if settings.hf_endpoint != DEFAULT_HF_ENDPOINT:

@@ -93,10 +93,7 @@ def logged_in(settings: Settings, target: str) -> Settings:
 
 
 def open_registry(repository: OciRepository, settings: Settings) -> Any:
-    """A client of `oras`, with the credentials of `TEA_MODELS_AUTH_<HOST>`, netrc or docker's configuration.
-
-    `ImportError`: `oras` is not installed. `OSError`: the registry can't be reached (`requests` raises it).
-    """
+    """A client of `oras` with the user's credentials; an ImportError without it, an OSError if it is unreachable."""
     import requests
     from oras.container import Container
     from oras.provider import Registry

@@ -23,10 +23,7 @@ def receive(
     keep: int = 0,
     progress: Progress | None = None,
 ) -> Fetched:
-    """Write what comes (`chunks` gives it from an offset on) into a file, never through a link, and hash it.
-
-    The first `keep` bytes of the file are taken as they are; with fewer there, none.
-    """
+    """Write what `chunks` gives (after `keep` bytes that are there) into a file, never a link, and hash it all."""
     progress = progress or Progress()
     digest, there = hashlib.sha256(), 0
     with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor

@@ -32,10 +32,7 @@ class NameTakenError(StoreError):
 
 
 class Store:
-    """The files under `root`, which the first write makes.
-
-    In `cache_dir` it remembers what was hashed while the store can't be written, or nobody could ever trust it.
-    """
+    """The files under `root`, made by the first write; `cache_dir` has what was hashed while that can't be written."""
 
     def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self.root = root
@@ -72,10 +69,7 @@ class Store:
         return [Installed(record, self.root / record.file, self._state(record)) for record in self.records()]
 
     def paths_of(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
-        """Where the bytes of a model's files lie, or None unless all are there; shards lie in one folder.
-
-        A file is hashed only if its stamp has changed. A file without a pin is found by where it was pulled from.
-        """
+        """Where a model's files lie, shards in one folder; None unless all do. Hashed if a stamp has changed."""
         known = [record for record in self.records() if record.means(files[0])]
         if len(files) == 1:
             known.sort(key=lambda record: record.filename != files[0].filename)
@@ -186,10 +180,7 @@ class Store:
             yield
 
     def folder_for(self, files: Sequence[ModelFile], folders: Sequence[str]) -> Path:
-        """The first folder (the store, then `folders`) in which no name of a model's files is taken by other bytes.
-
-        `IntegrityError`: a name is taken by a file that was never verified.
-        """
+        """The first folder where no name is taken by other bytes; an `IntegrityError` where it is by unverified."""
         for file in files:
             check_name(file.filename)
         for folder in ("", *folders):
@@ -200,10 +191,7 @@ class Store:
         raise StoreError(f"{name}: the name is taken, and so are all folders it could go to instead")
 
     def publish(self, partial: Path, target: Path, record: Record) -> Path:
-        """Give checked bytes their final name (see `folder_for`) and record them; `file` and stamp are filled in here.
-
-        `NameTakenError`: somebody put other bytes there meanwhile.
-        """
+        """Give checked bytes their final name and record them; a `NameTakenError` where other bytes came first."""
         with writing(self.root):
             sync(partial)
             self._make_folder(target.parent)
@@ -278,10 +266,7 @@ class Store:
         return [(self.root / record.file, self.set_aside(self.root / record.file)) for record in broken]
 
     def remove(self, path: Path) -> int:
-        """Remove a file of the store with its record and profile; returns the bytes freed (0 if links to them stay).
-
-        What can't be removed, or lies behind a link to some other folder, stays, recorded.
-        """
+        """Remove a file with record and profile, nothing behind a link; the bytes freed (0 if links to them stay)."""
         with writing(self.root):
             for place in (path, self._beside("records", path), self._beside("profiles", path)):
                 self._refuse_links(place)

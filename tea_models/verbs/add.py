@@ -41,10 +41,7 @@ def add_entry(
     replace_existing: bool = False,
     license_: str | None = None,
 ) -> AddedEntry:
-    """Pin what a reference means now and write it into a registry file (made if absent) under a name.
-
-    Commit, size and hash come from the Hub's headers or the registry; where nobody states a hash, the model is pulled.
-    """
+    """Pin what a reference means now under a name of a registry file; a model whose hash nobody states is pulled."""
     if not NAME.match(name):
         raise UsageError(f"{name!r} can't be a name: expected lower-case letters, digits, '.', '_' and '-'")
     before = _read(file)

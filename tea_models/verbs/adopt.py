@@ -70,11 +70,7 @@ def candidates(settings: Settings) -> list[Candidate]:
 
 
 def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
-    """Verify files of other tools and link them into the store.
-
-    A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
-    does not keep the others out: they are adopted, and the error comes last.
-    """
+    """Verify files of other tools (by path, shown name, name or SHA-256) and link them in; errors come last."""
     registry = Registry.load(caller.settings)
     results: list[PullResult] = []
     broken: list[IntegrityError] = []

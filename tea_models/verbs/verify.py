@@ -22,23 +22,20 @@ from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import HIDDEN, Record, Store
 from tea_models.verbs.pull import PullResult, pull_artifacts
 
+# `corrupt`: other bytes, or not GGUF; `unpinned`: only the file itself, when first seen, says what its hash should be.
 Status = Literal["ok", "corrupt", "missing", "unpinned"]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """One file and what was found.
-
-    `corrupt` means other bytes than expected, or not GGUF; `unpinned` that nothing says what the hash should be other
-    than the file itself when it was first seen. `loadable` is None where that was not looked at.
-    """
+    """One file and what was found."""
 
     name: str
     path: Path
     status: Status
     expected_sha256: str | None
     actual_sha256: str | None = None
-    loadable: bool | None = None
+    loadable: bool | None = None  # not looked at
     problems: tuple[str, ...] = ()
     repaired: bool = False
 
