@@ -81,10 +81,8 @@ def _lock(reference: str, caller: Caller) -> Lock:
     lock = Lock({model.reference: model}) if model is not None else make_lock([reference], caller)
     parts = [part for one in lock.models.values() for file in one.files for part in file.sources[0].parts]
     if any(isinstance(part, FileRef) for part in parts):
-        raise UsageError(
-            f"{reference} is a path of this machine: a cluster can't fetch it from there",
-            hint="name the model by a reference (tea-models list, hf:…, https:…)",
-        )
+        hint = "name the model by a reference (tea-models list, hf:…, https:…)"
+        raise UsageError(f"{reference} is a path of this machine: a cluster can't fetch it from there", hint=hint)
     return replace(lock, names=tuple(lock.models))
 
 

@@ -70,10 +70,8 @@ def writing(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise DiskFullError(
-                f"{root}: {os.strerror(error.errno or 0).lower()}",
-                hint="what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again",
-            ) from None
+            hint = "what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again"
+            raise DiskFullError(f"{root}: {os.strerror(error.errno or 0).lower()}", hint=hint) from None
         if error.errno in _READ_ONLY:
             raise StoreError(
                 f"{root}: the store can't be written: {os.strerror(error.errno or 0).lower()}",

@@ -131,8 +131,6 @@ def _npm_pack(archive: Archive, folder: Path, caller: Caller) -> None:
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
         told = next((line for line in lines if "code" not in line), "no message").removeprefix("npm error ")
-        raise SourceUnavailableError(
-            f"{archive.reference}: npm failed: {told}",
-            hint="check the network, and `npm config list`: registry, proxy and certificates are those of npm",
-        )
+        hint = "check the network, and `npm config list`: registry, proxy and certificates are those of npm"
+        raise SourceUnavailableError(f"{archive.reference}: npm failed: {told}", hint=hint)
     caller.progress.advance(archive.size)

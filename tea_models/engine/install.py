@@ -210,10 +210,8 @@ class _Installer:
         if self._caller.settings.offline:
             raise OfflineError("an engine is compiled from a source distribution, and nothing may be fetched")
         if self._host.system != "windows" and not compiler(self._caller.settings.environ):
-            raise NotAvailableError(
-                "there is no C++ compiler to build llama.cpp with",
-                hint="Debian: apt-get install g++; macOS: xcode-select --install",
-            )
+            hint = "Debian: apt-get install g++; macOS: xcode-select --install"
+            raise NotAvailableError("there is no C++ compiler to build llama.cpp with", hint=hint)
         self._caller.note(f"compiling {binding.package} {binding.version}: about five minutes on two cores")
         self._pip_install(binding.sha256, f"--no-binary={binding.package}")
         return self.examine_installed(self._model()).self_test

@@ -111,10 +111,8 @@ def _ask(repository: OciRepository, what: str, settings: Settings) -> bytes:
         response, body = client.ask(repository.url(what), {"accept": f"{_MANIFEST_TYPE}, */*"}, most=_MOST)
     shown = f"oci://{repository.host}/{repository.repo}"
     if response.status_code in (401, 403):
-        raise AccessDeniedError(
-            f"{shown}: the registry answers {response.status_code}",
-            hint=f"docker login {repository.host}, with `pip install 'tea-models[mirror]'`",
-        )
+        hint = f"docker login {repository.host}, with `pip install 'tea-models[mirror]'`"
+        raise AccessDeniedError(f"{shown}: the registry answers {response.status_code}", hint=hint)
     if response.status_code == 404:
         raise MissingFileError(f"{shown}: the registry has no {what}")
     if response.status_code != 200:
@@ -251,9 +249,8 @@ class _OciUpload:
         try:
             self._registry = open_registry(repository, settings)
         except ImportError:
-            raise SourceUnavailableError(
-                f"{self._shown}: `oras` is not installed", hint="pip install 'tea-models[mirror]'"
-            ) from None
+            hint = "pip install 'tea-models[mirror]'"
+            raise SourceUnavailableError(f"{self._shown}: `oras` is not installed", hint=hint) from None
         except OSError as error:
             raise SourceUnavailableError(f"{self._shown}: can't be reached ({type(error).__name__})") from None
 

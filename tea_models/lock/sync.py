@@ -140,9 +140,8 @@ def _check_licenses(lock: Lock, allowed: Collection[str] | None) -> None:
         if (model.license or "unknown").lower() not in known
     ]
     if wrong:
-        raise LockError(
-            f"not under an allowed licence: {', '.join(wrong)}", hint=f"allowed: {', '.join(sorted(known))}"
-        )
+        hint = f"allowed: {', '.join(sorted(known))}"
+        raise LockError(f"not under an allowed licence: {', '.join(wrong)}", hint=hint)
 
 
 def _mirrored(artifact: Artifact, mirror: str) -> Artifact:

@@ -112,10 +112,8 @@ class Client:
             if origin(there) != first:
                 carried = {name: value for name, value in carried.items() if name in _HARMLESS}
             here = there
-        raise SourceUnavailableError(
-            f"{redact(url)}: more than {MAX_REDIRECTS} redirects",
-            hint="the server redirects in a circle; try another source",
-        )
+        hint = "the server redirects in a circle; try another source"
+        raise SourceUnavailableError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +267,8 @@ def next_address(here: str, location: str, *, pinned: bool) -> str:
             hint="the source is misconfigured or hostile; try another one",
         )
     if parts.scheme == "http" and urlsplit(here).scheme == "https":
-        raise SourceUnavailableError(
-            f"{redact(here)}: redirects from https to plain http ({redact(there)})",
-            hint="this is refused because anybody on the way could read or change the answer; try another source",
-        )
+        hint = "this is refused because anybody on the way could read or change the answer; try another source"
+        raise SourceUnavailableError(f"{redact(here)}: redirects from https to plain http ({redact(there)})", hint=hint)
     check_scheme(there, pinned=pinned)
     return there
 
@@ -296,9 +292,8 @@ def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
     if credentials:
         raise UsageError(f"{redact(url)}: credentials are not sent over plain http", hint="use https://")
     if not pinned:
-        raise UsageError(
-            f"{redact(url)}: plain http needs a pinned sha256", hint="use https://, or add #sha256=… to the address"
-        )
+        hint = "use https://, or add #sha256=… to the address"
+        raise UsageError(f"{redact(url)}: plain http needs a pinned sha256", hint=hint)
 
 
 def is_private(url: str) -> bool:

@@ -58,9 +58,8 @@ def _attempt(request: Request, partial: PartialFile, progress: Progress) -> Fetc
             stale += 1
             plain = plain or error.plain or stale > 1
             if stale > _STALE_LIMIT:
-                raise SourceUnavailableError(
-                    f"{error.reason}, again and again", hint="try later, or another source"
-                ) from None
+                hint = "try later, or another source"
+                raise SourceUnavailableError(f"{error.reason}, again and again", hint=hint) from None
             continue
         if request.sha256 in (None, digest):
             _check_whole(request, partial, total)

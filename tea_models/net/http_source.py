@@ -64,9 +64,8 @@ class HttpSource:
     def _extend(self, end: int) -> None:
         """Make the prefix at least `end` bytes long, or as long as the file."""
         if end > MAX_PREFIX:
-            raise SourceUnavailableError(
-                f"{self.name}: its header is longer than {MAX_PREFIX >> 20} MiB", hint="no real model has such a header"
-            )
+            hint = "no real model has such a header"
+            raise SourceUnavailableError(f"{self.name}: its header is longer than {MAX_PREFIX >> 20} MiB", hint=hint)
         deadline = time.monotonic() + MAX_SECONDS
         retries = Retries(self._request.policy, self.name)
         while self._lacks(end):
@@ -87,9 +86,8 @@ class HttpSource:
                     raise SourceUnavailableError(error.reason, hint="run the command again") from None
                 self._plain = True
             if self._lacks(end) and time.monotonic() > deadline:
-                raise SourceUnavailableError(
-                    f"{self.name}: no header after {MAX_SECONDS:.0f} s", hint="the connection is too slow"
-                )
+                hint = "the connection is too slow"
+                raise SourceUnavailableError(f"{self.name}: no header after {MAX_SECONDS:.0f} s", hint=hint)
 
     def _fetch(self, end: int, deadline: float) -> None:
         """Take what comes: a range to its end, of a whole file only what is needed now."""

@@ -68,10 +68,8 @@ def plan_for_export(
     with open_for_plan(reference, settings, measure=measure) as opened:
         here, profile = opened.path, opened.profile
         if path is None and here is None:
-            raise MissingFileError(
-                f"{reference} is not on this machine, so its path is not known",
-                hint=f"tea-models pull {reference}, or say with --path where it will lie",
-            )
+            hint = f"tea-models pull {reference}, or say with --path where it will lie"
+            raise MissingFileError(f"{reference} is not on this machine, so its path is not known", hint=hint)
         # A name that servers accept: that of the registry, or the file's without its suffix.
         name = reference
         if "/" in reference or reference.endswith(".gguf"):

@@ -64,10 +64,8 @@ class ModelFiles:
             if thorough and not problems:
                 problems = check_tokenizable(header)
             if problems:
-                raise IntegrityError(
-                    f"{header.source.name}: llama.cpp would not load it: {problems[0]}",
-                    hint="get another copy of the model",
-                )
+                hint = "get another copy of the model"
+                raise IntegrityError(f"{header.source.name}: llama.cpp would not load it: {problems[0]}", hint=hint)
 
 
 @contextmanager

@@ -121,9 +121,8 @@ class Registry:
         for name, variant in entry.variants.items():
             if name.lower() == reference.variant.lower():
                 return entry, variant
-        raise UnknownModelError(
-            f"{entry.name} has no variant {reference.variant!r}", hint=f"it has {', '.join(entry.variants)}"
-        )
+        hint = f"it has {', '.join(entry.variants)}"
+        raise UnknownModelError(f"{entry.name} has no variant {reference.variant!r}", hint=hint)
 
     def by_sha256(self, sha256: str) -> tuple[Entry, Variant] | None:
         """The entry and variant that a file with this hash belongs to."""

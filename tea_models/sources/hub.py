@@ -75,9 +75,8 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
             whole = PurePosixPath(path)
             models.setdefault(str(whole.with_name(shard_names(whole.name)[0])), []).append(path)
     if not models:
-        raise UnknownModelError(
-            f"{reference.repo} has no GGUF files", hint=f"a repository named {reference.repo}-GGUF, or another's, may"
-        )
+        hint = f"a repository named {reference.repo}-GGUF, or another's, may"
+        raise UnknownModelError(f"{reference.repo} has no GGUF files", hint=hint)
     main = [first for first in models if not re.search(r"mmproj|imatrix", first, re.IGNORECASE)]
     matching = main or list(models)
     if reference.quantization is not None:
@@ -200,10 +199,8 @@ def _ask(reference: HubRef, url: str, settings: Settings, *, method: str) -> tup
         case "EntryNotFound", _:
             raise MissingFileError(f"{reference.repo} has no file {reference.path}", hint=_where(reference))
         case ("RepoNotFound", _) | (_, 401 | 404):  # the Hub answers 401 for what it does not show
-            raise MissingFileError(
-                f"{reference.repo}: no such repository, or it is private",
-                hint=f"check the name at {DEFAULT_HF_ENDPOINT}/{reference.repo}; for a private one set HF_TOKEN",
-            )
+            hint = f"check the name at {DEFAULT_HF_ENDPOINT}/{reference.repo}; for a private one set HF_TOKEN"
+            raise MissingFileError(f"{reference.repo}: no such repository, or it is private", hint=hint)
         case _, 403:
             raise _denied(reference, f"{reference}: the Hub answers {status}")
     raise refusal(response, str(reference))

@@ -109,10 +109,8 @@ def open_registry(repository: OciRepository, settings: Settings) -> Any:
     if known.startswith("Basic "):
         registry.auth.set_basic_auth(*base64.b64decode(known[6:]).decode().split(":", 1))
     if kind == "basic" and not getattr(registry.auth, "_basic_auth", None):
-        raise AccessDeniedError(
-            f"oci://{repository.host}/{repository.repo}: the registry wants a password",
-            hint=f"docker login {repository.host}, or TEA_MODELS_AUTH_<HOST>=user:password",
-        )
+        hint = f"docker login {repository.host}, or TEA_MODELS_AUTH_<HOST>=user:password"
+        raise AccessDeniedError(f"oci://{repository.host}/{repository.repo}: the registry wants a password", hint=hint)
     # Its own requests wait for ever.
     registry.session.request = partial(registry.session.request, timeout=(CONNECT_SECONDS, _ANSWER_SECONDS))
     return registry

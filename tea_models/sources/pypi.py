@@ -181,19 +181,14 @@ def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
     last = (errors or [line for line in lines if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
     last = last.removeprefix("ERROR: ")
     if any(_BROKEN_WHEEL.search(line) for line in lines):
-        raise IntegrityError(
-            f"{what}: the file is broken, or not the one that the index describes: {last}", hint=_ALTERED
-        )
+        hint = _ALTERED
+        raise IntegrityError(f"{what}: the file is broken, or not the one that the index describes: {last}", hint=hint)
     network = next((match.group() for line in lines if (match := _NETWORK.search(line))), None)
     if network:
-        raise SourceUnavailableError(
-            f"{what}: pip could not reach the package index ({network})",
-            hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
-        )
-    raise SourceUnavailableError(
-        f"{what}: pip failed: {last}",
-        hint=f"try: pip download --no-deps {requirement}",
-    )
+        hint = "check the network, and `pip config list`: index, proxy and certificates are those of pip"
+        raise SourceUnavailableError(f"{what}: pip could not reach the package index ({network})", hint=hint)
+    hint = f"try: pip download --no-deps {requirement}"
+    raise SourceUnavailableError(f"{what}: pip failed: {last}", hint=hint)
 
 
 def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:

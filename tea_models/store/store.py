@@ -301,10 +301,8 @@ class Store:
         """Refuse a path that leads out of the store through a link."""
         link = self._link_above(path)
         if link is not None:
-            raise StoreError(
-                f"{link} is a link to another folder: nothing is written or removed behind it",
-                hint="put a folder in its place",
-            )
+            hint = "put a folder in its place"
+            raise StoreError(f"{link} is a link to another folder: nothing is written or removed behind it", hint=hint)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder, with those above it; where the store is shared by a group, so are they."""

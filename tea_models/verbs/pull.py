@@ -147,10 +147,8 @@ def _check_gguf(what: str, start: bytes) -> None:
     """Refuse bytes that do not begin as a GGUF file does."""
     if start[:4] not in (b"GGUF", b"FUGG"):
         shown = start.decode("latin-1").split("\n", 1)[0][:40]
-        raise IntegrityError(
-            f"{what}: not a GGUF file: it begins with {shown!r}",
-            hint="nothing was stored; an address may lead to a page and not to the file",
-        )
+        hint = "nothing was stored; an address may lead to a page and not to the file"
+        raise IntegrityError(f"{what}: not a GGUF file: it begins with {shown!r}", hint=hint)
 
 
 def _room_beside(file: ModelFile) -> int:
