@@ -36,7 +36,6 @@ class LockedModel:
     template_sha256: str | None
 
     def artifact(self) -> Artifact:
-        """The model as something to fetch."""
         return Artifact(self.reference, self.resolved, None, self.files, self.license)
 
 
@@ -51,7 +50,6 @@ class Lock:
 
     @property
     def files(self) -> list[ModelFile]:
-        """The files of all models."""
         return [file for model in self.models.values() for file in model.files]
 
     def find(self, text: str) -> LockedModel | None:

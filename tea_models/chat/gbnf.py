@@ -49,8 +49,6 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule by its name."""
-
     name: str
 
 
@@ -77,7 +75,6 @@ Expression = Terminal | Rule | Sequence | Choice | Repeat
 
 
 def literal(text: str) -> Terminal:
-    """Exactly this text."""
     return Terminal('"' + "".join(_escaped(character, '"\\') for character in text) + '"')
 
 

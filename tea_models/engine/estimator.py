@@ -93,7 +93,6 @@ class Measured(Estimator):
         return super().measure(points)
 
     def close(self) -> None:
-        """End the dry run."""
         self._prober.close()
 
 

@@ -61,7 +61,6 @@ class CacheLayout:
 
     @property
     def windowed(self) -> bool:
-        """Whether any layer keeps only a window."""
         return any(layer.windowed for layer in self.layers)
 
 
@@ -81,7 +80,6 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """All of it, on all devices."""
         return self.weights + self.kv_cache + self.compute + self.overhead
 
     @property
@@ -113,11 +111,9 @@ class Hyperparameters:
         return [self.number(key, default)] * self.layers
 
     def has(self, key: str) -> bool:
-        """Whether the file has the key."""
         return key in self._facts
 
     def is_array(self, key: str) -> bool:
-        """Whether the key holds an array."""
         return isinstance(self._value(key), tuple)
 
     def _value(self, key: str) -> object:

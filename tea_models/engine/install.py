@@ -250,7 +250,6 @@ def check_environment(environ: Mapping[str, str]) -> None:
 
 
 def compiler(environ: Mapping[str, str]) -> str | None:
-    """The C++ compiler that a build would find."""
     path = environ.get("PATH")
     return environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name, path=path)), None)
 

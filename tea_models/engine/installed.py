@@ -37,7 +37,6 @@ class InstalledEngine:
 
     @property
     def sha256(self) -> str | None:
-        """Hash of the library."""
         return sha256_file(self.library) if self.library is not None else None
 
 

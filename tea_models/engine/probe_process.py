@@ -43,7 +43,6 @@ class ProbeProcess:
         self.answered = False
 
     def close(self) -> None:
-        """End it."""
         self._end()
         self._process = None
 

@@ -47,12 +47,10 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes of its data."""
         return self.elements // self.type.block_size * self.type.type_size
 
 
@@ -153,7 +151,6 @@ class _Reader:
         self._offsets_at: list[int] = []
 
     def read_pair(self, index: int) -> None:
-        """Read one key with its value."""
         window = self.window
         at = window.position
         length = window.unsigned(8, f"the length of key {index}")
@@ -213,7 +210,6 @@ class _Reader:
         return value
 
     def read_tensor(self, index: int) -> None:
-        """Read one entry of the tensor table."""
         window = self.window
         at = window.position
         length = window.unsigned(8, f"the length of the name of tensor {index}")

@@ -75,7 +75,6 @@ class Window:
             raise self.malformed(f"{what}: more than {MAX_STEPS:,} strings and arrays in one header", at=at)
 
     def step_over_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings."""
         unpack = struct.Struct(self.prefix + "Q").unpack_from
         while count:
             begin = at = self._look_at(8, f"the length of a string of {what}")

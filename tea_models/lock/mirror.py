@@ -143,8 +143,6 @@ def _push_files(lock: Lock, files: list[BundledFile], target: str, caller: Calle
 
 
 class _Folder:
-    """A folder of this machine."""
-
     def size(self, place: Any) -> int | None:
         return place.path.stat().st_size if place.path.is_file() else None
 
@@ -255,7 +253,6 @@ class _OciUpload:
             raise SourceUnavailableError(f"{self._shown}: can't be reached ({type(error).__name__})") from None
 
     def has(self, layer: dict[str, Any]) -> bool:
-        """Whether a blob is there."""
         return bool(self._send("HEAD", self._repository.url(f"blobs/{layer['digest']}"), missing=True) is not None)
 
     def blob(self, layer: dict[str, Any], blocks: Iterator[bytes]) -> None:

@@ -63,8 +63,7 @@ def sync(
     """Make the store hold what a lock says; the options are those of `tea-models sync`.
 
     A lock that is absent or out of date is made first, unless `frozen`. Offline, nothing is changed: the store is only
-    checked. Files that the lock does not have are reported, and removed with `prune`. `licenses`
-    are those that are allowed.
+    checked. Files that the lock does not have are reported, and removed with `prune`; `licenses` are allowed.
     """
     taken, repaired = False, frozenset[str]()
     mirror = "" if origin is None or _is_bundle(origin) else origin

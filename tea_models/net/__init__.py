@@ -1,7 +1,5 @@
 """HTTP: one client, downloads that resume and hash while bytes arrive, and files that are read in parts."""
 
-from __future__ import annotations
-
 from tea_models.net.client import Client, Request
 from tea_models.net.download import download
 from tea_models.net.http_source import HttpSource

@@ -173,7 +173,6 @@ class Attempt:
 
     @property
     def _over(self) -> bool:
-        """Whether it is over, well or badly."""
         return self._stopping or self._failure is not None
 
     def _work(self) -> None:
@@ -237,7 +236,6 @@ class Attempt:
         self._changed.wait_for(lambda: self._over or self._board.complete, seconds)
 
     def _fetch(self, part: Part, retries: Retries) -> None:
-        """Ask for a part and write what comes."""
         end, ranged, if_range = self._asks_for(part)
         response, answer = self._request.send(part.position, end, ranged=ranged, if_range=if_range)
         retries.answered = True

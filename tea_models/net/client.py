@@ -130,7 +130,6 @@ class Request:
 
     @property
     def shown(self) -> str:
-        """The address, fit for messages."""
         return redact(self.url)
 
     def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
@@ -313,7 +312,6 @@ def is_loopback(host: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an address."""
     parts = urlsplit(url)
     default = 443 if parts.scheme == "https" else 80
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default

@@ -51,7 +51,6 @@ class Fit:
 
     @property
     def summary(self) -> str:
-        """A few words for a table."""
         if self.fits is None:
             return "unknown"
         if not self.fits:
@@ -63,7 +62,6 @@ class Fit:
         return f"{self.n_ctx:,} of {self.context_length:,} tokens"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, and the summary."""
         contexts = [
             {"n_ctx": n_ctx, "total": total, "fits": total <= self.budget} for n_ctx, total in self.contexts.items()
         ]
@@ -87,7 +85,6 @@ class Comparison:
     fits: tuple[Fit, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The table's rows with the budget."""
         rows = [fit.to_json() for fit in self.fits]
         return {"name": self.name, "budget": self.budget, "budget_reason": self.budget_reason, "variants": rows}
 

@@ -37,7 +37,6 @@ class ExportInput:
 
     @property
     def settings(self) -> EngineSettings:
-        """The settings of the plan."""
         return self.plan.settings
 
     @property

@@ -55,7 +55,6 @@ class MemoryPlan(Budget):
 
     @property
     def total(self) -> int:
-        """All bytes, on all devices."""
         return self.use.total
 
     def to_json(self) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class Inspection:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(file.size for file in self.profile.files)
 
     @property

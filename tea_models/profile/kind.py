@@ -38,7 +38,6 @@ def pooling_of(architecture: str, metadata: Mapping[str, Value]) -> Fact[str | N
 def kind_of(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...], *, template: bool
 ) -> Fact[Kind]:
-    """What a file is for."""
     part = _part_of_model(architecture, metadata, tensors)
     if part is not None:
         return part

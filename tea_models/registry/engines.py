@@ -36,7 +36,6 @@ class Archive(_Model):
 
     @property
     def reference(self) -> str:
-        """Registry, package and version in one text."""
         return f"{self.registry}:{self.package}{'@' if self.registry == 'npm' else '=='}{self.version}"
 
 
@@ -78,7 +77,6 @@ class Catalog(_Model):
     engines: tuple[Prebuilt, ...]
 
     def find(self, name: str) -> Prebuilt:
-        """The library of that name."""
         engines = {engine.name: engine for engine in self.engines}
         if name not in engines:
             raise NotAvailableError(f"no prebuilt engine is called {name!r}", hint=nearest(name, list(engines)))
@@ -95,7 +93,6 @@ class Host:
 
     @classmethod
     def here(cls) -> Host:
-        """This machine."""
         machine = platform.machine().lower()
         library, version = platform.libc_ver()
         glibc = version if library == "glibc" else None

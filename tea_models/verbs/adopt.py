@@ -47,7 +47,6 @@ class Candidate:
     installed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A flat document."""
         found = {key: getattr(self.found, key) for key in ("name", "tool", "path", "size", "sha256")}
         return found | {item.name: getattr(self, item.name) for item in fields(self) if item.name != "found"}
 

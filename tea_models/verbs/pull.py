@@ -177,7 +177,6 @@ class _Job:
         )
 
     def finish(self) -> list[PullResult]:
-        """Fetch what is lacking."""
         results = [here or self._fetched(file) for file, here in zip(self.artifact.files, self.here, strict=True)]
         write_profile(results[0].path, self.caller)
         return results
