@@ -36,7 +36,8 @@ _FILLED = ("llm.call", "llm.chat", "llm.stream", "llm.tools", "actions.llm_call"
 _IGNORED = frozenset(
     {
         "config", "node", "graph", "parallel_results", "opik_trace", "opik_project_name", "base_delay", "max_delay",
-        "shell_provider", "shell_providers", "deployment", "max_tool_rounds", "metadata", "user",
+        "shell_provider", "shell_providers", "deployment", "max_tool_rounds", "metadata", "user", "thread_state",
+        "initial_task",
     }
 )  # fmt: skip
 # Options of OpenAI's API that change the answer and that are not offered here: refused, not ignored.
@@ -233,6 +234,8 @@ class Host:
             wanted.pop("provider", None)
         if overridden:
             wanted.pop("backend", None)
+        elif str(wanted.get("backend")).lower() == "api" and actions.settings.backend == "local":
+            actions.note("a node says backend: api, settings.llm local: its words leave this machine", topic="api node")
         elif provider in _APIS and actions.settings.backend == "auto" and actions.settings.may_fall_back:
             wanted.setdefault("backend", "api")  # who names a provider of an API means it
         return wanted
@@ -288,6 +291,8 @@ class Host:
                     if str(block.get("provider")).lower() == "local":
                         del block["provider"]
                     block["backend"] = overrides.get("backend") or "local"
+                if "deployment" in raw:
+                    self._without_deployment(block, raw)
                 pool = self._pools.setdefault(gguf, BackendPool(environ=self._environ(), gguf=gguf))
                 self._actions = LlmActions(LlmSettings.parse(block), pool, on_text=self._on_text, chat_prompts=True)
                 self._provider, self._read = provider, (raw, seen)
@@ -296,7 +301,6 @@ class Host:
     def _block(self, raw: Mapping[str, Any], filtered: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         """`settings.llm` whole: what the engine dropped comes from the workflow, the rest as the engine read it."""
         known = tuple(LlmSettings.model_fields)
-        render: Any = getattr(self._engine, "_process_template", None)
         block: dict[str, Any] = {}
         for key, value in {**raw, **filtered}.items():
             if key not in known:
@@ -304,9 +308,18 @@ class Host:
                 if near and key not in _IGNORED:
                     raise UsageError(f"settings.llm.{key}: unknown key", hint=f"did you mean {near[0]!r}?")
                 continue
-            raw_template = key not in filtered and callable(render) and isinstance(value, str) and "{{" in value
-            block[key] = render(value, {}) if raw_template else value
+            block[key] = value if key in filtered else self._rendered(value)
         return block, block.pop("provider") if _is_foreign(block.get("provider")) else None
+
+    def _without_deployment(self, block: dict[str, Any], raw: Mapping[str, Any]) -> None:
+        """The engine puts `deployment`, a name at Azure, in the place of `model`, which names the local one."""
+        words = {str(block.get(key) or "").strip().lower() for key in ("backend", "provider")}
+        if "api" not in words and (raw.get("model") or "local" in words):
+            block["model"] = self._rendered(raw.get("model"))
+
+    def _rendered(self, value: Any) -> Any:
+        render = getattr(self._engine, "_process_template", None)
+        return render(value, {}) if callable(render) and isinstance(value, str) and "{{" in value else value
 
     def _environ(self) -> Mapping[str, str]:
         return getattr(self._engine, "environ", None) or os.environ

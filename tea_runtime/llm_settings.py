@@ -75,7 +75,9 @@ class LlmSettings(BaseModel):
         kept = {key: value for key, value in data.items() if value not in (None, "") or key == "fallback"}
         if _lower(kept.get("provider")) == "local":
             del kept["provider"]
-            if _lower(kept.setdefault("backend", "local")) != "local":
+            if _lower(kept.get("backend", "auto")) == "auto":
+                kept["backend"] = "local"
+            if _lower(kept["backend"]) != "local":
                 raise ValueError("provider: local contradicts backend: " + str(kept["backend"]))
         return kept
 

@@ -292,6 +292,14 @@ def test_what_json_or_utf8_can_not_carry_is_refused_by_name(server):
     assert server.bodies[0]["prompt"] == "a\x00b 🌍"
 
 
+def test_the_key_of_openai_is_not_shown_to_ollama(server):
+    keys = {"OPENAI_API_KEY": KEY, "OLLAMA_API_KEY": "for-ollama"}
+    for environ in ({"OPENAI_API_KEY": KEY}, keys):
+        with backend(server, provider="ollama", environ=environ) as api:
+            api.chat(HELLO)
+    assert [sent["authorization"] for sent in server.headers] == ["Bearer not-needed", "Bearer for-ollama"]
+
+
 def test_without_a_key_and_a_server_it_is_not_available():
     api = ApiLlmBackend(environ={})
     assert not api.is_available()

@@ -17,15 +17,17 @@ import pytest
 import yaml
 
 from tea_models.caller import Caller
-from tea_models.errors import ChecksumMismatchError, IntegrityError, MissingFileError, UsageError
+from tea_models.engine.archives import carried
+from tea_models.errors import ChecksumMismatchError, IntegrityError, LockError, MissingFileError, UsageError
 from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import update_lock
 from tea_models.lock.unbundle import unpack_bundle
-from tea_models.lockfile import parse_lock
+from tea_models.lockfile import parse_lock, read_lock, write_lock
 from tea_models.settings import Settings
 from tea_models.store import Store
 from tea_models.verbs.pull import pull
 from tea_models.verbs.verify import verify
+from tests.engine_parts import binding_of, catalog_of, library_wheel, prebuilt_of, source_distribution
 from tests.faulty_server import FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -331,3 +333,29 @@ def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, 
     assert files(there) == ["one.gguf", "two.gguf"]
     assert (other / "models.lock").is_file()
     assert command(other, there, "sync", "--frozen").returncode == 0
+
+
+def test_a_bundle_carries_what_the_locked_engine_is_made_of(here, tmp_path):
+    caller, lock_path = Caller(here), tmp_path / "models.lock"
+    with pytest.raises(LockError, match="names no engine"):
+        bundle(tmp_path / "m.tar", caller, lock_path=lock_path, with_engine=True)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    binding, library = source_distribution(parts), library_wheel(parts)
+    catalog = catalog_of(binding_of(binding), prebuilt_of(library))
+    write_lock(lock_path, replace(read_lock(lock_path), engine=catalog))
+    for archive, path in ((catalog.binding, binding), (catalog.engines[0], library)):
+        carried(archive, caller).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, carried(archive, caller))
+    made = bundle(tmp_path / "m.tar", caller, lock_path=lock_path, with_engine=True).path
+    away = Caller(settings_at(tmp_path / "away", tmp_path / "layer.yaml"))
+    unpack_bundle(made, away)
+    for archive in (catalog.binding, catalog.engines[0]):
+        assert hashlib.sha256(carried(archive, away).read_bytes()).hexdigest() == archive.sha256
+    content = made.read_bytes()
+    place = content.index(binding.read_bytes()) + 100
+    made.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    other = Caller(settings_at(tmp_path / "other", tmp_path / "layer.yaml"))
+    with pytest.raises(ChecksumMismatchError):
+        unpack_bundle(made, other)
+    assert not carried(catalog.binding, other).exists()

@@ -112,6 +112,16 @@ def test_a_node_may_allow_it(engine, key):
     assert host.node("llm.call", {"prompt": "q", "fallback": True})["backend"] == "api"
 
 
+def test_a_node_that_asks_for_an_api_under_backend_local_is_warned_about_once(engine, key, model, caplog):
+    host = engine({"backend": "local", "model_path": model})
+    with caplog.at_level(logging.WARNING, "tea_runtime"):
+        assert [host.node("llm.call", {"prompt": "q", "backend": "API"})["backend"] for _ in range(2)] == ["api"] * 2
+    assert caplog.text.count("its words leave this machine") == 1
+    with_cli = engine({"model_path": model}, backend="local")
+    assert with_cli.node("llm.call", {"prompt": "q", "backend": "api"})["backend"] == "local"
+    assert len(key.requests) == 2
+
+
 def test_the_name_of_a_local_model_is_not_sent_to_a_public_api(engine, key):
     host = engine({"fallback": True, "model": "smollm2-135m"})
     assert host.node("llm.call", {"prompt": "q"})["backend"] == "api"
@@ -256,6 +266,21 @@ def test_azure_has_several_names(engine, server, monkeypatch, provider):
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", server.base.removesuffix("/v1"))
     host = engine({"backend": "api", "provider": provider, "deployment": "mine"})
     assert host.node("llm.call", {"prompt": "q"})["content"] == "Paris."
+    assert "/deployments/mine/" in server.requests[0]["path"]
+
+
+@pytest.mark.parametrize("how", [{"backend": "local"}, {"provider": "local"}, {}])
+def test_a_deployment_in_the_block_does_not_hide_its_local_model(engine, server, monkeypatch, model, how):
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", server.base.removesuffix("/v1"))
+    block = {"provider": "azure_openai", "deployment": "{{ env.NOT_SET }}mine", "model": model}
+    result = engine(block | how).node("llm.call", {"prompt": "q"})
+    assert (result["content"], "requested_model" in result) == ("Hello", False)
+    monkeypatch.setenv("TEA_MODEL_PATH", model)
+    del block["model"]
+    assert engine(block | {"backend": "local"}).node("llm.call", {"prompt": "q"})["content"] == "Hello"
+    assert server.requests == []
+    assert engine(block | {"backend": "api"}).node("llm.call", {"prompt": "q"})["backend"] == "api"
     assert "/deployments/mine/" in server.requests[0]["path"]
 
 

@@ -102,8 +102,9 @@ def test_an_api_may_stand_in_only_where_that_was_said(block, allowed):
 
 
 def test_provider_local_means_backend_local():
-    settings = LlmSettings.parse({"provider": "local"})
-    assert (settings.backend, settings.provider) == ("local", None)
+    for backend in ({}, {"backend": "auto"}, {"backend": None}):
+        settings = LlmSettings.parse({"provider": "local"} | backend)
+        assert (settings.backend, settings.provider, settings.may_fall_back) == ("local", None, False)
     with pytest.raises(ConfigError, match="contradicts backend: api"):
         LlmSettings.parse({"provider": "local", "backend": "api"})
 

@@ -406,6 +406,21 @@ def test_what_differs_in_the_host_is_told(cli, flow):
     assert cli("validate", flow("nodes: [{name: a}]\n"))[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ("uses: reflection.loop", "nodes[0].uses: there is no action 'reflection.loop'"),
+        ("run: x, language: lua", "nodes[0].language: expected 'python', got 'lua'"),
+        ("uses: llm.call, with: {prompt: q, raw: true, shell_provider: x}", "unknown parameter 'shell_provider'"),
+    ],
+)
+def test_what_this_runner_does_not_know_is_no_error_in_a_workflow_for_the_host(cli, flow, node, said):
+    nodes = f"nodes: [{{name: a, {node}}}]\n"
+    code, out, _err = cli("validate", flow(f"imports: [{{package: tea_runtime}}]\n{nodes}"))
+    assert (code, said in out, "in The Edge Agent: nothing to change" in out) == (0, True, True)
+    assert cli("validate", flow(nodes))[0] == 2
+
+
 # With a real model ----------------------------------------------------------------------------------------------------
 
 

@@ -117,16 +117,17 @@ def _sync_text(report: SyncReport) -> str:
 @click.command("bundle")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-o", "--output", type=FILE, default="models.tar", show_default=True, help="The file to write.")
+@click.option("--with-engine", is_flag=True, help="What the locked engines are made of, too.")
 @takes_lock_file
 @answering
-def bundle_command(app: App, names: tuple[str, ...], output: Path, lock_path: Path) -> None:
+def bundle_command(app: App, names: tuple[str, ...], output: Path, lock_path: Path, with_engine: bool) -> None:
     """Write the models of models.lock (all, or those named), their lock, profiles and licences into one tar file.
 
     On the other machine: tea-models sync --from models.tar
     """
     from tea_models.lock.bundle import bundle
 
-    made = bundle(output, app.caller, lock_path=lock_path, names=names)
+    made = bundle(output, app.caller, lock_path=lock_path, names=names, with_engine=with_engine)
     document = {"bundle": made.path, "size": made.size, "files": [file.to_json() for file in made.files]}
     app.out.answer(document, lambda: _bundle_text(made))
 

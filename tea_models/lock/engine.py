@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tea_models.engine.archives import carried
 from tea_models.engine.install import Wanted, install
 from tea_models.engine.installed import installed_engine
 from tea_models.errors import LockError, OfflineError
@@ -51,7 +52,10 @@ def sync_engine(catalog: Catalog, caller: Caller, *, only_check: bool) -> str:
         if engine is None or not _is_entry(engine, entry, catalog):
             raise OfflineError(f"the locked engine {entry.name} is not installed", hint="tea-models sync")
         return "present"
-    return install(Wanted("prebuilt", entry.name), caller, catalog=catalog).status
+    status = install(Wanted("prebuilt", entry.name), caller, catalog=catalog).status
+    for archive in (catalog.binding, entry):
+        carried(archive, caller).unlink(missing_ok=True)  # what a bundle brought has served
+    return status
 
 
 def _is_entry(engine: InstalledEngine, entry: Prebuilt, catalog: Catalog) -> bool:

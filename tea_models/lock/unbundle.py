@@ -14,11 +14,14 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
+from tea_models.disk.atomic import replacing
 from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import check_space
+from tea_models.engine.archives import carried
 from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
 from tea_models.gguf import FileSource, read_header
 from tea_models.lockfile import Lock, LockedModel, parse_lock
+from tea_models.registry.engines import Host
 from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from tea_models.caller import Caller
     from tea_models.files import ModelFile
+    from tea_models.registry.engines import Catalog
 
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
@@ -87,7 +91,7 @@ class _Unpacking:
     """The reading of one bundle."""
 
     def __init__(self, path: Path, file: BinaryIO, caller: Caller, only: frozenset[str] | None) -> None:
-        self._path, self._progress, self._only = path, caller.progress, only
+        self._path, self._caller, self._progress, self._only = path, caller, caller.progress, only
         self._store = Store.of(caller.settings)
         self._file, self._left = file, 0  # bytes of the current member that were not read
         self._waiting: dict[str, list[tuple[LockedModel, ModelFile]]] = {}
@@ -105,6 +109,8 @@ class _Unpacking:
                 lock = self._read_lock(size)
             elif name.startswith("models/") and lock is not None:
                 self._model(name.removeprefix("models/"), size)
+            elif name.startswith("engine/") and lock is not None and lock.engine is not None:
+                self._engine(name.removeprefix("engine/"), lock.engine)
             elif name not in (LICENSES, "tea-bundle.json") and not name.startswith("profiles/"):  # earlier releases'
                 raise self._damaged(f"{name} does not belong there in a bundle")
         lacking = [waiting[0][1].filename for waiting in self._waiting.values()]
@@ -173,6 +179,25 @@ class _Unpacking:
         for model, file in lacking[1:]:
             record = record_of(model, file, size)
             self._add(record, self._store.link_in(existing, self._target(model, file), record))
+
+    def _engine(self, sha256: str, catalog: Catalog) -> None:
+        """Keep an archive of the locked engine for its installation, if it is for this machine."""
+        host = Host.here()
+        mine = [catalog.binding, *(entry for entry in catalog.engines if host.objection(entry.target) is None)]
+        archive = next((part for part in mine if part.sha256 == sha256), None)
+        if archive is None:
+            return
+        place = carried(archive, self._caller)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with replacing(place) as writer:
+            for chunk in self._chunks():
+                digest.update(chunk)
+                writer.write(chunk)
+                self._progress.advance(len(chunk))
+            if digest.hexdigest() != sha256:
+                what, actual = f"{self._path}: {archive.filename}", digest.hexdigest()
+                raise ChecksumMismatchError(what, expected=sha256, actual=actual, hint=_AGAIN)
 
     def _present(self, model: LockedModel, file: ModelFile, size: int) -> bool:
         """Whether the store has a file where its model is, or is to be."""

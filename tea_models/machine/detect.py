@@ -163,7 +163,8 @@ def parse_vm_stat(text: str, total: int) -> int:
     """Bytes that macOS can hand out now, from the output of `vm_stat`; half of all where that can't be read."""
     page = re.search(r"page size of (\d+)", text)
     free = re.findall(r"^Pages (?:free|inactive|speculative|purgeable): +(\d+)", text, re.MULTILINE)
-    return min(total, sum(map(int, free)) * int(page[1])) if page and free else total // 2
+    size = int(page[1]) if page else 4096
+    return min(total, sum(map(int, free)) * size) if free else total // 2
 
 
 def _sysctl_number(name: str) -> int:

@@ -45,6 +45,8 @@ DEFAULT_TIMEOUT = 300.0
 _THREADS = 8
 #: Keys of `settings.llm` that decide which API is asked, and how.
 API_SETTINGS = ("model", "api_base", "provider", "timeout", "max_retries")
+# A key goes to its own provider only.
+_KEYS = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY", "ollama": "OLLAMA_API_KEY"}
 # What goes to the API as it stands.
 _PASSED = ("top_p", "presence_penalty", "frequency_penalty", "seed", "response_format", "tools", "tool_choice")
 
@@ -60,8 +62,9 @@ class ApiLlmBackend(LlmBackend):
         embedding_model: Model for `embed`; by default `model`, and at OpenAI `text-embedding-3-small`.
         timeout: Seconds that a request may take.
         max_retries: How often a request that failed by overload or network is repeated.
-        environ: `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_MODEL`, `OLLAMA_API_BASE`, `AZURE_OPENAI_API_KEY`,
-            `AZURE_OPENAI_ENDPOINT` and `OPENAI_API_VERSION` are read; the process's own by default.
+        environ: `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_MODEL`, `OLLAMA_API_BASE`, `OLLAMA_API_KEY`,
+            `AZURE_OPENAI_API_KEY`, `AZURE_OPENAI_ENDPOINT` and `OPENAI_API_VERSION` are read; the process's own by
+            default.
         reason: Why it answers in the place of a local model; each result carries it.
 
     Raises:
@@ -94,7 +97,7 @@ class ApiLlmBackend(LlmBackend):
         openai = self._is_openai = self.provider == "azure" or urlsplit(self.api_base).hostname == "api.openai.com"
         chat_model = openai and "embed" not in self.model
         self.embedding_model = embedding_model or (DEFAULT_EMBEDDING_MODEL if chat_model else self.model)
-        key_name = "AZURE_OPENAI_API_KEY" if self.provider == "azure" else "OPENAI_API_KEY"
+        key_name = _KEYS[self.provider]
         self._client = ApiClient(
             base=self.api_base,
             key=api_key or environ.get(key_name, ""),

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from tea_models.cli.frame import App, answering
+from tea_models.errors import ConfigError
 from tea_models.yamlfile import read_yaml
 from tea_runtime.cli.screen import environment, logged
 from tea_runtime.errors import HostFeatureError
 from tea_runtime.workflow.file import read_workflow
-from tea_runtime.workflow.host_check import host_differences
+from tea_runtime.workflow.host_check import host_differences, our_imports
 from tea_runtime.workflow.inputs import required_inputs
 from tea_runtime.workflow.runner import check_workflow
 
@@ -23,7 +24,8 @@ from tea_runtime.workflow.runner import check_workflow
 def command(app: App, *, workflow: Path) -> None:
     """Check WORKFLOW without running it, for this runner and for The Edge Agent.
 
-    What only The Edge Agent has (several steps in a node, loops, parallel edges, …) is said and is no error here.
+    What only The Edge Agent has (several steps in a node, loops, parallel edges, …) is said and is no error here; nor
+    is what this runner does not know in a workflow that imports tea_runtime, and so was written for The Edge Agent.
     """
     show_check(app, workflow)
 
@@ -38,6 +40,10 @@ def show_check(app: App, workflow: Path) -> None:
         here["inputs"] = [one.key for one in required_inputs(read)]
     except HostFeatureError as error:
         here = {"runs": False, "reason": error.message}
+    except ConfigError as error:
+        if not our_imports(read_yaml(workflow)):
+            raise
+        here = {"runs": False, "reason": error.message}
     differences = host_differences(read_yaml(workflow))
     data = {"workflow": str(workflow), "here": here, "host": [one.to_json() for one in differences]}
 
@@ -47,7 +53,8 @@ def show_check(app: App, workflow: Path) -> None:
             lines = [f"here: ok, {' → '.join(here['nodes'])}{needs}"]
         else:
             lines = [f"here: {here['reason']}"]
-        lines.append("in The Edge Agent:" + ("" if differences else " the same"))
+        same = " the same" if here["runs"] else " nothing to change"
+        lines.append("in The Edge Agent:" + ("" if differences else same))
         return "\n".join([*lines, *(f"  {difference}" for difference in differences)])
 
     app.out.answer(data, shown)

@@ -78,7 +78,7 @@ def host_differences(document: Document) -> list[Difference]:
 
 
 def _of_imports(document: Document) -> Iterator[Difference]:
-    ours = _our_imports(document)
+    ours = our_imports(document)
     if not ours:
         yield _at(document, (), f"its own actions answer: import ours with {{package: {_PACKAGE}, namespace: ''}}")
     for number, (index, item) in enumerate(ours):
@@ -112,7 +112,8 @@ def _of_nodes(document: Document) -> Iterator[Difference]:
             yield _at(document, ("nodes", index), text)
 
 
-def _our_imports(document: Document) -> list[tuple[int, dict[str, Any]]]:
+def our_imports(document: Document) -> list[tuple[int, dict[str, Any]]]:
+    """The imports of this package, with their places, as a workflow for The Edge Agent has one."""
     entries = enumerate(_entries(document, "imports"))
     return [(index, item) for index, item in entries if item.get("package") == _PACKAGE]
 
