@@ -72,13 +72,9 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
         if load.settings == _same(plan.settings):
-            return {
-                "when": load.when,
-                "engine": load.engine,
-                "predicted": load.predicted,
-                "actual": load.actual,
-                "warnings": [describe(load, part, difference) for part, difference in load.differences().items()],
-            }
+            warnings = [describe(load, part, difference) for part, difference in load.differences().items()]
+            told = ("when", "engine", "predicted", "actual")
+            return {name: getattr(load, name) for name in told} | {"warnings": warnings}
     return None
 
 
