@@ -13,15 +13,7 @@ from tea_models.sizes import human_bytes
 from tea_models.store import Installed, Store
 
 
-def show(
-    settings: Settings,
-    out: Output,
-    words: Sequence[str] = (),
-    *,
-    every: bool = False,
-    installed: bool = False,
-    fit: bool = False,
-) -> None:
+def show(settings: Settings, out: Output, words: Sequence[str], *, every: bool, installed: bool, fit: bool) -> None:
     """Print the models of the registry that have all words in their name, kind, licence or description."""
     registry = Registry.load(settings)
     entries = [entry for entry in registry.entries.values() if _matches(entry, words)]

@@ -56,12 +56,7 @@ class Export:
 
 
 def plan_for_export(
-    reference: str,
-    settings: Settings,
-    user: UserSettings,
-    *,
-    path: str | None = None,
-    measure: bool = True,
+    reference: str, settings: Settings, user: UserSettings, *, path: str | None = None, measure: bool = True
 ) -> ExportInput:
     """Plan a model that a server is to run, on whose machine the file may lie under another path."""
     with open_for_plan(reference, settings, measure=measure) as opened:
