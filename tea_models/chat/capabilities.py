@@ -126,7 +126,7 @@ class _Probe:
         self._warn(analysis)
         thinking = self._second_round(analysis)
         return TemplateCapabilities(
-            format=_format_name(sample),
+            format=next((name for name, texts in _FORMATS if all(text in sample for text in texts)), "custom"),
             system_role=system_role,
             tools=any(_TOOL in self.texts[name] for name in ("tools", "tools-system")),
             stop=stop,
@@ -276,11 +276,6 @@ class _Splitter:
         """The marker that the text begins with, after white space."""
         pieces = self.split(text.lstrip())
         return pieces[0][0] if pieces and pieces[0][1] else None
-
-
-def _format_name(text: str) -> str:
-    """The name of the prompt format whose special texts are in `text`, or `custom`."""
-    return next((name for name, markers in _FORMATS if all(marker in text for marker in markers)), "custom")
 
 
 def _between(text: str, start: str, end: str) -> str:

@@ -60,7 +60,12 @@ _SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
 
 
 def unenforceable(schema: Any) -> tuple[str, ...]:
-    """What of a JSON schema a grammar can't enforce: pointers such as `#/properties/age/minimum`, some with reasons."""
+    """Name what of a JSON schema (as from `json.loads`) a grammar can't enforce.
+
+    Returns:
+        A JSON pointer to a keyword each, such as `#/properties/age/minimum`, some with the reason; empty if
+        `SchemaGrammar` gives a grammar that lets only valid texts through.
+    """
     grammar = SchemaGrammar()
     grammar.add(schema)
     return grammar.problems

@@ -98,14 +98,14 @@ class Hyperparameters:
 
     def number(self, key: str, default: int = 0) -> int:
         """A whole number; the largest of an array."""
-        value = self._value(key)
+        value = self.value(key)
         if isinstance(value, tuple):
             return max(_numbers(value), default=default)
         return int(value) if isinstance(value, int | float) else default
 
     def each(self, key: str, default: int = 0) -> list[int]:
         """One number a layer, from an array or one number for all."""
-        value = self._value(key)
+        value = self.value(key)
         if isinstance(value, tuple):
             return (_numbers(value) + [default] * self.layers)[: self.layers]
         return [self.number(key, default)] * self.layers
@@ -113,10 +113,7 @@ class Hyperparameters:
     def has(self, key: str) -> bool:
         return key in self._facts
 
-    def is_array(self, key: str) -> bool:
-        return isinstance(self._value(key), tuple)
-
-    def _value(self, key: str) -> object:
+    def value(self, key: str) -> object:
         fact = self._facts.get(key)
         return fact.value if fact is not None else None
 
@@ -228,7 +225,7 @@ def _windows(h: Hyperparameters) -> tuple[int, list[bool]]:
         return 0, none
     if h.architecture in _WINDOW_BY_FILE or h.architecture in _WINDOW_PATTERN:
         pattern = "attention.sliding_window_pattern"
-        if h.is_array(pattern):
+        if isinstance(h.value(pattern), tuple):
             return window, [bool(flag) for flag in h.each(pattern)]
         if h.architecture in _WINDOW_BY_FILE and not h.has(pattern):
             return window, none

@@ -66,7 +66,7 @@ def sync(
     checked. Files that the lock does not have are reported, and removed with `prune`; `licenses` are allowed.
     """
     taken, repaired = False, frozenset[str]()
-    mirror = "" if origin is None or _is_bundle(origin) else origin
+    mirror = origin if origin is not None and ("://" in origin or Path(origin).is_dir()) else ""
     if mirror:
         taken = _take_lock(mirror, lock_path, caller)
     elif origin is not None:
@@ -146,10 +146,6 @@ def _check_licenses(lock: Lock, allowed: Collection[str] | None) -> None:
 def _mirrored(artifact: Artifact, mirror: str) -> Artifact:
     files = [replace(file, sources=(mirrored(mirror, str(file.sha256)),)) for file in artifact.files]
     return replace(artifact, files=tuple(files))
-
-
-def _is_bundle(origin: str) -> bool:
-    return "://" not in origin and not Path(origin).is_dir()
 
 
 def _take_lock(mirror: str, lock_path: Path, caller: Caller) -> bool:
