@@ -228,3 +228,21 @@ def test_planning_a_file_imports_nothing_heavy(module: str, tiny: str) -> None:
 def test_a_table_of_variants_goes_without_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(group(), ["plan", "smollm2-135m", "--compare", "--explain"]) == 2
     assert "--compare" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_a_model_of_a_wheel_is_planned_before_it_is_fetched(
+    tmp_path: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(store: Path) -> dict[str, Any]:
+        monkeypatch.setenv("TEA_MODELS_DIR", str(store))
+        line = [sys.executable, "-m", "tea_models.cli", "plan", "smollm2-135m", "--memory", "4GiB", "--json"]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    before, after = planned(tmp_path / "empty"), planned(real_model.parent)
+    assert before["settings"]["n_ctx"] == after["settings"]["n_ctx"] == 8192
+    assert before["memory"]["method"] == "estimated"
+    assert before["memory"]["kv_cache"] == after["memory"]["kv_cache"]
+    assert before["memory"]["total"] == pytest.approx(after["memory"]["total"], rel=0.1)

@@ -15,7 +15,7 @@ from typing import Any
 from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
 from tea_models.engine.probe_process import ProbeError
-from tea_models.errors import IntegrityError, UsageError
+from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.files import base_name
 from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
@@ -23,8 +23,13 @@ from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
 from tea_models.plan.types import RunPlan
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.document import load_profile, shipped_profile
 from tea_models.profile.facts import ModelProfile
-from tea_models.profile.model_files import ModelFiles
+from tea_models.profile.header_facts import profile_from_headers
+from tea_models.profile.model_files import ModelFiles, open_model
+from tea_models.profile.stored import read_profile
+from tea_models.refs import NameRef, parse_reference
+from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
 
 
@@ -113,12 +118,6 @@ def open_for_plan(
     path_or_ref: str | Path | ModelProfile, settings: Settings, *, measure: bool = True, to_load: bool = False
 ) -> Iterator[OpenedModel]:
     """Open what is to be planned, and choose who measures it; `to_load`: check all, and take a stored profile."""
-    from tea_models.profile.document import load_profile
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.header_facts import profile_from_headers
-    from tea_models.profile.model_files import open_model
-    from tea_models.profile.stored import read_profile
-
     name = path_or_ref.files[0].name if isinstance(path_or_ref, ModelProfile) else str(path_or_ref)
     name = base_name(name) or name
     with ExitStack() as stack:
@@ -127,12 +126,28 @@ def open_for_plan(
             why = "there is neither a file nor a header to measure"
             yield OpenedModel(name, profile, Estimator(profile, why), None)
             return
-        model = stack.enter_context(open_model(path_or_ref, settings=settings))
+        try:
+            model = stack.enter_context(open_model(path_or_ref, settings=settings))
+        except NotAvailableError:
+            shipped = None if to_load else _shipped(str(path_or_ref), settings)
+            if shipped is None:
+                raise
+            why = "it is not here yet, and its header can't be read where it is"
+            yield OpenedModel(name, shipped, Estimator(shipped, why), None)
+            return
         model.require_loadable(thorough=to_load)
         known = read_profile(model.path, model.files, settings) if to_load and model.path is not None else None
         profile = known or profile_from_headers(model.headers, model.files, entry=model.entry)
         measurer = stack.enter_context(closing(choose_measurer(profile, settings, model, measure=measure)))
         yield OpenedModel(name, profile, measurer, model.path)
+
+
+def _shipped(text: str, settings: Settings) -> ModelProfile | None:
+    reference = parse_reference(text)
+    if not isinstance(reference, NameRef):
+        return None
+    _, variant = Registry.load(settings).find(reference)
+    return shipped_profile(str(variant.files[0].sha256))
 
 
 def choose_measurer(profile: ModelProfile, settings: Settings, model: ModelFiles, *, measure: bool) -> Estimator:

@@ -44,6 +44,15 @@ def load_profile(path: Path) -> ModelProfile:
     return from_json(document, file=str(path))
 
 
+def shipped_profile(sha256: str) -> ModelProfile | None:
+    """The profile that comes with this package for a file that no source lets us look into before it is fetched.
+
+    Made by `tea-models profile NAME -o tea_models/profile/shipped/SHA256.json`.
+    """
+    path = Path(__file__).with_name("shipped") / f"{sha256}.json"
+    return load_profile(path) if path.is_file() else None
+
+
 def leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Every leaf of a profile's document by its dotted key: what has a source, and plain values."""
     found: dict[str, Any] = {}
