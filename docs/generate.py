@@ -55,7 +55,7 @@ def updated(text: str) -> str:
 
 
 def profile_schema() -> str:
-    """The JSON schema of a profile, made from its types; descriptions are those of their docstrings."""
+    """The JSON schema of a profile, made from its types; descriptions are their docstrings and comments."""
     from tea_models.profile.facts import SCHEMA, ModelProfile
 
     document = _schema(ModelProfile)
@@ -94,10 +94,10 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 
 def _described(kind: type, name: str) -> dict[str, str]:
-    """What the `Attributes:` of a class say of one of them."""
-    attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-    found = re.search(rf"^    {name}: (.+(?:\n {{8}}.+)*)", attributes, re.MULTILINE)
-    return {"description": re.sub(r"\s+", " ", found[1])} if found else {}
+    """What the comment beside a field of a class says of it."""
+    found = re.search(rf"^    {name}: .+?  # (.+)", inspect.getsource(kind), re.MULTILINE)
+    text = found[1] if found else ""
+    return {"description": (text if text.startswith("llama.cpp") else text[0].upper() + text[1:]) + "."} if text else {}
 
 
 def write(file: Path, new: str) -> None:

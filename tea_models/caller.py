@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tea_models.progress import Progress
 from tea_models.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _unheard(_text: str) -> None:

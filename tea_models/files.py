@@ -6,17 +6,14 @@ A source with several parts is one file that had to be cut for its host: the byt
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from tea_models.errors import UsageError
 from tea_models.redact import redact
 from tea_models.refs import FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 

@@ -6,8 +6,10 @@ Models are in the order of their references, so that two people who add one each
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -15,16 +17,9 @@ from pydantic import Field, model_validator
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.files import Artifact, ModelFile, Source, public
-from tea_models.registry.engines import Catalog  # noqa: TC001 - pydantic needs it
+from tea_models.registry.engines import Catalog
 from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
-from tea_models.yamlfile import load_yaml, read_yaml, validate
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from tea_models.yamlfile import Document
-
+from tea_models.yamlfile import Document, load_yaml, read_yaml, validate
 
 SCHEMA = "tea.models-lock/1"
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
@@ -41,7 +36,6 @@ class LockedModel:
     template_sha256: str | None
 
     def artifact(self) -> Artifact:
-        """The model as something to fetch."""
         return Artifact(self.reference, self.resolved, None, self.files, self.license)
 
 
@@ -56,7 +50,6 @@ class Lock:
 
     @property
     def files(self) -> list[ModelFile]:
-        """The files of all models."""
         return [file for model in self.models.values() for file in model.files]
 
     def find(self, text: str) -> LockedModel | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Progress:
     """Receiver of progress, which shows nothing. Methods are called from one thread at a time and must not raise."""
@@ -14,3 +17,12 @@ class Progress:
 
     def finish(self) -> None:
         """End the task, whether it succeeded or not."""
+
+    @contextmanager
+    def task(self, name: str, total: int | None, initial: int = 0) -> Iterator[None]:
+        """A task from its start to its end."""
+        self.start(name, total, initial)
+        try:
+            yield
+        finally:
+            self.finish()

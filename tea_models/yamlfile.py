@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import reprlib
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
@@ -18,9 +20,6 @@ from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 

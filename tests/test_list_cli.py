@@ -77,7 +77,7 @@ def test_installed_models_come_first(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     settings = Settings.resolve(os.environ, cwd=tmp_path)
     pull(["zz-mine"], settings=settings)
-    list_view.show(settings, Output())
+    list_view.show(settings, Output(), (), every=False, installed=False, fit=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[0] == "zz-mine"
     assert "installed" in lines[1]

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from tea_models.disk.hashing import holds
+from tea_models.disk.operations import writing
+from tea_models.disk.space import check_space
 from tea_models.errors import DiskFullError, IntegrityError, StoreError
 from tea_models.files import ModelFile, Source
 from tea_models.refs import UrlRef
-from tea_models.store import NameTakenError, Record, Store, check_name, check_space, key_of, stamp_of, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, key_of, stamp_of
 from tea_models.store.locks import hold, try_hold
 
 

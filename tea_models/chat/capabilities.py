@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.chat.rendering import job, template_error
 from tea_models.chat.sandbox import SANDBOX, Limits
 from tea_models.errors import TemplateError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _LIMITS = Limits(seconds=2.0, output=262_144)
 
@@ -74,28 +72,16 @@ _Spec = tuple[list[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class TemplateCapabilities:
-    """What a template does with messages.
+    """What a template does with messages."""
 
-    Attributes:
-        format: A name for people, by the special texts it writes (`chatml`, `gemma`, `phi`, …, or `custom`).
-        system_role: A system message's text gets into the prompt.
-        tools: The `tools` variable gets into the prompt.
-        stop: Texts that end the assistant's turn.
-        thinking: Name of the variable that switches thinking on or off, or None.
-        default_system_prompt: What it puts in when there is no system message, or None; a date is shown as
-            `{now:FORMAT}`.
-        emits_bos: The prompt begins with the BOS token's text.
-        warnings: What is unusual, a sentence each.
-    """
-
-    format: str
-    system_role: bool = False
-    tools: bool = False
-    stop: tuple[str, ...] = ()
-    thinking: str | None = None
-    default_system_prompt: str | None = None
-    emits_bos: bool = False
-    warnings: tuple[str, ...] = ()
+    format: str  # for people, by the special texts it writes (`chatml`, `gemma`, `phi`, …, or `custom`)
+    system_role: bool = False  # a system message's text gets into the prompt
+    tools: bool = False  # so does the `tools` variable
+    stop: tuple[str, ...] = ()  # texts that end the assistant's turn
+    thinking: str | None = None  # name of the variable that switches thinking on or off
+    default_system_prompt: str | None = None  # put in without a system message; a date is shown as `{now:FORMAT}`
+    emits_bos: bool = False  # the prompt begins with the BOS token's text
+    warnings: tuple[str, ...] = ()  # what is unusual, a sentence each
 
 
 def probe_template(
@@ -140,7 +126,7 @@ class _Probe:
         self._warn(analysis)
         thinking = self._second_round(analysis)
         return TemplateCapabilities(
-            format=_format_name(sample),
+            format=next((name for name, texts in _FORMATS if all(text in sample for text in texts)), "custom"),
             system_role=system_role,
             tools=any(_TOOL in self.texts[name] for name in ("tools", "tools-system")),
             stop=stop,
@@ -290,11 +276,6 @@ class _Splitter:
         """The marker that the text begins with, after white space."""
         pieces = self.split(text.lstrip())
         return pieces[0][0] if pieces and pieces[0][1] else None
-
-
-def _format_name(text: str) -> str:
-    """The name of the prompt format whose special texts are in `text`, or `custom`."""
-    return next((name for name, markers in _FORMATS if all(marker in text for marker in markers)), "custom")
 
 
 def _between(text: str, start: str, end: str) -> str:

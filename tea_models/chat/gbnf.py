@@ -5,11 +5,8 @@ The syntax is that of llama.cpp's `grammars/README.md`.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
 
 _IN_CLASS = "[]^-\\"
 #: The rules of JSON. Two escapes for halves of characters would count as one character: only whole ones have escapes.
@@ -52,8 +49,6 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule by its name."""
-
     name: str
 
 
@@ -80,7 +75,6 @@ Expression = Terminal | Rule | Sequence | Choice | Repeat
 
 
 def literal(text: str) -> Terminal:
-    """Exactly this text."""
     return Terminal('"' + "".join(_escaped(character, '"\\') for character in text) + '"')
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tea_models.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 _NAMES = {
     type(None): "null",
@@ -75,10 +73,7 @@ def _expect(value: Any, kind: Any, wanted: str, file: str, key: str) -> None:
 
 
 def arguments_as_objects(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copy messages with the JSON text in `tool_calls[].function.arguments` read into objects.
-
-    Nearly all templates serialise it once more; what is no JSON object stays as it is.
-    """
+    """Copy messages, `arguments` of tool calls as objects, not JSON text: nearly all templates serialise them."""
     return [
         {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
         if isinstance(message.get("tool_calls"), list)

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from re import _constants as codes  # type: ignore[attr-defined]  # the parse tree has no public name
 from re import _parser as parser  # type: ignore[attr-defined]
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tea_models.chat.gbnf import Repeat, Rule, characters, choice, literal, sequence
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tea_models.chat.gbnf import Expression
+from tea_models.chat.gbnf import Expression, Repeat, Rule, characters, choice, literal, sequence
 
 _Ranges = list[tuple[int, int]]
 
@@ -48,14 +44,9 @@ class PatternError(Exception):
 
 
 def pattern_grammar(pattern: Any, *, most_repeats: int) -> Expression:
-    """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it.
+    """A grammar for the JSON texts in which a pattern is found, as `re.search` looks for it, or a PatternError.
 
-    Args:
-        pattern: The regular expression.
-        most_repeats: The largest count in `{m,n}` that may be written out.
-
-    Raises:
-        PatternError: It has something that a grammar can't enforce.
+    `most_repeats` is the largest count in `{m,n}` that may be written out.
     """
     if not isinstance(pattern, str):
         raise PatternError("expected a text")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import compiler, nodes
@@ -19,8 +20,6 @@ from jinja2.utils import pass_environment
 from markupsafe import Markup, soft_str
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
     from jinja2 import Environment
     from jinja2.compiler import Frame
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tea_models.chat.sandbox import SANDBOX, SECONDS, Limits, broken_limit, plain_data
 from tea_models.errors import TemplateError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 #: Names that a caller's variables can't have, because `render_chat` gives them a meaning of their own.

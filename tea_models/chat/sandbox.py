@@ -49,12 +49,11 @@ def broken_limit(result: Mapping[str, Any], limits: Limits) -> str | None:
     }.get(result["kind"])
 
 
+@dataclasses.dataclass(eq=False)
 class _WorkerLostError(Exception):
     """The worker ended (`crash`), fell silent (`time`) or says too much (`output`)."""
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    kind: str
 
 
 class Sandbox:

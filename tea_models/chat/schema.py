@@ -8,13 +8,15 @@ caller can refuse instead of failing open.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 from tea_models.chat.gbnf import (
     FORMATS,
     JSON,
+    Expression,
     Repeat,
     Rule,
     Terminal,
@@ -49,11 +51,6 @@ from tea_models.chat.keywords import (
 )
 from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.chat.gbnf import Expression
-
 _MOST_NODES = 4000
 _MOST_DEPTH = 64
 _MOST_REPEATS = 500
@@ -63,10 +60,7 @@ _SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
 
 
 def unenforceable(schema: Any) -> tuple[str, ...]:
-    """Name what of a JSON schema a grammar can't enforce.
-
-    Args:
-        schema: The schema, as from `json.loads`.
+    """Name what of a JSON schema (as from `json.loads`) a grammar can't enforce.
 
     Returns:
         A JSON pointer to a keyword each, such as `#/properties/age/minimum`, some with the reason; empty if
@@ -90,12 +84,7 @@ class SchemaGrammar:
         return tuple(self._problems)
 
     def add(self, schema: Any, pointer: str = "#") -> Expression:
-        """The grammar of a schema.
-
-        Args:
-            schema: The schema, as from `json.loads`.
-            pointer: Where it stands, for `problems`.
-        """
+        """The grammar of a schema as from `json.loads`; `pointer` is where it stands, for `problems`."""
         try:
             json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -116,16 +105,10 @@ class SchemaGrammar:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in a schema the walk is.
-
-    Attributes:
-        pointer: JSON pointer.
-        heads: References that led here without a character of JSON between.
-        depth: How deep it is nested.
-    """
+    """Where in a schema the walk is, as a JSON pointer."""
 
     pointer: str
-    heads: frozenset[str] = frozenset()
+    heads: frozenset[str] = frozenset()  # references that led here without a character of JSON between
     depth: int = 0
 
     def same(self, *steps: str | int) -> _Place:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 _MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
@@ -17,17 +15,11 @@ _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asks for.
+    """A call that the model asks for."""
 
-    Attributes:
-        id: An id to answer under; the model's own where it wrote one.
-        name: Name of the function.
-        arguments: JSON text of an object.
-    """
-
-    id: str
-    name: str
-    arguments: str
+    id: str  # to answer under; the model's own where it wrote one
+    name: str  # of the function
+    arguments: str  # JSON text of an object
 
     def to_openai(self) -> dict[str, Any]:
         """The call as it stands in `tool_calls` of an OpenAI-style message."""

@@ -21,8 +21,9 @@ import signal
 import sys
 import textwrap  # noqa: F401 - jinja2 imports it inside a filter, when no file may be opened any more
 import traceback
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import (
     debug,  # noqa: F401 - jinja2 imports it at the first error, when no file may be opened any more
@@ -34,9 +35,6 @@ from jinja2.utils import Namespace
 
 from tea_models.chat.expressions import Expressions
 from tea_models.chat.provenance import ROLES, ProvenanceEnvironment, joined, literal, origin_of, runs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 _CACHED_TEMPLATES = 16
 _MESSAGE_LIMIT = 2000

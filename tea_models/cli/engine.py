@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,9 +21,6 @@ from tea_models.progress import Progress
 from tea_models.registry.engines import Accelerator, Host, Prebuilt, load_catalog
 from tea_models.sizes import human_bytes
 from tea_models.verbs.pull import pull_all
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _ACCELERATORS = ("cpu", "cuda", "vulkan", "metal")
 
@@ -40,7 +38,11 @@ def command(app: App, context: click.Context) -> int | None:
         document: dict[str, Any] = {"installed": False, **absent, "features": []}
         app.out.answer(document, lambda: f"no engine is installed\n\nnext: {INSTALL_ENGINE}")
         return 0
-    verdict = examine(engine.package, version=engine.version or "", environ=app.settings.environ or None)
+    return _examine(app, engine)
+
+
+def _examine(app: App, engine: InstalledEngine, model: Path | None = None) -> int:
+    verdict = examine(engine.package, version=engine.version or "", model=model, environ=app.settings.environ or None)
     app.out.answer(_document(engine, verdict), lambda: _human(engine, verdict))
     return 1 if verdict.problems else 0
 
@@ -90,10 +92,7 @@ def verify(app: App) -> int:
     engine = installed_engine(app.settings.environ)
     if engine is None:
         raise NotAvailableError("no engine is installed", hint=INSTALL_ENGINE)
-    model = _self_test_model(app)
-    verdict = examine(engine.package, version=engine.version or "", model=model, environ=app.settings.environ or None)
-    app.out.answer(_document(engine, verdict), lambda: _human(engine, verdict))
-    return 1 if verdict.problems else 0
+    return _examine(app, engine, _self_test_model(app))
 
 
 @command.command("list")

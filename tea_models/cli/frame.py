@@ -6,9 +6,10 @@ import difflib
 import functools
 import importlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,9 +19,6 @@ from tea_models.cli.output import Output
 from tea_models.cli.progress import progress_for
 from tea_models.errors import UsageError
 from tea_models.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 

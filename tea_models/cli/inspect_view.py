@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from tea_models.cli.output import one_line, table
+from tea_models.cli.output import Output, one_line, table
 from tea_models.profile.inspection import Inspection, inspect_model
 from tea_models.profile.kind import why_no_chat
+from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from tea_models.cli.output import Output
-    from tea_models.settings import Settings
 
 _MOST_ITEMS = 8
 _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such as tool_use

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from tea_models.cli.output import one_line, table
+from tea_models.cli.output import Output, one_line, table
 from tea_models.files import total_size
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry, Variant
+from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
-from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tea_models.cli.output import Output
-    from tea_models.registry.entries import Entry, Variant
-    from tea_models.settings import Settings
-    from tea_models.store import Installed
+from tea_models.store import Installed, Store
 
 
-def show(
-    settings: Settings,
-    out: Output,
-    words: Sequence[str] = (),
-    *,
-    every: bool = False,
-    installed: bool = False,
-    fit: bool = False,
-) -> None:
+def show(settings: Settings, out: Output, words: Sequence[str], *, every: bool, installed: bool, fit: bool) -> None:
     """Print the models of the registry that have all words in their name, kind, licence or description."""
     registry = Registry.load(settings)
     entries = [entry for entry in registry.entries.values() if _matches(entry, words)]

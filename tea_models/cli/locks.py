@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,17 +13,10 @@ from tea_models.cli.frame import FILE, App, answering, takes_lock_file
 from tea_models.cli.output import table
 from tea_models.disk.atomic import write_document
 from tea_models.files import total_size
-from tea_models.lock.bom import bill_of_materials
-from tea_models.lock.bundle import bundle
-from tea_models.lock.mirror import push
-from tea_models.lock.pins import check_lock, update_lock
-from tea_models.lock.sync import SyncReport, sync
-from tea_models.lockfile import read_lock
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from tea_models.lock.sync import SyncReport
     from tea_models.lock.unbundle import Bundle
 
 
@@ -45,6 +39,9 @@ def lock_command(
     What is locked are the models in models.yaml beside the lock, and in the workflows and names given. What is locked
     already stays as it is, unless --upgrade.
     """
+    from tea_models.lock.bom import bill_of_materials
+    from tea_models.lock.pins import check_lock, update_lock
+
     if check:
         lock, changed = check_lock(output, names, caller=app.caller), False
     else:
@@ -94,11 +91,13 @@ def sync_command(
     store is only checked. Other models in the store are reported, and removed with --prune. A broken file stops
     --frozen, unless --repair or a bundle (--from) brings the right bytes.
     """
+    from tea_models.lock.sync import sync
+
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     allowed = allow_license.split(",") if allow_license is not None else None
     verify = verify or (frozen and in_ci)
     report = sync(lock_path, app.caller, frozen=frozen, verify=verify, licenses=allowed, **options)
-    app.out.answer(report.to_json(), lambda: _sync_text(report))
+    app.out.answer(report, lambda: _sync_text(report))
 
 
 def _sync_text(report: SyncReport) -> str:
@@ -126,6 +125,8 @@ def bundle_command(app: App, names: tuple[str, ...], output: Path, lock_path: Pa
 
     On the other machine: tea-models sync --from models.tar
     """
+    from tea_models.lock.bundle import bundle
+
     made = bundle(output, app.caller, lock_path=lock_path, names=names, with_engine=with_engine)
     document = {"bundle": made.path, "size": made.size, "files": [file.to_json() for file in made.files]}
     app.out.answer(document, lambda: _bundle_text(made))
@@ -148,10 +149,13 @@ def push_command(app: App, target: str, *, lock_path: Path) -> None:
 
     Elsewhere `tea-models sync --from TARGET`, or TEA_MODELS_MIRROR=TARGET, takes it from there.
     """
+    from tea_models.lock.mirror import push
+    from tea_models.lockfile import read_lock
+
     pushed = push(read_lock(lock_path), target, app.caller)
     rows = [[file.name, human_bytes(file.size), file.status, file.sha256[:16]] for file in pushed]
     text = f"{table(rows, right=frozenset({1}))}\nelsewhere: tea-models sync --from {target}"
-    app.out.answer([file.to_json() for file in pushed], lambda: text)
+    app.out.answer(pushed, lambda: text)
 
 
 @click.command("cache-key")
@@ -159,6 +163,8 @@ def push_command(app: App, target: str, *, lock_path: Path) -> None:
 @answering
 def cache_key_command(app: App, *, lock_path: Path) -> None:
     """Print a key that changes exactly when the bytes that models.lock names do: other models, or another engine."""
+    from tea_models.lockfile import read_lock
+
     lock = read_lock(lock_path)
     parts = sorted(str(file.sha256) for file in lock.files)
     if lock.engine is not None:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tea_models.errors import TeaModelsError
 from tea_models.redact import redact, redact_data
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tea_models.errors import TeaModelsError
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 # C0 and C1 controls, DEL, bidirectional controls and separators: what a file's text could do to a terminal.
 _CONTROL = re.compile(

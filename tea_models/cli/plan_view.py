@@ -5,13 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from tea_models.cli.output import one_line, printable, table
+from tea_models.cli.output import Output, one_line, printable, table
+from tea_models.plan.types import Decision, RunPlan, Setting
 from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
-    from tea_models.cli.output import Output
     from tea_models.plan.choice import Comparison, Fit
-    from tea_models.plan.types import Decision, RunPlan, Setting
 
 # The settings of the overview; those that only follow a default are listed without their reason.
 _TOLD = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers", "use_mmap")

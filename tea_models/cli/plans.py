@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +18,6 @@ from tea_models.plan.curve import draw_svg, draw_text, memory_curve
 from tea_models.plan.export import export_plan, plan_for_export
 from tea_models.plan.resolve import open_for_plan, plan_opened
 from tea_models.plan.user_settings import UserSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _context(text: str) -> int | str:

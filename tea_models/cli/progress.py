@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from tea_models.cli.output import one_line
+from tea_models.cli.output import Output, one_line
 from tea_models.progress import Progress
-
-if TYPE_CHECKING:
-    from tea_models.cli.output import Output
 
 
 def progress_for(out: Output) -> Progress:

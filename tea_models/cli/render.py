@@ -99,10 +99,8 @@ def _template(app: App, model: str | None, template_file: str | None) -> tuple[s
             raise TemplateError(f"{name}: not UTF-8 text: byte {error.start}") from None
         facts |= {"template_source": f"file:{name}", "add_bos": None}
     if template is None:
-        raise TemplateError(
-            f"{model} has no chat template, so no chat format is known for it",
-            hint="a base model completes text: use llm.call; or give a format with --template FILE",
-        )
+        hint = "a base model completes text: use llm.call; or give a format with --template FILE"
+        raise TemplateError(f"{model} has no chat template, so no chat format is known for it", hint=hint)
     digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
     return template, {"template_sha256": digest, **facts}
 

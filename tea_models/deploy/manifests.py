@@ -11,56 +11,33 @@ from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from textwrap import indent
-from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import UsageError
 from tea_models.lock.pins import make_lock
 from tea_models.lockfile import Lock, format_lock, read_lock
-from tea_models.plan.export import Export, server_arguments
+from tea_models.plan.export import Export, ExportInput, server_arguments
 from tea_models.refs import FileRef
 from tea_models.registry.entries import Registry
-
-if TYPE_CHECKING:
-    from tea_models.caller import Caller
-    from tea_models.plan.export import ExportInput
 
 _MIB = 1024 * 1024
 _INIT_IMAGE = "python:3.12-slim"
 _SERVER_IMAGE = "ghcr.io/ggml-org/llama.cpp:server"
 _GPU_IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
-_TEMPLATES = {
-    "kubernetes": "kubernetes.yaml",
-    "kserve": "kserve.yaml",
-    "compose": "compose.yaml",
-    "vllm": "vllm.sh",
-}
 
 
 def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mirror: str | None = None) -> Export:
-    """Write a plan for a cluster.
+    """Write a plan for a cluster, with the pins of the nearest lock where that names the model.
 
-    Args:
-        target: One of `tea_models.deploy.TARGETS`.
-        reference: The model as it was asked for.
-        what: Its plan and profile; the path is where the init step will put it.
-        caller: Its settings name the nearest lock, whose pins are taken where it names the model.
-        mirror: Where the init step takes the bytes from (`sync --from`), instead of their sources.
-
-    Raises:
-        UsageError: The model can't be served there: a path of this machine, or no upstream weights for vLLM.
-        NotAvailableError: Its pins can't be found out.
+    `target` is one of `tea_models.deploy.TARGETS`; from `mirror` the init step takes the bytes (`sync --from`).
     """
-    template = Template(files("tea_models.deploy").joinpath("templates", _TEMPLATES[target]).read_text("utf-8"))
+    name = "vllm.sh" if target == "vllm" else f"{target}.yaml"
+    template = Template(files("tea_models.deploy").joinpath("templates", name).read_text("utf-8"))
     values = {"reference": reference, "name": what.name}
     if target == "vllm":
         repository, revision, unpinned = _upstream(reference, what.name, caller)
-        text = template.substitute(
-            values,
-            repository=repository,
-            revision=revision,
-            quoted_name=shlex.quote(what.name),
-            n_ctx=what.settings.n_ctx,
-        )
+        values |= {"repository": repository, "revision": revision, "quoted_name": shlex.quote(what.name)}
+        text = template.substitute(values, n_ctx=what.settings.n_ctx)
         return Export(target, text, ("the quantisation, threads and KV cache type: vLLM has its own", *unpinned))
     lock = _lock(reference, caller)
     (model,) = lock.models.values()
@@ -104,10 +81,8 @@ def _lock(reference: str, caller: Caller) -> Lock:
     lock = Lock({model.reference: model}) if model is not None else make_lock([reference], caller)
     parts = [part for one in lock.models.values() for file in one.files for part in file.sources[0].parts]
     if any(isinstance(part, FileRef) for part in parts):
-        raise UsageError(
-            f"{reference} is a path of this machine: a cluster can't fetch it from there",
-            hint="name the model by a reference (tea-models list, hf:…, https:…)",
-        )
+        hint = "name the model by a reference (tea-models list, hf:…, https:…)"
+        raise UsageError(f"{reference} is a path of this machine: a cluster can't fetch it from there", hint=hint)
     return replace(lock, names=tuple(lock.models))
 
 

@@ -6,24 +6,19 @@ import errno
 import hashlib
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
 from tea_models.disk.regular import open_regular
 from tea_models.disk.space import taken_by
 from tea_models.errors import IntegrityError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
 _BLOCK: Final = 1 << 20
 
 
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """The digest of a plain file; `advance` is told how many bytes were read.
-
-    `IntegrityError`: the file changed meanwhile. `OSError`: it can't be read, or is no plain file.
-    """
+    """The digest of a plain file (else an `OSError`); an `IntegrityError` where it changed while it was read."""
     with open_regular(path) as file:
         before = os.fstat(file.fileno())
         hasher = hashlib.sha256()
@@ -67,10 +62,7 @@ def hash_range(
 def sha256_files(
     paths: Sequence[Path], advance: Callable[[int], None] | None = None
 ) -> list[str | OSError | IntegrityError]:
-    """Hash several files at once, one on each core (hashing and reading leave Python's lock).
-
-    `advance` is called from one thread at a time. For each path comes its digest, or why it could not be read.
-    """
+    """Hash files at once, one a core: each one's digest, or why it has none; one thread at a time calls `advance`."""
     from concurrent.futures import ThreadPoolExecutor  # slow to import, and seldom needed
 
     lock, stopped = threading.Lock(), threading.Event()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.disk.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def read_kept(path: Path) -> Any:

@@ -7,15 +7,12 @@ import errno
 import fcntl
 import os
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import FULL
 from tea_models.errors import DiskFullError, StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What a file system without hard links, or another device, answers to a link.
@@ -72,19 +69,14 @@ def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        told = os.strerror(error.errno or 0).lower()
         if error.errno in FULL:
-            raise DiskFullError(
-                f"{root}: {os.strerror(error.errno or 0).lower()}",
-                hint="what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again",
-            ) from None
+            hint = "what has arrived is kept: make room (`tea-models gc` shows what can go) and run it again"
+            raise DiskFullError(f"{root}: {told}", hint=hint) from None
         if error.errno in _READ_ONLY:
-            raise StoreError(
-                f"{root}: the store can't be written: {os.strerror(error.errno or 0).lower()}",
-                hint="TEA_MODELS_DIR names another folder",
-            ) from None
-        if isinstance(error, NotADirectoryError | FileExistsError):
-            raise StoreError(
-                f"{error.filename or root}: a file is in the way of the store's folders",
-                hint="TEA_MODELS_DIR names another folder",
-            ) from None
-        raise
+            problem = f"{root}: the store can't be written: {told}"
+        elif isinstance(error, NotADirectoryError | FileExistsError):
+            problem = f"{error.filename or root}: a file is in the way of the store's folders"
+        else:
+            raise
+        raise StoreError(problem, hint="TEA_MODELS_DIR names another folder") from None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import shutil
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from tea_models.errors import DiskFullError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # What a file system answers to a write for which there is no room.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,7 +36,5 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     """Refuse to begin what can't end: to write `needed` bytes in a folder, which may not exist yet."""
     free = free_bytes(folder)
     if free is not None and free < needed:
-        raise DiskFullError(
-            f"{what} needs {needed:,} bytes, {free:,} are free at {folder}",
-            hint="`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere",
-        )
+        hint = "`tea-models gc` shows what can be removed; TEA_MODELS_DIR puts the store elsewhere"
+        raise DiskFullError(f"{what} needs {needed:,} bytes, {free:,} are free at {folder}", hint=hint)

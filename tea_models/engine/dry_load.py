@@ -7,17 +7,14 @@ tokenizer to a tensor that is missing.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.probe import TIMEOUT, engine_version
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.files import shard_names
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 
 class Refusal(NamedTuple):
@@ -37,10 +34,7 @@ class DryLoader:
         self._process = ProbeProcess(settings.environ or None)
 
     def refusal(self, path: Path) -> Refusal | None:
-        """Why llama.cpp does not load a file that `check_loadable` has no objection to (of several, the first).
-
-        None if it loads, if there is no engine to ask, or if a part is missing: the engine would blame this one.
-        """
+        """Why llama.cpp does not load a file that passed `check_loadable`; None if it does, or nobody can say."""
         if engine_version() is None or not all(path.with_name(name).is_file() for name in shard_names(path.name)):
             return None
         request = {"model": str(path), "points": [EngineSettings(256, 64, 64).deciding_memory()], "exact": False}

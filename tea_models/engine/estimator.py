@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
 from tea_models.engine.formula import (
@@ -17,14 +17,9 @@ from tea_models.engine.formula import (
     kv_cache_bytes,
     pad,
 )
-from tea_models.engine.probe import ENGINE, LIBRARIES, RefusedError
+from tea_models.engine.probe import ENGINE, LIBRARIES, Prober, RefusedError
 from tea_models.engine.probe_process import ProbeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tea_models.engine.probe import Prober
-    from tea_models.profile.facts import ModelProfile
+from tea_models.profile.facts import ModelProfile
 
 # What the engine keeps for each piece of the vocabulary.
 _PIECE = 121
@@ -98,7 +93,6 @@ class Measured(Estimator):
         return super().measure(points)
 
     def close(self) -> None:
-        """End the dry run."""
         self._prober.close()
 
 

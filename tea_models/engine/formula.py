@@ -7,15 +7,11 @@ the architectures named here; the compute buffer replays the allocator (`memory_
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from tea_models.profile.facts import ModelProfile
+from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
 
@@ -65,7 +61,6 @@ class CacheLayout:
 
     @property
     def windowed(self) -> bool:
-        """Whether any layer keeps only a window."""
         return any(layer.windowed for layer in self.layers)
 
 
@@ -85,7 +80,6 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """All of it, on all devices."""
         return self.weights + self.kv_cache + self.compute + self.overhead
 
     @property
@@ -104,27 +98,22 @@ class Hyperparameters:
 
     def number(self, key: str, default: int = 0) -> int:
         """A whole number; the largest of an array."""
-        value = self._value(key)
+        value = self.value(key)
         if isinstance(value, tuple):
             return max(_numbers(value), default=default)
         return int(value) if isinstance(value, int | float) else default
 
     def each(self, key: str, default: int = 0) -> list[int]:
         """One number a layer, from an array or one number for all."""
-        value = self._value(key)
+        value = self.value(key)
         if isinstance(value, tuple):
             return (_numbers(value) + [default] * self.layers)[: self.layers]
         return [self.number(key, default)] * self.layers
 
     def has(self, key: str) -> bool:
-        """Whether the file has the key."""
         return key in self._facts
 
-    def is_array(self, key: str) -> bool:
-        """Whether the key holds an array."""
-        return isinstance(self._value(key), tuple)
-
-    def _value(self, key: str) -> object:
+    def value(self, key: str) -> object:
         fact = self._facts.get(key)
         return fact.value if fact is not None else None
 
@@ -236,7 +225,7 @@ def _windows(h: Hyperparameters) -> tuple[int, list[bool]]:
         return 0, none
     if h.architecture in _WINDOW_BY_FILE or h.architecture in _WINDOW_PATTERN:
         pattern = "attention.sliding_window_pattern"
-        if h.is_array(pattern):
+        if isinstance(h.value(pattern), tuple):
             return window, [bool(flag) for flag in h.each(pattern)]
         if h.architecture in _WINDOW_BY_FILE and not h.has(pattern):
             return window, none

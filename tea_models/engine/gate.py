@@ -8,16 +8,14 @@ and a model's greedy answer and embedding with recorded ones (`reference.json`, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.engine.installed import installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _WORKER = Path(__file__).with_name("gate_worker.py")
 #: Seconds that the whole look may take; the self-test takes two.

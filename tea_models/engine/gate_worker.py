@@ -17,13 +17,12 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))
-from tea_models.engine.probe_worker import devices, serve
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tea_models.engine.probe_worker import devices, serve
 
 #: Functions that fill a structure which the caller lends, with the arguments that follow the hidden pointer to it.
 FILLED: dict[str, tuple[str, tuple[Any, ...]]] = {

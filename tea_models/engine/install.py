@@ -11,15 +11,16 @@ import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from packaging.requirements import Requirement
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.disk.space import check_space
 from tea_models.engine.archives import Archives
@@ -34,15 +35,9 @@ from tea_models.errors import (
     SourceUnavailableError,
     TeaModelsError,
 )
-from tea_models.registry.engines import Host, load_catalog
+from tea_models.registry.engines import Accelerator, Catalog, Host, Prebuilt, load_catalog
 from tea_models.sources.pypi import pip_command
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.registry.engines import Accelerator, Catalog, Prebuilt
 
 How = Literal["auto", "prebuilt", "compile"]
 #: Brings the model of the self-test; None where it can't be had.
@@ -215,10 +210,8 @@ class _Installer:
         if self._caller.settings.offline:
             raise OfflineError("an engine is compiled from a source distribution, and nothing may be fetched")
         if self._host.system != "windows" and not compiler(self._caller.settings.environ):
-            raise NotAvailableError(
-                "there is no C++ compiler to build llama.cpp with",
-                hint="Debian: apt-get install g++; macOS: xcode-select --install",
-            )
+            hint = "Debian: apt-get install g++; macOS: xcode-select --install"
+            raise NotAvailableError("there is no C++ compiler to build llama.cpp with", hint=hint)
         self._caller.note(f"compiling {binding.package} {binding.version}: about five minutes on two cores")
         self._pip_install(binding.sha256, f"--no-binary={binding.package}")
         return self.examine_installed(self._model()).self_test
@@ -257,7 +250,6 @@ def check_environment(environ: Mapping[str, str]) -> None:
 
 
 def compiler(environ: Mapping[str, str]) -> str | None:
-    """The C++ compiler that a build would find."""
     path = environ.get("PATH")
     return environ.get("CXX") or next((name for name in _COMPILERS if shutil.which(name, path=path)), None)
 

@@ -6,17 +6,15 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tea_models.disk.hashing import sha256_file
 from tea_models.disk.kept_json import read_kept
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DISTRIBUTION = "llama-cpp-python"
 #: What `prebuilt.json` beside the binding says that it is, where `engine install` has put the library under it.
@@ -39,7 +37,6 @@ class InstalledEngine:
 
     @property
     def sha256(self) -> str | None:
-        """Hash of the library."""
         return sha256_file(self.library) if self.library is not None else None
 
 

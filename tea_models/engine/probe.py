@@ -12,22 +12,19 @@ import json
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.disk.kept_json import keep, read_kept
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import MemoryUse
 from tea_models.engine.installed import DISTRIBUTION, installed_engine
 from tea_models.engine.probe_process import CrashError, ProbeError, ProbeProcess
 from tea_models.errors import INSTALL_ENGINE
 from tea_models.machine.detect import Gpu
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.profile.model_files import ModelFiles
+from tea_models.profile.model_files import ModelFiles
 
 #: Seconds that a dry run may take; the largest vocabulary takes half a second.
 TIMEOUT = 60.0
@@ -71,10 +68,7 @@ def engine_build() -> str | None:
 
 
 def engine_info(environ: Mapping[str, str] | None = None, *, cache_dir: Path | None = None) -> EngineInfo:
-    """Ask the engine, in a subprocess, what it is and which devices it can use; an EngineError if it can't tell.
-
-    The answer is kept; but a build that can use a GPU is asked each time: the free memory of a GPU changes.
-    """
+    """Ask the engine what it is and which devices it has; kept, unless it can use a GPU, whose free memory changes."""
     file = cache_dir / f"engine-{engine_build()}.json" if cache_dir else None
     known = _engine(read_kept(file)) if file is not None else None
     if known is not None and not known.gpu_offload:
@@ -95,11 +89,7 @@ def _require_engine() -> None:
 
 
 class Prober:
-    """Measures one model: its (first) file, or its open headers, from which sparse files are written.
-
-    Answers are kept in `cache_dir` under the header's hash and the engine's build; a folder that can't be written is no
-    error.
-    """
+    """Measures one model, by its (first) file or sparse files made of its open headers; the answers are kept."""
 
     def __init__(
         self,

@@ -11,13 +11,11 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from tea_models.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _WORKER = Path(__file__).with_name("probe_worker.py")
 
@@ -35,10 +33,7 @@ class CrashError(ProbeError):
 
 
 class ProbeProcess:
-    """A worker, by default that of the dry run: started when it is asked, and again where it has ended.
-
-    It ends with `close`, or when it is forgotten. `answered` tells whether it has, since it was started.
-    """
+    """A worker (the dry run's), started when asked and again where it ended; `answered`: has it since then?"""
 
     def __init__(self, environ: Mapping[str, str] | None = None, worker: Path | None = None) -> None:
         self._environ = environ
@@ -48,7 +43,6 @@ class ProbeProcess:
         self.answered = False
 
     def close(self) -> None:
-        """End it."""
         self._end()
         self._process = None
 

@@ -19,20 +19,19 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from tea_models.caller import Caller
 from tea_models.engine.installed import SCHEMA
 from tea_models.errors import IntegrityError
 from tea_models.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tea_models.caller import Caller
     from tea_models.registry.engines import Archive, Prebuilt
 
 LOADER = Path(__file__).with_name("prebuilt_loader.py")

@@ -1,7 +1,5 @@
 """GGUF headers: read from any source of bytes, bounded and lazily, and judged before the native loader sees them."""
 
-from __future__ import annotations
-
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import Header, read_header, size_by_header

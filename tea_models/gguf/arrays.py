@@ -5,15 +5,13 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import MalformedGGUFError
 from tea_models.gguf.types import SCALARS, ValueType
 from tea_models.gguf.window import Window
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 MAX_DEPTH = 64
 _CHUNK = 1 << 16

@@ -64,7 +64,6 @@ class FileSource(AbstractContextManager["FileSource"]):
             raise SourceUnavailableError(f"{self.name}: can't be read at byte {offset:,}: {error.strerror}") from None
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def __exit__(self, *_: object) -> None:

@@ -11,19 +11,16 @@ is read and the reason is kept in `Header.problems`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tea_models.errors import MalformedGGUFError, TeaModelsError
 from tea_models.gguf.arrays import ArrayValue, read_value_type
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.gguf.types import GGML_TYPES, REMOVED_GGML_TYPES, SCALARS, GgmlType, ValueType
 from tea_models.gguf.window import CUT_SHORT, Window
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.gguf.bytes_source import ByteSource
 
 DEFAULT_ALIGNMENT = 32
 MAX_KEY = 65535  # the specification's limit for a key, in bytes
@@ -50,12 +47,10 @@ class TensorInfo:
 
     @property
     def elements(self) -> int:
-        """Number of weights."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes of its data."""
         return self.elements // self.type.block_size * self.type.type_size
 
 
@@ -156,7 +151,6 @@ class _Reader:
         self._offsets_at: list[int] = []
 
     def read_pair(self, index: int) -> None:
-        """Read one key with its value."""
         window = self.window
         at = window.position
         length = window.unsigned(8, f"the length of key {index}")
@@ -216,7 +210,6 @@ class _Reader:
         return value
 
     def read_tensor(self, index: int) -> None:
-        """Read one entry of the tensor table."""
         window = self.window
         at = window.position
         length = window.unsigned(8, f"the length of the name of tensor {index}")

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 from tea_models.errors import IntegrityError
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Header, Value
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import default_adds, default_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.gguf.header import Header, Value
 
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
@@ -40,10 +36,7 @@ _NOT_MODELS = ("adapter", "mmproj", "imatrix")
 
 
 def check_loadable(header: Header, *, thorough: bool = True) -> tuple[str, ...]:
-    """Reasons why the native loader must not be given this file (its source open); empty when there are none.
-
-    `thorough` also looks for a token that is there twice, which takes 0.1 s for a large vocabulary.
-    """
+    """Why the native loader must not be given this file (its source open); `thorough` may take 0.1 s longer."""
     found = list(header.problems)
     if header.byte_order != sys.byteorder:
         found.append(f"the file is {header.byte_order}-endian, this machine is not")
@@ -67,10 +60,7 @@ def check_tokenizable(header: Header) -> tuple[str, ...]:
 
 
 def is_loaded(header: Header) -> bool:
-    """Whether llama.cpp's loader of models is given this file by its name.
-
-    Not adapters, projectors and importance matrices, nor the later files of a model, which it finds itself.
-    """
+    """Whether llama.cpp loads this file by its name: no adapter, projector or imatrix, no later file of a model."""
     metadata = header.metadata
     part = metadata.get("split.no")
     if isinstance(part, int) and part > 0:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
+from tea_models.gguf.header import TensorInfo
 from tea_models.gguf.types import FILE_TYPE_GUESSED, FILE_TYPES, GGML_TYPES, REMOVED_FILE_TYPES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from tea_models.gguf.header import TensorInfo
 
 _BLOCKS = {kind.name: kind.block_size for kind in GGML_TYPES.values()}
 _PLAIN = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
@@ -33,16 +29,14 @@ def tensor_type_shares(tensors: Iterable[TensorInfo]) -> list[tuple[str, float]]
 
 
 def file_type_mismatch(file_type: int, tensors: Sequence[TensorInfo]) -> str | None:
-    """Say how the tensors contradict `general.file_type`, or None where they don't.
-
-    A mix such as Q4_K_M has several types, so the type a file is named for only has to be there; where it does not
-    divide the rows, llama-quantize takes another (`tensor_type_fallback`).
-    """
+    """Say how the tensors contradict `general.file_type`, or None where they don't."""
     number = file_type & ~FILE_TYPE_GUESSED
     matrices = [info for info in tensors if len(info.shape) > 1 and info.elements]
     if number not in FILE_TYPES or not matrices:
         return None
     name, wanted = FILE_TYPES[number]
+    # A mix such as Q4_K_M has several types: the one it is named for only has to be there. Where that does not divide
+    # the rows, llama-quantize takes another (`tensor_type_fallback`).
     present = {info.type.name for info in matrices}
     if wanted in _PLAIN:
         agrees = wanted in present and present <= _PLAIN and (wanted != "F32" or present == {"F32"})

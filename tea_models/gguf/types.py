@@ -26,7 +26,6 @@ class ValueType(IntEnum):
 
     @property
     def label(self) -> str:
-        """The type's name as it is shown."""
         return self.name.lower()
 
 

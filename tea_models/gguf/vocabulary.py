@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Value
 from tea_models.gguf.types import ValueType
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.gguf.header import Value
 
 _CONTROL = 3
 MOST_CONTROL_TOKENS = 512
@@ -46,19 +42,8 @@ _DEFAULT_IDS: dict[str, tuple[int | None, int | None]] = {
 # (add_bos, add_eos) when the file does not say; a few pre-tokenizers of `gpt2` add BOS.
 _DEFAULT_ADDS: dict[str, tuple[bool, bool]] = {"llama": (True, False), "bert": (True, False), "t5": (False, True)}
 _PRE_WITH_BOS = frozenset(
-    {
-        "llama3",
-        "llama-v3",
-        "llama-bpe",
-        "falcon3",
-        "falcon-h1",
-        "pixtral",
-        "midm-2.0",
-        "lfm2",
-        "jina-v5-nano",
-        "tekken",
-        "chameleon",
-    }
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken"}
+    | {"chameleon"}
 )
 
 

@@ -6,12 +6,9 @@ import struct
 from contextlib import suppress
 from itertools import repeat
 from operator import length_hint
-from typing import TYPE_CHECKING
 
 from tea_models.errors import MalformedGGUFError
-
-if TYPE_CHECKING:
-    from tea_models.gguf.bytes_source import ByteSource
+from tea_models.gguf.bytes_source import ByteSource
 
 WINDOW = 1 << 18  # bytes read at once
 MAX_HEADER = 1 << 28  # the largest real ones have 2^25
@@ -78,7 +75,6 @@ class Window:
             raise self.malformed(f"{what}: more than {MAX_STEPS:,} strings and arrays in one header", at=at)
 
     def step_over_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings."""
         unpack = struct.Struct(self.prefix + "Q").unpack_from
         while count:
             begin = at = self._look_at(8, f"the length of a string of {what}")

@@ -5,21 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
-from tea_models.files import public
+from tea_models.files import ModelFile, public
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
-    from tea_models.files import ModelFile
     from tea_models.lockfile import Lock, LockedModel
 
 
 def bill_of_materials(lock: Lock) -> str:
-    """The bill of a lock as CycloneDX's JSON; the same lock has the same bill, but for its serial number and time.
-
-    Raises:
-        UsageError: `cyclonedx-python-lib` is not installed.
-    """
+    """The bill of a lock as CycloneDX's JSON; the same lock has the same bill, but for its serial number and time."""
     try:
         from cyclonedx.model.bom import Bom
         from cyclonedx.output.json import JsonV1Dot6

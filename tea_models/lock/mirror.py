@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
@@ -17,23 +20,15 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.lock.bundle import located
-from tea_models.lockfile import format_lock
+from tea_models.lock.unbundle import BundledFile
+from tea_models.lockfile import Lock, format_lock
 from tea_models.redact import redact
 from tea_models.refs import FileRef
+from tea_models.settings import Settings
 from tea_models.sources import kind_of
 from tea_models.sources.http import client_for
-from tea_models.sources.mirror import oci_repository, open_registry, place_in
+from tea_models.sources.mirror import OciRepository, oci_repository, open_registry, place_in
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.lock.unbundle import BundledFile
-    from tea_models.lockfile import Lock
-    from tea_models.settings import Settings
-    from tea_models.sources.mirror import OciRepository
 
 LOCK = "models.lock"
 LOCK_TYPE = "application/vnd.tea-models.lock.v1+yaml"
@@ -58,36 +53,17 @@ class Pushed:
     size: int
     status: Literal["uploaded", "present"]
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
-    """Fill a mirror with the files of a lock, and last with the lock, so that what it names is there.
-
-    Args:
-        lock: What is pushed; the store must have all of it.
-        target: `oci://HOST/REPOSITORY[:TAG]`, an address that fsspec opens, or a folder.
-        caller: Its settings say where the store is; told about bytes as they go.
-
-    Raises:
-        MissingFileError: A locked file is not in the store.
-        ChecksumMismatchError: A file of the store is not what the lock says.
-        UsageError: The target can't be understood.
-        AccessDeniedError, SourceUnavailableError: It refuses, or can't be reached.
-    """
+    """Fill a mirror (`oci://…`, what fsspec opens, a folder) with a lock's files and, once they are there, the lock."""
     repository = oci_repository(target)
     store = Store.of(caller.settings)
     unique = {file.record.sha256: file for model in lock.models.values() for file in located(store, model)}
     files = list(unique.values())
-    caller.progress.start(f"pushing {len(files)} files", sum(file.record.size for file in files), 0)
-    try:
+    with caller.progress.task(f"pushing {len(files)} files", sum(file.record.size for file in files)):
         if repository is not None:
             return _push_oci(lock, files, repository, target, caller)
         return _push_files(lock, files, target, caller)
-    finally:
-        caller.progress.finish()
 
 
 def _check(file: BundledFile) -> None:
@@ -105,13 +81,7 @@ def _read(path: Path, caller: Caller) -> Iterator[bytes]:
 
 
 def read_mirrored_lock(target: str, caller: Caller) -> str:
-    """The text of the `models.lock` that a mirror was filled from.
-
-    Raises:
-        MissingFileError: There is none.
-        SourceUnavailableError: The mirror can't be reached.
-        AccessDeniedError: It wants other credentials.
-    """
+    """The text of the `models.lock` that a mirror was filled from."""
     repository = oci_repository(target)
     if repository is not None:
         return _lock_layer(repository, caller.settings).decode("utf-8", "replace")
@@ -141,10 +111,8 @@ def _ask(repository: OciRepository, what: str, settings: Settings) -> bytes:
         response, body = client.ask(repository.url(what), {"accept": f"{_MANIFEST_TYPE}, */*"}, most=_MOST)
     shown = f"oci://{repository.host}/{repository.repo}"
     if response.status_code in (401, 403):
-        raise AccessDeniedError(
-            f"{shown}: the registry answers {response.status_code}",
-            hint=f"docker login {repository.host}, with `pip install 'tea-models[mirror]'`",
-        )
+        hint = f"docker login {repository.host}, with `pip install 'tea-models[mirror]'`"
+        raise AccessDeniedError(f"{shown}: the registry answers {response.status_code}", hint=hint)
     if response.status_code == 404:
         raise MissingFileError(f"{shown}: the registry has no {what}")
     if response.status_code != 200:
@@ -175,8 +143,6 @@ def _push_files(lock: Lock, files: list[BundledFile], target: str, caller: Calle
 
 
 class _Folder:
-    """A folder of this machine."""
-
     def size(self, place: Any) -> int | None:
         return place.path.stat().st_size if place.path.is_file() else None
 
@@ -281,14 +247,12 @@ class _OciUpload:
         try:
             self._registry = open_registry(repository, settings)
         except ImportError:
-            raise SourceUnavailableError(
-                f"{self._shown}: `oras` is not installed", hint="pip install 'tea-models[mirror]'"
-            ) from None
+            hint = "pip install 'tea-models[mirror]'"
+            raise SourceUnavailableError(f"{self._shown}: `oras` is not installed", hint=hint) from None
         except OSError as error:
             raise SourceUnavailableError(f"{self._shown}: can't be reached ({type(error).__name__})") from None
 
     def has(self, layer: dict[str, Any]) -> bool:
-        """Whether a blob is there."""
         return bool(self._send("HEAD", self._repository.url(f"blobs/{layer['digest']}"), missing=True) is not None)
 
     def blob(self, layer: dict[str, Any], blocks: Iterator[bytes]) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tea_models.caller import Caller
 from tea_models.errors import IntegrityError, LockError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
@@ -27,17 +30,11 @@ from tea_models.lock.engine import lock_engine
 from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
 from tea_models.yamlfile import Document, read_yaml, validate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.settings import Settings
 
 MODELS_FILE = "models.yaml"
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -204,10 +201,7 @@ def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str |
 
 
 def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
-    """Locked names of which a registry of the user or the project says something else now, each with what.
-
-    The built-in registry does not count: a new release of this program must not put every lock out of date.
-    """
+    """Locked names of which a registry of the user or the project says something else now, each with what."""
     found = {}
     for text, model in lock.models.items():
         reference = parse_reference(text)
@@ -217,7 +211,7 @@ def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:
             entry, variant = registry.find(reference)
         except NotAvailableError:
             continue
-        if entry.origin == "built-in":
+        if entry.origin == "built-in":  # a new release of this program must not put every lock out of date
             continue
         now = {file.filename: file for file in variant.files}
         locked = {file.filename: file for file in model.files}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_files
 from tea_models.disk.regular import read_own
 from tea_models.errors import (
@@ -20,6 +23,7 @@ from tea_models.errors import (
     StoreError,
     TeaModelsError,
 )
+from tea_models.files import Artifact
 from tea_models.lock.engine import sync_engine
 from tea_models.lock.mirror import read_mirrored_lock
 from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
@@ -27,16 +31,8 @@ from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
 from tea_models.sources.mirror import logged_in, mirrored
-from tea_models.store import Store, stamp_of
+from tea_models.store import Record, Store, stamp_of
 from tea_models.verbs.pull import PullResult, pull_artifacts
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from collections.abc import Set as AbstractSet
-
-    from tea_models.caller import Caller
-    from tea_models.files import Artifact
-    from tea_models.store import Record
 
 Prune = Literal["unlocked", "all"]
 
@@ -51,10 +47,6 @@ class SyncReport:
     extra: tuple[str, ...]
     removed: tuple[str, ...]
     engine: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, as plain data."""
-        return asdict(self) | {"files": [file.to_json() for file in self.files]}
 
 
 def sync(
@@ -71,11 +63,10 @@ def sync(
     """Make the store hold what a lock says; the options are those of `tea-models sync`.
 
     A lock that is absent or out of date is made first, unless `frozen`. Offline, nothing is changed: the store is only
-    checked. Files that the lock does not have are reported, and removed with `prune`. `licenses`
-    are those that are allowed.
+    checked. Files that the lock does not have are reported, and removed with `prune`; `licenses` are allowed.
     """
     taken, repaired = False, frozenset[str]()
-    mirror = "" if origin is None or _is_bundle(origin) else origin
+    mirror = origin if origin is not None and ("://" in origin or Path(origin).is_dir()) else ""
     if mirror:
         taken = _take_lock(mirror, lock_path, caller)
     elif origin is not None:
@@ -148,18 +139,13 @@ def _check_licenses(lock: Lock, allowed: Collection[str] | None) -> None:
         if (model.license or "unknown").lower() not in known
     ]
     if wrong:
-        raise LockError(
-            f"not under an allowed licence: {', '.join(wrong)}", hint=f"allowed: {', '.join(sorted(known))}"
-        )
+        hint = f"allowed: {', '.join(sorted(known))}"
+        raise LockError(f"not under an allowed licence: {', '.join(wrong)}", hint=hint)
 
 
 def _mirrored(artifact: Artifact, mirror: str) -> Artifact:
     files = [replace(file, sources=(mirrored(mirror, str(file.sha256)),)) for file in artifact.files]
     return replace(artifact, files=tuple(files))
-
-
-def _is_bundle(origin: str) -> bool:
-    return "://" not in origin and not Path(origin).is_dir()
 
 
 def _take_lock(mirror: str, lock_path: Path, caller: Caller) -> bool:
@@ -178,11 +164,8 @@ def _broken(store: Store, lock: Lock, caller: Caller, *, everything: bool) -> li
     if not everything:
         return [item.record for item in items if not store.intact(item.record)]
     stamps = [stamp_of(item.path.stat()) for item in items]
-    caller.progress.start(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps), 0)
-    try:
+    with caller.progress.task(f"verifying {len(items)} files", sum(stamp[0] for stamp in stamps)):
         digests = sha256_files([item.path for item in items], caller.progress.advance)
-    finally:
-        caller.progress.finish()
     for item, stamp, digest in zip(items, stamps, digests, strict=True):
         if digest == item.record.sha256:
             store.confirm(item.record, stamp)

@@ -7,11 +7,9 @@ group holds for the group, so the hierarchy is walked up to where it is mounted.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import NamedTuple
 
 # What v1 writes for "no limit": the largest multiple of the page size in 63 bits.
 _UNLIMITED = 1 << 60

@@ -10,14 +10,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.machine.cgroups import read_limits, read_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _ROOT = Path("/")
 

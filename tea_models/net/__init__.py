@@ -1,16 +1,8 @@
 """HTTP: one client, downloads that resume and hash while bytes arrive, and files that are read in parts."""
 
-from __future__ import annotations
-
 from tea_models.net.client import Client, Request
 from tea_models.net.download import download
 from tea_models.net.http_source import HttpSource
 from tea_models.net.retry import RetryPolicy
 
-__all__ = [
-    "Client",
-    "HttpSource",
-    "Request",
-    "RetryPolicy",
-    "download",
-]
+__all__ = ["Client", "HttpSource", "Request", "RetryPolicy", "download"]

@@ -141,10 +141,8 @@ def explain_failure(
 
     told = " ".join(str(error).split())[:120]
     if "CERTIFICATE_VERIFY_FAILED" in told:
-        return SourceUnavailableError(
-            f"{shown}: the server's certificate is not trusted",
-            hint="behind a company's proxy, SSL_CERT_FILE names the file with its certificate",
-        )
+        hint = "behind a company's proxy, SSL_CERT_FILE names the file with its certificate"
+        return SourceUnavailableError(f"{shown}: the server's certificate is not trusted", hint=hint)
     to = f" to the proxy {proxy}" if proxy else ""
     match error:
         case httpx2.ConnectTimeout() | httpx2.PoolTimeout():
@@ -161,7 +159,6 @@ def explain_failure(
         case httpx2.ReadError() | httpx2.WriteError() | httpx2.CloseError():
             return TransientError(f"the connection{to} broke ({told or type(error).__name__})")
         case httpx2.UnsupportedProtocol() | httpx2.InvalidURL() | httpx2.LocalProtocolError():
-            return UsageError(
-                f"{shown}: this request can't be sent", hint="check the address and the token for stray characters"
-            )
+            hint = "check the address and the token for stray characters"
+            return UsageError(f"{shown}: this request can't be sent", hint=hint)
     return SourceUnavailableError(f"{shown}: {type(error).__name__}")

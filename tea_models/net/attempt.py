@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -11,19 +12,16 @@ from tea_models.disk.space import check_space, taken_by
 from tea_models.errors import MalformedGGUFError, SizeMismatchError, SourceUnavailableError
 from tea_models.gguf.magic import MAGIC, explain_foreign
 from tea_models.net.answers import Answer, StaleError, Version
-from tea_models.net.client import chunks, cut
+from tea_models.net.client import Request, chunks, cut
 from tea_models.net.frontier import FrontierHasher
 from tea_models.net.partial import Beginning, PartialFile, State, fingerprint
 from tea_models.net.ranges import ENDLESS, SMALLEST_PART, Board, Part, Ranges
 from tea_models.net.retry import Retries, TransientError
+from tea_models.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx2
 
-    from tea_models.net.client import Request
-    from tea_models.progress import Progress
 
 # Bytes a second of the first connection above which it stays alone, and how long it is watched first.
 _FAST_RATE: Final = 200e6
@@ -45,11 +43,7 @@ _BATCH_SECONDS: Final = 0.25
 
 
 class Attempt:
-    """Bytes on their way into a partial, going on after what `state` says is there.
-
-    One thread attends (`run`); each worker has a connection; a hasher follows. `plain`: ask for the whole file, without
-    ranges, over one connection.
-    """
+    """Bytes on their way into a partial that has what `state` says; `plain`: of the whole file, over one connection."""
 
     def __init__(
         self, request: Request, partial: PartialFile, state: State | None, progress: Progress, *, plain: bool
@@ -179,7 +173,6 @@ class Attempt:
 
     @property
     def _over(self) -> bool:
-        """Whether it is over, well or badly."""
         return self._stopping or self._failure is not None
 
     def _work(self) -> None:
@@ -243,7 +236,6 @@ class Attempt:
         self._changed.wait_for(lambda: self._over or self._board.complete, seconds)
 
     def _fetch(self, part: Part, retries: Retries) -> None:
-        """Ask for a part and write what comes."""
         end, ranged, if_range = self._asks_for(part)
         response, answer = self._request.send(part.position, end, ranged=ranged, if_range=if_range)
         retries.answered = True

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -16,15 +17,12 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
 from tea_models.net.answers import Answer, explain_failure, is_transient, read_answer, refusal
+from tea_models.net.partial import Beginning
 from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
 from tea_models.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
     import httpx2
-
-    from tea_models.net.partial import Beginning
 
     SizeByHeader = Callable[[Beginning], int | None]
 
@@ -56,11 +54,7 @@ class Client:
         self._http.close()
 
     def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
-        """Send a GET and follow redirects, without reading the body; the caller closes the response.
-
-        Credentials go to the origin of `url` only. A redirect may not leave HTTP, nor go from https to http.
-        `pinned`: a SHA-256 is known, so that plain http can do no harm to the bytes.
-        """
+        """Send a GET and follow redirects; the caller closes the response. `pinned`: a SHA-256 protects the bytes."""
         return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
 
     def ask(
@@ -72,15 +66,12 @@ class Client:
         most: int = 0,
         policy: RetryPolicy = QUESTION,
     ) -> tuple[httpx2.Response, bytes]:
-        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes.
-
-        It is asked again while it is busy. Redirects are followed on the same host only: what another one says about
-        hashes would not count.
-        """
+        """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes."""
         shown = redact(url)
         retries = Retries(policy, shown)
         while True:
             try:
+                # Redirects only on the same host: what another one says about hashes would not count.
                 with contextlib.closing(self._send(method, url, headers or {}, pinned=False, leave=False)) as response:
                     if is_transient(response.status_code):
                         raise refusal(response, shown)
@@ -121,10 +112,8 @@ class Client:
             if origin(there) != first:
                 carried = {name: value for name, value in carried.items() if name in _HARMLESS}
             here = there
-        raise SourceUnavailableError(
-            f"{redact(url)}: more than {MAX_REDIRECTS} redirects",
-            hint="the server redirects in a circle; try another source",
-        )
+        hint = "the server redirects in a circle; try another source"
+        raise SourceUnavailableError(f"{redact(url)}: more than {MAX_REDIRECTS} redirects", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +130,10 @@ class Request:
 
     @property
     def shown(self) -> str:
-        """The address, fit for messages."""
         return redact(self.url)
 
     def send(self, start: int, end: int | None, *, ranged: bool, if_range: str = "") -> tuple[httpx2.Response, Answer]:
-        """Ask for bytes `start` to `end` (None: to the end), or for the whole file; the caller closes the response.
-
-        `TransientError` means to try again, `StaleError` that the range was not answered as asked.
-        """
+        """Ask for bytes `start` to `end` (None: the end), or all; a `StaleError` where it is not answered as asked."""
         headers = dict(self.headers)
         if ranged:
             headers["range"] = f"bytes={start}-" + ("" if end is None else str(end - 1))
@@ -281,10 +266,8 @@ def next_address(here: str, location: str, *, pinned: bool) -> str:
             hint="the source is misconfigured or hostile; try another one",
         )
     if parts.scheme == "http" and urlsplit(here).scheme == "https":
-        raise SourceUnavailableError(
-            f"{redact(here)}: redirects from https to plain http ({redact(there)})",
-            hint="this is refused because anybody on the way could read or change the answer; try another source",
-        )
+        hint = "this is refused because anybody on the way could read or change the answer; try another source"
+        raise SourceUnavailableError(f"{redact(here)}: redirects from https to plain http ({redact(there)})", hint=hint)
     check_scheme(there, pinned=pinned)
     return there
 
@@ -300,11 +283,7 @@ def cut(response: httpx2.Response) -> None:
 
 
 def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
-    """Refuse plain http where it could harm.
-
-    To this machine itself it is always allowed. To other hosts only with a pinned SHA-256, which protects the
-    bytes, and never with credentials, which it would not protect.
-    """
+    """Refuse plain http to others without a pinned SHA-256 (it protects the bytes), and with credentials always."""
     if is_private(url):
         return
     if urlsplit(url).scheme != "http":
@@ -312,9 +291,8 @@ def check_scheme(url: str, *, pinned: bool, credentials: bool = False) -> None:
     if credentials:
         raise UsageError(f"{redact(url)}: credentials are not sent over plain http", hint="use https://")
     if not pinned:
-        raise UsageError(
-            f"{redact(url)}: plain http needs a pinned sha256", hint="use https://, or add #sha256=… to the address"
-        )
+        hint = "use https://, or add #sha256=… to the address"
+        raise UsageError(f"{redact(url)}: plain http needs a pinned sha256", hint=hint)
 
 
 def is_private(url: str) -> bool:
@@ -334,7 +312,6 @@ def is_loopback(host: str) -> bool:
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an address."""
     parts = urlsplit(url)
     default = 443 if parts.scheme == "https" else 80
     return parts.scheme, (parts.hostname or "").lower(), parts.port or default

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from tea_models.disk.operations import remove_partial
 from tea_models.errors import ChecksumMismatchError, MalformedGGUFError, SizeMismatchError, SourceUnavailableError
 from tea_models.files import Fetched
 from tea_models.net.answers import StaleError
 from tea_models.net.attempt import Attempt
+from tea_models.net.client import Request
 from tea_models.net.partial import Beginning, PartialFile, State, fingerprint
 from tea_models.net.ranges import Ranges
 from tea_models.progress import Progress
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.net.client import Request
 
 _STALE_LIMIT: Final = 3
 
@@ -61,9 +58,8 @@ def _attempt(request: Request, partial: PartialFile, progress: Progress) -> Fetc
             stale += 1
             plain = plain or error.plain or stale > 1
             if stale > _STALE_LIMIT:
-                raise SourceUnavailableError(
-                    f"{error.reason}, again and again", hint="try later, or another source"
-                ) from None
+                hint = "try later, or another source"
+                raise SourceUnavailableError(f"{error.reason}, again and again", hint=hint) from None
             continue
         if request.sha256 in (None, digest):
             _check_whole(request, partial, total)

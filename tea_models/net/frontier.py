@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from tea_models.disk.hashing import hash_range
 from tea_models.net.answers import StaleError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.net.partial import PartialFile
+from tea_models.net.partial import PartialFile
 
 _STRIDE: Final = 8 << 20
 
 
 class FrontierHasher:
-    """Hashes a partial in its own thread (reading and hashing leave Python's lock, so the network goes on).
-
-    `promised` is how many bytes at its beginning an earlier run has hashed, and their SHA-256; `fail` is told if they
-    are others now, or can't be read.
-    """
+    """Hashes a partial in a thread; `promised`: bytes hashed by an earlier run, and their hash, else `fail` is told."""
 
     def __init__(self, partial: PartialFile, promised: tuple[int, str], fail: Callable[[Exception], None]) -> None:
         self.checkpoint = (0, hashlib.sha256().hexdigest())

@@ -7,19 +7,17 @@ stream that is broken off as soon as the header is complete.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from tea_models.errors import SourceUnavailableError
 from tea_models.net.answers import StaleError, Version
-from tea_models.net.client import chunks
+from tea_models.net.client import Request, chunks
 from tea_models.net.retry import Retries, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import httpx2
 
-    from tea_models.net.client import Request
 
 FIRST_WINDOW: Final = 1 << 20
 LARGEST_WINDOW: Final = 8 << 20
@@ -66,9 +64,8 @@ class HttpSource:
     def _extend(self, end: int) -> None:
         """Make the prefix at least `end` bytes long, or as long as the file."""
         if end > MAX_PREFIX:
-            raise SourceUnavailableError(
-                f"{self.name}: its header is longer than {MAX_PREFIX >> 20} MiB", hint="no real model has such a header"
-            )
+            hint = "no real model has such a header"
+            raise SourceUnavailableError(f"{self.name}: its header is longer than {MAX_PREFIX >> 20} MiB", hint=hint)
         deadline = time.monotonic() + MAX_SECONDS
         retries = Retries(self._request.policy, self.name)
         while self._lacks(end):
@@ -89,9 +86,8 @@ class HttpSource:
                     raise SourceUnavailableError(error.reason, hint="run the command again") from None
                 self._plain = True
             if self._lacks(end) and time.monotonic() > deadline:
-                raise SourceUnavailableError(
-                    f"{self.name}: no header after {MAX_SECONDS:.0f} s", hint="the connection is too slow"
-                )
+                hint = "the connection is too slow"
+                raise SourceUnavailableError(f"{self.name}: no header after {MAX_SECONDS:.0f} s", hint=hint)
 
     def _fetch(self, end: int, deadline: float) -> None:
         """Take what comes: a range to its end, of a whole file only what is needed now."""

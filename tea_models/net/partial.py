@@ -11,18 +11,16 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.operations import writing
 from tea_models.disk.regular import open_own, read_own
 from tea_models.disk.space import free_bytes, taken_by
 from tea_models.net.ranges import ENDLESS, Ranges
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 SCHEMA: Final = "tea.partial/1"
 _MAX_STATE: Final = 1 << 20

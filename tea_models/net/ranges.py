@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from typing import Final
 
 ENDLESS: Final = 1 << 62
 MIB: Final = 1 << 20
@@ -103,10 +101,7 @@ class Board:
         return min(LARGEST_PART, max(SMALLEST_PART, self.total // (4 * self._connections)))
 
     def take(self, *, silent_seconds: float, rate: float = 0.0) -> Part | None:
-        """The next part: the first missing one, else some taken over from a slow or silent connection, else None.
-
-        `rate` (bytes a second) is that of the connection that asks: it takes so much that both end together.
-        """
+        """The next missing part, else some of a slow or silent connection, as fits the asker's `rate` (bytes/s)."""
         if self._queue:
             start, end = self._queue.pop(0)
             if end - start > self.part_size:

@@ -6,31 +6,27 @@ the answer says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tea_models.engine.estimator import PROCESS, Estimator
 from tea_models.engine.formula import MIB, MemoryUse
 from tea_models.errors import MemoryDoesNotFitError, NotAvailableError, TeaModelsError, UsageError
 from tea_models.files import base_name, public
+from tea_models.machine.detect import Machine
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, make_budget
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.resolve import machine_now, open_for_plan
 from tea_models.plan.speed import speed_of
+from tea_models.plan.types import Speed
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
 from tea_models.refs import NameRef, parse_reference
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry, Variant
+from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tea_models.machine.detect import Machine
-    from tea_models.plan.types import Speed
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.registry.entries import Entry, Variant
-    from tea_models.settings import Settings
 
 #: A variant with at least this much context is preferred over a better quantisation with less.
 GOOD_CONTEXT = 8192
@@ -55,7 +51,6 @@ class Fit:
 
     @property
     def summary(self) -> str:
-        """A few words for a table."""
         if self.fits is None:
             return "unknown"
         if not self.fits:
@@ -67,7 +62,6 @@ class Fit:
         return f"{self.n_ctx:,} of {self.context_length:,} tokens"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, and the summary."""
         contexts = [
             {"n_ctx": n_ctx, "total": total, "fits": total <= self.budget} for n_ctx, total in self.contexts.items()
         ]
@@ -91,17 +85,12 @@ class Comparison:
     fits: tuple[Fit, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The table's rows with the budget."""
         rows = [fit.to_json() for fit in self.fits]
         return {"name": self.name, "budget": self.budget, "budget_reason": self.budget_reason, "variants": rows}
 
 
 def best_fit(name: str, settings: Settings, *, user: UserSettings | None = None, measure: bool = True) -> Choice:
-    """The best variant of a registry model that fits this machine; a MemoryDoesNotFitError where none does.
-
-    Best is the largest file, as long as a context of 8,192 tokens (or the trained one) fits beside it; after that the
-    one with the most context.
-    """
+    """The variant to take here: the largest file with room for `GOOD_CONTEXT`, else the one with the most context."""
     entry = _entry(name, settings)
     if entry is None:
         raise UsageError(f"{name}: choosing a variant needs a name of the registry, without a variant")

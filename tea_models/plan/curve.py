@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from tea_models.engine.estimator import Estimator
+from tea_models.engine.formula import MemoryUse
 from tea_models.engine.probe import RefusedError
+from tea_models.plan.types import RunPlan
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from tea_models.engine.estimator import Estimator
-    from tea_models.engine.formula import MemoryUse
-    from tea_models.plan.types import RunPlan
 
 Curve = list[tuple[int, "MemoryUse"]]
 _GREEN, _AMBER, _INK = "#4d7a5b", "#c08a2d", "#222222"

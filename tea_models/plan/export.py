@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.files import base_name
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.resolve import machine_now, open_for_plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.plan.types import RunPlan
-    from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.settings import Settings
+from tea_models.plan.types import RunPlan
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
+from tea_models.settings import Settings
 
 _KV_TYPES_OF_OLLAMA = ("f16", "q8_0", "q4_0")
 
@@ -40,7 +37,6 @@ class ExportInput:
 
     @property
     def settings(self) -> EngineSettings:
-        """The settings of the plan."""
         return self.plan.settings
 
     @property
@@ -60,21 +56,14 @@ class Export:
 
 
 def plan_for_export(
-    reference: str,
-    settings: Settings,
-    user: UserSettings,
-    *,
-    path: str | None = None,
-    measure: bool = True,
+    reference: str, settings: Settings, user: UserSettings, *, path: str | None = None, measure: bool = True
 ) -> ExportInput:
     """Plan a model that a server is to run, on whose machine the file may lie under another path."""
     with open_for_plan(reference, settings, measure=measure) as opened:
         here, profile = opened.path, opened.profile
         if path is None and here is None:
-            raise MissingFileError(
-                f"{reference} is not on this machine, so its path is not known",
-                hint=f"tea-models pull {reference}, or say with --path where it will lie",
-            )
+            hint = f"tea-models pull {reference}, or say with --path where it will lie"
+            raise MissingFileError(f"{reference} is not on this machine, so its path is not known", hint=hint)
         # A name that servers accept: that of the registry, or the file's without its suffix.
         name = reference
         if "/" in reference or reference.endswith(".gguf"):

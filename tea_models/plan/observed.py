@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.disk.kept_json import keep, read_kept
+from tea_models.engine.engine_settings import EngineSettings
+from tea_models.plan.types import RunPlan
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.plan.types import RunPlan
 
 _FORMAT = 2
 _KEPT = 20
@@ -75,13 +72,9 @@ def read_observed(store_dir: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The last load with a plan's own settings, as `plan --json` shows it; None where there was none."""
     for load in reversed(_read(_path(store_dir, plan.header_sha256))):
         if load.settings == _same(plan.settings):
-            return {
-                "when": load.when,
-                "engine": load.engine,
-                "predicted": load.predicted,
-                "actual": load.actual,
-                "warnings": [describe(load, part, difference) for part, difference in load.differences().items()],
-            }
+            warnings = [describe(load, part, difference) for part, difference in load.differences().items()]
+            told = ("when", "engine", "predicted", "actual")
+            return {name: getattr(load, name) for name in told} | {"warnings": warnings}
     return None
 
 

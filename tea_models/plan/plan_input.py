@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tea_models.engine.formula import MIB, NO_CACHE, cache_layout
 from tea_models.errors import UsageError
-from tea_models.plan.types import Budget, Decision, Rejected
+from tea_models.machine.detect import Machine
+from tea_models.plan.types import Budget, Decision, Rejected, Setting
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
 from tea_models.profile.kind import why_no_chat
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from tea_models.machine.detect import Machine
-    from tea_models.plan.types import Setting
-    from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile.facts import ModelProfile
 
 #: Below this many tokens `auto` gives up: a system prompt, a question and an answer must fit.
 SMALLEST_CONTEXT = 2048

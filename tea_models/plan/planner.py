@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from tea_models.engine.engine_settings import EngineSettings
+from tea_models.engine.estimator import Estimator
 from tea_models.engine.formula import MIB, MemoryUse, kv_bytes_per_token
 from tea_models.engine.probe import RefusedError
 from tea_models.errors import MemoryDoesNotFitError
+from tea_models.machine.detect import Machine
 from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALL_BATCH, SMALLER_TYPES, SMALLEST_CONTEXT, PlanInput
 from tea_models.plan.reasons import explain_batches, explain_cache, explain_mmap, explain_threads, notes_for
 from tea_models.plan.types import MemoryPlan, Rejected, RunPlan
+from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
 from tea_models.sizes import human_bytes
-
-if TYPE_CHECKING:
-    from tea_models.engine.estimator import Estimator
-    from tea_models.machine.detect import Machine
-    from tea_models.plan.user_settings import UserSettings
-    from tea_models.profile.facts import ModelProfile
 
 #: Context for which layers are put on a GPU that can't hold everything.
 GPU_CONTEXT = 8192

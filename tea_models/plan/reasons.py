@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.estimator import ESTIMATE_ERROR
-from tea_models.engine.formula import Hyperparameters
+from tea_models.engine.formula import Hyperparameters, MemoryUse
 from tea_models.plan.plan_input import BATCHES, FAST_BATCH, SMALLER_TYPES, PlanInput
 from tea_models.plan.types import Rejected
 from tea_models.sizes import human_bytes
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.engine.formula import MemoryUse
-
-    Measured = Callable[[EngineSettings], MemoryUse | None]  # None where the engine refuses them
+Measured = Callable[[EngineSettings], MemoryUse | None]  # None where the engine refuses them
 
 
 def explain_batches(given: PlanInput, measured: Measured, point: EngineSettings) -> None:

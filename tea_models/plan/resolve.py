@@ -6,10 +6,11 @@ A user's explicit setting is honoured, or refused with the numbers; it is never 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.engine.estimator import Estimator, Measured
 from tea_models.engine.probe import Prober, engine_info
@@ -20,16 +21,16 @@ from tea_models.machine.detect import Gpu, Machine, detect_machine
 from tea_models.plan.observed import read_observed
 from tea_models.plan.planner import plan_profile
 from tea_models.plan.speed import speed_of
+from tea_models.plan.types import RunPlan
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.document import load_profile, shipped_profile
+from tea_models.profile.facts import ModelProfile
+from tea_models.profile.header_facts import profile_from_headers
+from tea_models.profile.model_files import ModelFiles, open_model
+from tea_models.profile.stored import read_profile
 from tea_models.refs import NameRef, parse_reference
+from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tea_models.plan.types import RunPlan
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.model_files import ModelFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ def resolve_plan(
         MalformedGGUFError: The file is broken.
         NotAvailableError: The model can't be had from here.
     """
-    if settings is None:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd())
+    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
     asked = UserSettings.of(**user)
     with open_for_plan(path_or_ref, settings, measure=measure) as opened:
         return plan_opened(opened, settings, asked, machine=machine, measure=measure)
@@ -92,11 +92,7 @@ def plan_model(
     profile: ModelProfile | None = None,
     check: Callable[[ModelProfile], None] | None = None,
 ) -> tuple[ModelProfile, RunPlan]:
-    """Read a file that is about to be loaded, once, and plan it: what would kill the engine never reaches it.
-
-    Facts that are known already serve, else those in the store or in the header; `check` raises if they are of no use.
-    An IntegrityError says why llama.cpp can't load it; otherwise as `resolve_plan`.
-    """
+    """Plan a file that is about to be loaded; `check` raises if its facts are of no use. Errors as `resolve_plan`."""
     with open_for_plan(path, settings, to_load=True) as opened:
         if profile is not None and profile.header_sha256 != opened.profile.header_sha256:
             raise UsageError(
@@ -121,16 +117,7 @@ def plan_model(
 def open_for_plan(
     path_or_ref: str | Path | ModelProfile, settings: Settings, *, measure: bool = True, to_load: bool = False
 ) -> Iterator[OpenedModel]:
-    """Open what is to be planned, and choose who measures it: the dry run, or the formulas.
-
-    With `to_load` it is to be loaded here: all of its header is checked, and the profile in the store serves.
-    """
-    from tea_models.profile.document import load_profile
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.profile.header_facts import profile_from_headers
-    from tea_models.profile.model_files import open_model
-    from tea_models.profile.stored import read_profile
-
+    """Open what is to be planned, and choose who measures it; `to_load`: check all, and take a stored profile."""
     name = path_or_ref.files[0].name if isinstance(path_or_ref, ModelProfile) else str(path_or_ref)
     name = base_name(name) or name
     with ExitStack() as stack:
@@ -156,9 +143,6 @@ def open_for_plan(
 
 
 def _shipped(text: str, settings: Settings) -> ModelProfile | None:
-    from tea_models.profile.document import shipped_profile
-    from tea_models.registry.entries import Registry
-
     reference = parse_reference(text)
     if not isinstance(reference, NameRef):
         return None

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.disk.kept_json import keep, read_kept, read_rows
+from tea_models.engine.engine_settings import EngineSettings
 from tea_models.engine.formula import Hyperparameters, cache_layout, kv_bytes_per_token
 from tea_models.machine.bandwidth import memory_bandwidth
-from tea_models.plan.types import Speed
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.machine.detect import Machine
-    from tea_models.plan.types import RunPlan
-    from tea_models.profile.facts import ModelProfile
+from tea_models.machine.detect import Machine
+from tea_models.plan.types import RunPlan, Speed
+from tea_models.profile.facts import ModelProfile
 
 _SPEEDS, _BANDWIDTHS = ".tea/speeds.json", ".tea/bandwidth.json"
 _KEPT = 200

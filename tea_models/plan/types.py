@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from tea_models.engine.engine_settings import EngineSettings
-    from tea_models.engine.formula import MemoryUse
-    from tea_models.machine.detect import Machine
+from tea_models.engine.engine_settings import EngineSettings
+from tea_models.engine.formula import MemoryUse
+from tea_models.machine.detect import Machine
 
 Setting = int | float | str | bool | None
 
@@ -56,7 +55,6 @@ class MemoryPlan(Budget):
 
     @property
     def total(self) -> int:
-        """All bytes, on all devices."""
         return self.use.total
 
     def to_json(self) -> dict[str, Any]:

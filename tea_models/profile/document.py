@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import ConfigError, MissingFileError
 from tea_models.profile.facts import SCHEMA, Fact, ModelProfile
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def to_json(profile: ModelProfile) -> dict[str, Any]:

@@ -15,156 +15,91 @@ Kind = Literal[
 ]
 
 Scalar = int | float | str | bool
+Hyperparameter = Scalar | tuple[Scalar, ...]  # of arrays only short ones
 
 
 @dataclass(frozen=True, slots=True)
 class Fact(Generic[T_co]):
-    """A value and where it came from.
+    """A value and where it came from."""
 
-    Attributes:
-        value: The value.
-        source: `gguf:<key>`, `tensors`, `file`, `registry:<name>`, `template` (found by running it) or `derived:<how>`.
-    """
-
-    value: T_co
-    source: str
+    value: T_co  # the value
+    source: str  # `gguf:<key>`, `tensors`, `file`, `registry:<name>`, `template` (found by running it), `derived:<how>`
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileFile:
-    """One file (shard) of the model.
+    """One file (shard) of the model."""
 
-    Attributes:
-        name: Upstream file name, without a folder.
-        size: Bytes.
-        sha256: Of the whole file, if it is known.
-    """
-
-    name: str
-    size: int
-    sha256: str | None
+    name: str  # upstream file name, without a folder
+    size: int  # bytes
+    sha256: str | None  # of the whole file, if it is known
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """The tokenizer.
+    """The tokenizer."""
 
-    Attributes:
-        model: llama.cpp's name of it (`gpt2`, `llama`, `bert`, …).
-        pre: Pre-tokenizer.
-        vocab_size: Number of tokens.
-        bos: Token id.
-        eos: Token id.
-        eot: Token id of the turn end: by its key, or found by its text as llama.cpp does.
-        bos_token: Its text.
-        eos_token: Its text.
-        eot_token: Its text.
-        add_bos: The tokenizer adds BOS.
-        add_eos: The tokenizer adds EOS.
-    """
-
-    model: Fact[str | None]
-    pre: Fact[str | None]
-    vocab_size: Fact[int | None]
-    bos: Fact[int | None]
-    eos: Fact[int | None]
-    eot: Fact[int | None]
-    bos_token: Fact[str | None]
-    eos_token: Fact[str | None]
-    eot_token: Fact[str | None]
-    add_bos: Fact[bool]
-    add_eos: Fact[bool]
+    model: Fact[str | None]  # llama.cpp's name of it (`gpt2`, `llama`, `bert`, …)
+    pre: Fact[str | None]  # pre-tokenizer
+    vocab_size: Fact[int | None]  # number of tokens
+    bos: Fact[int | None]  # token id
+    eos: Fact[int | None]  # token id
+    eot: Fact[int | None]  # token id of the turn end: by its key, or found by its text as llama.cpp does
+    bos_token: Fact[str | None]  # its text
+    eos_token: Fact[str | None]  # its text
+    eot_token: Fact[str | None]  # its text
+    add_bos: Fact[bool]  # the tokenizer adds BOS
+    add_eos: Fact[bool]  # the tokenizer adds EOS
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFacts:
-    """The chat template and what it can do, found by running it on probe messages.
+    """The chat template and what it can do, found by running it on probe messages."""
 
-    Attributes:
-        template: Its text, or None.
-        template_sha256: SHA-256 of the text as UTF-8.
-        format: A name for people (`chatml`, `gemma`, `phi`, `llama-3`, …, `custom`, or None without a template).
-        system_role: It renders a system message's text.
-        tools: It renders the `tools` variable.
-        stop: Texts that end a turn.
-        thinking: Name of the variable that switches thinking on or off, or None.
-        default_system_prompt: What it puts in when no system message is given, or None.
-        emits_bos: The rendered text begins with the BOS token, so the tokenizer must not add it.
-        warnings: Unusual behaviour, a sentence each.
-    """
-
-    template: Fact[str | None]
-    template_sha256: Fact[str | None]
-    format: Fact[str | None]
-    system_role: Fact[bool]
-    tools: Fact[bool]
-    stop: Fact[tuple[str, ...]]
-    thinking: Fact[str | None]
-    default_system_prompt: Fact[str | None]
-    emits_bos: Fact[bool]
-    warnings: tuple[str, ...] = ()
+    template: Fact[str | None]  # its text, or None
+    template_sha256: Fact[str | None]  # SHA-256 of the text as UTF-8
+    format: Fact[str | None]  # a name for people (`chatml`, `gemma`, `phi`, …, `custom`, or None without a template)
+    system_role: Fact[bool]  # it renders a system message's text
+    tools: Fact[bool]  # it renders the `tools` variable
+    stop: Fact[tuple[str, ...]]  # texts that end a turn
+    thinking: Fact[str | None]  # name of the variable that switches thinking on or off, or None
+    default_system_prompt: Fact[str | None]  # what it puts in when no system message is given, or None
+    emits_bos: Fact[bool]  # the rendered text begins with the BOS token, so the tokenizer must not add it
+    warnings: tuple[str, ...] = ()  # unusual behaviour, a sentence each
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFacts:
-    """Where the bytes of the weights are, for planning memory and GPU layers.
+    """Where the bytes of the weights are, for planning memory and GPU layers."""
 
-    Attributes:
-        total: All tensor data, in bytes.
-        blocks: Bytes of each block (`blk.N.*`), in order.
-        token_embedding: Bytes of `token_embd.weight`.
-        output: Bytes of `output.weight` (0 when tied to the token embedding).
-        other: Everything else.
-    """
-
-    total: int
-    blocks: tuple[int, ...]
-    token_embedding: int
-    output: int
-    other: int
+    total: int  # all tensor data, in bytes
+    blocks: tuple[int, ...]  # bytes of each block (`blk.N.*`), in order
+    token_embedding: int  # bytes of `token_embd.weight`
+    output: int  # bytes of `output.weight` (0 when tied to the token embedding)
+    other: int  # everything else
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """Facts about a model that hold on every machine.
+    """Facts about a model that hold on every machine."""
 
-    Attributes:
-        files: All shards in order.
-        header_sha256: SHA-256 of the header bytes of the first shard (up to the start of the tensor data).
-        kind: What the model is for.
-        name: `general.name`.
-        architecture: `general.architecture`; empty if missing.
-        quantization: As people name it, such as Q4_K_M.
-        bits_per_weight: Average over all tensors.
-        parameters: Number of weights of all files.
-        context_length: Trained context, in tokens.
-        embedding_length: Width of the model, which is the dimension of its embeddings.
-        license: As the file or the registry states it.
-        pooling: llama.cpp's pooling (`none`, `mean`, `cls`, `last`, `rank`) where the header says one.
-        tokenizer: The tokenizer.
-        chat: The chat template and what it can do.
-        weights: Where the bytes of the weights are.
-        hyperparameters: Every `<architecture>.*` key without its prefix, scalars and short arrays (tuples).
-        warnings: What a user should know, a sentence each.
-    """
-
-    files: tuple[ProfileFile, ...]
-    header_sha256: str
-    kind: Fact[Kind]
-    name: Fact[str | None]
-    architecture: Fact[str]
-    quantization: Fact[str | None]
-    bits_per_weight: Fact[float]
-    parameters: Fact[int]
-    context_length: Fact[int | None]
-    embedding_length: Fact[int | None]
-    license: Fact[str | None]
-    pooling: Fact[str | None]
-    tokenizer: TokenizerFacts
-    chat: ChatFacts
-    weights: WeightFacts
-    hyperparameters: dict[str, Fact[Scalar | tuple[Scalar, ...]]]
-    warnings: tuple[str, ...] = ()
+    files: tuple[ProfileFile, ...]  # all shards in order
+    header_sha256: str  # SHA-256 of the header bytes of the first shard (up to the start of the tensor data)
+    kind: Fact[Kind]  # what the model is for
+    name: Fact[str | None]  # `general.name`
+    architecture: Fact[str]  # `general.architecture`; empty if missing
+    quantization: Fact[str | None]  # as people name it, such as Q4_K_M
+    bits_per_weight: Fact[float]  # average over all tensors
+    parameters: Fact[int]  # number of weights of all files
+    context_length: Fact[int | None]  # trained context, in tokens
+    embedding_length: Fact[int | None]  # width of the model, which is the dimension of its embeddings
+    license: Fact[str | None]  # as the file or the registry states it
+    pooling: Fact[str | None]  # llama.cpp's pooling (`none`, `mean`, `cls`, `last`, `rank`) where the header says one
+    tokenizer: TokenizerFacts  # the tokenizer
+    chat: ChatFacts  # the chat template and what it can do
+    weights: WeightFacts  # where the bytes of the weights are
+    hyperparameters: dict[str, Fact[Hyperparameter]]  # `<architecture>.*` keys without the prefix; only short arrays
+    warnings: tuple[str, ...] = ()  # what a user should know, a sentence each
 
 
 def values_of(facts: TokenizerFacts | ChatFacts) -> dict[str, Any]:

@@ -6,23 +6,20 @@ import hashlib
 import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Header, TensorInfo, Value
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
 from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
 from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.profile.kind import flaws_of, kind_of, pooling_of
 from tea_models.profile.model_files import open_model, text_sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from tea_models.gguf.header import Header, TensorInfo, Value
-    from tea_models.registry.entries import Entry
-    from tea_models.settings import Settings
+from tea_models.registry.entries import Entry
+from tea_models.settings import Settings
 
 ABSENT = "derived:not in the file"
 BY_TOKENIZER = "derived:the tokenizer's default"

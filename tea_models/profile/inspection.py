@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import Header, TensorInfo, Value
 from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.gguf.types import ValueType
-from tea_models.profile.facts import values_of
+from tea_models.profile.facts import ModelProfile, values_of
 from tea_models.profile.header_facts import profile_from_headers
 from tea_models.profile.model_files import open_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.gguf.header import Header, TensorInfo, Value
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 MOST_ITEMS = 1 << 22  # of an array that is shown whole; the largest real ones have 2^20
 _FACTS = (
@@ -67,7 +63,6 @@ class Inspection:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(file.size for file in self.profile.files)
 
     @property

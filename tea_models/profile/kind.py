@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import TensorInfo, Value
 from tea_models.gguf.vocabulary import token_texts
-from tea_models.profile.facts import Fact
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.gguf.header import TensorInfo, Value
-    from tea_models.profile.facts import Kind
+from tea_models.profile.facts import Fact, Kind
 
 #: `<architecture>.pooling_type` (llama.h, `enum llama_pooling_type`).
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -43,7 +38,6 @@ def pooling_of(architecture: str, metadata: Mapping[str, Value]) -> Fact[str | N
 def kind_of(
     architecture: str, metadata: Mapping[str, Value], tensors: tuple[TensorInfo, ...], *, template: bool
 ) -> Fact[Kind]:
-    """What a file is for."""
     part = _part_of_model(architecture, metadata, tensors)
     if part is not None:
         return part

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.errors import IntegrityError
-from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.loadable import check_loadable, check_shards, check_tokenizable
 from tea_models.profile.facts import ProfileFile
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry
 from tea_models.settings import Settings
-from tea_models.sources.locate import locate
+from tea_models.sources.locate import Located, locate
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.registry.entries import Entry
-    from tea_models.sources.locate import Located
 
 
 @dataclass(slots=True)
@@ -71,10 +64,8 @@ class ModelFiles:
             if thorough and not problems:
                 problems = check_tokenizable(header)
             if problems:
-                raise IntegrityError(
-                    f"{header.source.name}: llama.cpp would not load it: {problems[0]}",
-                    hint="get another copy of the model",
-                )
+                hint = "get another copy of the model"
+                raise IntegrityError(f"{header.source.name}: llama.cpp would not load it: {problems[0]}", hint=hint)
 
 
 @contextmanager
@@ -82,8 +73,7 @@ def open_model(
     path_or_ref: Path | str, *, settings: Settings | None = None, hashes: bool = True
 ) -> Iterator[ModelFiles]:
     """Find a model and read the headers of all its files; with `hashes`, ask the store for those of the files."""
-    if settings is None:
-        settings = Settings.resolve(os.environ, cwd=Path.cwd())
+    settings = settings or Settings.resolve(os.environ, cwd=Path.cwd())
     # A `Path` is never a name in the registry, even without a separator.
     text = f"file:{path_or_ref}" if isinstance(path_or_ref, Path) else path_or_ref
     located = locate(text, Caller(settings))
@@ -97,17 +87,10 @@ def open_model(
             sha256 = file.sha256
             if hashes and sha256 is None and isinstance(source, FileSource):
                 sha256 = recorded_sha256(Path(source.name), settings)
-            files.append(ProfileFile(file.filename, _size(source, file.size, header), sha256))
+            sizes = (size for size in (source.size, file.size) if size is not None)
+            files.append(ProfileFile(file.filename, next(sizes, header.file_size), sha256))
         where = str(located.paths[0]) if located.paths else text
         yield ModelFiles(where, tuple(sources), headers, tuple(files), located)
-
-
-def _size(source: ByteSource, known: int | None, header: Header) -> int:
-    if source.size is not None:
-        return source.size
-    if known is not None:
-        return known
-    return header.file_size
 
 
 def recorded_sha256(path: Path, settings: Settings) -> str | None:

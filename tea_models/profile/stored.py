@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError
 from tea_models.profile.document import load_profile, to_json
+from tea_models.profile.facts import ModelProfile, ProfileFile
 from tea_models.profile.header_facts import resolve_profile
 from tea_models.registry.entries import builtin_text
+from tea_models.settings import Settings
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.profile.facts import ModelProfile, ProfileFile
-    from tea_models.settings import Settings
 
 
 def read_profile(path: Path, files: Sequence[ProfileFile], settings: Settings) -> ModelProfile | None:

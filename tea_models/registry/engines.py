@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from packaging.version import Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -12,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from tea_models.errors import NotAvailableError
 from tea_models.registry import packaged_text
 from tea_models.yamlfile import load_yaml, nearest, read_yaml, validate
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Accelerator = Literal["cpu", "cuda", "vulkan", "metal"]
@@ -38,7 +36,6 @@ class Archive(_Model):
 
     @property
     def reference(self) -> str:
-        """Registry, package and version in one text."""
         return f"{self.registry}:{self.package}{'@' if self.registry == 'npm' else '=='}{self.version}"
 
 
@@ -59,20 +56,16 @@ class Speed(_Model):
 
 
 class Prebuilt(Archive):
-    """A library that somebody has built.
-
-    `files` and `licenses` are patterns of the archive's members; `libraries` says which is loaded for each name that
-    the binding asks for, `plugins` that the processor's backends are plug-ins, `tried` that somebody has run it.
-    """
+    """A library that somebody has built."""
 
     name: str
     target: Target = Field(alias="for")
     llama_cpp: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # patterns of the archive's members
     licenses: tuple[str, ...]
-    libraries: dict[Literal["llama", "ggml", "mtmd"], str]
-    plugins: bool = False
-    tried: bool = False
+    libraries: dict[Literal["llama", "ggml", "mtmd"], str]  # what is loaded for a name that the binding asks for
+    plugins: bool = False  # the processor's backends are plug-ins
+    tried: bool = False  # somebody has run it
     speed: Speed | None = None
 
 
@@ -84,7 +77,6 @@ class Catalog(_Model):
     engines: tuple[Prebuilt, ...]
 
     def find(self, name: str) -> Prebuilt:
-        """The library of that name."""
         engines = {engine.name: engine for engine in self.engines}
         if name not in engines:
             raise NotAvailableError(f"no prebuilt engine is called {name!r}", hint=nearest(name, list(engines)))
@@ -101,7 +93,6 @@ class Host:
 
     @classmethod
     def here(cls) -> Host:
-        """This machine."""
         machine = platform.machine().lower()
         library, version = platform.libc_ver()
         glibc = version if library == "glibc" else None

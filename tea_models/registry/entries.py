@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,9 @@ from tea_models.errors import ConfigError, UnknownModelError
 from tea_models.files import Artifact, ModelFile, Source
 from tea_models.refs import FileRef, HubRef, NameRef, Reference, parse_reference
 from tea_models.registry import CHECKOUT, packaged_text
+from tea_models.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tea_models.settings import Settings
     from tea_models.yamlfile import Document
 
     # Makes the error for a path of keys: a `Document` knows the lines.
@@ -71,10 +70,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the registry.
-
-    `origin` is the layer it came from (a path, or `built-in`), `upstream` has the weights its files were made from.
-    """
+    """A model of the registry."""
 
     name: str
     kind: str
@@ -84,8 +80,8 @@ class Entry:
     variants: Mapping[str, Variant]
     overrides: Overrides
     description: str
-    origin: str
-    upstream: HubRef | None = None
+    origin: str  # the layer it came from: a path, or `built-in`
+    upstream: HubRef | None = None  # the weights its files were made from
 
     def artifact(self, variant: Variant, text: str) -> Artifact:
         """A variant as something to fetch; `text` is how it was asked for."""
@@ -101,11 +97,7 @@ class Registry:
 
     @classmethod
     def load(cls, settings: Settings) -> Registry:
-        """Read the built-in registry and the layers that `settings` names.
-
-        Raises:
-            ConfigError: A layer is wrong: file, line, key, what was expected.
-        """
+        """Read the built-in registry and the layers that `settings` names; a ConfigError has file, line and key."""
         entries = {entry.name: entry for entry in _builtin_entries(settings.store_dir / ".tea" / "registry.json")}
         # In a checkout of this project the working directory's registry.yaml is the built-in one.
         for path in (path for path in settings.registry_files if path.resolve() != CHECKOUT / "registry.yaml"):
@@ -115,11 +107,7 @@ class Registry:
         return cls(entries)
 
     def find(self, reference: NameRef) -> tuple[Entry, Variant]:
-        """The entry and variant that a name means.
-
-        Raises:
-            UnknownModelError: There is no such model or variant; the message names the nearest ones.
-        """
+        """The entry and variant that a name means; an UnknownModelError names the nearest ones."""
         entry = self.entries.get(reference.name) or self._aliases.get(reference.name)
         if entry is None:
             known = [*self.entries, *self._aliases]
@@ -133,9 +121,8 @@ class Registry:
         for name, variant in entry.variants.items():
             if name.lower() == reference.variant.lower():
                 return entry, variant
-        raise UnknownModelError(
-            f"{entry.name} has no variant {reference.variant!r}", hint=f"it has {', '.join(entry.variants)}"
-        )
+        hint = f"it has {', '.join(entry.variants)}"
+        raise UnknownModelError(f"{entry.name} has no variant {reference.variant!r}", hint=hint)
 
     def by_sha256(self, sha256: str) -> tuple[Entry, Variant] | None:
         """The entry and variant that a file with this hash belongs to."""
@@ -152,10 +139,7 @@ def builtin_text() -> str:
 
 
 def _builtin_entries(kept: Path) -> list[Entry]:
-    """The entries of the built-in registry, which the tests check, from where its parsed data were kept.
-
-    Parsing YAML takes longer than all else that `list` does, and start-up time is a feature.
-    """
+    """The built-in registry, which the tests check, from its kept data: parsing YAML is slower than `list`."""
     text = builtin_text()
     digest = hashlib.sha256(text.encode()).hexdigest()
     found = read_kept(kept)

@@ -7,9 +7,12 @@ brings the bytes of one; and, but for wheels, `open_remote(reference, …)`, whi
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from tea_models.caller import Caller
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import remove_partial
 from tea_models.errors import (
@@ -22,18 +25,12 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.progress import Progress
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources.mirror import is_mirror, logged_in, mirrored
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
 
 __all__ = ["Fetched", "fetch", "kind_of", "open_source", "resolve"]
 
@@ -54,10 +51,7 @@ def kind_of(reference: Reference) -> Any:
 
 
 def resolve(text: str, caller: Caller, registry: Registry | None = None) -> Artifact:
-    """Say what files a reference means, with what is known of their sizes and hashes.
-
-    Names are looked up in the registry only; `hf:` and `ollama:` references ask their hosts.
-    """
+    """The files that a reference means, with what is known of them; only `hf:` and `ollama:` ask their hosts."""
     reference = parse_reference(text)
     if isinstance(reference, NameRef):
         entry, variant = (registry or Registry.load(caller.settings)).find(reference)
@@ -147,10 +141,7 @@ def _fetch_part(file: ModelFile, source: Source, destination: Path, caller: Call
 
 
 def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
-    """Bring a file that was cut for its host: the parts are fetched one after the other and joined.
-
-    A journal beside the file says which parts are in it, so that a rerun goes on after them.
-    """
+    """Bring a file cut for its host, part after part; a journal says which are in it, so that a rerun goes on."""
     journal = destination.with_name(f"{destination.name}.parts")
     piece = destination.with_name(f"{destination.name}.piece")
     kept = read_kept(journal)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from tea_models.caller import Caller
 from tea_models.errors import AccessDeniedError, NotAvailableError, OfflineError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
 from tea_models.gguf import size_by_header
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.net import Client, HttpSource, Request, download
 from tea_models.net.retry import QUESTION
 from tea_models.refs import Reference, UrlRef
+from tea_models.settings import Settings
 from tea_models.sources.mirror import is_mirror
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.settings import Settings
 
 
 def resolve(reference: UrlRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds

@@ -10,28 +10,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError, UnknownModelError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, shard_names
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.net.answers import byte_count, refusal
 from tea_models.refs import HubRef, quantization_of
-from tea_models.settings import DEFAULT_HF_ENDPOINT
+from tea_models.settings import DEFAULT_HF_ENDPOINT, Settings
 from tea_models.sizes import human_bytes
 from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     import httpx2
 
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.settings import Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -77,9 +75,8 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
             whole = PurePosixPath(path)
             models.setdefault(str(whole.with_name(shard_names(whole.name)[0])), []).append(path)
     if not models:
-        raise UnknownModelError(
-            f"{reference.repo} has no GGUF files", hint=f"a repository named {reference.repo}-GGUF, or another's, may"
-        )
+        hint = f"a repository named {reference.repo}-GGUF, or another's, may"
+        raise UnknownModelError(f"{reference.repo} has no GGUF files", hint=hint)
     main = [first for first in models if not re.search(r"mmproj|imatrix", first, re.IGNORECASE)]
     matching = main or list(models)
     if reference.quantization is not None:
@@ -140,11 +137,7 @@ def address(reference: HubRef, settings: Settings) -> str:
 
 
 def token_for(settings: Settings) -> str | None:
-    """The token for the configured endpoint.
-
-    `HF_TOKEN` is for the endpoint that was configured together with it. The token in the Hub's own store was given for
-    huggingface.co, and goes nowhere else.
-    """
+    """`HF_TOKEN`, for the endpoint set with it, else the Hub's own, which goes to huggingface.co and nowhere else."""
     if settings.hf_token:
         return settings.hf_token
     if settings.hf_endpoint != DEFAULT_HF_ENDPOINT:
@@ -206,10 +199,8 @@ def _ask(reference: HubRef, url: str, settings: Settings, *, method: str) -> tup
         case "EntryNotFound", _:
             raise MissingFileError(f"{reference.repo} has no file {reference.path}", hint=_where(reference))
         case ("RepoNotFound", _) | (_, 401 | 404):  # the Hub answers 401 for what it does not show
-            raise MissingFileError(
-                f"{reference.repo}: no such repository, or it is private",
-                hint=f"check the name at {DEFAULT_HF_ENDPOINT}/{reference.repo}; for a private one set HF_TOKEN",
-            )
+            hint = f"check the name at {DEFAULT_HF_ENDPOINT}/{reference.repo}; for a private one set HF_TOKEN"
+            raise MissingFileError(f"{reference.repo}: no such repository, or it is private", hint=hint)
         case _, 403:
             raise _denied(reference, f"{reference}: the Hub answers {status}")
     raise refusal(response, str(reference))

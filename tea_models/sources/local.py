@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tea_models.caller import Caller
 from tea_models.disk.regular import open_regular
 from tea_models.errors import MissingFileError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, shard_names
-from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.refs import FileRef
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
 
 
 def resolve(reference: FileRef, caller: Caller) -> Artifact:  # noqa: ARG001 - one signature for all kinds

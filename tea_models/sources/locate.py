@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import (
     LockError,
     MissingFileError,
@@ -15,19 +16,16 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.files import Artifact, ModelFile, Source, shard_names
-from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.refs import FileRef, HubRef, NameRef, Reference, UrlRef, WheelRef, parse_reference, quantization_of
-from tea_models.registry.entries import Registry
+from tea_models.registry.entries import Entry, Registry
+from tea_models.settings import Settings
 from tea_models.sources import open_source, resolve
 from tea_models.sources.local import shards
 from tea_models.store import Record, Store
 
 if TYPE_CHECKING:
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
     from tea_models.lockfile import Lock
-    from tea_models.registry.entries import Entry
-    from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,8 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
     if paths is not None:
         return Located(artifact, paths, caller, entry, lock)
     if caller.settings.offline:
-        raise OfflineError(
-            f"{text} is not in the store, and nothing may be fetched (--offline)",
-            hint=f"without --offline: tea-models pull {text}",
-        )
+        hint = f"without --offline: tea-models pull {text}"
+        raise OfflineError(f"{text} is not in the store, and nothing may be fetched (--offline)", hint=hint)
     if not remote:
         raise MissingFileError(f"{text} is not in the store ({store.root})", hint=f"tea-models pull {text}")
     return Located(artifact, (), caller, entry, lock)
@@ -90,9 +86,8 @@ def locked_artifact(text: str, caller: Caller) -> Artifact | None:
         return model.artifact()
     if caller.settings.locked:
         where = f"{path} does not have it" if path is not None else "there is no models.lock here or above"
-        raise LockError(
-            f"{text} is not locked, and only locked models may be used: {where}", hint=f"tea-models lock {text}"
-        )
+        hint = f"tea-models lock {text}"
+        raise LockError(f"{text} is not locked, and only locked models may be used: {where}", hint=hint)
     return None
 
 
@@ -133,10 +128,8 @@ def recorded_artifact(text: str, settings: Settings) -> Artifact | None:
         return None
     chosen = [names[name] for name in shards_of_first]
     if isinstance(reference, HubRef) and len({shard_names(record.filename)[0] for record in records}) > 1:
-        raise UsageError(
-            f"{text}: the store has several files of it: {', '.join(sorted(names))}",
-            hint="name the file, or its quantisation",
-        )
+        hint = "name the file, or its quantisation"
+        raise UsageError(f"{text}: the store has several files of it: {', '.join(sorted(names))}", hint=hint)
     files = tuple(record.as_file() for record in chosen)
     return Artifact(text, chosen[0].model, None, files, chosen[0].license)
 

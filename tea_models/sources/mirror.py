@@ -11,16 +11,13 @@ import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import AccessDeniedError, UsageError
 from tea_models.files import Source
-from tea_models.net.client import CONNECT_SECONDS, is_loopback, stored_authorization
 from tea_models.redact import redact
 from tea_models.refs import FileRef, FsspecRef, Reference, UrlRef
-
-if TYPE_CHECKING:
-    from tea_models.settings import Settings
+from tea_models.settings import Settings
 
 _ANSWER_SECONDS = 60.0
 # Host with port, repository, and a tag (OCI distribution specification 1.1, "Pulling manifests").
@@ -38,6 +35,8 @@ class OciRepository:
     @property
     def insecure(self) -> bool:
         """Whether plain http is spoken: to this machine only."""
+        from tea_models.net.client import is_loopback  # slow to import, and few have a mirror
+
         return is_loopback(self.host.rpartition(":")[0] or self.host)
 
     def url(self, tail: str) -> str:
@@ -46,11 +45,7 @@ class OciRepository:
 
 
 def oci_repository(target: str) -> OciRepository | None:
-    """The repository that a mirror is; None for one of another kind.
-
-    Raises:
-        UsageError: It can't be understood.
-    """
+    """The repository that a mirror is; None for one of another kind."""
     if not target.lower().startswith("oci://"):
         return None
     match = _OCI.match(target)
@@ -98,16 +93,12 @@ def logged_in(settings: Settings, target: str) -> Settings:
 
 
 def open_registry(repository: OciRepository, settings: Settings) -> Any:
-    """A client of `oras`, with the credentials of `TEA_MODELS_AUTH_<HOST>`, netrc or docker's configuration.
-
-    Raises:
-        ImportError: `oras` is not installed.
-        OSError: The registry can't be reached (`requests` raises it).
-        AccessDeniedError: It wants a password, and none is known.
-    """
+    """A client of `oras` with the user's credentials; an ImportError without it, an OSError if it is unreachable."""
     import requests
     from oras.container import Container
     from oras.provider import Registry
+
+    from tea_models.net.client import CONNECT_SECONDS, stored_authorization
 
     base = repository.url("").partition(repository.repo)[0]
     challenge = requests.get(base, timeout=CONNECT_SECONDS).headers.get("www-authenticate", "").lower()
@@ -118,10 +109,8 @@ def open_registry(repository: OciRepository, settings: Settings) -> Any:
     if known.startswith("Basic "):
         registry.auth.set_basic_auth(*base64.b64decode(known[6:]).decode().split(":", 1))
     if kind == "basic" and not getattr(registry.auth, "_basic_auth", None):
-        raise AccessDeniedError(
-            f"oci://{repository.host}/{repository.repo}: the registry wants a password",
-            hint=f"docker login {repository.host}, or TEA_MODELS_AUTH_<HOST>=user:password",
-        )
+        hint = f"docker login {repository.host}, or TEA_MODELS_AUTH_<HOST>=user:password"
+        raise AccessDeniedError(f"oci://{repository.host}/{repository.repo}: the registry wants a password", hint=hint)
     # Its own requests wait for ever.
     registry.session.request = partial(registry.session.request, timeout=(CONNECT_SECONDS, _ANSWER_SECONDS))
     return registry

@@ -7,21 +7,17 @@ Formats: the registry speaks the Docker registry API v2; the model is the layer 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tea_models.caller import Caller
 from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavailableError
 from tea_models.files import Artifact, Fetched, ModelFile, Source
+from tea_models.gguf.bytes_source import ByteSource
 from tea_models.net.answers import refusal
+from tea_models.refs import OllamaRef
+from tea_models.settings import Settings
 from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
 from tea_models.store.other_tools import ollama_layers
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.refs import OllamaRef
-    from tea_models.settings import Settings
 
 DEFAULT_REGISTRY = "https://registry.ollama.ai"
 _MAX_MANIFEST = 4 << 20

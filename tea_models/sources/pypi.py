@@ -14,11 +14,13 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from packaging.utils import canonicalize_name
 
+from tea_models.caller import Caller
 from tea_models.disk.space import check_space
 from tea_models.errors import (
     ChecksumMismatchError,
@@ -28,14 +30,9 @@ from tea_models.errors import (
     SourceUnavailableError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name
+from tea_models.progress import Progress
+from tea_models.refs import WheelRef
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.refs import WheelRef
 
 _EXPECTED_HASH = re.compile(r"Expected sha256 ([0-9a-f]{64})")
 _OTHER_HASH = re.compile(r"Got\s+([0-9a-f]{64})")
@@ -184,19 +181,14 @@ def _failed(what: str, requirement: str, lines: Sequence[str]) -> NoReturn:
     last = (errors or [line for line in lines if not line.startswith(("WARNING:", "[notice]"))] or ["no message"])[-1]
     last = last.removeprefix("ERROR: ")
     if any(_BROKEN_WHEEL.search(line) for line in lines):
-        raise IntegrityError(
-            f"{what}: the file is broken, or not the one that the index describes: {last}", hint=_ALTERED
-        )
+        hint = _ALTERED
+        raise IntegrityError(f"{what}: the file is broken, or not the one that the index describes: {last}", hint=hint)
     network = next((match.group() for line in lines if (match := _NETWORK.search(line))), None)
     if network:
-        raise SourceUnavailableError(
-            f"{what}: pip could not reach the package index ({network})",
-            hint="check the network, and `pip config list`: index, proxy and certificates are those of pip",
-        )
-    raise SourceUnavailableError(
-        f"{what}: pip failed: {last}",
-        hint=f"try: pip download --no-deps {requirement}",
-    )
+        hint = "check the network, and `pip config list`: index, proxy and certificates are those of pip"
+        raise SourceUnavailableError(f"{what}: pip could not reach the package index ({network})", hint=hint)
+    hint = f"try: pip download --no-deps {requirement}"
+    raise SourceUnavailableError(f"{what}: pip failed: {last}", hint=hint)
 
 
 def _wheel_in(folder: Path, reference: WheelRef) -> Path | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
 
 from tea_models.disk.hashing import hash_range
 from tea_models.disk.regular import open_own
 from tea_models.files import Fetched
 from tea_models.progress import Progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
 
 def receive(
@@ -25,10 +23,7 @@ def receive(
     keep: int = 0,
     progress: Progress | None = None,
 ) -> Fetched:
-    """Write what comes (`chunks` gives it from an offset on) into a file, never through a link, and hash it.
-
-    The first `keep` bytes of the file are taken as they are; with fewer there, none.
-    """
+    """Write what `chunks` gives (after `keep` bytes that are there) into a file, never a link, and hash it all."""
     progress = progress or Progress()
     digest, there = hashlib.sha256(), 0
     with open(open_own(destination), "r+b") as writer:  # noqa: PTH123 - a descriptor
@@ -37,16 +32,13 @@ def receive(
         writer.seek(there)
         writer.truncate()
         done = there
-        progress.start(name, size, there)
-        try:
+        with progress.task(name, size, there):
             for chunk in chunks(there):
                 digest.update(chunk)
                 writer.write(chunk)
                 writer.flush()
                 done += len(chunk)
                 progress.advance(len(chunk))
-        finally:
-            progress.finish()
     return Fetched(digest.hexdigest(), done, there or None)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from tea_models.caller import Caller
 from tea_models.errors import (
     AccessDeniedError,
     MissingFileError,
@@ -15,16 +18,10 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public
+from tea_models.gguf.bytes_source import ByteSource
+from tea_models.refs import FsspecRef
 from tea_models.sources.http import refuse_offline
 from tea_models.sources.receiver import blocks, receive
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.gguf.bytes_source import ByteSource
-    from tea_models.refs import FsspecRef
 
 
 def resolve(reference: FsspecRef, caller: Caller) -> Artifact:

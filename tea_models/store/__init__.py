@@ -14,24 +14,10 @@ A file gets its final name by a hard link of the checked partial, which fails if
 overwritten, also when several processes work without locks.
 """
 
-from __future__ import annotations
-
-from tea_models.disk.operations import remove_partial, writing
-from tea_models.disk.space import check_space
+from tea_models.disk.operations import remove_partial as remove_partial
+from tea_models.disk.operations import writing as writing
 from tea_models.store.names import check_name, key_of
 from tea_models.store.record import HIDDEN, Installed, Record, stamp_of
 from tea_models.store.store import NameTakenError, Store
 
-__all__ = [
-    "HIDDEN",
-    "Installed",
-    "NameTakenError",
-    "Record",
-    "Store",
-    "check_name",
-    "check_space",
-    "key_of",
-    "remove_partial",
-    "stamp_of",
-    "writing",
-]
+__all__ = ["HIDDEN", "Installed", "NameTakenError", "Record", "Store", "check_name", "key_of", "stamp_of"]

@@ -9,18 +9,15 @@ import contextlib
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NoReturn
 
 from tea_models.disk.space import taken_by
+from tea_models.store import Store
 from tea_models.store.locks import hold, try_hold
 from tea_models.store.names import host_key
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.store import Store
 
 # Another host's lock may not be seen here, and some file systems ignore locks: what was written lately may be in use.
 QUIET_SECONDS: Final = 15 * 60
@@ -29,19 +26,12 @@ _UNIQUE = re.compile(r"\.[0-9]+-[0-9a-f]{8}\.part")
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that can go.
-
-    A `partial` (of an unfinished download), `broken` (moved aside by a repair), `orphan` (a record or profile of a file
-    that is gone) or `draft` (of a write that did not end).
-    """
+    """Something that can go: of an unfinished download, moved aside by a repair, of a file that is gone, of a write."""
 
     path: Path
     kind: Literal["partial", "broken", "orphan", "draft"]
     size: int
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"path": str(self.path)}
 
 
 def leftovers(store: Store, *, now: float | None = None) -> list[Leftover]:

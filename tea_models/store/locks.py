@@ -10,13 +10,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tea_models.disk.regular import descriptor_of, open_own
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _CONTENDED = (errno.EAGAIN, errno.EACCES)
 # A lock belongs to the open file, which a forked child shares: it would hold what its parent has given back.

@@ -26,10 +26,8 @@ def check_name(filename: str) -> None:
     problem = next((told for told, true in problems.items() if true), None)
     if problem:
         shown = filename if len(filename) <= 60 else filename[:57] + "…"
-        raise StoreError(
-            f"{shown!r} can't be used as a file name: {problem}",
-            hint="give the file a plain name in a registry.yaml entry (`filename:`)",
-        )
+        hint = "give the file a plain name in a registry.yaml entry (`filename:`)"
+        raise StoreError(f"{shown!r} can't be used as a file name: {problem}", hint=hint)
 
 
 def safe_part(part: str) -> str:

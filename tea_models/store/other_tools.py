@@ -10,16 +10,14 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tea_models.disk.hashing import holds
 from tea_models.disk.regular import read_own
 from tea_models.store.record import stamp_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _SHA256: Final = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 
@@ -55,10 +53,7 @@ def find_all(environ: Mapping[str, str]) -> list[Found]:
 def find_by_sha256(
     sha256: str, *, size: int | None = None, environ: Mapping[str, str]
 ) -> tuple[Path, tuple[int, ...]] | None:
-    """A file of another tool that has exactly these bytes, hashed just now, and its stamp before that.
-
-    Without a size only files are looked at whose name is the hash.
-    """
+    """A file of another tool with these bytes, hashed now, and its stamp before; without a size by its name."""
     maybe = named_by(sha256, environ)
     maybe += [found.path for found in find_all(environ) if found.size == size and found.sha256 is None] if size else []
     for path in maybe:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields, replace
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from tea_models.disk.regular import read_own
 from tea_models.files import ModelFile, Source
-
-if TYPE_CHECKING:
-    import os
-    from pathlib import Path
 
 HIDDEN = ".tea"
 RECORD_SCHEMA = "tea.store-record/1"

@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.hashing import holds, sha256_file
@@ -16,16 +18,11 @@ from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
 from tea_models.errors import ChecksumMismatchError, IntegrityError, StoreError
+from tea_models.files import ModelFile
+from tea_models.settings import Settings
 from tea_models.store.locks import hold
 from tea_models.store.names import check_name, folded, host_key, safe_part
 from tea_models.store.record import HIDDEN, RECORD_SCHEMA, Installed, Record, read_record, stamp_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from tea_models.files import ModelFile
-    from tea_models.settings import Settings
 
 _RECORDING_SECONDS = 3  # longest time between giving a name and recording it
 
@@ -35,10 +32,7 @@ class NameTakenError(StoreError):
 
 
 class Store:
-    """The files under `root`, which the first write makes.
-
-    In `cache_dir` it remembers what was hashed while the store can't be written, or nobody could ever trust it.
-    """
+    """The files under `root`, made by the first write; `cache_dir` has what was hashed while that can't be written."""
 
     def __init__(self, root: Path, cache_dir: Path | None = None) -> None:
         self.root = root
@@ -75,10 +69,7 @@ class Store:
         return [Installed(record, self.root / record.file, self._state(record)) for record in self.records()]
 
     def paths_of(self, files: Sequence[ModelFile]) -> tuple[Path, ...] | None:
-        """Where the bytes of a model's files lie, or None unless all are there; shards lie in one folder.
-
-        A file is hashed only if its stamp has changed. A file without a pin is found by where it was pulled from.
-        """
+        """Where a model's files lie, shards in one folder; None unless all do. Hashed if a stamp has changed."""
         known = [record for record in self.records() if record.means(files[0])]
         if len(files) == 1:
             known.sort(key=lambda record: record.filename != files[0].filename)
@@ -189,10 +180,7 @@ class Store:
             yield
 
     def folder_for(self, files: Sequence[ModelFile], folders: Sequence[str]) -> Path:
-        """The first folder (the store, then `folders`) in which no name of a model's files is taken by other bytes.
-
-        `IntegrityError`: a name is taken by a file that was never verified.
-        """
+        """The first folder where no name is taken by other bytes; an `IntegrityError` where it is by unverified."""
         for file in files:
             check_name(file.filename)
         for folder in ("", *folders):
@@ -203,10 +191,7 @@ class Store:
         raise StoreError(f"{name}: the name is taken, and so are all folders it could go to instead")
 
     def publish(self, partial: Path, target: Path, record: Record) -> Path:
-        """Give checked bytes their final name (see `folder_for`) and record them; `file` and stamp are filled in here.
-
-        `NameTakenError`: somebody put other bytes there meanwhile.
-        """
+        """Give checked bytes their final name and record them; a `NameTakenError` where other bytes came first."""
         with writing(self.root):
             sync(partial)
             self._make_folder(target.parent)
@@ -281,10 +266,7 @@ class Store:
         return [(self.root / record.file, self.set_aside(self.root / record.file)) for record in broken]
 
     def remove(self, path: Path) -> int:
-        """Remove a file of the store with its record and profile; returns the bytes freed (0 if links to them stay).
-
-        What can't be removed, or lies behind a link to some other folder, stays, recorded.
-        """
+        """Remove a file with record and profile, nothing behind a link; the bytes freed (0 if links to them stay)."""
         with writing(self.root):
             for place in (path, self._beside("records", path), self._beside("profiles", path)):
                 self._refuse_links(place)
@@ -319,10 +301,8 @@ class Store:
         """Refuse a path that leads out of the store through a link."""
         link = self._link_above(path)
         if link is not None:
-            raise StoreError(
-                f"{link} is a link to another folder: nothing is written or removed behind it",
-                hint="put a folder in its place",
-            )
+            hint = "put a folder in its place"
+            raise StoreError(f"{link} is a link to another folder: nothing is written or removed behind it", hint=hint)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder, with those above it; where the store is shared by a group, so are they."""

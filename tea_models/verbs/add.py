@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.errors import ConfigError, IntegrityError, NotAvailableError, UsageError
@@ -13,15 +15,10 @@ from tea_models.files import Artifact, ModelFile, public
 from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, Reference, quantization_of
 from tea_models.registry.entries import NAME, SCHEMA, read_entries
+from tea_models.settings import Settings
 from tea_models.sources import resolve
 from tea_models.verbs.pull import measured
 from tea_models.yamlfile import load_yaml
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.settings import Settings
 
 _KINDS = {"chat", "text", "embedding", "reranker", "projector", "adapter"}
 _NEW_FILE = f"schema: {SCHEMA}\nmodels: {{}}\n"
@@ -44,10 +41,7 @@ def add_entry(
     replace_existing: bool = False,
     license_: str | None = None,
 ) -> AddedEntry:
-    """Pin what a reference means now and write it into a registry file (made if absent) under a name.
-
-    Commit, size and hash come from the Hub's headers or the registry; where nobody states a hash, the model is pulled.
-    """
+    """Pin what a reference means now under a name of a registry file; a model whose hash nobody states is pulled."""
     if not NAME.match(name):
         raise UsageError(f"{name!r} can't be a name: expected lower-case letters, digits, '.', '_' and '-'")
     before = _read(file)

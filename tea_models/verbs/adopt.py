@@ -6,10 +6,12 @@ The other tool's files are only ever read: the store never writes in place, so a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import (
     ChecksumMismatchError,
@@ -23,18 +25,13 @@ from tea_models.files import ModelFile, shard_names
 from tea_models.gguf import FileSource, read_header
 from tea_models.gguf.quantization import file_type_name
 from tea_models.profile.stored import write_profile
+from tea_models.progress import Progress
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.store import Record, Store, stamp_of
 from tea_models.store.other_tools import Found, find_all, find_by_sha256, named_by
 from tea_models.verbs.pull import PullResult
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,6 @@ class Candidate:
     installed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """A flat document."""
         found = {key: getattr(self.found, key) for key in ("name", "tool", "path", "size", "sha256")}
         return found | {item.name: getattr(self, item.name) for item in fields(self) if item.name != "found"}
 
@@ -73,11 +69,7 @@ def candidates(settings: Settings) -> list[Candidate]:
 
 
 def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
-    """Verify files of other tools and link them into the store.
-
-    A name is a path, a name that `candidates` shows, a name of the registry, or a SHA-256. A file whose bytes are wrong
-    does not keep the others out: they are adopted, and the error comes last.
-    """
+    """Verify files of other tools (by path, shown name, name or SHA-256) and link them in; errors come last."""
     registry = Registry.load(caller.settings)
     results: list[PullResult] = []
     broken: list[IntegrityError] = []
@@ -125,11 +117,8 @@ def _checked(found: Found, progress: Progress, registry: Registry) -> Record:
     """What is to be recorded of a file that has the bytes that it should."""
     with FileSource(found.path) as source:
         read_header(source)  # nothing that is not GGUF gets in
-    progress.start(f"verifying {found.filename}", found.size, 0)
-    try:
+    with progress.task(f"verifying {found.filename}", found.size):
         sha256 = sha256_file(found.path, progress.advance)
-    finally:
-        progress.finish()
     if found.sha256 not in (None, sha256):
         raise _broken_copy(found.path, str(found.sha256), sha256, found.tool)
     known = registry.by_sha256(sha256)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
+from tea_models.files import ModelFile, Source
 from tea_models.refs import HubRef, OllamaRef, WheelRef
+from tea_models.registry.entries import Entry
 from tea_models.sources import kind_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tea_models.caller import Caller
-    from tea_models.files import ModelFile, Source
-    from tea_models.registry.entries import Entry
 
 _AT_ONCE = 8
 

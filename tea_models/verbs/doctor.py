@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tea_models.disk.space import free_bytes
 from tea_models.engine.gate import examine
@@ -18,11 +18,9 @@ from tea_models.machine.detect import Machine, detect_machine
 from tea_models.plan.observed import all_observed
 from tea_models.plan.plan_input import make_budget
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from tea_models.settings import Settings
 
 _GRAVITY = ("fail", "warn", "ok")
 _LITTLE_MEMORY = 512 * 1024**2

@@ -6,30 +6,28 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
+from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
 from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
 from tea_models.files import Artifact, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.profile.stored import write_profile
+from tea_models.progress import Progress
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.settings import Settings
 from tea_models.sources import Fetched, fetch, resolve
 from tea_models.sources.locate import locked_artifact, recorded_artifact
-from tea_models.store import NameTakenError, Record, Store, check_name, key_of, remove_partial, writing
+from tea_models.store import NameTakenError, Record, Store, check_name, key_of
 from tea_models.store.other_tools import find_by_sha256
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from tea_models.progress import Progress
-    from tea_models.settings import Settings
 
 Status = Literal["downloaded", "present", "adopted", "repaired"]
 
@@ -149,10 +147,8 @@ def _check_gguf(what: str, start: bytes) -> None:
     """Refuse bytes that do not begin as a GGUF file does."""
     if start[:4] not in (b"GGUF", b"FUGG"):
         shown = start.decode("latin-1").split("\n", 1)[0][:40]
-        raise IntegrityError(
-            f"{what}: not a GGUF file: it begins with {shown!r}",
-            hint="nothing was stored; an address may lead to a page and not to the file",
-        )
+        hint = "nothing was stored; an address may lead to a page and not to the file"
+        raise IntegrityError(f"{what}: not a GGUF file: it begins with {shown!r}", hint=hint)
 
 
 def _room_beside(file: ModelFile) -> int:
@@ -181,7 +177,6 @@ class _Job:
         )
 
     def finish(self) -> list[PullResult]:
-        """Fetch what is lacking."""
         results = [here or self._fetched(file) for file, here in zip(self.artifact.files, self.here, strict=True)]
         write_profile(results[0].path, self.caller)
         return results

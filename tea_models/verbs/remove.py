@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from tea_models.caller import Caller
 from tea_models.errors import MissingFileError
 from tea_models.sources.locate import locate
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tea_models.caller import Caller
 
 
 @dataclass(frozen=True, slots=True)

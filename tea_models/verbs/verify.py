@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_files
 from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.gate import why_no_answer
@@ -20,29 +23,20 @@ from tea_models.sources.locate import locked_artifact, recorded_artifact
 from tea_models.store import HIDDEN, Record, Store
 from tea_models.verbs.pull import PullResult, pull_artifacts
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-
+# `corrupt`: other bytes, or not GGUF; `unpinned`: only the file itself, when first seen, says what its hash should be.
 Status = Literal["ok", "corrupt", "missing", "unpinned"]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyResult:
-    """One file and what was found.
-
-    `corrupt` means other bytes than expected, or not GGUF; `unpinned` that nothing says what the hash should be other
-    than the file itself when it was first seen. `loadable` is None where that was not looked at.
-    """
+    """One file and what was found."""
 
     name: str
     path: Path
     status: Status
     expected_sha256: str | None
     actual_sha256: str | None = None
-    loadable: bool | None = None
+    loadable: bool | None = None  # not looked at
     problems: tuple[str, ...] = ()
     repaired: bool = False
 
@@ -160,11 +154,8 @@ def _check(targets: list[_Target], registry: Registry, caller: Caller) -> list[V
         if not path.is_file():
             FileSource(path).close()  # says what it is instead
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-    caller.progress.start(f"verifying {what}", sum(path.stat().st_size for path in paths), 0)
-    try:
+    with caller.progress.task(f"verifying {what}", sum(path.stat().st_size for path in paths)):
         digests = dict(zip(paths, sha256_files(paths, caller.progress.advance), strict=True))
-    finally:
-        caller.progress.finish()
     loader = DryLoader(caller.settings)
     return [_judge(target, digests.get(target.path), registry, loader) for target in targets]
 
