@@ -160,3 +160,20 @@ def test_one_door_leads_to_the_commands_of_the_runtime(with_runtime: dict[str, s
     assert "Usage: tea-models chat" in call("chat", "--help").stdout
     assert "Did you mean 'chat'?" in call("chta").stderr
     assert "Talk to a model." in call("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("tea-models pu", {"plain,pull", "plain,push"}),
+        ("tea-models pull smollm2-", {"plain,smollm2-135m", "plain,smollm2-360m", "plain,smollm2-1.7b"}),
+        ("tea-models plan smollm2-135m:", {"plain,smollm2-135m:Q4_1", "plain,smollm2-135m:Q8_0"}),
+        ("tea-models inspect ./mo", {"file,./mo"}),
+    ],
+)
+def test_the_shell_completes_commands_and_models(words: str, wanted: set[str]) -> None:
+    count = len(words.split()) - 1
+    environ = os.environ | {"COMP_WORDS": words, "COMP_CWORD": str(count), "_TEA_MODELS_COMPLETE": "bash_complete"}
+    line = [sys.executable, "-m", "tea_models.cli"]
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert set(done.stdout.split()) == wanted

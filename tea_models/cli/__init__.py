@@ -52,7 +52,7 @@ def group() -> LazyGroup:
         homes=_HOMES,
         entry_points="tea_models.commands",
         help="Download, verify, inspect and plan local GGUF models.",
-        epilog="Start with: tea-models pull smollm2-135m",
+        epilog='Start with: tea-models pull smollm2-135m. What the words mean: docs/cli.md, "Words".',
     )
 
 

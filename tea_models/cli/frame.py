@@ -64,7 +64,11 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.lazy:
             module = importlib.import_module(f"{self.package}.{self.homes.get(cmd_name, cmd_name)}")
-            return next(one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
+            found = (one for one in vars(module).values() if isinstance(one, click.Command) and one.name == cmd_name)
+            command = next(found)
+            if ctx.resilient_parsing:  # the shell asks how a word could go on
+                _complete_models(command)
+            return command
         others = self.others()
         for other in others:
             if cmd_name in other.lazy:
@@ -87,6 +91,27 @@ class LazyGroup(click.Group):
         from importlib.metadata import entry_points
 
         return [entry.load()() for entry in entry_points(group=self.entry_points)]
+
+
+def _complete_models(command: click.Command) -> None:
+    """Let the shell complete models, where a command takes them."""
+
+    def complete(_ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from tea_models.registry.entries import Registry
+
+        if any(mark in incomplete for mark in "/.~"):
+            return [CompletionItem(incomplete, type="file")]
+        entries = Registry.load(Settings.resolve(os.environ, cwd=Path.cwd())).entries.values()
+        known = [entry.name for entry in entries]
+        if ":" in incomplete:
+            known = [f"{entry.name}:{variant}" for entry in entries for variant in entry.variants]
+        return [CompletionItem(name) for name in known if name.startswith(incomplete)]
+
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument) and parameter.name in ("name", "names", "model", "ref", "refs"):
+            parameter.shell_complete = complete  # type: ignore[assignment]
 
 
 def answering(function: Callable[..., Any]) -> Callable[..., Any]:
