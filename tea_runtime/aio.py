@@ -9,14 +9,13 @@ import functools
 import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from tea_runtime.backend import LlmBackend
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 from tea_runtime.cancellation import CancelScope, current_scope
 from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
 
 T = TypeVar("T")
 P = ParamSpec("P")

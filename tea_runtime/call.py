@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,8 +12,6 @@ from tea_models.yamlfile import nearest
 from tea_runtime.errors import LlmError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from tea_models.plan.types import RunPlan
 
 Message = Mapping[str, Any]

@@ -15,7 +15,7 @@ from tea_models.plan.speed import record_speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
 from tea_runtime.call import LlmStream
 from tea_runtime.engine.embedder import EmbedRequest
 from tea_runtime.engine.growing_context import START, ModelSpec
@@ -23,7 +23,7 @@ from tea_runtime.engine.model import Model, open_model
 from tea_runtime.engine.prompt_cache import PromptCache
 from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
-from tea_runtime.llama.chat_formats import chat_format_of
+from tea_runtime.llama.chat_formats import ChatFormat, chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation, ToolTextFilter
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tea_models.chat import Segment
     from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
-    from tea_runtime.backend import Callback, Message
-    from tea_runtime.llama.chat_formats import ChatFormat
 
 logger = logging.getLogger("tea_runtime")
 

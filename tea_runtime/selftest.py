@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
 from tea_runtime.answer_format import format_problem
-from tea_runtime.backend import LlmCallParams
+from tea_runtime.backend import LlmBackend, LlmCallParams
 from tea_runtime.call import cosine
 from tea_runtime.errors import ContextOverflowError, UnsupportedError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tea_models.plan.types import RunPlan
-    from tea_runtime.backend import LlmBackend
 
 _PROMPT = "The three primary colours are"
 _UNICODE = "é世🌍"

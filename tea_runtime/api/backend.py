@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
-from tea_runtime.backend import LlmBackend
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 from tea_runtime.call import LlmStream
 from tea_runtime.cancellation import CancelScope
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
@@ -26,8 +26,6 @@ from tea_runtime.llama.constraint import check_tools, demanded_tools
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from tea_models.errors import TeaModelsError
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
     from tea_runtime.llm_settings import LlmSettings
 
 logger = logging.getLogger(__name__)

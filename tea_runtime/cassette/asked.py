@@ -11,12 +11,10 @@ from tea_models.errors import TeaModelsError, UsageError
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
 from tea_runtime.cassette.entries import AskedModel, Cassette, Mode
-from tea_runtime.llm_settings import expand
+from tea_runtime.llm_settings import LlmSettings, expand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from tea_runtime.llm_settings import LlmSettings
 
 
 def cassette_of(environ: Mapping[str, str]) -> Cassette | None:

@@ -10,13 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from tea_models.errors import TemplateError, UsageError
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_texts
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message, check_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tea_models.profile.facts import ModelProfile
-    from tea_runtime.backend import Callback, Message
 
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
 

@@ -14,7 +14,7 @@ import click
 from tea_models.cli.frame import App, answering
 from tea_models.disk.atomic import write_document
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
-from tea_runtime.backend import LlmCallParams, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
 from tea_runtime.cli.models import model_options, opened
 from tea_runtime.cli.screen import Stream, plain
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from prompt_toolkit import PromptSession
 
-    from tea_runtime.backend import LlmBackend, LlmCallResult
 
 _HELP = """\
 /help            this list

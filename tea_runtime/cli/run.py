@@ -17,15 +17,12 @@ from tea_runtime.cli.inputs import read_inputs
 from tea_runtime.cli.models import require_models
 from tea_runtime.cli.screen import Stream, environment, logged, only_json, plain, readable
 from tea_runtime.cli.validate import show_check
-from tea_runtime.workflow.file import read_workflow
+from tea_runtime.workflow.file import Workflow, read_workflow
 from tea_runtime.workflow.inputs import required_inputs
-from tea_runtime.workflow.runner import run_workflow
+from tea_runtime.workflow.runner import Step, run_workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from tea_runtime.workflow.file import Workflow
-    from tea_runtime.workflow.runner import Step
 
 
 @click.command("run")

@@ -8,16 +8,13 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tea_models.cli.output import printable
+from tea_models.cli.output import Output, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tea_models.cli.frame import App
-    from tea_models.cli.output import Output
 
 _SHOWN_NUMBERS = 4
 

@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.engine.growing_context import enlarged
-from tea_runtime.engine.thread import Request
+from tea_runtime.engine.growing_context import ModelSpec, enlarged
+from tea_runtime.engine.thread import EngineThread, Request
 from tea_runtime.errors import ContextOverflowError, GenerationError
 from tea_runtime.llama.context import AbortedError, Context
 from tea_runtime.llama.engine import llama
@@ -16,8 +16,6 @@ from tea_runtime.llama.engine import llama
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.weights import Weights
 
 _START = 1024

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
-from tea_runtime.llama.context import Context
+from tea_runtime.llama.context import AbortFlag, Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.engine.prompt_cache import PromptCache
-    from tea_runtime.llama.context import AbortFlag
     from tea_runtime.llama.weights import Weights
 
 _logger = logging.getLogger("tea_runtime")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 from tea_models.errors import UsageError
 from tea_runtime.engine.embedder import Embedder, EmbedRequest
 from tea_runtime.engine.scheduler import Scheduler, TextRequest
-from tea_runtime.engine.thread import engine
+from tea_runtime.engine.thread import EngineThread, Request, engine
 from tea_runtime.errors import LlmError
 from tea_runtime.llama.vocabulary import Vocabulary
 from tea_runtime.llama.weights import Weights
 
 if TYPE_CHECKING:
     from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.thread import EngineThread, Request
     from tea_runtime.llama.loading import LoadRecorder
 
 

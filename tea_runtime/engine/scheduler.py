@@ -7,19 +7,15 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext
-from tea_runtime.engine.sequences import common_prefix
-from tea_runtime.engine.thread import Request
+from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext, ModelSpec
+from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
+from tea_runtime.engine.thread import EngineThread, Request
 from tea_runtime.errors import CancelledCallError, ContextOverflowError
-from tea_runtime.llama.context import AbortedError, NoRoomError
+from tea_runtime.llama.context import AbortedError, Context, NoRoomError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.sequences import HeldSequence, SequencePool
-    from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.context import Context
     from tea_runtime.llama.generation import Generation
     from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights

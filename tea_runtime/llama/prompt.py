@@ -8,7 +8,7 @@ prompt in which nothing else looks like one (nearly all) is tokenised as a whole
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TemplateError, UsageError
@@ -16,8 +16,6 @@ from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from tea_models.chat import Segment
     from tea_runtime.llama.vocabulary import Vocabulary
 

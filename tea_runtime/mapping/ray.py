@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_runtime.errors import MissingExtraError
-from tea_runtime.mapping.output import Summary, answer_of
+from tea_runtime.mapping.output import Output, Summary, answer_of
 from tea_runtime.mapping.rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tea_runtime.mapping.output import Output
 
 #: What is not sent to the nodes with the workflow's folder.
 _NOT_SENT = ["*.gguf", "*.tar", ".git", ".venv", "__pycache__", "node_modules"]

@@ -8,18 +8,13 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import UsageError
-from tea_runtime.backend import LlmCallParams, check_messages
+from tea_runtime.backend import LlmCallParams, LlmCallResult, check_messages
 from tea_runtime.llama.prompt import joined_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tea_runtime.backend import LlmCallResult
 
 # OpenAI's old endpoint writes 16 tokens unless told otherwise.
 DEFAULT_COMPLETION_TOKENS = 16

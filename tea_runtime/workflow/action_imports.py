@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,6 @@ from tea_models.yamlfile import nearest
 from tea_runtime.actions import LLM_ACTION, check_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tea_runtime.workflow.file import ImportSpec, Node, Workflow
 
 Action = Callable[..., Any]

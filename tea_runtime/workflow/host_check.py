@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tea_models.yamlfile import dotted
+from tea_models.yamlfile import Document, dotted
 from tea_runtime.errors import HostFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tea_models.yamlfile import Document
 
 _PACKAGE = "tea_runtime"
 _IGNORED_NODE_KEYS = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tea_models.errors import TeaModelsError
 from tea_models.yamlfile import Document, dotted
@@ -22,10 +22,7 @@ from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
 from tea_runtime.workflow import conditions, templating
 from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
-from tea_runtime.workflow.file import END, START, read_workflow, workflow_of
-
-if TYPE_CHECKING:
-    from tea_runtime.workflow.file import Node, Workflow
+from tea_runtime.workflow.file import END, START, Node, Workflow, read_workflow, workflow_of
 
 logger = logging.getLogger(__name__)
 

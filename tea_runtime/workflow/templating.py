@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, nodes
 from jinja2.exceptions import TemplateSyntaxError
@@ -18,9 +18,6 @@ from jinja2.exceptions import TemplateSyntaxError
 from tea_models.chat.sandbox import SANDBOX, Limits, broken_limit
 from tea_models.errors import UsageError
 from tea_models.yamlfile import nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LIMITS = Limits(seconds=10.0, output=64 * 1024 * 1024)
 
