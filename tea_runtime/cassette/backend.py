@@ -7,10 +7,10 @@ import re
 import threading
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tea_models.errors import TemplateError, UsageError
-from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message, check_texts
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,16 +35,10 @@ class CassetteBackend(LlmBackend):
         self._opening = threading.Lock()
 
     def generate(
-        self,
-        params: LlmCallParams,
-        messages: Sequence[Message] | None = None,
-        callback: Callback | None = None,
+        self, params: LlmCallParams, messages: Sequence[Message] | None = None, callback: Callback | None = None
     ) -> LlmCallResult:
         """As `LlmBackend.generate`; a recorded answer comes word by word."""
-        if messages is None:
-            request = _request("call", self.model, params, prompt=params.prompt)
-        else:
-            request = _request("chat", self.model, params, messages=messages)
+        request = _request(self.model, params, messages)
         entry = self._recorded(request)
         if entry is not None:
             result = LlmCallResult(**{key: value for key, value in entry.answer.items() if key in _ANSWERED})
@@ -57,14 +51,9 @@ class CassetteBackend(LlmBackend):
         self.cassette.add(Entry(request, result.to_dict(), self._evidence(request)))
         return result
 
-    @overload
-    def embed(self, text: str) -> list[float]: ...
-    @overload
-    def embed(self, text: list[str] | tuple[str, ...]) -> list[list[float]]: ...
-    def embed(self, text: str | list[str] | tuple[str, ...]) -> list[float] | list[list[float]]:
-        """As `LlmBackend.embed`; each text is an entry of its own."""
-        vectors = [self._vector(one) for one in check_texts(text)]
-        return vectors[0] if isinstance(text, str) else vectors
+    def embed_texts(self, texts: list[str]) -> list[list[float]]:
+        """As `LlmBackend.embed_texts`; each text is an entry of its own."""
+        return [self._vector(one) for one in texts]
 
     def is_available(self) -> bool:
         """Whether requests can be answered: from the file, or by the backend behind it."""
@@ -115,10 +104,11 @@ class CassetteBackend(LlmBackend):
         return evidence
 
 
-def _request(kind: str, model: AskedModel, params: LlmCallParams, **content: Any) -> dict[str, Any]:
+def _request(model: AskedModel, params: LlmCallParams, messages: Sequence[Message] | None) -> dict[str, Any]:
     given = {name: getattr(params, name) for name in _DEFAULTS}
     parameters = {name: plain(value) for name, value in given.items() if value != _DEFAULTS[name]}
-    return {"kind": kind, "model": model.name, **plain(content), "parameters": parameters}
+    content = {"prompt": params.prompt} if messages is None else {"messages": plain(messages)}
+    return {"kind": "call" if messages is None else "chat", "model": model.name, **content, "parameters": parameters}
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.cli.output import printable
+from tea_models.cli.output import one_line
 from tea_models.errors import UsageError
 from tea_runtime.cli.models import model_options, opened
 
@@ -90,5 +90,4 @@ def _shown(change: Change) -> str:
 
 
 def _short(text: Any) -> str:
-    line = " ".join(str(text).split())
-    return printable(line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…")
+    return one_line(" ".join(str(text).split()), _SHOWN)

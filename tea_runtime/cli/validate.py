@@ -39,7 +39,11 @@ def show_check(app: App, workflow: Path) -> None:
     except HostFeatureError as error:
         here = {"runs": False, "reason": error.message}
     differences = host_differences(read_yaml(workflow))
-    data = {"workflow": str(workflow), "here": here, "host": [one.to_json() for one in differences]}
+    data = {
+        "workflow": str(workflow),
+        "here": here,
+        "host": [{"line": one.line, "what": one.what} for one in differences],
+    }
 
     def shown() -> str:
         if here["runs"]:

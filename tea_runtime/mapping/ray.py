@@ -40,23 +40,9 @@ def map_rows_on_ray(
     backend: str | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """As `map_rows`, on the nodes of a Ray cluster.
+    """As `map_rows`, on the cluster at `address` (by default what `RAY_ADDRESS` names, or one on this machine).
 
-    Args:
-        workflow: The workflow; the files that it uses lie in its folder.
-        rows: The rows; those that are not done yet are held in Ray's object store.
-        output: Where the answers go, on this machine.
-        address: Of the cluster (`ray://HOST:10001`); by default what `RAY_ADDRESS` names, or a cluster on this machine.
-        concurrency: Rows in flight together on each actor.
-        cpus: Cores of each actor; by default those of the smallest node, so that there is one actor a node.
-        gguf: As for `run_workflow`.
-        backend: As for `run_workflow`.
-        done: Called after each row.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        NotAvailableError: The cluster can't be reached, or has no cores.
-        UsageError: No node has that many cores.
+    `concurrency` is for each actor; each has `cpus` cores, by default those of the smallest node: an actor a node.
     """
     try:
         import ray
@@ -86,20 +72,18 @@ def map_rows_on_ray(
                 f"Ray at {address or os.environ.get('RAY_ADDRESS', 'this machine')}: {error}"
             ) from None
         try:
-            job = _Job(workflow.name, concurrency, gguf, backend)
-            job.cpus, actors = _shares(ray, cpus)
+            each, actors = _shares(ray, cpus)
+            job = {
+                "cpus": each,
+                "concurrency": concurrency,
+                "workflow": workflow.name,
+                "gguf": gguf,
+                "backend": backend,
+            }
             _run(ray, pending, output, done, job, actors)
         finally:
             ray.shutdown()
     return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
-
-
-class _Job:
-    """What an actor is told."""
-
-    def __init__(self, workflow: str, concurrency: int, gguf: str | None, backend: str | None) -> None:
-        self.workflow, self.concurrency, self.gguf, self.backend = workflow, concurrency, gguf, backend
-        self.cpus = 1
 
 
 def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
@@ -116,18 +100,23 @@ def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
 
 
 def _run(  # noqa: PLR0917 - one call
-    ray: Any, pending: list[dict[str, Any]], output: Output, done: Callable[[], object], job: _Job, actors: int
+    ray: Any,
+    pending: list[dict[str, Any]],
+    output: Output,
+    done: Callable[[], object],
+    job: dict[str, Any],
+    actors: int,
 ) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A block is a batch of an actor: what is lost with a node, and what the driver waits for.
-    blocks = max(min(-(-len(pending) // (2 * job.concurrency)), 10_000), min(actors, len(pending)))
+    blocks = max(min(-(-len(pending) // (2 * job["concurrency"])), 10_000), min(actors, len(pending)))
     dataset = ray.data.from_items(pending, override_num_blocks=blocks).map_batches(
         _Actor,
-        fn_constructor_args=[job],
+        fn_constructor_kwargs=job,
         batch_size=None,
-        num_cpus=job.cpus,
+        num_cpus=job["cpus"],
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
     )
     for row in dataset.iter_rows():
@@ -139,7 +128,7 @@ def _run(  # noqa: PLR0917 - one call
 class _Actor:
     """Runs rows on one node. Its working directory is the workflow's folder."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, *, cpus: int, concurrency: int, workflow: str, **options: Any) -> None:
         from tea_models.caller import Caller
         from tea_models.lock.sync import sync
         from tea_models.settings import Settings
@@ -148,9 +137,9 @@ class _Actor:
         lock = Path("models.lock")
         if lock.is_file():
             sync(lock, Caller(Settings.resolve(os.environ, cwd=Path.cwd())), frozen=True)
-        os.environ.setdefault("OMP_NUM_THREADS", str(job.cpus))
-        self._loaded = LoadedWorkflow(Path(job.workflow), gguf=job.gguf, backend=job.backend, n_threads=job.cpus)
-        self._threads = ThreadPoolExecutor(job.concurrency, thread_name_prefix="tea-map")
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+        self._loaded = LoadedWorkflow(Path(workflow), n_threads=cpus, **options)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="tea-map")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         rows = [

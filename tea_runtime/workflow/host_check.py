@@ -42,10 +42,6 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.what}"
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"line": self.line, "what": self.what}
-
 
 def refuse_host_features(document: Document) -> None:
     """Refuse by name what only The Edge Agent has, with a `HostFeatureError` that says file, line and key."""
@@ -77,7 +73,7 @@ def host_differences(document: Document) -> list[Difference]:
 
 
 def _of_imports(document: Document) -> Iterator[Difference]:
-    ours = _our_imports(document)
+    ours = [pair for pair in enumerate(_entries(document, "imports")) if pair[1].get("package") == _PACKAGE]
     if not ours:
         yield _at(document, (), f"its own actions answer: import ours with {{package: {_PACKAGE}, namespace: ''}}")
     for number, (index, item) in enumerate(ours):
@@ -109,11 +105,6 @@ def _of_nodes(document: Document) -> Iterator[Difference]:
         if bare and uses in ("llm.call", "llm.stream"):
             text = f"node {name}: {uses} chats with the prompt there and continues it here; `raw` says which"
             yield _at(document, ("nodes", index), text)
-
-
-def _our_imports(document: Document) -> list[tuple[int, dict[str, Any]]]:
-    entries = enumerate(_entries(document, "imports"))
-    return [(index, item) for index, item in entries if item.get("package") == _PACKAGE]
 
 
 def _entries(document: Document, key: str) -> list[dict[str, Any]]:
