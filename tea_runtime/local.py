@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError, UsageError
@@ -137,20 +137,19 @@ class LocalLlmBackend(LlmBackend):
         """
         if callback is not None:
             return self.open_stream(params, messages).run(callback)
-        prepared = self._prepare(params, messages)
-        return self._finished(prepared, self._submit(prepared))
+        return self._finished(self._submit(self._prepare(params, messages)))
 
     def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
         """As `generate`, as an iterator; raises as `generate` does."""
-        prepared = self._prepare(params, messages)
-        request = self._submit(prepared, pieces=True)
+        generation = self._prepare(params, messages)
+        request = self._submit(generation, pieces=True)
 
         def pieces() -> Generator[str, None, LlmCallResult]:
-            shown = ToolTextFilter() if prepared.chat_format is not None else None
+            shown = ToolTextFilter() if generation.chat_format is not None else None
             for piece in request.pieces():
                 if text := piece if shown is None else shown.feed(piece):
                     yield text
-            result = self._result(prepared)
+            result = self._result(generation)
             if shown is not None and (text := shown.rest(result.content)):
                 yield text
             return result
@@ -175,15 +174,12 @@ class LocalLlmBackend(LlmBackend):
                 return error
 
         every = [tried(self._prepare, *pair) for pair in asked]
-        requests = [None if isinstance(one, TeaModelsError) else self._submit(one) for one in every]
+        requests = [one if isinstance(one, TeaModelsError) else self._submit(one) for one in every]
         try:
-            return [
-                one if isinstance(one, TeaModelsError) else tried(self._finished, one, request)
-                for one, request in zip(every, requests, strict=True)
-            ]
+            return [one if isinstance(one, TeaModelsError) else tried(self._finished, one) for one in requests]
         except BaseException:
             for request in requests:
-                if request is not None:
+                if not isinstance(request, TeaModelsError):
                     request.cancel()
             raise
 
@@ -246,10 +242,10 @@ class LocalLlmBackend(LlmBackend):
     def _kind(self) -> str:
         return self.profile.kind.value
 
-    def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
-        request = TextRequest(prepared.generation, self._owner)
+    def _submit(self, generation: Generation, *, pieces: bool = False) -> TextRequest:
+        request = TextRequest(generation, self._owner)
         if pieces:
-            prepared.generation.emit = request.put
+            generation.emit = request.put
         self._model_in_use().submit(request)
         return request
 
@@ -260,10 +256,10 @@ class LocalLlmBackend(LlmBackend):
         model.submit(request)
         return request.wait()
 
-    def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> _Prepared:
+    def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> Generation:
         return self._raw(params) if messages is None else self._conversation(check_messages(messages), params)
 
-    def _raw(self, params: LlmCallParams) -> _Prepared:
+    def _raw(self, params: LlmCallParams) -> Generation:
         if params.tools or params.tool_choice or params.chat_template_kwargs:
             raise UsageError("tools, tool_choice and chat_template_kwargs are for chats, not for raw prompts")
         check_text(self.profile, self.model_path)
@@ -277,9 +273,9 @@ class LocalLlmBackend(LlmBackend):
             prompt = [start]
         model.texts.check(prompt)
         grammar = grammar_of(params)
-        return _Prepared(Generation(model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar))
+        return Generation(model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar)
 
-    def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> _Prepared:
+    def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> Generation:
         model = self._model_in_use()
         chat_format, prompt = self._chat_prompt(model)
         tools = list(params.tools or ()) if params.tool_choice != "none" else []
@@ -297,11 +293,10 @@ class LocalLlmBackend(LlmBackend):
             grammar = call_grammar(demanded, chat_format.name)
         tokens = prompt.tokens(messages, tools or None, dict(params.chat_template_kwargs or {}))
         model.texts.check(tokens)
-        stops = (*params.stops, *chat_format.stop)
-        generation = Generation(
-            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, special=bool(tools)
+        stops, calls = (*params.stops, *chat_format.stop), chat_format if tools else None
+        return Generation(
+            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, chat_format=calls
         )
-        return _Prepared(generation, chat_format if tools else None)
 
     def _chat_prompt(self, model: Model) -> tuple[ChatFormat, ChatPrompt]:
         if self._chat is not None:
@@ -321,17 +316,15 @@ class LocalLlmBackend(LlmBackend):
         chat = self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
         return chat
 
-    def _finished(self, prepared: _Prepared, request: TextRequest) -> LlmCallResult:
-        request.wait()
-        return self._result(prepared)
+    def _finished(self, request: TextRequest) -> LlmCallResult:
+        return self._result(request.wait())
 
-    def _result(self, prepared: _Prepared) -> LlmCallResult:
-        generation = prepared.generation
+    def _result(self, generation: Generation) -> LlmCallResult:
         content, calls, reason = generation.text, None, generation.finish_reason
-        if prepared.chat_format is not None:
+        if generation.chat_format is not None:
             from tea_models.chat import parse_tool_calls
 
-            content, found = parse_tool_calls(content, prepared.chat_format.name)
+            content, found = parse_tool_calls(content, generation.chat_format.name)
             if found:
                 calls = [call.to_openai() for call in found]
                 reason = "tool_calls"
@@ -389,10 +382,3 @@ class LocalLlmBackend(LlmBackend):
         if model is None:
             raise LlmError(f"{self.model_path.name}: the backend is closed")
         return model
-
-
-class _Prepared(NamedTuple):
-    """A generation, and who reads tool calls out of its text: `chat_format`, if any are possible."""
-
-    generation: Generation
-    chat_format: ChatFormat | None = None

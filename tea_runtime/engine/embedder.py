@@ -44,12 +44,7 @@ class _Text:
 
 
 class Embedder:
-    """Makes embeddings, L2-normalised, and the scores of rerankers. Only for the engine's thread, except `check`.
-
-    Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
-    the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) and rerankers are
-    pooled by llama.cpp.
-    """
+    """Makes embeddings, L2-normalised, and the scores of rerankers. Only for the engine's thread, except `check`."""
 
     def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec) -> None:
         self._engine = engine
@@ -86,12 +81,9 @@ class Embedder:
 
     def check(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self._settings.n_ctx:
+            hint = "split the text, or give the model a larger n_ctx"
             raise ContextOverflowError(
-                prompt_tokens=len(tokens),
-                n_ctx=self._settings.n_ctx,
-                reserved=0,
-                what="text",
-                hint="split the text, or give the model a larger n_ctx",
+                prompt_tokens=len(tokens), n_ctx=self._settings.n_ctx, reserved=0, what="text", hint=hint
             )
 
     def add(self, request: EmbedRequest) -> None:
@@ -144,6 +136,7 @@ class Embedder:
                 added.append((last - len(part) + 1, text, len(part)))
         context.evaluate()
         for place, text, count in added:
+            # llama.cpp's own mean covers only the last step, so a long text would need one step of its whole length.
             if self._causal and self._pooling != "rank":
                 self._pool(context, text, place, count)
             text.evaluated += count

@@ -53,15 +53,9 @@ class Context:
     """A context on shared weights. Only for the engine's thread."""
 
     def __init__(
-        self,
-        weights: Weights,
-        settings: EngineSettings,
-        abort: AbortFlag | None = None,
-        *,
-        pooling: int | None = None,
+        self, weights: Weights, settings: EngineSettings, abort: AbortFlag | None = None, *, pooling: int | None = None
     ) -> None:
-        engine = llama()
-        self._engine = engine
+        engine = self._engine = llama()
         self.weights = weights
         self.settings = settings
         self.n_ctx = settings.n_ctx
@@ -189,13 +183,8 @@ class Batch:
         step = self._sequence.itemsize
         self._pointers = self._sequence.ctypes.data + step * np.arange(size, dtype=np.uintp)
         self._struct = engine.llama_batch()
-        for name, array in (
-            ("token", self._token),
-            ("pos", self._position),
-            ("n_seq_id", self._n_sequence),
-            ("seq_id", self._pointers),
-            ("logits", self._output),
-        ):
+        arrays = {"token": self._token, "pos": self._position, "n_seq_id": self._n_sequence, "seq_id": self._pointers}
+        for name, array in {**arrays, "logits": self._output}.items():
             kind = dict(engine.llama_batch._fields_)[name]
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
         self.count = 0

@@ -18,18 +18,14 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is.
-
-    `limit` are the tokens that can be of use: a text that can't be that short is refused before it is tokenised,
-    because some tokenizers take minutes for a few megabytes of blanks.
-    """
+    """The vocabulary of loaded weights. Thread-safe, as llama.cpp's tokenizer is."""
 
     def __init__(self, weights: Weights, limit: int | None = None) -> None:
-        engine = llama()
-        self._weights = weights
+        engine = self._engine = llama()
+        self._weights, self._vocab = weights, weights.vocab
+        # The tokens that can be of use: a text that can't be that short is refused before it is tokenised, because
+        # some tokenizers take minutes for a few megabytes of blanks.
         self._limit = limit
-        self._engine = engine
-        self._vocab = weights.vocab
         #: Whether a token ends a generation; asked for every token of an answer, as the pieces are.
         self.is_end: Callable[[int], bool] = functools.cache(functools.partial(engine.llama_vocab_is_eog, self._vocab))
         self._piece = functools.cache(functools.partial(_piece, engine, self._vocab))
@@ -110,12 +106,9 @@ class Vocabulary:
     @functools.cached_property
     def specials(self) -> dict[str, int]:
         """Text → id of the tokens that are found in a text before it is split (llama.cpp's `cache_special_tokens`)."""
-        engine = self._engine
-        wanted = (
-            engine.LLAMA_TOKEN_ATTR_CONTROL | engine.LLAMA_TOKEN_ATTR_UNKNOWN | engine.LLAMA_TOKEN_ATTR_USER_DEFINED
-        )
-        attributes = engine.llama_vocab_get_attr
-        found = [token for token in range(self.size) if attributes(self._vocab, token) & wanted]
+        kinds = (getattr(self._engine, f"LLAMA_TOKEN_ATTR_{name}") for name in ("CONTROL", "UNKNOWN", "USER_DEFINED"))
+        wanted = sum(kinds)
+        found = [token for token in range(self.size) if self.attributes(token) & wanted]
         return {text: token for token in found if (text := self.text(token))}
 
     def attributes(self, token: int) -> int:

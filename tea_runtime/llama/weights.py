@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import EngineError
+from tea_runtime.errors import CancelledCallError
 from tea_runtime.llama.engine import explanation, llama, log
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tea_models.engine.engine_settings import EngineSettings
-
-
-class LoadCancelledError(Exception):
-    """Nobody waits for these weights any more."""
 
 
 class Weights:
@@ -42,7 +39,7 @@ class Weights:
             pointer = engine.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), params)
         if not pointer:
             if cancelled():
-                raise LoadCancelledError
+                raise CancelledCallError("nobody waits for the weights any more")
             reason = explanation(lines) or "no reason given"
             raise EngineError(f"{path}: llama.cpp can't load it: {reason}", hint=f"tea-models verify {path}")
         self.path = path
