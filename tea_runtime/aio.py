@@ -22,11 +22,7 @@ P = ParamSpec("P")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run something that calls a backend in a thread of its own; cancelling the task ends what the backend does.
-
-    Args:
-        work: What to run.
-    """
+    """Run what calls a backend in a thread of its own; cancelling the task ends what the backend does."""
     scope, future = CancelScope(), concurrent.futures.Future[T]()
     future.set_running_or_notify_cancel()
 

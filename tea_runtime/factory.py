@@ -66,11 +66,7 @@ def create_llm_backend(
 
 
 class BackendPool:
-    """The backends of one engine: each is made when it is first needed, and shared by all threads.
-
-    A local model is loaded once, whatever the settings say about the API (`timeout`, `provider`, …). The arguments are
-    those of `create_llm_backend`.
-    """
+    """The backends of one engine, made when first needed and shared by all threads; a local model is loaded once."""
 
     def __init__(self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None) -> None:
         self.environ = os.environ if environ is None else environ

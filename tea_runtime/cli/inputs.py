@@ -18,11 +18,7 @@ _PLAIN_TYPES = ("", "str", "string", "any")
 
 
 def read_inputs(given: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the inputs of a command line together; a later one wins.
-
-    Each is a JSON object, `@file` with one (`@-` is stdin), `key=value`, `key=@file`, or `key:=JSON`. A value of a key
-    that the workflow's `state_schema` declares as a number, list … is read as JSON.
-    """
+    """Put the inputs of a command line together, a later one wins; values of a declared type are read as JSON."""
     state: dict[str, Any] = {}
     for text in given:
         found = _KEY.fullmatch(text)

@@ -66,10 +66,7 @@ def require_models(
     pull: bool = False,
     uses: Iterable[str | None] = (None,),
 ) -> None:
-    """See that the models are here before anything runs; fetch one that is not, where the user says so.
-
-    `uses` has the models that are named instead of the settings' own, which is None.
-    """
+    """See that the models are here before anything runs, or fetch them; in `uses` None is the settings' own."""
     from tea_models.verbs.pull import pull_all
     from tea_runtime.api.backend import api_may_answer
     from tea_runtime.resolve import is_model_name, search

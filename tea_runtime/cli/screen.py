@@ -87,10 +87,7 @@ def only_json(*, wanted: bool) -> Iterator[None]:
 
 
 def plain(value: Any, changes: list[str] | None = None, place: str = "") -> Any:
-    """A value as JSON can hold it: other objects become their text, NaN and infinity become null.
-
-    `changes` gets the places where that makes something else of it, such as `scores[2]`.
-    """
+    """A value as JSON can hold it; `changes` gets the places where that makes something else of it: `scores[2]`."""
     if isinstance(value, Mapping):
         return {str(key): plain(item, changes, f"{place}.{key}" if place else str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

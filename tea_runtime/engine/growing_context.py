@@ -67,9 +67,8 @@ class GrowingContext:
         return self.spec.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
-        """See to a context with room for some tokens, as far as the plan allows; None if there is no room for it now.
+        """See to a context for some tokens, of which `reserved` are still to come; None if there is no room for it now.
 
-        Sequences that nobody uses don't get the room for the `reserved` of these tokens, which are still to come.
         The result says of each sequence of an old context what became of it in a new one (None: nothing).
         """
         size = enlarged(self.size or self.spec.start, cells, self.n_ctx)

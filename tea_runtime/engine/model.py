@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """Weights, and the requests that are worked on with them. Made by `open_model`.
-
-    `submit`, `leave` and `leave_later` are for any thread, the rest is for the engine's.
-    """
+    """Weights, and requests on them. `submit`, `leave`, `leave_later` are for any thread, the rest for the engine's."""
 
     def __init__(
         self,

@@ -183,8 +183,9 @@ class Batch:
         step = self._sequence.itemsize
         self._pointers = self._sequence.ctypes.data + step * np.arange(size, dtype=np.uintp)
         self._struct = engine.llama_batch()
-        arrays = {"token": self._token, "pos": self._position, "n_seq_id": self._n_sequence, "seq_id": self._pointers}
-        for name, array in {**arrays, "logits": self._output}.items():
+        arrays: dict[str, Any] = {"token": self._token, "pos": self._position, "logits": self._output}
+        arrays |= {"n_seq_id": self._n_sequence, "seq_id": self._pointers}
+        for name, array in arrays.items():
             kind = dict(engine.llama_batch._fields_)[name]
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
         self.count = 0

@@ -25,11 +25,7 @@ SCHEMA = "tea.map/1"
 
 
 class Output:
-    """An append-only file of JSON lines, for one process at a time; a context manager.
-
-    A line is whole when it ends: what a killed process left of its last one is cut off. A small file beside it,
-    `.NAME.map`, says which workflow wrote it (a hash of its text), so that the rows of two are never mixed.
-    """
+    """An append-only file of JSON lines, for one process at a time; a last line that is not whole is cut off."""
 
     def __init__(self, path: Path, workflow: str) -> None:
         self.path = path
@@ -132,10 +128,7 @@ def map_rows(
     concurrency: int,
     done: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """Run every row that is not in the output yet, and append its state or its error; `run` is called by threads.
-
-    Memory is bounded by the rows in flight. An interrupt ends it at once; what is whole in the output stays.
-    """
+    """Run every row that is not in the output yet (by threads, memory bounded), and append its state or its error."""
     began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, output.rows
     flying: dict[Future[Mapping[str, Any]], Row] = {}
 

@@ -30,10 +30,7 @@ class Row:
 
 
 def read_rows(path: Path, *, limit: int | None = None, sample: int | None = None) -> Iterator[Row]:
-    """The rows of a `.jsonl`, `.ndjson`, `.csv` or `.parquet` file in order, or the first `limit` of them.
-
-    With `sample`, only so many of these, chosen at random and the same ones each time.
-    """
+    """The rows of a file in order, or the first `limit`; with `sample` so many at random, the same ones each time."""
     if not path.is_file():
         raise MissingFileError(f"{path}: " + ("it is a folder" if path.is_dir() else "no such file of rows"))
     reader = _READERS.get(path.suffix.lower())

@@ -19,11 +19,7 @@ _ADVICE = "write the condition as one expression, such as: state.n < 3 and state
 
 
 def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
-    """Decide a condition by the names that it may use, such as `state`; a `UsageError` where it has no answer.
-
-    A bare name is a key of the state, and false where it is missing; `!` negates. `{{ state.n }} < 3` means what
-    `state.n < 3` means: the values are compared, not their texts.
-    """
+    """Decide a condition by the names that it may use, such as `state`; a `UsageError` where it has no answer."""
     if isinstance(condition, bool):
         return condition
     text, negated = _negation(condition)

@@ -150,10 +150,7 @@ class Workflow:
     settings: LlmSettings | None  # None where it has templates, which need the environment
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
-        """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
-
-        A relative path that is not found from the working directory is looked for beside the workflow.
-        """
+        """Its `settings.llm` with templates filled in; relative paths are looked for beside the workflow too."""
         names = {"env": environ, "variables": self.spec.variables}
         settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
         beside = {}

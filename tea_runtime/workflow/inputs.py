@@ -30,10 +30,7 @@ class RequiredInput(NamedTuple):
 
 
 def required_inputs(workflow: Workflow) -> list[RequiredInput]:
-    """The keys that must be given, in the order in which they are used.
-
-    Only nodes that every run passes are looked at, and only uses that have no default: some may be missed.
-    """
+    """The keys that must be given, as far as nodes that every run passes use them without a default."""
     made = set(workflow.initial_state({}))
     needed: dict[str, RequiredInput] = {}
     for node in _certain(workflow):

@@ -94,11 +94,7 @@ def run_workflow(
 
 
 class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
-    """A workflow that is read once and run many times, by several threads at once too; a context manager.
-
-    Arguments and errors as for `run_workflow`; `n_threads` is for settings that name none. The models that its actions
-    open stay open until it is closed.
-    """
+    """A workflow that is read once and run many times, by several threads at once too; see `run_workflow`."""
 
     def __init__(
         self,
