@@ -80,7 +80,7 @@ class SequencePool:
         return number
 
     def best(self, tokens: list[int]) -> tuple[HeldSequence | None, int]:
-        """What a request can best begin with, and how many tokens that saves: never the last one, which gives logits."""
+        """What a request can best begin with, and how many tokens that saves; the last is always left."""
         found, most = None, 0
         for held in self._held.values():
             common = self._usable(held, common_prefix(held.tokens, tokens[:-1]))
