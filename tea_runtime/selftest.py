@@ -39,26 +39,22 @@ class Check:
 
 
 class _FailedError(Exception):
-    """A fact that does not hold."""
+    pass
 
 
 def run_checks(backend: LlmBackend) -> Iterator[Check]:
     """Try everything a backend promises, yielding each check when it is done."""
     for name, check in _CHECKS:
-        yield _tried(backend, name, check)
-
-
-def _tried(backend: LlmBackend, name: str, check: Callable[[LlmBackend], str]) -> Check:
-    started = time.monotonic()
-    try:
-        status, detail = "ok", check(backend)
-    except UnsupportedError as error:
-        status, detail = "skipped", error.message
-    except (_FailedError, TeaModelsError) as error:
-        status, detail = "failed", error.args[0]
-    except Exception as error:  # noqa: BLE001 - whatever breaks is what the test is there to find
-        status, detail = "failed", f"{type(error).__name__}: {error}"
-    return Check(name, status, detail, round(time.monotonic() - started, 3))
+        started = time.monotonic()
+        try:
+            status, detail = "ok", check(backend)
+        except UnsupportedError as error:
+            status, detail = "skipped", error.message
+        except (_FailedError, TeaModelsError) as error:
+            status, detail = "failed", error.args[0]
+        except Exception as error:  # noqa: BLE001 - whatever breaks is what the test is there to find
+            status, detail = "failed", f"{type(error).__name__}: {error}"
+        yield Check(name, status, detail, round(time.monotonic() - started, 3))
 
 
 def _greedy(backend: LlmBackend) -> str:
@@ -81,10 +77,7 @@ def _streaming(backend: LlmBackend) -> str:
 
 def _turn_end(backend: LlmBackend) -> str:
     result = backend.chat([{"role": "user", "content": "Say hello."}], max_tokens=256, temperature=0)
-    _expect(
-        result.finish_reason == "stop",
-        f"no end of the turn after {result.usage and result.usage['completion_tokens']} tokens",
-    )
+    _expect(result.finish_reason == "stop", f"no end of the turn after {result.tokens_used} tokens, the prompt's too")
     for marker in ("<|im_end|>", "<end_of_turn>", "<|end|>", "<|eot_id|>", "</s>", "<|endoftext|>"):
         _expect(marker not in result.content, f"{marker} is in the answer")
     return _quoted(result.content)

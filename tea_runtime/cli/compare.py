@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -55,7 +56,9 @@ def command(
     if len(names) < 2:
         raise UsageError(f"--variants {variants!r}: expected two or more, with commas between them")
     model = source.llm_settings(environment(app)).model
-    references = [name if not model or _is_whole(name) else f"{model.partition(':')[0]}:{name}" for name in names]
+    variant = re.compile(r"(?!.*\.gguf$)[^/:\\]+")
+    base = (model or "").partition(":")[0]
+    references = [f"{base}:{name}" if base and variant.fullmatch(name) else name for name in names]
     found: list[dict[str, Any]] = []
     measure: dict[int, Any] = {}
     with (
@@ -67,16 +70,13 @@ def command(
             output = Path(folder) / f"{number}.jsonl"
             each = read_rows(rows, limit=limit, sample=sample)
             figures = _run(app, source, reference, each, output, concurrency=concurrency)
-            results = _results(output)
+            lines = map(json.loads, output.read_text("utf-8").splitlines())
+            results = {line.pop("_row"): line for line in lines}
             measure = measure or results
             same = sum(results.get(index) == result for index, result in measure.items())
             found.append(figures | {"agreement": round(same / max(len(measure), 1), 4)})
     app.out.answer(found, lambda: _shown(found))
     return 1 if min_agreement is not None and any(one["agreement"] < min_agreement for one in found) else 0
-
-
-def _is_whole(name: str) -> bool:
-    return any(mark in name for mark in "/:\\") or name.endswith(".gguf")
 
 
 def _run(
@@ -111,11 +111,6 @@ def _run(
         "size": sum(path.stat().st_size for path in paths),
         "memory": resolve_plan(paths[0], settings=app.settings).memory.total,
     }
-
-
-def _results(output: Path) -> dict[int, Any]:
-    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    return {line.pop("_row"): line for line in lines}
 
 
 def _shown(found: list[dict[str, Any]]) -> str:

@@ -179,12 +179,15 @@ class EngineThread:
     def _run(self) -> None:
         while not self._ending:
             self._read_inbox(wait=not any(model.busy for model in self.models))
-            for model in tuple(self.models):
-                if model.busy and not self._ending:
-                    model.step()
+            self._round()
         # Only daemons can still wait for answers, and they end with the process: an error would only be printed.
         for model in self.models:
             model.close(at_exit=True)
+
+    def _round(self) -> None:  # on its own, so that no variable of `_run` keeps a model
+        for model in tuple(self.models):
+            if model.busy and not self._ending:
+                model.step()
 
     def _read_inbox(self, *, wait: bool) -> None:
         while True:

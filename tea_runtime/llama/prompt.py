@@ -94,9 +94,8 @@ class ChatPrompt:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt as it goes to the model."""
-        given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
-        given["messages"] = self._contents.arranged(messages)
-        segments = self._contents.render(**given)
+        given = {"tools": None if tools is None else list(tools), **(variables or {})}
+        segments = self._contents.render(messages=self._contents.arranged(messages), **given)
         text = "".join(segment.text for segment in segments)
         origins = "".join(segment.origin[0] * len(segment.text) for segment in segments)
         plain = True
@@ -156,11 +155,11 @@ class Contents:
         found = []
         for index, message in enumerate(messages):
             content = message.get("content")
-            if not isinstance(content, list | tuple):
+            if isinstance(content, list | tuple):
+                texts = joined_texts(content, index)
+                found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
+            else:
                 found.append(message)
-                continue
-            texts = joined_texts(content, index)
-            found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
         return found
 
     def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:

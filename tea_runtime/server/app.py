@@ -27,13 +27,13 @@ from tea_runtime.server.metrics import Metrics
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
     from types import FrameType
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, Message
+    from tea_runtime.backend import LlmBackend, LlmCallResult
     from tea_runtime.server.pool import ModelPool
 
 T = TypeVar("T")
@@ -54,9 +54,9 @@ def build_app(
 ) -> Starlette:
     """Make the application over models that are not closed here; a `key` must come as `Authorization: Bearer …`."""
     endpoint = _Endpoint(pool, key)
-    posted = {
-        "chat/completions": endpoint.chat,
-        "completions": endpoint.completions,
+    posted: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "chat/completions": functools.partial(endpoint.generate, wire.chat_request),
+        "completions": functools.partial(endpoint.generate, wire.completion_request),
         "embeddings": endpoint.embeddings,
         "rerank": endpoint.rerank,
     }
@@ -147,12 +147,6 @@ class _Endpoint:
         ]
         return JSONResponse({"object": "list", "data": data})
 
-    async def chat(self, request: Request) -> Response:
-        return await self._generate(request, wire.chat_request(await _body(request)))
-
-    async def completions(self, request: Request) -> Response:
-        return await self._generate(request, wire.completion_request(await _body(request)))
-
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request)
         texts = wire.embedding_texts(body)
@@ -176,14 +170,16 @@ class _Endpoint:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return found, {"object": "list", "model": model.name, "usage": usage}
 
-    async def _generate(self, request: Request, wanted: wire.GenerationRequest) -> Response:
-        model = self._pool.find(wanted.model)
+    async def generate(self, read: Callable[[dict[str, Any]], wire.Asked], request: Request) -> Response:
+        body = await _body(request)
+        asked = read(body)
+        model = self._pool.find(body.get("model"))
         if len(self._jobs) >= MAX_JOBS:
             raise NotAvailableError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
-        job = Job(wanted.asked)
+        job = Job(asked)
         self._jobs.add(job)
         started = time.perf_counter()
-        form = wire.AnswerForm(model.name, chat=wanted.chat)
+        form = wire.AnswerForm(model.name, chat=asked[0][1] is not None)
 
         def ended(results: list[LlmCallResult]) -> None:
             self._metrics.finished(model.name, results, time.perf_counter() - started)
@@ -192,7 +188,7 @@ class _Endpoint:
             stack.callback(self._jobs.discard, job)
             stack.callback(job.end)
             backend = await stack.enter_async_context(self._pool.use(model))
-            if not wanted.stream:
+            if not body.get("stream"):
                 results = await job.results(backend, request)
                 ended(results)
                 return JSONResponse(form.whole(results))
@@ -200,15 +196,16 @@ class _Endpoint:
             # The first piece, or a failure before it: then the status can still say so.
             first = await job.next()
             self._metrics.first(model.name, time.perf_counter() - started)
-            return _EventStream(_events(job, first, form, wanted, ended), stack.pop_all())
+            events = _events(job, first, form, ended, usage=wire.wants_usage(body))
+            return _EventStream(events, stack.pop_all())
         raise AssertionError
 
 
 class Job:
     """Some answers, made together; a pair of parameters and messages for each."""
 
-    def __init__(self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]]) -> None:
-        self._asked = asked
+    def __init__(self, asked: wire.Asked) -> None:
+        self.asked = asked
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -221,7 +218,7 @@ class Job:
         return results
 
     def start_streams(self, backend: LlmBackend) -> None:
-        for index, (params, messages) in enumerate(self._asked):
+        for index, (params, messages) in enumerate(self.asked):
             stream = AsyncLlmStream(functools.partial(backend.generate, params, messages))
             self._start(self._pieces(index, stream))
 
@@ -255,7 +252,7 @@ class Job:
             self._queue.put_nowait(error)
 
     async def _whole(self, backend: LlmBackend) -> None:
-        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self._asked)))
+        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self.asked)))
 
     async def _pieces(self, index: int, stream: AsyncLlmStream) -> None:
         async for text in stream:
@@ -285,12 +282,13 @@ async def _events(
     job: Job,
     piece: tuple[int, str | LlmCallResult],
     form: wire.AnswerForm,
-    wanted: wire.GenerationRequest,
     ended: Callable[[list[LlmCallResult]], None],
+    *,
+    usage: bool,
 ) -> AsyncIterator[str]:
     """The events of a stream, as OpenAI's API sends them."""
     results: list[LlmCallResult] = []
-    for index in range(len(wanted.asked)):
+    for index in range(len(job.asked)):
         yield form.begin(index)
     try:
         while True:
@@ -301,14 +299,14 @@ async def _events(
                 results.append(value)
                 for one in form.end(index, value):
                     yield one
-            if len(results) == len(wanted.asked):
+            if len(results) == len(job.asked):
                 break
             piece = await job.next()
     except Exception as error:  # noqa: BLE001 - it is told
         yield wire.event(_told(error)[1])
         return
     ended(results)
-    if wanted.usage:
+    if usage:
         yield form.usage(results)
     yield "data: [DONE]\n\n"
 

@@ -7,7 +7,6 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tea_models.plan.types import RunPlan
     from tea_runtime.backend import LlmBackend
 
 #: Nothing of another host, and no page of another host around it.
@@ -31,6 +30,10 @@ def busy(backend: LlmBackend | None) -> dict[str, int]:
 
 def about(backend: LlmBackend) -> dict[str, Any]:
     """Facts, plan and memory of a loaded model; of one without a plan (an API's) only that it answers."""
+    from tea_models.caller import Caller
+    from tea_models.plan.curve import memory_curve
+    from tea_models.plan.resolve import open_for_plan
+
     plan, profile = getattr(backend, "plan", None), getattr(backend, "profile", None)
     if plan is None or profile is None:
         return {"facts": {"backend": backend.name}, "plan": None, "curve": []}
@@ -46,17 +49,9 @@ def about(backend: LlmBackend) -> dict[str, Any]:
         "layers on a GPU": plan.settings.n_gpu_layers,
         "KV cache": plan.settings.type_k,
     }
+    with open_for_plan(str(backend.model_path), Caller.of().settings, measure=True) as opened:  # type: ignore[attr-defined]
+        points = memory_curve(plan, opened.measurer)
     known = {name: value for name, value in facts.items() if value is not None}
-    return {"facts": known, "plan": plan.to_json(), "curve": _curve(str(backend.model_path), plan)}  # type: ignore[attr-defined]
-
-
-def _curve(path: str, plan: RunPlan) -> list[dict[str, int]]:
-    from tea_models.caller import Caller
-    from tea_models.plan.curve import memory_curve
-    from tea_models.plan.resolve import open_for_plan
-
-    with open_for_plan(path, Caller.of().settings, measure=True) as opened:
-        curve = memory_curve(plan, opened.measurer)
-    return [
-        {"n_ctx": n_ctx, "kv_cache": use.kv_cache, "compute": use.compute, "total": use.total} for n_ctx, use in curve
-    ]
+    parts = ("kv_cache", "compute", "total")
+    curve = [{"n_ctx": n_ctx} | {part: getattr(use, part) for part in parts} for n_ctx, use in points]
+    return {"facts": known, "plan": plan.to_json(), "curve": curve}

@@ -9,7 +9,7 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tea_models.errors import UsageError
@@ -37,19 +37,11 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """Answers that are asked for: a pair of parameters and messages (None for a raw prompt) for each choice."""
-
-    model: Any
-    asked: Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
-    chat: bool
-    stream: bool
-    #: A stream ends with the usage.
-    usage: bool
+#: Answers that are asked for: a pair of parameters and messages (None for a raw prompt) for each choice.
+Asked = Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
 
 
-def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
+def chat_request(body: Mapping[str, Any]) -> Asked:
     """Read the body of `/v1/chat/completions`."""
     messages = check_messages(body.get("messages", ()))
     for index, message in enumerate(messages):
@@ -62,7 +54,7 @@ def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
     return _request(body, [("", messages)], options)
 
 
-def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
+def completion_request(body: Mapping[str, Any]) -> Asked:
     """Read the body of `/v1/completions`."""
     prompts = _texts("prompt", body.get("prompt", ""))
     options = {"max_tokens": body.get("max_tokens", DEFAULT_COMPLETION_TOKENS), "logprobs": body.get("logprobs")}
@@ -71,7 +63,7 @@ def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
 
 def _request(
     body: Mapping[str, Any], asked: list[tuple[str, list[dict[str, Any]] | None]], options: dict[str, Any]
-) -> GenerationRequest:
+) -> Asked:
     for key, harmless in _REFUSED.items():
         if body.get(key) not in harmless:
             raise UsageError(f"{key}: not possible here, found {body[key]!r}")
@@ -79,14 +71,17 @@ def _request(
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CHOICES:
         raise UsageError(f"n: expected a number from 1 to {_MOST_CHOICES}, found {count!r}")
     options |= {key: body[key] for key in _OPTIONS if body.get(key) is not None}
-    choices = [
+    return [
         (_varied(LlmCallParams(prompt=prompt, **options), place), messages)
         for prompt, messages in asked
         for place in range(count)
     ]
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Whether a stream is to end with the usage."""
     streamed = body.get("stream_options")
-    usage = isinstance(streamed, Mapping) and bool(streamed.get("include_usage"))
-    return GenerationRequest(body.get("model"), choices, asked[0][1] is not None, bool(body.get("stream")), usage)
+    return isinstance(streamed, Mapping) and bool(streamed.get("include_usage"))
 
 
 def _varied(params: LlmCallParams, place: int) -> LlmCallParams:
