@@ -11,7 +11,6 @@ from tea_models.cli.frame import App, answering
 from tea_models.yamlfile import read_yaml
 from tea_runtime.cli.screen import environment, logged
 from tea_runtime.errors import HostFeatureError
-from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.host_check import host_differences
 from tea_runtime.workflow.inputs import required_inputs
 from tea_runtime.workflow.runner import check_workflow
@@ -30,12 +29,11 @@ def command(app: App, *, workflow: Path) -> None:
 
 def show_check(app: App, workflow: Path) -> None:
     """Check a workflow, and answer with what was found."""
-    here: dict[str, Any] = {"runs": True, "nodes": [], "inputs": []}
+    here: dict[str, Any] = {"runs": True}
     try:
         with logged(app.out):
-            read = read_workflow(workflow)
-            here["nodes"] = check_workflow(read, environ=environment(app))
-        here["inputs"] = [one.key for one in required_inputs(read)]
+            read = check_workflow(workflow, environ=environment(app))
+        here |= {"nodes": list(read.nodes), "inputs": [one.key for one in required_inputs(read)]}
     except HostFeatureError as error:
         here = {"runs": False, "reason": error.message}
     differences = host_differences(read_yaml(workflow))

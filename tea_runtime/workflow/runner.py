@@ -134,17 +134,11 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         self._pool.close()
 
 
-def check_workflow(
-    workflow: str | Path | Mapping[str, Any] | Workflow,
-    input: Mapping[str, Any] | None = None,  # noqa: A002 - as in run_workflow
-    *,
-    environ: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order."""
-    workflow = _read(workflow)
-    workflow.initial_state(input or {})
+def check_workflow(path: Path, *, environ: Mapping[str, str] | None = None) -> Workflow:
+    """Read a workflow, and check it without running a node, but its imports."""
+    workflow = read_workflow(path)
     with LoadedWorkflow(workflow, environ=environ):
-        return list(workflow.nodes)
+        return workflow
 
 
 def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
