@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tea_models.errors import DoesNotFitError, IntegrityError, LockError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.api.backend import API_SETTINGS, api_of, api_problem
-from tea_runtime.cassette.asked import asked_model, cassette_of
-from tea_runtime.cassette.backend import CassetteBackend
+from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_of
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llama.engine import llama
 from tea_runtime.llm_settings import LlmSettings

@@ -16,7 +16,7 @@ from tea_runtime.cli.models import model_options, opened
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tea_runtime.cassette.check import Change
+    from tea_runtime.cassette.backend import Change
     from tea_runtime.cassette.entries import Entry
 
 _SHOWN = 200
@@ -36,7 +36,7 @@ def command(
 
     Answers that were drawn at random (a temperature, and no seed) change each time: look at their likeness.
     """
-    from tea_runtime.cassette.check import check_cassette
+    from tea_runtime.cassette.backend import check_cassette
     from tea_runtime.cassette.entries import read_cassette
 
     del action
