@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 import time
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
@@ -20,8 +21,7 @@ from starlette.routing import Route
 from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
 from tea_runtime.aio import AsyncLlmStream, in_thread
 from tea_runtime.errors import CancelledCallError
-from tea_runtime.server import page, wire
-from tea_runtime.server.errors import NotAuthenticatedError, TooLargeError, document, failure
+from tea_runtime.server import wire
 from tea_runtime.server.gate import Gate
 from tea_runtime.server.metrics import Metrics
 
@@ -42,6 +42,11 @@ logger = logging.getLogger("tea_runtime")
 MAX_BODY = 32 * 1024 * 1024
 #: Requests that are worked on or wait; each has a thread that waits for it.
 MAX_JOBS = 256
+# Nothing of another host, and no page of another host around it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; form-action 'none'",
+}
 
 
 def build_app(
@@ -116,7 +121,7 @@ class _Endpoint:
             try:
                 given = request.headers.get("authorization", "").removeprefix("Bearer ")
                 if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
-                    raise NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")  # noqa: TRY301
+                    raise wire.NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")  # noqa: TRY301
                 return await handler(request)
             except Exception as error:  # noqa: BLE001 - it is told
                 status, body = _told(error)
@@ -128,14 +133,15 @@ class _Endpoint:
         return JSONResponse({"status": "ok"})
 
     async def page(self, _request: Request) -> Response:
-        return HTMLResponse(page.page(), headers=page.HEADERS)
+        text = files("tea_runtime.server").joinpath("page.html").read_text("utf-8")
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
 
     async def about(self, request: Request) -> Response:
         model = self._pool.find(request.query_params.get("model"))
         if request.query_params.get("live"):
-            return JSONResponse({"busy": page.busy(model.backend)})
+            return JSONResponse({"busy": model.busy()})
         async with self._pool.use(model) as backend:
-            return JSONResponse(await in_thread(lambda: page.about(backend)))
+            return JSONResponse(await in_thread(lambda: _about(backend)))
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
@@ -314,9 +320,9 @@ async def _events(
 def _told(error: Exception) -> tuple[int, dict[str, Any]]:
     """The HTTP status and the document of an error; a bug is logged, and its details stay here."""
     if isinstance(error, TeaModelsError):
-        return document(error)
+        return wire.error_document(error)
     logger.error("request failed", exc_info=error)
-    return 500, failure("the server failed; its log says why", "server_error")
+    return 500, wire.failure("the server failed; its log says why", "server_error")
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -328,7 +334,7 @@ async def _body(request: Request) -> dict[str, Any]:
     async for part in request.stream():
         data += part
         if len(data) > MAX_BODY:
-            raise TooLargeError(f"the request is larger than {MAX_BODY // 1024**2} MiB")
+            raise wire.TooLargeError(f"the request is larger than {MAX_BODY // 1024**2} MiB")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -342,4 +348,33 @@ async def _not_found(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     paths = ", ".join(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "rerank", "models"))
     said = f"{request.method} {request.url.path}: there are {paths}, /health, /metrics"
-    return JSONResponse(failure(said, "invalid_request_error"), status)
+    return JSONResponse(wire.failure(said, "invalid_request_error"), status)
+
+
+def _about(backend: LlmBackend) -> dict[str, Any]:
+    """Facts, plan and memory of a loaded model; of one without a plan (an API's) only that it answers."""
+    from tea_models.caller import Caller
+    from tea_models.plan.curve import memory_curve
+    from tea_models.plan.resolve import open_for_plan
+
+    plan, profile = getattr(backend, "plan", None), getattr(backend, "profile", None)
+    if plan is None or profile is None:
+        return {"facts": {"backend": backend.name}, "plan": None, "curve": []}
+    facts = {
+        "architecture": profile.architecture.value,
+        "parameters": profile.parameters.value,
+        "quantization": profile.quantization.value,
+        "trained context": profile.context_length.value,
+        "context now": plan.settings.n_ctx,
+        "chat template": profile.chat.format.value,
+        "licence": profile.license.value,
+        "threads": plan.settings.n_threads,
+        "layers on a GPU": plan.settings.n_gpu_layers,
+        "KV cache": plan.settings.type_k,
+    }
+    with open_for_plan(str(backend.model_path), Caller.of().settings, measure=True) as opened:  # type: ignore[attr-defined]
+        points = memory_curve(plan, opened.measurer)
+    known = {name: value for name, value in facts.items() if value is not None}
+    parts = ("kv_cache", "compute", "total")
+    curve = [{"n_ctx": n_ctx} | {part: getattr(use, part) for part in parts} for n_ctx, use in points]
+    return {"facts": known, "plan": plan.to_json(), "curve": curve}

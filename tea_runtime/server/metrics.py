@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from tea_runtime.server.page import busy
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -60,7 +58,7 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus's format."""
         for model in self._pool.models:
-            now = busy(model.backend)
+            now = model.busy()
             for gauges, value in (
                 (self._loaded, model.backend is not None),
                 (self._running, now.get("running", 0)),

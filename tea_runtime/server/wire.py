@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tea_models.errors import UsageError
+from tea_models.errors import NotAvailableError, TeaModelsError, TemplateError, UsageError
 from tea_runtime.backend import LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.errors import ApiError, ContextOverflowError, UnsupportedError
 from tea_runtime.llama.prompt import joined_texts
 
 # OpenAI's old endpoint writes 16 tokens unless told otherwise.
@@ -37,6 +38,31 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
+class NotAuthenticatedError(UsageError):
+    pass
+
+
+class NotServedError(UsageError):
+    pass
+
+
+class TooLargeError(UsageError):
+    pass
+
+
+# The first that fits: HTTP status, OpenAI's type and code.
+_DOCUMENTS: tuple[tuple[type[TeaModelsError], int, str, str | None], ...] = (
+    (ContextOverflowError, 400, "invalid_request_error", "context_length_exceeded"),
+    (NotAuthenticatedError, 401, "invalid_request_error", "invalid_api_key"),
+    (NotServedError, 404, "invalid_request_error", "model_not_found"),
+    (TooLargeError, 413, "invalid_request_error", None),
+    (UsageError, 400, "invalid_request_error", None),
+    (UnsupportedError, 400, "invalid_request_error", None),
+    (TemplateError, 400, "invalid_request_error", None),
+    (ApiError, 502, "upstream_error", None),
+    (NotAvailableError, 503, "server_error", None),
+    (TeaModelsError, 500, "server_error", None),
+)
 #: Answers that are asked for: a pair of parameters and messages (None for a raw prompt) for each choice.
 Asked = Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
 
@@ -215,3 +241,14 @@ def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
 
 def event(document: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(document)}\n\n"
+
+
+def error_document(error: TeaModelsError) -> tuple[int, dict[str, Any]]:
+    """An error's HTTP status, and its document."""
+    message = error.message + (f" ({error.hint})" if error.hint else "")
+    _, status, kind, code = next(row for row in _DOCUMENTS if isinstance(error, row[0]))
+    return status, failure(message, kind, code)
+
+
+def failure(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -14,7 +14,7 @@ from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import is_registry
 from tea_models.yamlfile import Document, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
-from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow import templating
 from tea_runtime.workflow.host_check import refuse_host_features
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
             place = way.path if way.path[-1] == "goto" else (*way.path, "to")
             _check_target(way.target, [*names, END], document, place)
             try:
-                conditions.check(way.condition)
+                templating.check_condition(way.condition)
             except UsageError as error:
                 raise document.error(error.message, way.path, hint=error.hint) from None
         ways.sort(key=lambda way: way.condition is True)  # the way that is always open is what is left

@@ -23,7 +23,7 @@ from tea_models.yamlfile import Document, dotted, nearest
 from tea_runtime.actions import LLM_ACTION, LlmActions, check_parameters
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
-from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow import templating
 from tea_runtime.workflow.file import END, START, ImportSpec, Node, Workflow, read_workflow, workflow_of
 
 logger = logging.getLogger(__name__)
@@ -244,7 +244,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if conditions.decide(route.condition, self._context()):
+                if templating.decide(route.condition, self._context()):
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
