@@ -99,12 +99,13 @@ class LocalLlmBackend(LlmBackend):
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
             cache = PromptCache.of(base, model=self._identity(), engine=build(), settings=chosen)
         self._owner = object()
+        self._kind, pooling = self.profile.kind.value, self.profile.pooling.value
         spec = ModelSpec(
             self.model_path,
             chosen,
             start=chosen.n_ctx if isinstance(n_ctx, int) else START,
             budget=use.kv_cache + use.compute or None,
-            pooling=self._pooling(),
+            pooling="rank" if self._kind == "reranker" else pooling if pooling in ("cls", "last") else "mean",
             prompt_cache=cache,
         )
         self._model: Model | None = open_model(spec, self._owner, recorder)
@@ -238,10 +239,6 @@ class LocalLlmBackend(LlmBackend):
         if model is not None and self._closed.detach():
             model.leave(self._owner)
 
-    @property
-    def _kind(self) -> str:
-        return self.profile.kind.value
-
     def _submit(self, generation: Generation, *, pieces: bool = False) -> TextRequest:
         request = TextRequest(generation, self._owner)
         if pieces:
@@ -362,12 +359,6 @@ class LocalLlmBackend(LlmBackend):
                 f"{self.model_path.name}: the answer is not in the form that was asked for: {problem}: {content!r:.80}",
                 hint=hint,
             )
-
-    def _pooling(self) -> str:
-        if self._kind == "reranker":
-            return "rank"
-        pooling = self.profile.pooling.value
-        return pooling if pooling in ("cls", "last") else "mean"
 
     def _identity(self) -> str:
         """What identifies the bytes of a model: their SHA-256 where it is known, otherwise their place and time."""

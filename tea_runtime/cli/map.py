@@ -66,7 +66,7 @@ def command(
     ):
         told: dict[str, Any] = {"concurrency": concurrency}
         if app.out.live:
-            left = count - written.rows
+            left = count - len(written.done)
             bar = stack.enter_context(click.progressbar(length=left, file=sys.stderr, show_pos=True))
             told["done"] = functools.partial(bar.update, 1)
         if engine == "local":

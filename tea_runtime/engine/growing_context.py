@@ -34,14 +34,10 @@ class ModelSpec:
     """What is opened, and how: equal ones share a model."""
 
     path: Path
-    #: Its `n_ctx` is the largest that may be used.
-    settings: EngineSettings
-    #: Tokens of the first context.
-    start: int = START
-    #: Bytes that cache and compute buffers may take, for models that need more for each sequence; None for any number.
-    budget: int | None = None
-    #: How a model's vectors of tokens become that of a text: `mean`, `cls`, `last` or `rank`.
-    pooling: str = "mean"
+    settings: EngineSettings  # its `n_ctx` is the largest that may be used
+    start: int = START  # tokens of the first context
+    budget: int | None = None  # bytes of cache and compute buffers, where each sequence needs more; None for any number
+    pooling: str = "mean"  # how the vectors of tokens become that of a text; or `cls`, `last`, `rank`
     prompt_cache: PromptCache | None = None
 
 

@@ -28,11 +28,9 @@ class Model:
         spec: ModelSpec,
         recorder: LoadRecorder | None,
     ) -> None:
-        self._thread = thread
+        self._thread, self.spec, self.weights = thread, spec, weights
         #: The file, as it was, and how it was loaded: models with the same share their weights.
         self.key = key
-        self.spec = spec
-        self.weights = weights
         self.vocabulary = Vocabulary(weights, limit=spec.settings.n_ctx)
         self.texts = Scheduler(thread, weights, spec, recorder)
         self.vectors = Embedder(thread, weights, spec)

@@ -32,7 +32,8 @@ class Output:
         self._identity = {"schema": SCHEMA, "workflow_sha256": hashlib.sha256(workflow.encode()).hexdigest()}
         self._beside = path.with_name(f".{path.name}.map")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-        self._done: set[int] = set()
+        #: The rows that are done.
+        self.done: set[int] = set()
         self.errors = 0
 
     def __enter__(self) -> Self:
@@ -56,15 +57,6 @@ class Output:
         os.close(self._descriptor)
         self._lock.release()
 
-    def has(self, index: int) -> bool:
-        """Whether a row is done."""
-        return index in self._done
-
-    @property
-    def rows(self) -> int:
-        """How many rows are done."""
-        return len(self._done)
-
     def append(self, index: int, values: Mapping[str, Any]) -> None:
         """Write the state, or `_error`, of a row; a `StoreError` where that can't be, and what is whole stays."""
         line = json.dumps({"_row": index, **values}, ensure_ascii=False, default=str).encode() + b"\n"
@@ -76,7 +68,7 @@ class Output:
                 raise StoreError(f"{self.path}: no space is left", hint="make room and run the command again")
         except OSError as error:
             raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
-        self._done.add(index)
+        self.done.add(index)
         self.errors += "_error" in values
 
     def _check_owner(self) -> None:
@@ -102,7 +94,7 @@ class Output:
                     break
                 try:
                     values = json.loads(line)
-                    self._done.add(values["_row"])
+                    self.done.add(values["_row"])
                     self.errors += "_error" in values
                 except (ValueError, TypeError, KeyError):
                     raise ConfigError("a damaged line", file=str(self.path), line=number) from None
@@ -129,7 +121,7 @@ def map_rows(
     done: Callable[[], object] = lambda: None,
 ) -> Summary:
     """Run every row that is not in the output yet (by threads, memory bounded), and append its state or its error."""
-    began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, output.rows
+    began, present, failed_before, rows_before = time.monotonic(), 0, output.errors, len(output.done)
     flying: dict[Future[Mapping[str, Any]], Row] = {}
 
     def land(*, room: int) -> None:
@@ -141,7 +133,7 @@ def map_rows(
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="tea-map")
     try:
         for row in rows:
-            if output.has(row.index):
+            if row.index in output.done:
                 present += 1
                 continue
             flying[pool.submit(answer_of, run, row)] = row
@@ -149,7 +141,7 @@ def map_rows(
         land(room=0)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
+    return Summary(len(output.done) - rows_before, output.errors - failed_before, present, time.monotonic() - began)
 
 
 def answer_of(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], row: Row) -> Mapping[str, Any]:

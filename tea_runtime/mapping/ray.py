@@ -48,10 +48,10 @@ def map_rows_on_ray(
         import ray
     except ImportError:
         raise MissingExtraError("--engine ray", package="ray", extra="ray") from None
-    began, failed_before, rows_before = time.monotonic(), output.errors, output.rows
+    began, failed_before, rows_before = time.monotonic(), output.errors, len(output.done)
     pending, present = [], 0
     for row in rows:
-        if output.has(row.index):
+        if row.index in output.done:
             present += 1
         elif row.values is None:
             output.append(row.index, {"_error": row.error})
@@ -83,7 +83,7 @@ def map_rows_on_ray(
             _run(ray, pending, output, done, job, actors)
         finally:
             ray.shutdown()
-    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
+    return Summary(len(output.done) - rows_before, output.errors - failed_before, present, time.monotonic() - began)
 
 
 def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _run(  # noqa: PLR0917 - one call
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
     )
     for row in dataset.iter_rows():
-        if not output.has(row["index"]):
+        if row["index"] not in output.done:
             output.append(int(row["index"]), json.loads(row["answer"]))
             done()
 
