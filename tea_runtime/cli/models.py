@@ -95,14 +95,11 @@ def _agreed(app: App, name: str) -> bool:
     """Ask on a terminal whether to download a model."""
     if app.out.as_json or app.out.quiet or app.settings.offline or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    return click.confirm(f"{name} is not here yet{_size(app, name)}. Download it?", default=True, err=True)
-
-
-def _size(app: App, name: str) -> str:
     from tea_models.sources import resolve
 
     try:
         sizes = [file.size or 0 for file in resolve(name, app.caller).files]
     except TeaModelsError:
-        return ""
-    return f" ({human_bytes(sum(sizes))})" if all(sizes) else ""
+        sizes = [0]
+    size = f" ({human_bytes(sum(sizes))})" if all(sizes) else ""
+    return click.confirm(f"{name} is not here yet{size}. Download it?", default=True, err=True)

@@ -107,8 +107,7 @@ class Generation:
         self._matcher = StopMatcher(stops)
         self._stop_tokens = {vocabulary.specials[stop] for stop in stops if stop in vocabulary.specials}
         self._text: list[str] = []
-        self._sampler = Sampler(weights, params, grammar)
-        self._sampler.accept_prompt(prompt)
+        self._sampler = Sampler(weights, params, grammar, prompt=prompt)
         if params.max_tokens == 0:
             self.finish("length")
 

@@ -52,20 +52,15 @@ def _json_lines(path: Path) -> Iterator[Row]:
                     pass
                 yield Row(index, None, f"longer than {LONGEST_ROW:,} bytes")
             elif line.strip():
-                yield _json_row(index, line)
+                try:
+                    values = json.loads(line.decode("utf-8-sig"))
+                    problem = f"expected an object with keys, found {type(values).__name__}"
+                except (ValueError, RecursionError) as error:
+                    values, problem = None, f"not a line of JSON: {error}"
+                yield Row(index, values) if isinstance(values, dict) else Row(index, None, problem)
             else:
                 continue
             index += 1
-
-
-def _json_row(index: int, line: bytes) -> Row:
-    try:
-        values = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return Row(index, None, f"not a line of JSON: {error}")
-    if not isinstance(values, dict):
-        return Row(index, None, f"expected an object with keys, found {type(values).__name__}")
-    return Row(index, values)
 
 
 def _comma_separated(path: Path) -> Iterator[Row]:

@@ -202,7 +202,11 @@ def workflow_of(document: Document, folder: Path | None) -> Workflow:
     settings: LlmSettings | None = _parse_llm(block, document, {})
     if isinstance(block, dict) and any(map(templating.is_template, block.values())):
         settings = None
-    _warn_of_slips(spec, document)
+    for key in spec.settings:
+        # Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant.
+        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
+            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
+            logger.warning("%s", problem.message)
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
         node = _node(node_spec, index, document)
@@ -227,14 +231,6 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
                 raise document.error(error.message, ("settings", "llm", key)) from None
         block = filled
     return LlmSettings.parse(block, document=document)
-
-
-def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
-    """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
-    for key in spec.settings:
-        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
-            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
-            logger.warning("%s", problem.message)
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
