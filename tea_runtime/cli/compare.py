@@ -85,7 +85,7 @@ def _run(
     """Run the rows with one model; what it is, what it did, and the bytes of its files and of its plan."""
     from tea_models.plan.resolve import resolve_plan
     from tea_models.sources.locate import locate
-    from tea_runtime.mapping.output import Output, map_rows
+    from tea_runtime.mapping.rows import Output, map_rows
     from tea_runtime.workflow.runner import LoadedWorkflow
 
     paths = locate(reference, app.caller, remote=False).paths

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_runtime.errors import MissingExtraError
-from tea_runtime.mapping.output import Output, Summary, answer_of
-from tea_runtime.mapping.rows import Row
+from tea_runtime.mapping.rows import Output, Row, Summary, answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
