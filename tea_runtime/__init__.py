@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tea_runtime.backend import LlmBackend as LlmBackend
     from tea_runtime.backend import LlmCallParams as LlmCallParams
     from tea_runtime.backend import LlmCallResult as LlmCallResult
-    from tea_runtime.cancellation import CancelScope as CancelScope
+    from tea_runtime.call import CancelScope as CancelScope
     from tea_runtime.factory import create_llm_backend as create_llm_backend
     from tea_runtime.host import register_actions as register_actions
     from tea_runtime.local import LocalLlmBackend as LocalLlmBackend
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ApiLlmBackend": "tea_runtime.api.backend",
     "AsyncLlmBackend": "tea_runtime.aio",
-    "CancelScope": "tea_runtime.cancellation",
+    "CancelScope": "tea_runtime.call",
     "LlmBackend": "tea_runtime.backend",
     "LlmCallParams": "tea_runtime.backend",
     "LlmCallResult": "tea_runtime.backend",

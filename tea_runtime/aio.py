@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
-from tea_runtime.cancellation import CancelScope, current_scope
+from tea_runtime.call import CancelScope, current_scope
 from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
-from tea_runtime.call import LlmStream
-from tea_runtime.cancellation import CancelScope
+from tea_runtime.call import CancelScope, LlmStream
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
 

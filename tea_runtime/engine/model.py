@@ -9,8 +9,7 @@ from tea_runtime.engine.embedder import Embedder, EmbedRequest
 from tea_runtime.engine.scheduler import Scheduler, TextRequest
 from tea_runtime.engine.thread import EngineThread, Request, engine
 from tea_runtime.errors import LlmError
-from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import Weights
+from tea_runtime.llama.weights import Vocabulary, Weights
 
 if TYPE_CHECKING:
     from tea_runtime.engine.growing_context import ModelSpec

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tea_runtime.cancellation import current_scope
+from tea_runtime.call import current_scope
 from tea_runtime.errors import AnswerTimeoutError, CancelledCallError, LlmError
 from tea_runtime.llama.context import AbortFlag
 

@@ -15,7 +15,7 @@ from tea_models.chat.rendering import Segment, render_segments
 from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
-from tea_runtime.llama.vocabulary import encode
+from tea_runtime.llama.weights import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from tea_runtime.backend import LlmCallParams
     from tea_runtime.llama.chat_formats import ChatFormat
     from tea_runtime.llama.context import Context
-    from tea_runtime.llama.vocabulary import Vocabulary
-    from tea_runtime.llama.weights import Weights
+    from tea_runtime.llama.weights import Vocabulary, Weights
 
 # Every form of a call begins with one of these; the words are those of Command R and functionary.
 _BEGINNINGS = ("<", "[", "{", "`", "Action:", "functools")

@@ -17,7 +17,7 @@ from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
     from tea_models.chat import Segment
-    from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Vocabulary
 
 # Tokens that users may type and templates look for on purpose: they don't delimit turns.
 _TEMPLATE_LOGIC = re.compile(r"think|reason|tool", re.IGNORECASE)
