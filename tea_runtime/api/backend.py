@@ -190,11 +190,7 @@ class ApiLlmBackend(LlmBackend):
         return replace(result, fallback_reason=self.reason)
 
     def _pieces(
-        self,
-        params: LlmCallParams,
-        messages: Sequence[Message] | None,
-        body: dict[str, Any],
-        scope: CancelScope | None,
+        self, params: LlmCallParams, messages: Sequence[Message] | None, body: dict[str, Any], scope: CancelScope | None
     ) -> Generator[str, None, LlmCallResult]:
         if messages is None:
             path, body = "completions", {**body, "prompt": params.prompt}

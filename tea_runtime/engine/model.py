@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
@@ -58,8 +59,8 @@ class Model:
         # Where the plan has no room for both contexts, the request that has waited longest gets it.
         both = texts.size and vectors.size and texts.size + vectors.size <= self.spec.settings.n_ctx
         blocked = texts.busy and vectors.busy and not both
-        texts.hold = blocked and vectors.oldest_waiting < texts.oldest_waiting
-        vectors.hold = blocked and texts.oldest_waiting < vectors.oldest_waiting
+        text, vector = (part.waiting[0].number if part.waiting else math.inf for part in (texts, vectors))
+        texts.hold, vectors.hold = blocked and vector < text, blocked and text < vector
         for part in (texts, vectors):
             if part.busy:
                 try:

@@ -59,8 +59,19 @@ class Context:
         self.weights = weights
         self.settings = settings
         self.n_ctx = settings.n_ctx
+        params = engine.llama_context_default_params()
+        for name, value in settings.context_parameters().items():
+            setattr(params, name, value)
+        # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
+        params.kv_unified = True
+        params.no_perf = True
+        # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
+        params.n_outputs_max = settings.n_seq_max if pooling is None else 0
+        params.embeddings = pooling is not None
+        if pooling is not None:
+            params.pooling_type = pooling
         with log.capture() as lines:
-            pointer = engine.llama_init_from_model(weights.model, _parameters(engine, settings, pooling))
+            pointer = engine.llama_init_from_model(weights.model, params)
         self.log = tuple(lines)
         if not pointer:
             raise EngineError(
@@ -213,18 +224,3 @@ class Batch:
         """The batch for llama.cpp; what is put in afterwards begins an empty one."""
         self._struct.n_tokens, self.count = self.count, 0
         return self._struct
-
-
-def _parameters(engine: Any, settings: EngineSettings, pooling: int | None) -> Any:
-    params = engine.llama_context_default_params()
-    for name, value in settings.context_parameters().items():
-        setattr(params, name, value)
-    # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
-    params.kv_unified = True
-    params.no_perf = True
-    # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
-    params.n_outputs_max = settings.n_seq_max if pooling is None else 0
-    params.embeddings = pooling is not None
-    if pooling is not None:
-        params.pooling_type = pooling
-    return params

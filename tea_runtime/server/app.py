@@ -45,7 +45,7 @@ MAX_JOBS = 256
 # Nothing of another host, and no page of another host around it.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'; form-action 'none'",
+    "connect-src 'self'; frame-ancestors 'none'; form-action 'none'"
 }
 
 
