@@ -95,8 +95,15 @@ class LlmCallParams:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt: expected a text, found {kind_of(self.prompt)}")
-        for name in _RANGES:
-            _check_number(name, getattr(self, name))
+        for name, (least, most) in _RANGES.items():
+            value, wanted = getattr(self, name), "a whole number" if name in _WHOLE else "a number"
+            if value is None and name != "temperature":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
+                raise UsageError(f"{name}: expected {wanted}, found {value!r}")
+            if not math.isfinite(value) or not least <= value <= most:
+                low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
+                raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
         _check_shapes(self)
 
     @classmethod
@@ -254,18 +261,6 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise UsageError(f"messages[{index}]: expected content, found none")
         plain.append(dict(message))
     return plain
-
-
-def _check_number(name: str, value: Any) -> None:
-    if value is None and name != "temperature":
-        return
-    least, most = _RANGES[name]
-    wanted = "a whole number" if name in _WHOLE else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
-        raise UsageError(f"{name}: expected {wanted}, found {value!r}")
-    if not math.isfinite(value) or not least <= value <= most:
-        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
-        raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
 
 
 def check_texts(text: Any, name: str = "text") -> list[str]:

@@ -15,8 +15,7 @@ class HeldSequence:
 
     def __init__(self, number: int, begins_with: HeldSequence | None = None, common: int = 0) -> None:
         self.id = number
-        #: A request works on it; otherwise it is kept for requests that begin alike.
-        self.in_use = True
+        self.in_use = True  # a request works on it; otherwise it is kept for requests that begin alike
         #: What is in memory.
         self.tokens: list[int] = begins_with.tokens[:common] if begins_with is not None else []
         # Stretches of memory that other sequences hold too: what identifies each, and how long it is here.

@@ -1,8 +1,7 @@
 """`map` on Ray: Ray Data hands rows to a pool of actors, each with the workflow's models on the plan of its node.
 
-The folder of the workflow goes to the nodes as Ray's working directory, without models: each node brings those that
-the `models.lock` in it names by `sync --frozen`. Ray places the actors, restarts them, and asks rows again that were
-lost with a node; a row that comes back twice is written once.
+The folder of the workflow goes to the nodes, without models: each node brings those that the `models.lock` in it names.
+Ray restarts actors and asks rows again that were lost with a node; a row that comes back twice is written once.
 """
 
 from __future__ import annotations
