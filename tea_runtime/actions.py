@@ -127,7 +127,6 @@ class LlmActions:
         return LlmSettings.parse({**{key: base[key] for key in base.keys() - replaced}, **wanted}, prefix=())
 
     def note(self, text: str, *, topic: str) -> None:
-        """Say something once."""
         if topic not in self._noted:
             self._noted.add(topic)
             logger.warning("%s", text)

@@ -237,7 +237,6 @@ class ApiLlmBackend(LlmBackend):
 
 
 def api_of(block: LlmSettings, environ: Mapping[str, str], *, reason: str | None = None) -> ApiLlmBackend:
-    """The API of `settings.llm`."""
     block = block.expanded(environ)
     given: dict[str, Any] = {key: getattr(block, key) for key in API_SETTINGS}
     return ApiLlmBackend(**given, environ=environ, reason=reason)

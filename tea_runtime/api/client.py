@@ -44,7 +44,6 @@ class ApiClient:
 
     @property
     def host(self) -> str:
-        """Host and port, for messages."""
         return urlsplit(self.base).netloc.rpartition("@")[2]
 
     def post(self, path: str, body: dict[str, Any], where: str) -> Mapping[str, Any]:

@@ -68,7 +68,6 @@ class CassetteBackend(LlmBackend):
         return self.cassette.mode is Mode.REPLAY or self._backend is None or self._backend.is_available()
 
     def close(self) -> None:
-        """Close the backend behind it, if it was opened."""
         with self._opening:
             backend, self._backend = self._backend, None
         if backend is not None:

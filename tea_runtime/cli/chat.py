@@ -112,7 +112,6 @@ class _Chat:
         write_document(path, json.dumps([*self._start, *self.messages], indent=2, ensure_ascii=False) + "\n")
 
     def load(self, path: Path) -> None:
-        """Go on with the messages of a file."""
         try:
             messages = check_messages(json.loads(path.read_text("utf-8-sig")))
         except OSError as error:
@@ -124,7 +123,6 @@ class _Chat:
         self.messages = [dict(message) for message in messages[told_first:]]
 
     def stats(self) -> str:
-        """Tokens and speed of the answers so far."""
         rate = f", {self._tokens / self._seconds:.0f} tokens/s" if self._seconds else ""
         return f"answers: {self._answers}, {self._tokens:,} tokens in {self._seconds:.1f} s{rate}"
 
@@ -147,7 +145,6 @@ class _Terminal:
         }
 
     def run(self, ref: str) -> None:
-        """Answer until the user ends it."""
         self._open(ref)
         session = _session(self._app)
         self._app.out.note("/help lists the commands, Ctrl-D ends it")

@@ -92,7 +92,6 @@ def require_models(
 
 
 def _agreed(app: App, name: str) -> bool:
-    """Ask on a terminal whether to download a model."""
     if app.out.as_json or app.out.quiet or app.settings.offline or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     from tea_models.sources import resolve

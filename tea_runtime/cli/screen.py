@@ -37,7 +37,6 @@ class Stream:
             self._file.flush()
 
     def end_line(self) -> None:
-        """Finish a line that is still open."""
         if self._open_line:
             self("\n")
 

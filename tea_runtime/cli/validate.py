@@ -28,7 +28,6 @@ def command(app: App, *, workflow: Path) -> None:
 
 
 def show_check(app: App, workflow: Path) -> None:
-    """Check a workflow, and answer with what was found."""
     here: dict[str, Any] = {"runs": True}
     try:
         with logged(app.out):

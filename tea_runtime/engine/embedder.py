@@ -84,7 +84,6 @@ class Embedder:
             request.finish([])
 
     def step(self) -> None:
-        """Evaluate one batch of the texts that are there."""
         if all(text.request.cancelled for text in self.running):
             self._end_group()
             self._begin_group()

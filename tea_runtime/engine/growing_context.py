@@ -55,7 +55,6 @@ class GrowingContext:
 
     @property
     def size(self) -> int:
-        """The context that is open now, in tokens; 0 for none."""
         return self.pool.context.n_ctx if self.pool else 0
 
     @property

@@ -64,7 +64,6 @@ class Scheduler:
 
     @property
     def size(self) -> int:
-        """The context that is open now, in tokens; 0 for none."""
         return self.memory.size
 
     @property

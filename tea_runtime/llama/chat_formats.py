@@ -39,8 +39,6 @@ _STAND_IN = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a chat is rendered."""
-
     template: str  # Jinja source, or "" for a format of llama.cpp's own
     name: str  # for people and for the parser of tool calls
     stop: tuple[str, ...]  # texts that end a turn

@@ -35,7 +35,6 @@ def grammar_of(params: LlmCallParams) -> str | None:
 
 
 def schema_grammar(schema: Any) -> str:
-    """A JSON schema as GBNF."""
     check_schema(schema, extra="llm-local")
     grammar = SchemaGrammar()
     root = grammar.add(schema)
@@ -78,7 +77,6 @@ def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Check that tools are in OpenAI's form."""
     for index, tool in enumerate(tools):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, Mapping):

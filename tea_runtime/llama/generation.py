@@ -121,7 +121,6 @@ class Generation:
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt and the answer so far."""
         return self.prompt + self.output
 
     def step(self, context: Context, index: int) -> None:

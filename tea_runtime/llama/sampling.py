@@ -54,7 +54,6 @@ class Sampler:
             engine.llama_sampler_accept(chain, token)
 
     def sample(self, context: Any, index: int, logits: Any) -> int:
-        """Choose the next token, and remember the choice."""
         if self._greedy:  # the same choice without a list of all candidates: the first of the largest
             return int(logits.argmax())
         if self._grammar is None:

@@ -169,7 +169,6 @@ class Vocabulary:
 
 
 def encode(text: str) -> bytes:
-    """UTF-8 of a text."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -56,7 +56,6 @@ class Metrics:
             self._answered.labels(model, result.finish_reason or "").inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus's format."""
         for model in self._pool.models:
             now = model.busy()
             for gauges, value in (

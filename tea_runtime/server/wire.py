@@ -105,7 +105,6 @@ def _request(
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:
-    """Whether a stream is to end with the usage."""
     streamed = body.get("stream_options")
     return isinstance(streamed, Mapping) and bool(streamed.get("include_usage"))
 
@@ -116,7 +115,6 @@ def _varied(params: LlmCallParams, place: int) -> LlmCallParams:
 
 
 def rerank_texts(body: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The query and the documents in the body of `/v1/rerank`."""
     query, documents, top_n = body.get("query"), body.get("documents"), body.get("top_n")
     if not isinstance(query, str):
         raise UsageError("query: expected a text")
@@ -138,7 +136,6 @@ def rerank_results(scores: list[float], documents: list[str], body: Mapping[str,
 
 
 def embedding_texts(body: Mapping[str, Any]) -> list[str]:
-    """The texts in the body of `/v1/embeddings`."""
     if body.get("encoding_format", "float") not in ("float", "base64"):
         raise UsageError(f"encoding_format: expected float or base64, found {body['encoding_format']!r}")
     return _texts("input", body.get("input"))
@@ -244,7 +241,6 @@ def event(document: Mapping[str, Any]) -> str:
 
 
 def error_document(error: TeaModelsError) -> tuple[int, dict[str, Any]]:
-    """An error's HTTP status, and its document."""
     message = error.message + (f" ({error.hint})" if error.hint else "")
     _, status, kind, code = next(row for row in _DOCUMENTS if isinstance(error, row[0]))
     return status, failure(message, kind, code)

@@ -51,15 +51,11 @@ class ImportSpec(_Strict):
 
 
 class GotoRule(_Strict):
-    """One rule of a node's `goto`."""
-
     to: str
     condition: bool | str = Field(True, alias="if")
 
 
 class ConditionSpec(_Strict):
-    """The long form of an edge's condition."""
-
     type: Literal["expression"] = "expression"
     value: str | bool
 
@@ -75,8 +71,6 @@ class EdgeSpec(_Strict):
 
 
 class NodeSpec(_Strict):
-    """A node: an action with its parameters, or a block of Python."""
-
     name: str = Field(min_length=1)
     description: str | None = None
     action: str | None = None
@@ -120,8 +114,6 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is ready to run."""
-
     name: str
     action: str
     params: Mapping[str, Any]

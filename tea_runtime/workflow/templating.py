@@ -35,8 +35,6 @@ _NOT_FOUND = object()
 
 
 class _Template(NamedTuple):
-    """A text with templates in it."""
-
     source: str  # the text, or the expression alone
     expression: bool  # whether the text is a single expression
     path: tuple[str | int, ...] | None  # where an expression that only follows a path leads, from a name on
@@ -62,7 +60,6 @@ def render(value: Any, context: Mapping[str, Any]) -> Any:
 
 
 def is_template(value: Any) -> bool:
-    """Tell whether a value is a text with a template in it."""
     return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
 
 
