@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 from tea_models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tea_runtime.aio import AsyncLlmBackend
-    from tea_runtime.api.backend import ApiLlmBackend
-    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult
-    from tea_runtime.cancellation import CancelScope
-    from tea_runtime.factory import create_llm_backend
-    from tea_runtime.host import register_actions
-    from tea_runtime.local import LocalLlmBackend
-    from tea_runtime.resolve import get_model_info, resolve_model_path
-    from tea_runtime.workflow.runner import run_workflow
+    from tea_runtime.aio import AsyncLlmBackend as AsyncLlmBackend
+    from tea_runtime.api.backend import ApiLlmBackend as ApiLlmBackend
+    from tea_runtime.backend import LlmBackend as LlmBackend
+    from tea_runtime.backend import LlmCallParams as LlmCallParams
+    from tea_runtime.backend import LlmCallResult as LlmCallResult
+    from tea_runtime.call import CancelScope as CancelScope
+    from tea_runtime.factory import create_llm_backend as create_llm_backend
+    from tea_runtime.host import register_actions as register_actions
+    from tea_runtime.local import LocalLlmBackend as LocalLlmBackend
+    from tea_runtime.resolve import get_model_info as get_model_info
+    from tea_runtime.resolve import resolve_model_path as resolve_model_path
+    from tea_runtime.workflow.runner import run_workflow as run_workflow
 
 _HOME = {
     "ApiLlmBackend": "tea_runtime.api.backend",
     "AsyncLlmBackend": "tea_runtime.aio",
-    "CancelScope": "tea_runtime.cancellation",
+    "CancelScope": "tea_runtime.call",
     "LlmBackend": "tea_runtime.backend",
     "LlmCallParams": "tea_runtime.backend",
     "LlmCallResult": "tea_runtime.backend",
@@ -34,19 +37,5 @@ _HOME = {
     "__tea_actions__": "tea_runtime.host",
 }
 
-__all__ = [
-    "ApiLlmBackend",
-    "AsyncLlmBackend",
-    "CancelScope",
-    "LlmBackend",
-    "LlmCallParams",
-    "LlmCallResult",
-    "LocalLlmBackend",
-    "create_llm_backend",
-    "get_model_info",
-    "register_actions",
-    "resolve_model_path",
-    "run_workflow",
-]
-
+__all__ = [name for name in _HOME if not name.startswith("_")]
 __getattr__ = lazy_names(__name__, _HOME)

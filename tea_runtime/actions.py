@@ -64,15 +64,12 @@ def check_parameters(action: str, names: Sequence[str]) -> None:
 
 @dataclass(slots=True)
 class LlmActions:
-    """The actions under `settings.llm`, over one pool of backends; `on_text` gets the pieces of streamed answers.
-
-    With `chat_prompts` a bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made
-    for messages; otherwise it is continued as it stands. A node says `raw` for itself.
-    """
+    """The actions under `settings.llm`, over one pool of backends; `on_text` gets the pieces of streamed answers."""
 
     settings: LlmSettings
     pool: BackendPool
     on_text: OnText | None = None
+    # A bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made for messages.
     chat_prompts: bool = False
     _noted: set[str] = field(default_factory=set)
     _known: dict[str, bool] = field(default_factory=dict)
@@ -100,10 +97,7 @@ class LlmActions:
         return result | {"requested_model": requested} if requested else result
 
     def settings_for(self, params: Mapping[str, Any]) -> tuple[LlmSettings, str | None]:
-        """The settings with what a node says in their place, and the model it named if another one is to answer.
-
-        Under `backend: local` a name that means nothing here, such as `gpt-4`, stands for the workflow's own model.
-        """
+        """The settings with what a node says in their place, and the model it named if another one is to answer."""
         wanted = {
             key: params[key]
             for key in NODE_SETTINGS
@@ -117,6 +111,7 @@ class LlmActions:
             return settings, None
         if requested not in self._known:
             self._known[requested] = is_model_name(requested, self.pool.environ)
+        # Under `backend: local` a name that means nothing here, such as `gpt-4`, stands for the workflow's own model.
         if self._known[requested] or (settings.backend != "local" and api_may_answer(settings, self.pool.environ)):
             return settings, None
         text = "is no model that is known here: the workflow's own local model answers in its place"
@@ -132,7 +127,6 @@ class LlmActions:
         return LlmSettings.parse({**{key: base[key] for key in base.keys() - replaced}, **wanted}, prefix=())
 
     def note(self, text: str, *, topic: str) -> None:
-        """Say something once."""
         if topic not in self._noted:
             self._noted.add(topic)
             logger.warning("%s", text)

@@ -7,27 +7,22 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from tea_runtime.backend import LlmBackend
-from tea_runtime.cancellation import CancelScope, current_scope
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
+from tea_runtime.call import CancelScope, current_scope
 from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run something that calls a backend in a thread of its own; cancelling the task ends what the backend does.
-
-    Args:
-        work: What to run.
-    """
+    """Run what calls a backend in a thread of its own; cancelling the task ends what the backend does."""
     scope, future = CancelScope(), concurrent.futures.Future[T]()
     future.set_running_or_notify_cancel()
 
@@ -145,17 +140,11 @@ class AsyncLlmBackend:
 
     call = _awaited(LlmBackend.call)
     call_many = _awaited(LlmBackend.call_many)
+    chat = _awaited(cast("Callable[..., LlmCallResult]", LlmBackend.chat))
+    chat_many = _awaited(cast("Callable[..., list[Any]]", LlmBackend.chat_many))
     embed = _awaited(LlmBackend.embed)
     rerank = _awaited(LlmBackend.rerank)
     close = _awaited(LlmBackend.close)
-
-    async def chat(self, messages: Sequence[Message], *args: Any, **options: Any) -> LlmCallResult:
-        """As `LlmBackend.chat`."""
-        return await in_thread(lambda: self.backend.chat(messages, *args, **options))
-
-    async def chat_many(self, conversations: Sequence[Sequence[Message]], *args: Any, **options: Any) -> list[Any]:
-        """As `LlmBackend.chat_many`."""
-        return await in_thread(lambda: self.backend.chat_many(conversations, *args, **options))
 
     def stream(self, params: LlmCallParams) -> AsyncLlmStream:
         """As `LlmBackend.stream`, an asynchronous iterator."""

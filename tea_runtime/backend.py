@@ -65,10 +65,8 @@ class LlmBackend(ABC):
         Example:
             >>> backend.chat([{"role": "user", "content": "Say hello."}], temperature=0).content
         """
-        return self.generate(
-            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
-            check_messages(messages),
-        )
+        params = LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
+        return self.generate(params, check_messages(messages))
 
     @overload
     def stream(self, params: LlmCallParams, callback: None = None) -> LlmStream: ...
@@ -110,10 +108,8 @@ class LlmBackend(ABC):
             >>> for piece in backend.stream_chat([{"role": "user", "content": "Tell a joke."}]):
             ...     print(piece, end="", flush=True)
         """
-        params, plain = (
-            LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options),
-            check_messages(messages),
-        )
+        params = LlmCallParams.of(max_tokens=max_tokens, temperature=temperature, stop=stop, **options)
+        plain = check_messages(messages)
         return self.open_stream(params, plain) if callback is None else self.generate(params, plain, callback)
 
     @overload

@@ -1,24 +1,26 @@
-"""What is asked of a model, and what it answers: parameters, results, streams, and checks of what callers give."""
+"""What is asked of a model, and what it answers: parameters, results, streams, their checks, and ending them."""
 
 from __future__ import annotations
 
+import contextvars
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from tea_models.errors import UsageError
 from tea_models.yamlfile import nearest
-from tea_runtime.errors import LlmError
+from tea_runtime.errors import CancelledCallError, LlmError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from tea_models.plan.types import RunPlan
 
 Message = Mapping[str, Any]
 #: Gets each piece of text as it comes. What it raises ends the stream and reaches the caller.
 Callback = Callable[[str], object]
+_current: contextvars.ContextVar[CancelScope | None] = contextvars.ContextVar("tea_runtime_cancel_scope", default=None)
 
 # name → (smallest, largest) of what makes sense at all; a backend may be stricter.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -93,8 +95,15 @@ class LlmCallParams:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
             raise UsageError(f"prompt: expected a text, found {kind_of(self.prompt)}")
-        for name in _RANGES:
-            _check_number(name, getattr(self, name))
+        for name, (least, most) in _RANGES.items():
+            value, wanted = getattr(self, name), "a whole number" if name in _WHOLE else "a number"
+            if value is None and name != "temperature":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
+                raise UsageError(f"{name}: expected {wanted}, found {value!r}")
+            if not math.isfinite(value) or not least <= value <= most:
+                low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
+                raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
         _check_shapes(self)
 
     @classmethod
@@ -254,18 +263,6 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return plain
 
 
-def _check_number(name: str, value: Any) -> None:
-    if value is None and name != "temperature":
-        return
-    least, most = _RANGES[name]
-    wanted = "a whole number" if name in _WHOLE else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else int | float):
-        raise UsageError(f"{name}: expected {wanted}, found {value!r}")
-    if not math.isfinite(value) or not least <= value <= most:
-        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
-        raise UsageError(f"{name}: expected {wanted} from {low} to {high}, found {value}")
-
-
 def check_texts(text: Any, name: str = "text") -> list[str]:
     """The texts of a call of `embed`: one text, or a list of texts; anything else is a `UsageError`."""
     texts = [text] if isinstance(text, str) else text
@@ -304,3 +301,57 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     """The cosine of two vectors; 0 where one has no length."""
     length = math.hypot(*one) * math.hypot(*other)
     return sum(a * b for a, b in zip(one, other, strict=True)) / length if length else 0.0
+
+
+class CancelScope:
+    """Everything that is asked of backends while it is entered, and can be ended together, from any thread.
+
+    Example:
+        >>> scope = CancelScope()
+        >>> with scope.entered():
+        ...     backend.chat(messages)  # raises CancelledCallError once another thread calls scope.cancel()
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._lock = threading.Lock()
+        self._enders: set[Callable[[], None]] = set()
+
+    @contextmanager
+    def entered(self) -> Iterator[CancelScope]:
+        """Let this thread's calls be part of the scope."""
+        token = _current.set(self)
+        try:
+            yield self
+        finally:
+            _current.reset(token)
+
+    def cancel(self) -> None:
+        """End what is running, and refuse what is asked for afterwards."""
+        with self._lock:
+            self.cancelled = True
+            enders = list(self._enders)
+        for end in enders:
+            end()
+
+    @contextmanager
+    def running(self, end: Callable[[], None]) -> Iterator[None]:
+        """Register a call, which `end` ends, for as long as it runs; raises as `check` does."""
+        with self._lock:
+            self.check()
+            self._enders.add(end)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._enders.discard(end)
+
+    def check(self) -> None:
+        """Raise a `CancelledCallError` if the scope was cancelled."""
+        if self.cancelled:
+            raise CancelledCallError("the call was cancelled")
+
+
+def current_scope() -> CancelScope | None:
+    """The scope that this thread's calls are part of, if any."""
+    return _current.get()

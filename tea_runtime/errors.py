@@ -89,10 +89,7 @@ class MissingEngineError(MissingExtraError):
 
 
 class ContextOverflowError(DoesNotFitError):
-    """A prompt is longer than the context, in tokens.
-
-    `reserved` of them must stay free for the answer. `at_least`: it was too long to be counted.
-    """
+    """More tokens than a context holds, `reserved` of them for the answer; `at_least`: too long to be counted."""
 
     def __init__(
         self,

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tea_models.errors import DoesNotFitError, IntegrityError, LockError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.settings import Settings
 from tea_runtime.api.backend import API_SETTINGS, api_of, api_problem
-from tea_runtime.cassette.asked import asked_model, cassette_of
-from tea_runtime.cassette.backend import CassetteBackend
+from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_of
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llama.engine import llama
 from tea_runtime.llm_settings import LlmSettings
@@ -66,11 +65,7 @@ def create_llm_backend(
 
 
 class BackendPool:
-    """The backends of one engine: each is made when it is first needed, and shared by all threads.
-
-    A local model is loaded once, whatever the settings say about the API (`timeout`, `provider`, …). The arguments are
-    those of `create_llm_backend`.
-    """
+    """The backends of one engine, made when first needed and shared by all threads; a local model is loaded once."""
 
     def __init__(self, *, environ: Mapping[str, str] | None = None, gguf: str | None = None) -> None:
         self.environ = os.environ if environ is None else environ

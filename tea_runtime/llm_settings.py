@@ -94,10 +94,7 @@ class LlmSettings(BaseModel):
         document: Document | None = None,
         prefix: tuple[str, ...] = ("settings", "llm"),
     ) -> Self:
-        """Validate a `settings.llm` block, or a whole `settings` block that holds one under `llm`.
-
-        An error has the file and line of `document`, and the key after the keys of `prefix`.
-        """
+        """Validate a `settings.llm` or whole `settings` block; an error has the file and line of `document`."""
         if isinstance(data, cls):
             return data
         document = document or Document("", None, {})

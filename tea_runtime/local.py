@@ -6,7 +6,7 @@ import functools
 import logging
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tea_models.caller import Caller
 from tea_models.errors import TeaModelsError, UsageError
@@ -15,7 +15,7 @@ from tea_models.plan.speed import record_speed
 from tea_models.plan.user_settings import UserSettings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
 from tea_runtime.call import LlmStream
 from tea_runtime.engine.embedder import EmbedRequest
 from tea_runtime.engine.growing_context import START, ModelSpec
@@ -23,7 +23,7 @@ from tea_runtime.engine.model import Model, open_model
 from tea_runtime.engine.prompt_cache import PromptCache
 from tea_runtime.engine.scheduler import TextRequest
 from tea_runtime.errors import GenerationError, LlmError, UnsupportedError
-from tea_runtime.llama.chat_formats import chat_format_of
+from tea_runtime.llama.chat_formats import ChatFormat, chat_format_of
 from tea_runtime.llama.constraint import call_grammar, check_tools, demanded_tools, grammar_of
 from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation, ToolTextFilter
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tea_models.chat import Segment
     from tea_models.profile.facts import ModelProfile
     from tea_models.settings import Settings
-    from tea_runtime.backend import Callback, Message
-    from tea_runtime.llama.chat_formats import ChatFormat
 
 logger = logging.getLogger("tea_runtime")
 
@@ -101,12 +99,13 @@ class LocalLlmBackend(LlmBackend):
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
             cache = PromptCache.of(base, model=self._identity(), engine=build(), settings=chosen)
         self._owner = object()
+        self._kind, pooling = self.profile.kind.value, self.profile.pooling.value
         spec = ModelSpec(
             self.model_path,
             chosen,
             start=chosen.n_ctx if isinstance(n_ctx, int) else START,
             budget=use.kv_cache + use.compute or None,
-            pooling=self._pooling(),
+            pooling="rank" if self._kind == "reranker" else pooling if pooling in ("cls", "last") else "mean",
             prompt_cache=cache,
         )
         self._model: Model | None = open_model(spec, self._owner, recorder)
@@ -139,20 +138,19 @@ class LocalLlmBackend(LlmBackend):
         """
         if callback is not None:
             return self.open_stream(params, messages).run(callback)
-        prepared = self._prepare(params, messages)
-        return self._finished(prepared, self._submit(prepared))
+        return self._finished(self._submit(self._prepare(params, messages)))
 
     def open_stream(self, params: LlmCallParams, messages: Sequence[Message] | None = None) -> LlmStream:
         """As `generate`, as an iterator; raises as `generate` does."""
-        prepared = self._prepare(params, messages)
-        request = self._submit(prepared, pieces=True)
+        generation = self._prepare(params, messages)
+        request = self._submit(generation, pieces=True)
 
         def pieces() -> Generator[str, None, LlmCallResult]:
-            shown = ToolTextFilter() if prepared.chat_format is not None else None
+            shown = ToolTextFilter() if generation.chat_format is not None else None
             for piece in request.pieces():
                 if text := piece if shown is None else shown.feed(piece):
                     yield text
-            result = self._result(prepared)
+            result = self._result(generation)
             if shown is not None and (text := shown.rest(result.content)):
                 yield text
             return result
@@ -177,15 +175,12 @@ class LocalLlmBackend(LlmBackend):
                 return error
 
         every = [tried(self._prepare, *pair) for pair in asked]
-        requests = [None if isinstance(one, TeaModelsError) else self._submit(one) for one in every]
+        requests = [one if isinstance(one, TeaModelsError) else self._submit(one) for one in every]
         try:
-            return [
-                one if isinstance(one, TeaModelsError) else tried(self._finished, one, request)
-                for one, request in zip(every, requests, strict=True)
-            ]
+            return [one if isinstance(one, TeaModelsError) else tried(self._finished, one) for one in requests]
         except BaseException:
             for request in requests:
-                if request is not None:
+                if not isinstance(request, TeaModelsError):
                     request.cancel()
             raise
 
@@ -244,14 +239,10 @@ class LocalLlmBackend(LlmBackend):
         if model is not None and self._closed.detach():
             model.leave(self._owner)
 
-    @property
-    def _kind(self) -> str:
-        return self.profile.kind.value
-
-    def _submit(self, prepared: _Prepared, *, pieces: bool = False) -> TextRequest:
-        request = TextRequest(prepared.generation, self._owner)
+    def _submit(self, generation: Generation, *, pieces: bool = False) -> TextRequest:
+        request = TextRequest(generation, self._owner)
         if pieces:
-            prepared.generation.emit = request.put
+            generation.emit = request.put
         self._model_in_use().submit(request)
         return request
 
@@ -262,10 +253,10 @@ class LocalLlmBackend(LlmBackend):
         model.submit(request)
         return request.wait()
 
-    def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> _Prepared:
+    def _prepare(self, params: LlmCallParams, messages: Sequence[Message] | None) -> Generation:
         return self._raw(params) if messages is None else self._conversation(check_messages(messages), params)
 
-    def _raw(self, params: LlmCallParams) -> _Prepared:
+    def _raw(self, params: LlmCallParams) -> Generation:
         if params.tools or params.tool_choice or params.chat_template_kwargs:
             raise UsageError("tools, tool_choice and chat_template_kwargs are for chats, not for raw prompts")
         check_text(self.profile, self.model_path)
@@ -279,9 +270,9 @@ class LocalLlmBackend(LlmBackend):
             prompt = [start]
         model.texts.check(prompt)
         grammar = grammar_of(params)
-        return _Prepared(Generation(model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar))
+        return Generation(model.weights, vocabulary, prompt, params, stops=params.stops, grammar=grammar)
 
-    def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> _Prepared:
+    def _conversation(self, messages: Sequence[Message], params: LlmCallParams) -> Generation:
         model = self._model_in_use()
         chat_format, prompt = self._chat_prompt(model)
         tools = list(params.tools or ()) if params.tool_choice != "none" else []
@@ -299,11 +290,10 @@ class LocalLlmBackend(LlmBackend):
             grammar = call_grammar(demanded, chat_format.name)
         tokens = prompt.tokens(messages, tools or None, dict(params.chat_template_kwargs or {}))
         model.texts.check(tokens)
-        stops = (*params.stops, *chat_format.stop)
-        generation = Generation(
-            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, special=bool(tools)
+        stops, calls = (*params.stops, *chat_format.stop), chat_format if tools else None
+        return Generation(
+            model.weights, model.vocabulary, tokens, params, stops=stops, grammar=grammar, chat_format=calls
         )
-        return _Prepared(generation, chat_format if tools else None)
 
     def _chat_prompt(self, model: Model) -> tuple[ChatFormat, ChatPrompt]:
         if self._chat is not None:
@@ -323,17 +313,15 @@ class LocalLlmBackend(LlmBackend):
         chat = self._chat = found, ChatPrompt(vocabulary, found.template or "".join(found.stop), render)
         return chat
 
-    def _finished(self, prepared: _Prepared, request: TextRequest) -> LlmCallResult:
-        request.wait()
-        return self._result(prepared)
+    def _finished(self, request: TextRequest) -> LlmCallResult:
+        return self._result(request.wait())
 
-    def _result(self, prepared: _Prepared) -> LlmCallResult:
-        generation = prepared.generation
+    def _result(self, generation: Generation) -> LlmCallResult:
         content, calls, reason = generation.text, None, generation.finish_reason
-        if prepared.chat_format is not None:
+        if generation.chat_format is not None:
             from tea_models.chat import parse_tool_calls
 
-            content, found = parse_tool_calls(content, prepared.chat_format.name)
+            content, found = parse_tool_calls(content, generation.chat_format.name)
             if found:
                 calls = [call.to_openai() for call in found]
                 reason = "tool_calls"
@@ -372,12 +360,6 @@ class LocalLlmBackend(LlmBackend):
                 hint=hint,
             )
 
-    def _pooling(self) -> str:
-        if self._kind == "reranker":
-            return "rank"
-        pooling = self.profile.pooling.value
-        return pooling if pooling in ("cls", "last") else "mean"
-
     def _identity(self) -> str:
         """What identifies the bytes of a model: their SHA-256 where it is known, otherwise their place and time."""
         if all(file.sha256 for file in self.profile.files):
@@ -391,10 +373,3 @@ class LocalLlmBackend(LlmBackend):
         if model is None:
             raise LlmError(f"{self.model_path.name}: the backend is closed")
         return model
-
-
-class _Prepared(NamedTuple):
-    """A generation, and who reads tool calls out of its text: `chat_format`, if any are possible."""
-
-    generation: Generation
-    chat_format: ChatFormat | None = None

@@ -88,8 +88,7 @@ def tea_llm(tea_model: Callable[[str], Path], _tea_backends: dict[Any, LlmBacken
 
     With the marker `tea_cassette` its answers come from the cassette, and neither model nor engine is needed.
     """
-    from tea_runtime.cassette.asked import asked_model, cassette_of
-    from tea_runtime.cassette.backend import CassetteBackend
+    from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_of
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.llm_settings import LlmSettings
 
@@ -119,13 +118,13 @@ def _tea_cassette(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     given = marker.kwargs.get("path", marker.args[0] if marker.args else None)
-    from tea_runtime.cassette.asked import forget
+    from tea_runtime.cassette.backend import shared
 
     name = re.sub(r"[^\w.-]+", "-", request.node.name).strip("-")
     path = request.path.parent / (given or Path("cassettes", request.path.stem, f"{name}.jsonl"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEA_CASSETTE", str(path))
         patch.setenv("TEA_CASSETTE_MODE", "record" if request.config.getoption("--tea-record") else "replay")
-        forget()
+        shared.cache_clear()
         yield
-    forget()
+    shared.cache_clear()

@@ -39,11 +39,7 @@ _FAMILIES = ("gemma", "llama", "mistral", "phi", "qwen", "smollm", "deepseek", "
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """The model file that was found (of shards, the first), or why none was.
-
-    `source` is what named it, `profile` the document that was named, if one was, `skipped` what comes before it and
-    could not be used, with the reasons. `absent` is the reference of a model that is not here.
-    """
+    """The model file that was found (of shards, the first) and what named it, or why none was and what is `absent`."""
 
     path: Path | None = None
     source: str = ""
@@ -141,10 +137,7 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
 
 
 def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
-    """Whether a text names a model that can be had here: a name of the registry, an address, or a file.
-
-    `gpt-4` and `ollama/gemma3:4b` do not; a path to a file that is missing does.
-    """
+    """Whether a text names a model that can be had here: `gpt-4` does not, a path to a file that is missing does."""
     text = expand(text, environ)
     try:
         reference = parse_reference(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
 from tea_runtime.answer_format import format_problem
-from tea_runtime.backend import LlmCallParams
+from tea_runtime.backend import LlmBackend, LlmCallParams
 from tea_runtime.call import cosine
 from tea_runtime.errors import ContextOverflowError, UnsupportedError
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tea_models.plan.types import RunPlan
-    from tea_runtime.backend import LlmBackend
 
 _PROMPT = "The three primary colours are"
 _UNICODE = "é世🌍"
@@ -40,26 +39,22 @@ class Check:
 
 
 class _FailedError(Exception):
-    """A fact that does not hold."""
+    pass
 
 
 def run_checks(backend: LlmBackend) -> Iterator[Check]:
     """Try everything a backend promises, yielding each check when it is done."""
     for name, check in _CHECKS:
-        yield _tried(backend, name, check)
-
-
-def _tried(backend: LlmBackend, name: str, check: Callable[[LlmBackend], str]) -> Check:
-    started = time.monotonic()
-    try:
-        status, detail = "ok", check(backend)
-    except UnsupportedError as error:
-        status, detail = "skipped", error.message
-    except (_FailedError, TeaModelsError) as error:
-        status, detail = "failed", error.args[0]
-    except Exception as error:  # noqa: BLE001 - whatever breaks is what the test is there to find
-        status, detail = "failed", f"{type(error).__name__}: {error}"
-    return Check(name, status, detail, round(time.monotonic() - started, 3))
+        started = time.monotonic()
+        try:
+            status, detail = "ok", check(backend)
+        except UnsupportedError as error:
+            status, detail = "skipped", error.message
+        except (_FailedError, TeaModelsError) as error:
+            status, detail = "failed", error.args[0]
+        except Exception as error:  # noqa: BLE001 - whatever breaks is what the test is there to find
+            status, detail = "failed", f"{type(error).__name__}: {error}"
+        yield Check(name, status, detail, round(time.monotonic() - started, 3))
 
 
 def _greedy(backend: LlmBackend) -> str:
@@ -82,10 +77,8 @@ def _streaming(backend: LlmBackend) -> str:
 
 def _turn_end(backend: LlmBackend) -> str:
     result = backend.chat([{"role": "user", "content": "Say hello."}], max_tokens=256, temperature=0)
-    _expect(
-        result.finish_reason == "stop",
-        f"no end of the turn after {result.usage and result.usage['completion_tokens']} tokens",
-    )
+    made = (result.usage or {}).get("completion_tokens")
+    _expect(result.finish_reason == "stop", f"no end of the turn after {made} tokens")
     for marker in ("<|im_end|>", "<end_of_turn>", "<|end|>", "<|eot_id|>", "</s>", "<|endoftext|>"):
         _expect(marker not in result.content, f"{marker} is in the answer")
     return _quoted(result.content)

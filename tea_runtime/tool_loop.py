@@ -16,7 +16,7 @@ Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def answer_with_tools(
-    tools: Sequence[Any],
+    tools: Sequence[Any],  # in OpenAI's form, or `{name, description, parameters, action}`, the one to run
     registry: Mapping[str, Callable[..., Any]],
     state: Any,
     ask: Ask,
@@ -24,11 +24,7 @@ def answer_with_tools(
     *,
     rounds: int,
 ) -> dict[str, Any]:
-    """Chat, run the actions that the model calls as tools, and go on until it answers without a call.
-
-    `tools` are in OpenAI's form, or `{name, description, parameters, action}`; `action` is the one in `registry` that
-    a call runs. `ask` chats with the given parameters; `rounds` is how often calls are answered at most.
-    """
+    """Chat (by `ask`), run what the model calls from `registry`, and go on until it answers or `rounds` are over."""
     offered = [_described(tool) for tool in tools]
     names = [_name(tool) for tool in offered]
     actions: dict[str, Callable[..., Any]] = {}
@@ -65,10 +61,7 @@ def answer_with_tools(
 
 
 def describing_tools(ask: Ask) -> Ask:
-    """For models whose template has no place for tools: tell them of the tools in words, and read calls from the text.
-
-    A tool that must be called is demanded by a JSON schema. What the model writes otherwise is its answer.
-    """
+    """For models whose template has no place for tools: they are told in words, and calls are read from the text."""
 
     def described(asked: dict[str, Any]) -> dict[str, Any]:
         tools, choice = asked.get("tools") or [], asked.get("tool_choice")

@@ -14,9 +14,7 @@ import pytest
 from tea_models.errors import ConfigError, MissingFileError, UsageError
 from tea_runtime import LlmCallParams, LocalLlmBackend, create_llm_backend
 from tea_runtime.backend import LlmBackend
-from tea_runtime.cassette.asked import asked_model, cassette_of
-from tea_runtime.cassette.backend import CassetteBackend
-from tea_runtime.cassette.check import check_cassette
+from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_of, check_cassette
 from tea_runtime.cassette.entries import AskedModel, Cassette, Mode, read_cassette
 from tea_runtime.errors import CassetteMissError
 from tea_runtime.llm_settings import LlmSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tea_models.errors import ConfigError, UsageError
-from tea_runtime.workflow.conditions import check, decide
+from tea_runtime.workflow.templating import check_condition, decide
 from tests.workflows import parse_workflow
 
 STATE = {"n": 5, "name": "x", "empty": "", "no": "false", "evil": "' == '' or true or '", "words": "2 < 3", "list": [1]}
@@ -44,7 +44,7 @@ CONTEXT = {"state": STATE, "variables": {"limit": 3}}
     ],
 )
 def test_a_condition_compares_values(condition, value):
-    check(condition)
+    check_condition(condition)
     assert decide(condition, CONTEXT) is value
 
 
@@ -61,7 +61,7 @@ def test_a_condition_compares_values(condition, value):
 )
 def test_what_can_not_be_meant_is_refused_with_the_right_spelling(condition):
     with pytest.raises(UsageError):
-        check(condition)
+        check_condition(condition)
     text = f'nodes: [{{name: a, run: pass}}]\nedges:\n  - {{from: a, to: a, when: "{condition}"}}\n'
     with pytest.raises(ConfigError, match=r"w\.yaml:3: edges\[0\]"):
         parse_workflow(text, name="w.yaml")

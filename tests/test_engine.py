@@ -20,8 +20,7 @@ from tea_runtime.engine.model import open_model
 from tea_runtime.errors import ContextOverflowError
 from tea_runtime.llama.engine import SPIN_COUNT, check_version, llama, log, prepare
 from tea_runtime.llama.sampling import Sampler
-from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import Weights
+from tea_runtime.llama.weights import Vocabulary, Weights
 from tests.scripted_model import build_scripted, loaded
 
 pytest.importorskip("llama_cpp")

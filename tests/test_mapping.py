@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UsageError
-from tea_runtime.mapping.output import Output, map_rows
-from tea_runtime.mapping.rows import LONGEST_ROW, Row, read_rows
+from tea_runtime.mapping.rows import LONGEST_ROW, Output, Row, map_rows, read_rows
 from tea_runtime.workflow.runner import LoadedWorkflow
 
 DOUBLE = """

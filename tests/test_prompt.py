@@ -10,8 +10,7 @@ from tea_models.chat import render_chat, render_segments
 from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import UsageError
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import Weights
+from tea_runtime.llama.weights import Vocabulary, Weights
 from tests.gguf_build import CHATML
 from tests.scripted_model import USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts

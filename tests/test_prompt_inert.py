@@ -18,8 +18,7 @@ from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.chat_formats import ChatFormat, builtin_formats
 from tea_runtime.llama.engine import llama
 from tea_runtime.llama.prompt import ChatPrompt
-from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import Weights
+from tea_runtime.llama.weights import Vocabulary, Weights
 from tests.scripted_model import CONTROL, USER_DEFINED, build_scripted
 from tests.scripted_model import Vocabulary as Texts
 

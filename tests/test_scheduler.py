@@ -13,7 +13,7 @@ import pytest
 
 from tea_models.errors import UsageError
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.cancellation import CancelScope
+from tea_runtime.call import CancelScope
 from tea_runtime.engine.sequences import HeldSequence, common_prefix
 from tea_runtime.errors import AnswerTimeoutError, CancelledCallError, GenerationError, LlmError
 from tests.scripted_model import build_scripted

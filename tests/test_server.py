@@ -15,7 +15,7 @@ import uvicorn
 
 from tea_models.errors import DoesNotFitError, NotAvailableError
 from tea_runtime.backend import LlmBackend, LlmCallResult
-from tea_runtime.cancellation import current_scope
+from tea_runtime.call import current_scope
 from tea_runtime.errors import ApiError, ContextOverflowError, UnsupportedError
 from tea_runtime.server.app import MAX_BODY, build_app
 from tea_runtime.server.pool import ModelPool, ServedModel

@@ -15,8 +15,7 @@ from tea_models.chat.sandbox import Limits
 from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime import run_workflow
 from tea_runtime.workflow import templating
-from tea_runtime.workflow.conditions import decide
-from tea_runtime.workflow.templating import check, render
+from tea_runtime.workflow.templating import check, decide, render
 
 STATE = {"state": {"items": [1, 2, 3], "text": "a\tb", "big": "x" * 1_000_000}}
 

@@ -476,7 +476,7 @@ def test_a_misspelt_or_missing_parameter_is_found_before_anything_runs(tmp_path,
         assert caught.value.message.startswith(f"{path}:3: ")
         assert hint in caught.value.hint
     path.write_text("imports: [{path: mine.py}]\nnodes:\n  - {name: a, action: narrow, params: {width: 5}}\n")
-    assert check_workflow(path) == ["a"]
+    assert list(check_workflow(path).nodes) == ["a"]
 
 
 def test_the_settings_are_read_once_a_run(tmp_path, monkeypatch):

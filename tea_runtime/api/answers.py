@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, Field, StrictFloat, ValidationError
 
 from tea_runtime.answer_format import format_problem, wanted_schema
-from tea_runtime.backend import LlmCallResult
+from tea_runtime.backend import LlmCallParams, LlmCallResult
 from tea_runtime.errors import ApiError
-
-if TYPE_CHECKING:
-    from tea_runtime.backend import LlmCallParams
 
 
 def read_json(body: bytes, where: str) -> Mapping[str, Any]:

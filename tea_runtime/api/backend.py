@@ -13,21 +13,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from tea_models.errors import UsageError
+from tea_models.errors import TeaModelsError, UsageError
 from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
-from tea_runtime.backend import LlmBackend
-from tea_runtime.call import LlmStream
-from tea_runtime.cancellation import CancelScope
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
+from tea_runtime.call import CancelScope, LlmStream
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from tea_models.errors import TeaModelsError
-    from tea_runtime.backend import Callback, LlmCallParams, LlmCallResult, Message
     from tea_runtime.llm_settings import LlmSettings
 
 logger = logging.getLogger(__name__)
@@ -196,11 +193,7 @@ class ApiLlmBackend(LlmBackend):
         return replace(result, fallback_reason=self.reason)
 
     def _pieces(
-        self,
-        params: LlmCallParams,
-        messages: Sequence[Message] | None,
-        body: dict[str, Any],
-        scope: CancelScope | None,
+        self, params: LlmCallParams, messages: Sequence[Message] | None, body: dict[str, Any], scope: CancelScope | None
     ) -> Generator[str, None, LlmCallResult]:
         if messages is None:
             path, body = "completions", {**body, "prompt": params.prompt}
@@ -247,7 +240,6 @@ class ApiLlmBackend(LlmBackend):
 
 
 def api_of(block: LlmSettings, environ: Mapping[str, str], *, reason: str | None = None) -> ApiLlmBackend:
-    """The API of `settings.llm`."""
     block = block.expanded(environ)
     given: dict[str, Any] = {key: getattr(block, key) for key in API_SETTINGS}
     return ApiLlmBackend(**given, environ=environ, reason=reason)

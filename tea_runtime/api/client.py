@@ -29,10 +29,7 @@ _MAX_BODY = 64 * 1024 * 1024
 
 @dataclass(slots=True)
 class ApiClient:
-    """A server and how it is asked. The connection is made with the first request; every method is thread-safe.
-
-    `key` is "" where none is needed, `key_name` the environment variable that holds it, `azure_version` only Azure's.
-    """
+    """A server and how it is asked, from any thread; `key` is "" where none is needed, `key_name` its variable."""
 
     base: str
     key: str = field(repr=False)
@@ -47,7 +44,6 @@ class ApiClient:
 
     @property
     def host(self) -> str:
-        """Host and port, for messages."""
         return urlsplit(self.base).netloc.rpartition("@")[2]
 
     def post(self, path: str, body: dict[str, Any], where: str) -> Mapping[str, Any]:
@@ -87,10 +83,7 @@ class ApiClient:
             client.close()
 
     def _adapting(self, send: Callable[[Any, dict[str, Any]], Any], path: str, body: dict[str, Any]) -> Any:
-        """Send; again without what the server does not take and nobody insists on; again when it was overloaded.
-
-        What timed out is not tried again: it would only take as long once more.
-        """
+        """Send; again without what the server does not take and nobody insists on; again when it was overloaded."""
         import openai
 
         endpoint = functools.reduce(getattr, path.split("/"), self._open())

@@ -35,6 +35,5 @@ def group() -> frame.LazyGroup:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `tea-runtime` command."""
     # `run` by its module: the name would be that of our own command once it was imported.
     sys.exit(frame.run(group(), sys.argv[1:] if argv is None else list(argv)))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tea_models.cli.frame import App, answering
-from tea_models.cli.output import printable
+from tea_models.cli.output import one_line
 from tea_models.errors import UsageError
 from tea_runtime.cli.models import model_options, opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tea_runtime.cassette.check import Change
+    from tea_runtime.cassette.backend import Change
     from tea_runtime.cassette.entries import Entry
 
 _SHOWN = 200
@@ -36,7 +36,7 @@ def command(
 
     Answers that were drawn at random (a temperature, and no seed) change each time: look at their likeness.
     """
-    from tea_runtime.cassette.check import check_cassette
+    from tea_runtime.cassette.backend import check_cassette
     from tea_runtime.cassette.entries import read_cassette
 
     del action
@@ -90,5 +90,4 @@ def _shown(change: Change) -> str:
 
 
 def _short(text: Any) -> str:
-    line = " ".join(str(text).split())
-    return printable(line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…")
+    return one_line(" ".join(str(text).split()), _SHOWN)

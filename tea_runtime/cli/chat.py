@@ -14,7 +14,7 @@ import click
 from tea_models.cli.frame import App, answering
 from tea_models.disk.atomic import write_document
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
-from tea_runtime.backend import LlmCallParams, check_messages
+from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages
 from tea_runtime.cli.models import model_options, opened
 from tea_runtime.cli.screen import Stream, plain
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from prompt_toolkit import PromptSession
 
-    from tea_runtime.backend import LlmBackend, LlmCallResult
 
 _HELP = """\
 /help            this list
@@ -113,7 +112,6 @@ class _Chat:
         write_document(path, json.dumps([*self._start, *self.messages], indent=2, ensure_ascii=False) + "\n")
 
     def load(self, path: Path) -> None:
-        """Go on with the messages of a file."""
         try:
             messages = check_messages(json.loads(path.read_text("utf-8-sig")))
         except OSError as error:
@@ -125,7 +123,6 @@ class _Chat:
         self.messages = [dict(message) for message in messages[told_first:]]
 
     def stats(self) -> str:
-        """Tokens and speed of the answers so far."""
         rate = f", {self._tokens / self._seconds:.0f} tokens/s" if self._seconds else ""
         return f"answers: {self._answers}, {self._tokens:,} tokens in {self._seconds:.1f} s{rate}"
 
@@ -148,7 +145,6 @@ class _Terminal:
         }
 
     def run(self, ref: str) -> None:
-        """Answer until the user ends it."""
         self._open(ref)
         session = _session(self._app)
         self._app.out.note("/help lists the commands, Ctrl-D ends it")

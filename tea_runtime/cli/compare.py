@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,31 +20,11 @@ from tea_models.sizes import human_bytes
 from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tea_runtime.mapping.rows import Row
     from tea_runtime.workflow.file import Workflow
     from tea_runtime.workflow.runner import Step
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What one candidate did with the rows.
-
-    Attributes:
-        model: The candidate.
-        rows: How many rows it answered.
-        failed: Rows that ended with an error; an answer that breaks a demanded structure is one.
-        agreement: Share of rows whose result equals the first candidate's.
-        tokens_per_s: Tokens of answers a second, all rows in flight together; None where nothing was counted.
-        size: Bytes of its files.
-        memory: Bytes that its plan takes.
-    """
-
-    model: str
-    rows: int
-    failed: int
-    agreement: float
-    tokens_per_s: float | None
-    size: int
-    memory: int
 
 
 @click.command("compare")
@@ -67,6 +48,7 @@ def command(
 
     A row agrees where all that the workflow added to it is equal: let it answer in a fixed form, at temperature 0.
     """
+    from tea_runtime.mapping.rows import read_rows
     from tea_runtime.workflow.file import read_workflow
 
     source = read_workflow(workflow)
@@ -74,8 +56,10 @@ def command(
     if len(names) < 2:
         raise UsageError(f"--variants {variants!r}: expected two or more, with commas between them")
     model = source.llm_settings(environment(app)).model
-    references = [name if not model or _is_whole(name) else f"{model.partition(':')[0]}:{name}" for name in names]
-    found: list[Compared] = []
+    variant = re.compile(r"(?!.*\.gguf$)[^/:\\]+")
+    base = (model or "").partition(":")[0]
+    references = [f"{base}:{name}" if base and variant.fullmatch(name) else name for name in names]
+    found: list[dict[str, Any]] = []
     measure: dict[int, Any] = {}
     with (
         only_json(wanted=app.out.as_json),
@@ -84,28 +68,24 @@ def command(
     ):
         for number, reference in enumerate(references):
             output = Path(folder) / f"{number}.jsonl"
-            options = {"limit": limit, "sample": sample}
-            figures = _run(app, source, reference, rows, output, concurrency=concurrency, **options)
-            results = _results(output)
+            each = read_rows(rows, limit=limit, sample=sample)
+            figures = _run(app, source, reference, each, output, concurrency=concurrency)
+            lines = map(json.loads, output.read_text("utf-8").splitlines())
+            results = {line.pop("_row"): line for line in lines}
             measure = measure or results
             same = sum(results.get(index) == result for index, result in measure.items())
-            found.append(Compared(agreement=round(same / max(len(measure), 1), 4), **figures))
-    app.out.answer([asdict(one) for one in found], lambda: _shown(found))
-    return 1 if min_agreement is not None and any(one.agreement < min_agreement for one in found) else 0
-
-
-def _is_whole(name: str) -> bool:
-    return any(mark in name for mark in "/:\\") or name.endswith(".gguf")
+            found.append(figures | {"agreement": round(same / max(len(measure), 1), 4)})
+    app.out.answer(found, lambda: _shown(found))
+    return 1 if min_agreement is not None and any(one["agreement"] < min_agreement for one in found) else 0
 
 
 def _run(
-    app: App, source: Workflow, reference: str, rows: Path, output: Path, *, concurrency: int, **options: Any
+    app: App, source: Workflow, reference: str, rows: Iterable[Row], output: Path, *, concurrency: int
 ) -> dict[str, Any]:
-    """Run the rows with one model; what it is, and what it did."""
+    """Run the rows with one model; what it is, what it did, and the bytes of its files and of its plan."""
     from tea_models.plan.resolve import resolve_plan
     from tea_models.sources.locate import locate
-    from tea_runtime.mapping.output import Output, map_rows
-    from tea_runtime.mapping.rows import read_rows
+    from tea_runtime.mapping.rows import Output, map_rows
     from tea_runtime.workflow.runner import LoadedWorkflow
 
     paths = locate(reference, app.caller, remote=False).paths
@@ -121,12 +101,8 @@ def _run(
         Output(output, reference) as written,
         LoadedWorkflow(source, gguf=reference, environ=environment(app)) as loaded,
     ):
-        summary = map_rows(
-            lambda values: loaded.run(values, on_step=count),
-            read_rows(rows, **options),
-            written,
-            concurrency=concurrency,
-        )
+        run = functools.partial(loaded.run, on_step=count)
+        summary = map_rows(run, rows, written, concurrency=concurrency)
     return {
         "model": reference,
         "rows": summary.rows,
@@ -137,22 +113,11 @@ def _run(
     }
 
 
-def _results(output: Path) -> dict[int, Any]:
-    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
-    return {line.pop("_row"): line for line in lines}
-
-
-def _shown(found: list[Compared]) -> str:
-    rows = [
-        [
-            one.model,
-            f"{one.agreement:.1%}",
-            str(one.failed),
-            f"{one.tokens_per_s:.0f}" if one.tokens_per_s is not None else "?",
-            human_bytes(one.size),
-            human_bytes(one.memory),
-        ]
-        for one in found
-    ]
+def _shown(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for one in found:
+        speed = "?" if one["tokens_per_s"] is None else f"{one['tokens_per_s']:.0f}"
+        sizes = [human_bytes(one["size"]), human_bytes(one["memory"])]
+        rows.append([one["model"], f"{one['agreement']:.1%}", str(one["failed"]), speed, *sizes])
     header = ["MODEL", "AGREES", "FAILED", "TOKENS/S", "SIZE", "MEMORY"]
-    return table(rows, header=header, right=frozenset(range(1, 6))) + f"\n{found[0].rows:,} rows each"
+    return table(rows, header=header, right=frozenset(range(1, 6))) + f"\n{found[0]['rows']:,} rows each"

@@ -16,7 +16,7 @@ from tea_models.errors import UsageError
 from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
-    from tea_runtime.mapping.output import Summary
+    from tea_runtime.mapping.rows import Summary
 
 
 @click.command("map")
@@ -47,8 +47,7 @@ def command(
 
     Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
     """
-    from tea_runtime.mapping.output import Output, map_rows
-    from tea_runtime.mapping.rows import read_rows
+    from tea_runtime.mapping.rows import Output, map_rows, read_rows
     from tea_runtime.workflow.file import read_workflow
     from tea_runtime.workflow.runner import LoadedWorkflow
 
@@ -66,7 +65,7 @@ def command(
     ):
         told: dict[str, Any] = {"concurrency": concurrency}
         if app.out.live:
-            left = count - written.rows
+            left = count - len(written.done)
             bar = stack.enter_context(click.progressbar(length=left, file=sys.stderr, show_pos=True))
             told["done"] = functools.partial(bar.update, 1)
         if engine == "local":

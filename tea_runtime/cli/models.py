@@ -66,10 +66,7 @@ def require_models(
     pull: bool = False,
     uses: Iterable[str | None] = (None,),
 ) -> None:
-    """See that the models are here before anything runs; fetch one that is not, where the user says so.
-
-    `uses` has the models that are named instead of the settings' own, which is None.
-    """
+    """See that the models are here before anything runs, or fetch them; in `uses` None is the settings' own."""
     from tea_models.verbs.pull import pull_all
     from tea_runtime.api.backend import api_may_answer
     from tea_runtime.resolve import is_model_name, search
@@ -95,17 +92,13 @@ def require_models(
 
 
 def _agreed(app: App, name: str) -> bool:
-    """Ask on a terminal whether to download a model."""
     if app.out.as_json or app.out.quiet or app.settings.offline or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    return click.confirm(f"{name} is not here yet{_size(app, name)}. Download it?", default=True, err=True)
-
-
-def _size(app: App, name: str) -> str:
     from tea_models.sources import resolve
 
     try:
         sizes = [file.size or 0 for file in resolve(name, app.caller).files]
     except TeaModelsError:
-        return ""
-    return f" ({human_bytes(sum(sizes))})" if all(sizes) else ""
+        sizes = [0]
+    size = f" ({human_bytes(sum(sizes))})" if all(sizes) else ""
+    return click.confirm(f"{name} is not here yet{size}. Download it?", default=True, err=True)

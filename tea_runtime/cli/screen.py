@@ -8,16 +8,13 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tea_models.cli.output import printable
+from tea_models.cli.output import Output, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tea_models.cli.frame import App
-    from tea_models.cli.output import Output
 
 _SHOWN_NUMBERS = 4
 
@@ -40,7 +37,6 @@ class Stream:
             self._file.flush()
 
     def end_line(self) -> None:
-        """Finish a line that is still open."""
         if self._open_line:
             self("\n")
 
@@ -90,10 +86,7 @@ def only_json(*, wanted: bool) -> Iterator[None]:
 
 
 def plain(value: Any, changes: list[str] | None = None, place: str = "") -> Any:
-    """A value as JSON can hold it: other objects become their text, NaN and infinity become null.
-
-    `changes` gets the places where that makes something else of it, such as `scores[2]`.
-    """
+    """A value as JSON can hold it; `changes` gets the places where that makes something else of it: `scores[2]`."""
     if isinstance(value, Mapping):
         return {str(key): plain(item, changes, f"{place}.{key}" if place else str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -12,7 +12,6 @@ from tea_models.errors import ConfigError
 from tea_models.yamlfile import read_yaml
 from tea_runtime.cli.screen import environment, logged
 from tea_runtime.errors import HostFeatureError
-from tea_runtime.workflow.file import read_workflow
 from tea_runtime.workflow.host_check import host_differences, our_imports
 from tea_runtime.workflow.inputs import required_inputs
 from tea_runtime.workflow.runner import check_workflow
@@ -31,13 +30,11 @@ def command(app: App, *, workflow: Path) -> None:
 
 
 def show_check(app: App, workflow: Path) -> None:
-    """Check a workflow, and answer with what was found."""
-    here: dict[str, Any] = {"runs": True, "nodes": [], "inputs": []}
+    here: dict[str, Any] = {"runs": True}
     try:
         with logged(app.out):
-            read = read_workflow(workflow)
-            here["nodes"] = check_workflow(read, environ=environment(app))
-        here["inputs"] = [one.key for one in required_inputs(read)]
+            read = check_workflow(workflow, environ=environment(app))
+        here |= {"nodes": list(read.nodes), "inputs": [one.key for one in required_inputs(read)]}
     except HostFeatureError as error:
         here = {"runs": False, "reason": error.message}
     except ConfigError as error:
@@ -45,7 +42,11 @@ def show_check(app: App, workflow: Path) -> None:
             raise
         here = {"runs": False, "reason": error.message}
     differences = host_differences(read_yaml(workflow))
-    data = {"workflow": str(workflow), "here": here, "host": [one.to_json() for one in differences]}
+    data = {
+        "workflow": str(workflow),
+        "here": here,
+        "host": [{"line": one.line, "what": one.what} for one in differences],
+    }
 
     def shown() -> str:
         if here["runs"]:

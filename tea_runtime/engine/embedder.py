@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tea_runtime.engine.growing_context import enlarged
-from tea_runtime.engine.thread import Request
+from tea_runtime.engine.growing_context import ModelSpec, enlarged
+from tea_runtime.engine.thread import EngineThread, Request
 from tea_runtime.errors import ContextOverflowError, GenerationError
 from tea_runtime.llama.context import AbortedError, Context
 from tea_runtime.llama.engine import llama
@@ -16,8 +15,6 @@ from tea_runtime.llama.engine import llama
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.thread import EngineThread
     from tea_runtime.llama.weights import Weights
 
 _START = 1024
@@ -44,26 +41,23 @@ class _Text:
     evaluated: int = 0
     total: Any = None
 
+    @property
+    def number(self) -> int:
+        return self.request.number
+
 
 class Embedder:
-    """Makes embeddings, L2-normalised, and the scores of rerankers. Only for the engine's thread, except `check`.
-
-    Models that see only what is before a token are averaged here, in steps: llama.cpp's own mean pooling covers only
-    the last step, so a long text would need one step of its whole length. Encoders (BERT and its kin) and rerankers are
-    pooled by llama.cpp.
-    """
+    """Makes embeddings, L2-normalised, and the scores of rerankers. Only for the engine's thread, except `check`."""
 
     def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec) -> None:
-        self._engine = engine
-        self._weights = weights
-        self._settings = spec.settings
-        self._pooling = spec.pooling
+        self._engine, self._weights = engine, weights
+        self._settings, self._pooling = spec.settings, spec.pooling
         # Whether the model sees only what is before a token; the engine says so of a context, not of a file.
         self._causal = True
         self._context: Context | None = None
-        self._waiting: deque[_Text] = deque()
-        # The texts in the context, each in the sequence of its place.
-        self._group: list[_Text] = []
+        self.waiting: deque[_Text] = deque()
+        #: The texts in the context, each in the sequence of its place.
+        self.running: list[_Text] = []
         self.may_open: Callable[[int], bool] = lambda _size: True
         # No text is begun, because somebody else waits for the room.
         self.hold = False
@@ -75,41 +69,28 @@ class Embedder:
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._group)
-
-    @property
-    def running(self) -> int:
-        return len(self._group)
-
-    @property
-    def oldest_waiting(self) -> float:
-        """The number of the request that has waited longest."""
-        return self._waiting[0].request.number if self._waiting else math.inf
+        return bool(self.waiting or self.running)
 
     def check(self, tokens: Sequence[int]) -> None:
         if len(tokens) > self._settings.n_ctx:
+            hint = "split the text, or give the model a larger n_ctx"
             raise ContextOverflowError(
-                prompt_tokens=len(tokens),
-                n_ctx=self._settings.n_ctx,
-                reserved=0,
-                what="text",
-                hint="split the text, or give the model a larger n_ctx",
+                prompt_tokens=len(tokens), n_ctx=self._settings.n_ctx, reserved=0, what="text", hint=hint
             )
 
     def add(self, request: EmbedRequest) -> None:
-        self._waiting.extend(_Text(request, index, tokens) for index, tokens in enumerate(request.texts))
+        self.waiting.extend(_Text(request, index, tokens) for index, tokens in enumerate(request.texts))
         if not request.texts:
             request.finish([])
 
     def step(self) -> None:
-        """Evaluate one batch of the texts that are there."""
-        if all(text.request.cancelled for text in self._group):
+        if all(text.request.cancelled for text in self.running):
             self._end_group()
             self._begin_group()
         context = self._context
-        if context is None or not self._group:
+        if context is None or not self.running:
             return
-        self._engine.set_step({text.request for text in self._group})
+        self._engine.set_step({text.request for text in self.running})
         try:
             self._evaluate(context)
         except AbortedError:
@@ -117,35 +98,36 @@ class Embedder:
             return
         finally:
             self._engine.set_step()
-        if all(text.evaluated == len(text.tokens) for text in self._group):
+        if all(text.evaluated == len(text.tokens) for text in self.running):
             self._deliver(context)
 
     def _begin_group(self) -> None:
         """Take in as many texts as fit into a context together, if there is room for it now."""
         group: list[_Text] = []
         total = 0
-        while self._waiting and not self.hold and len(group) < _TOGETHER:
-            text = self._waiting[0]
+        while self.waiting and not self.hold and len(group) < _TOGETHER:
+            text = self.waiting[0]
             if group and total + len(text.tokens) > min(_START, self._settings.n_ctx):
                 break
-            self._waiting.popleft()
+            self.waiting.popleft()
             if not text.request.cancelled:
                 group.append(text)
                 total += len(text.tokens)
         if self._ensure(total):
-            self._group = group
+            self.running = group
         else:
-            self._waiting.extendleft(reversed(group))
+            self.waiting.extendleft(reversed(group))
 
     def _evaluate(self, context: Context) -> None:
         added: list[tuple[int, _Text, int]] = []
-        for sequence, text in enumerate(self._group):
+        for sequence, text in enumerate(self.running):
             part = text.tokens[text.evaluated : text.evaluated + context.batch.room]
             if part:
                 last = context.batch.add(sequence, part, text.evaluated, output=True, every=True)
                 added.append((last - len(part) + 1, text, len(part)))
         context.evaluate()
         for place, text, count in added:
+            # llama.cpp's own mean covers only the last step, so a long text would need one step of its whole length.
             if self._causal and self._pooling != "rank":
                 self._pool(context, text, place, count)
             text.evaluated += count
@@ -163,7 +145,7 @@ class Embedder:
 
     def _deliver(self, context: Context) -> None:
         ended = set()
-        for sequence, text in enumerate(self._group):
+        for sequence, text in enumerate(self.running):
             try:
                 if self._pooling == "rank":
                     vector = context.pooled(sequence, max(self._weights.n_cls_out, 1)).tolist()
@@ -183,7 +165,7 @@ class Embedder:
                 request.finish([request.vectors[index] for index in range(len(request.texts))])
 
     def _end_group(self) -> None:
-        self._group = []
+        self.running = []
         if self._context is not None:
             self._context.clear()
 
@@ -214,13 +196,13 @@ class Embedder:
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
-        for text in [*self._waiting, *self._group]:
+        for text in [*self.waiting, *self.running]:
             if owner in (None, text.request.owner):
                 text.request.cancelled = True
                 text.request.fail(error)
         if owner is None:
-            self._waiting.clear()
-            self._group = []
+            self.waiting.clear()
+            self.running = []
             self.close()
 
     def close(self) -> None:

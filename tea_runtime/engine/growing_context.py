@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
-from tea_runtime.llama.context import Context
+from tea_runtime.llama.context import AbortFlag, Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
 
     from tea_models.engine.engine_settings import EngineSettings
     from tea_runtime.engine.prompt_cache import PromptCache
-    from tea_runtime.llama.context import AbortFlag
     from tea_runtime.llama.weights import Weights
 
 _logger = logging.getLogger("tea_runtime")
@@ -36,14 +34,10 @@ class ModelSpec:
     """What is opened, and how: equal ones share a model."""
 
     path: Path
-    #: Its `n_ctx` is the largest that may be used.
-    settings: EngineSettings
-    #: Tokens of the first context.
-    start: int = START
-    #: Bytes that cache and compute buffers may take, for models that need more for each sequence; None for any number.
-    budget: int | None = None
-    #: How a model's vectors of tokens become that of a text: `mean`, `cls`, `last` or `rank`.
-    pooling: str = "mean"
+    settings: EngineSettings  # its `n_ctx` is the largest that may be used
+    start: int = START  # tokens of the first context
+    budget: int | None = None  # bytes of cache and compute buffers, where each sequence needs more; None for any number
+    pooling: str = "mean"  # how the vectors of tokens become that of a text; or `cls`, `last`, `rank`
     prompt_cache: PromptCache | None = None
 
 
@@ -61,7 +55,6 @@ class GrowingContext:
 
     @property
     def size(self) -> int:
-        """The context that is open now, in tokens; 0 for none."""
         return self.pool.context.n_ctx if self.pool else 0
 
     @property
@@ -69,9 +62,8 @@ class GrowingContext:
         return self.spec.settings.n_ctx
 
     def ensure(self, cells: int, *, reserved: int = 0) -> Mapping[HeldSequence, HeldSequence | None] | None:
-        """See to a context with room for some tokens, as far as the plan allows; None if there is no room for it now.
+        """See to a context for some tokens, of which `reserved` are still to come; None if there is no room for it now.
 
-        Sequences that nobody uses don't get the room for the `reserved` of these tokens, which are still to come.
         The result says of each sequence of an old context what became of it in a new one (None: nothing).
         """
         size = enlarged(self.size or self.spec.start, cells, self.n_ctx)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import UsageError
 from tea_runtime.engine.embedder import Embedder, EmbedRequest
 from tea_runtime.engine.scheduler import Scheduler, TextRequest
-from tea_runtime.engine.thread import engine
+from tea_runtime.engine.thread import EngineThread, Request, engine
 from tea_runtime.errors import LlmError
-from tea_runtime.llama.vocabulary import Vocabulary
-from tea_runtime.llama.weights import Weights
+from tea_runtime.llama.weights import Vocabulary, Weights
 
 if TYPE_CHECKING:
     from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.thread import EngineThread, Request
     from tea_runtime.llama.loading import LoadRecorder
 
 
 class Model:
-    """Weights, and the requests that are worked on with them. Made by `open_model`.
-
-    `submit`, `leave` and `leave_later` are for any thread, the rest is for the engine's.
-    """
+    """Weights, and requests on them. `submit`, `leave`, `leave_later` are for any thread, the rest for the engine's."""
 
     def __init__(
         self,
@@ -32,11 +28,9 @@ class Model:
         spec: ModelSpec,
         recorder: LoadRecorder | None,
     ) -> None:
-        self._thread = thread
+        self._thread, self.spec, self.weights = thread, spec, weights
         #: The file, as it was, and how it was loaded: models with the same share their weights.
         self.key = key
-        self.spec = spec
-        self.weights = weights
         self.vocabulary = Vocabulary(weights, limit=spec.settings.n_ctx)
         self.texts = Scheduler(thread, weights, spec, recorder)
         self.vectors = Embedder(thread, weights, spec)
@@ -65,8 +59,8 @@ class Model:
         # Where the plan has no room for both contexts, the request that has waited longest gets it.
         both = texts.size and vectors.size and texts.size + vectors.size <= self.spec.settings.n_ctx
         blocked = texts.busy and vectors.busy and not both
-        texts.hold = blocked and vectors.oldest_waiting < texts.oldest_waiting
-        vectors.hold = blocked and texts.oldest_waiting < vectors.oldest_waiting
+        text, vector = (part.waiting[0].number if part.waiting else math.inf for part in (texts, vectors))
+        texts.hold, vectors.hold = blocked and vector < text, blocked and text < vector
         for part in (texts, vectors):
             if part.busy:
                 try:

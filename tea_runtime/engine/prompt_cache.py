@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tea_models.disk.hashing import holds, sha256_file
-from tea_runtime.engine.sequences import common_prefix
+from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tea_models.engine.engine_settings import EngineSettings
-    from tea_runtime.engine.sequences import HeldSequence, SequencePool
     from tea_runtime.llama.context import Context
 
 _logger = logging.getLogger("tea_runtime")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext
-from tea_runtime.engine.sequences import common_prefix
-from tea_runtime.engine.thread import Request
+from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext, ModelSpec
+from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
+from tea_runtime.engine.thread import EngineThread, Request
 from tea_runtime.errors import CancelledCallError, ContextOverflowError
-from tea_runtime.llama.context import AbortedError, NoRoomError
+from tea_runtime.llama.context import AbortedError, Context, NoRoomError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tea_runtime.engine.growing_context import ModelSpec
-    from tea_runtime.engine.sequences import HeldSequence, SequencePool
-    from tea_runtime.engine.thread import EngineThread
-    from tea_runtime.llama.context import Context
     from tea_runtime.llama.generation import Generation
     from tea_runtime.llama.loading import LoadRecorder
     from tea_runtime.llama.weights import Weights
@@ -58,40 +53,28 @@ class Scheduler:
     """Decodes requests together in one context. Only for the engine's thread, except `check`."""
 
     def __init__(self, engine: EngineThread, weights: Weights, spec: ModelSpec, recorder: LoadRecorder | None) -> None:
-        self._engine = engine
-        self._weights = weights
-        self._prompt_cache = spec.prompt_cache
-        self._recorder = recorder
+        self._engine, self._weights = engine, weights
+        self._prompt_cache, self._recorder = spec.prompt_cache, recorder
         self.memory = GrowingContext(weights, spec, engine.abort)
         # No request is let in, because somebody else waits for the room.
         self.hold = False
-        self._waiting: deque[TextRequest] = deque()
-        self._running: list[TextRequest] = []
+        self.waiting: deque[TextRequest] = deque()
+        self.running: list[TextRequest] = []
         self._cells = 0  # as of the last step
 
     @property
     def size(self) -> int:
-        """The context that is open now, in tokens; 0 for none."""
         return self.memory.size
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._running)
-
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def oldest_waiting(self) -> float:
-        """The number of the request that has waited longest."""
-        return self._waiting[0].number if self._waiting else math.inf
+        return bool(self.waiting or self.running)
 
     def figures(self) -> dict[str, int]:
         """How busy it is, for any thread: requests in the batch and waiting, tokens in memory, the largest context."""
         return {
-            "running": len(self._running),
-            "waiting": len(self._waiting),
+            "running": len(self.running),
+            "waiting": len(self.waiting),
             "tokens": self._cells,
             "n_ctx": self.memory.n_ctx,
         }
@@ -108,15 +91,15 @@ class Scheduler:
         if request.generation.finish_reason is not None:
             self._finish(request)
         else:
-            self._waiting.append(request)
+            self.waiting.append(request)
 
     def step(self) -> None:
         """Let requests in and out, and evaluate one batch."""
-        for request in [*self._running, *self._waiting]:
+        for request in [*self.running, *self.waiting]:
             if request.cancelled:
                 self._give_up(request, CancelledCallError("the call was cancelled"))
         self._admit()
-        if not self._running:
+        if not self.running:
             return
         context = self._room_for_a_step()
         if context is None:
@@ -148,8 +131,8 @@ class Scheduler:
 
     def _compose(self, context: Context) -> list[tuple[TextRequest, int, int | None]]:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
-        answering = [request for request in self._running if not request.prefilling]
-        prompts = [request for request in self._running if request.prefilling]
+        answering = [request for request in self.running if not request.prefilling]
+        prompts = [request for request in self.running if request.prefilling]
         outputs: list[tuple[TextRequest, int, int | None]] = [
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
@@ -197,15 +180,15 @@ class Scheduler:
         request.finish(request.generation)
 
     def _give_up(self, request: TextRequest, error: BaseException) -> None:
-        if request in self._running:
+        if request in self.running:
             self._leave_batch(request)
         else:
-            self._waiting.remove(request)
+            self.waiting.remove(request)
         request.generation.close()
         request.fail(error)
 
     def _leave_batch(self, request: TextRequest) -> None:
-        self._running.remove(request)
+        self.running.remove(request)
         held, request.held = request.held, None
         if held is not None and held.tokens:
             self._pool.release(held)
@@ -217,13 +200,13 @@ class Scheduler:
         if request.held is not None:
             self._pool.drop(request.held)
         request.held = None
-        self._running.remove(request)
-        self._waiting.appendleft(request)
+        self.running.remove(request)
+        self.waiting.appendleft(request)
 
     def _ensure(self, cells: int, *, reserved: int) -> bool:
         """See to a context with room for some tokens; False if there is no room for it now."""
         moved = self.memory.ensure(cells, reserved=reserved)
-        for request in tuple(self._running) if moved else ():
+        for request in tuple(self.running) if moved else ():
             request.held = moved.get(request.held) if moved and request.held is not None else None
             if request.held is None:
                 self._lose(request)
@@ -237,16 +220,16 @@ class Scheduler:
         return self.memory.pool
 
     def _admit(self) -> None:
-        while self._waiting and not self.hold and len(self._running) < MOST_TOGETHER:
+        while self.waiting and not self.hold and len(self.running) < MOST_TOGETHER:
             request = self._next()
             if request is None or not self._let_in(request):
                 return
-            self._waiting.remove(request)
-            self._running.append(request)
+            self.waiting.remove(request)
+            self.running.append(request)
 
     def _next(self) -> TextRequest | None:
         """The request that has waited longest, except those whose beginning somebody else is evaluating."""
-        for request in self._waiting:
+        for request in self.waiting:
             tokens = request.generation.tokens
             have = self._pool.best(tokens)[1] if self.size else 0
             if not self._coming(tokens, have):
@@ -256,7 +239,7 @@ class Scheduler:
     def _coming(self, tokens: list[int], have: int) -> bool:
         if self._weights.recurrent:
             return False
-        for request in self._running:
+        for request in self.running:
             common = common_prefix(request.generation.prompt, tokens[:-1]) if request.prefilling else 0
             held = len(request.held.tokens) if request.held is not None else common
             if common > held and common >= have + SHORTEST_PREFIX:
@@ -268,17 +251,17 @@ class Scheduler:
         tokens, n_ctx = request.generation.tokens, self.memory.n_ctx
         request.pending = list(tokens)
         repeatable = not request.generation.params.random
-        if repeatable and not self._running and not request.generation.output and self.size:
+        if repeatable and not self.running and not request.generation.output and self.size:
             # Tokens that were evaluated one by one differ in the last bits from those of a prompt. Whoever gives a seed
             # and is alone wants the same answer again, whatever was asked before.
             self._pool.clear()
-        reserved = sum(other.need for other in self._running) + request.need
+        reserved = sum(other.need for other in self.running) + request.need
         wanted = reserved
         if self.size:
             source, common = self._pool.best(tokens)
             reserved -= common
             wanted = reserved + self._pool.cells_in_use + (common if source is not None and not source.in_use else 0)
-        if self._running and wanted > n_ctx:
+        if self.running and wanted > n_ctx:
             return False
         if not self._ensure(wanted, reserved=reserved):
             return False
@@ -299,11 +282,11 @@ class Scheduler:
     def _room_for_a_step(self) -> Context | None:
         """The context, with room for the tokens of one step: others leave, it grows, the youngest waits."""
         while True:
-            if not self._running:
+            if not self.running:
                 return None
             pool, context = self._pool, self._pool.context
-            answering = sum(not request.prefilling for request in self._running)
-            pending = sum(len(request.pending) for request in self._running if request.prefilling)
+            answering = sum(not request.prefilling for request in self.running)
+            pending = sum(len(request.pending) for request in self.running if request.prefilling)
             step = answering + min(pending, max(context.settings.n_ubatch, _LEAST_PIECE))
             cells, in_use = pool.cells + step, pool.cells_in_use + step
             if cells <= context.n_ctx:
@@ -316,22 +299,22 @@ class Scheduler:
             grown = context.n_ctx < self.memory.n_ctx
             if grown and self._ensure(min(in_use + _ANSWER, self.memory.n_ctx), reserved=step + _ANSWER):
                 continue
-            if len(self._running) == 1:
+            if len(self.running) == 1:
                 return None if grown else context  # there will be room; or it ends at the edge of the context
-            self._lose(self._running[-1])
+            self._lose(self.running[-1])
 
     def _make_room_by_force(self, error: NoRoomError) -> None:
         """llama.cpp found no room although there should be some: fewer sequences."""
         if idle := self._pool.idle:
             self._pool.drop(idle[0])
-        elif len(self._running) > 1:
-            self._lose(self._running[-1])
+        elif len(self.running) > 1:
+            self._lose(self.running[-1])
         else:
-            self._give_up(self._running[0], error)
+            self._give_up(self.running[0], error)
 
     def fail(self, error: BaseException, owner: object = None) -> None:
         """End all requests, or those of one backend, with an error."""
-        for request in [*self._running, *self._waiting]:
+        for request in [*self.running, *self.waiting]:
             if owner in (None, request.owner):
                 self._give_up(request, error)
         if owner is None:  # what the memory holds after an error is not known

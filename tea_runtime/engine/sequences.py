@@ -15,8 +15,7 @@ class HeldSequence:
 
     def __init__(self, number: int, begins_with: HeldSequence | None = None, common: int = 0) -> None:
         self.id = number
-        #: A request works on it; otherwise it is kept for requests that begin alike.
-        self.in_use = True
+        self.in_use = True  # a request works on it; otherwise it is kept for requests that begin alike
         #: What is in memory.
         self.tokens: list[int] = begins_with.tokens[:common] if begins_with is not None else []
         # Stretches of memory that other sequences hold too: what identifies each, and how long it is here.
@@ -80,10 +79,7 @@ class SequencePool:
         return number
 
     def best(self, tokens: list[int]) -> tuple[HeldSequence | None, int]:
-        """The sequence that a request with these tokens can best begin with, and how many tokens that saves.
-
-        At least the last token is always left to evaluate, because its logits are needed.
-        """
+        """What a request can best begin with, and how many tokens that saves; the last is always left."""
         found, most = None, 0
         for held in self._held.values():
             common = self._usable(held, common_prefix(held.tokens, tokens[:-1]))
@@ -101,8 +97,7 @@ class SequencePool:
     def begin_with(self, source: HeldSequence, common: int) -> HeldSequence | None:
         """A sequence that begins with the first tokens of another one; None if all are in use.
 
-        What nobody works on is taken over if it is a beginning as a whole, or if no other sequence is free for a copy;
-        of everything else the memory is shared.
+        What nobody works on is taken over if it is a beginning as a whole, or if no other sequence is free for a copy.
         """
         if not source.in_use and common == len(source.tokens):
             source.in_use = True

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tea_runtime.cancellation import current_scope
+from tea_runtime.call import current_scope
 from tea_runtime.errors import AnswerTimeoutError, CancelledCallError, LlmError
 from tea_runtime.llama.context import AbortFlag
 
@@ -34,12 +34,9 @@ class Request(Generic[T]):
     """Work for the engine's thread. One thread waits for it, `timeout` seconds at most; any thread may cancel it."""
 
     def __init__(self, timeout: float | None = None, owner: object = None) -> None:
-        #: The backend that it belongs to.
-        self.owner = owner
-        #: Requests that were made earlier have smaller ones.
-        self.number = next(_numbers)
-        #: Nobody waits for it any more; the engine drops it.
-        self.cancelled = False
+        self.owner = owner  # the backend that it belongs to
+        self.number = next(_numbers)  # requests that were made earlier have smaller ones
+        self.cancelled = False  # nobody waits for it any more; the engine drops it
         self.done = False
         self.on_cancel: Callable[[], None] | None = None
         self._timeout = timeout
@@ -106,14 +103,12 @@ class EngineThread:
     def __init__(self) -> None:
         #: The models that are open (`engine.model.Model`); changed only in the thread.
         self.models: list[Any] = []
-        #: Ends the step that is running; made with the thread.
-        self.abort: AbortFlag
+        self.abort: AbortFlag  # ends the step that is running; made with the thread
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         #: Lets the thread run a function, some time. Safe in a garbage collector's finalizer.
         self.post = self._inbox.put
         self._ending = False
-        #: This is the copy of the engine in a forked process.
-        self.forked = False
+        self.forked = False  # this is the copy of the engine in a forked process
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         # Who is in the step that is running, for `_cancelled`; the lock keeps the flag from hitting the next step.
@@ -184,7 +179,7 @@ class EngineThread:
         for model in self.models:
             model.close(at_exit=True)
 
-    def _round(self) -> None:
+    def _round(self) -> None:  # on its own, so that no variable of `_run` keeps a model
         for model in tuple(self.models):
             if model.busy and not self._ending:
                 model.step()

@@ -15,7 +15,7 @@ from tea_models.chat.rendering import Segment, render_segments
 from tea_models.errors import TemplateError, UsageError
 from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
-from tea_runtime.llama.vocabulary import encode
+from tea_runtime.llama.weights import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,16 +39,10 @@ _STAND_IN = re.compile("\ue000([0-9]+)\ue001")
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How a chat is rendered."""
-
-    #: Jinja source, or "" for a format of llama.cpp's own.
-    template: str
-    #: For people and for the parser of tool calls.
-    name: str
-    #: Texts that end a turn.
-    stop: tuple[str, ...]
-    #: It renders tools.
-    tools: bool
+    template: str  # Jinja source, or "" for a format of llama.cpp's own
+    name: str  # for people and for the parser of tool calls
+    stop: tuple[str, ...]  # texts that end a turn
+    tools: bool  # it renders tools
 
     def render(self, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:
         """The prompt as text, ending with the opening of the assistant's turn; with who wrote which part of it."""
@@ -94,13 +88,8 @@ def chat_format_of(profile: ModelProfile, wanted: str | None, *, token_texts: Se
 
 
 def _of_template(template: str, profile: ModelProfile, token_texts: Sequence[str]) -> ChatFormat:
-    tokenizer = profile.tokenizer
-    capabilities = probe_template(
-        template,
-        bos_token=tokenizer.bos_token.value or "",
-        eos_token=tokenizer.eos_token.value or "",
-        token_texts=token_texts,
-    )
+    bos, eos = (token.value or "" for token in (profile.tokenizer.bos_token, profile.tokenizer.eos_token))
+    capabilities = probe_template(template, bos_token=bos, eos_token=eos, token_texts=token_texts)
     return ChatFormat(template, capabilities.format, capabilities.stop, capabilities.tools)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tea_models.chat.gbnf import choice, literal, sequence
@@ -13,8 +13,6 @@ from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tea_runtime.backend import LlmCallParams
 
 # How models of a family open and close a call; the others get the bare JSON, which every parser of ours reads.
@@ -37,7 +35,6 @@ def grammar_of(params: LlmCallParams) -> str | None:
 
 
 def schema_grammar(schema: Any) -> str:
-    """A JSON schema as GBNF."""
     check_schema(schema, extra="llm-local")
     grammar = SchemaGrammar()
     root = grammar.add(schema)
@@ -80,7 +77,6 @@ def demanded_tools(params: LlmCallParams) -> list[Mapping[str, Any]] | None:
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]]) -> None:
-    """Check that tools are in OpenAI's form."""
     for index, tool in enumerate(tools):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, Mapping):

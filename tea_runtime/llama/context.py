@@ -53,20 +53,25 @@ class Context:
     """A context on shared weights. Only for the engine's thread."""
 
     def __init__(
-        self,
-        weights: Weights,
-        settings: EngineSettings,
-        abort: AbortFlag | None = None,
-        *,
-        pooling: int | None = None,
+        self, weights: Weights, settings: EngineSettings, abort: AbortFlag | None = None, *, pooling: int | None = None
     ) -> None:
-        engine = llama()
-        self._engine = engine
+        engine = self._engine = llama()
         self.weights = weights
         self.settings = settings
         self.n_ctx = settings.n_ctx
+        params = engine.llama_context_default_params()
+        for name, value in settings.context_parameters().items():
+            setattr(params, name, value)
+        # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
+        params.kv_unified = True
+        params.no_perf = True
+        # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
+        params.n_outputs_max = settings.n_seq_max if pooling is None else 0
+        params.embeddings = pooling is not None
+        if pooling is not None:
+            params.pooling_type = pooling
         with log.capture() as lines:
-            pointer = engine.llama_init_from_model(weights.model, _parameters(engine, settings, pooling))
+            pointer = engine.llama_init_from_model(weights.model, params)
         self.log = tuple(lines)
         if not pointer:
             raise EngineError(
@@ -189,13 +194,9 @@ class Batch:
         step = self._sequence.itemsize
         self._pointers = self._sequence.ctypes.data + step * np.arange(size, dtype=np.uintp)
         self._struct = engine.llama_batch()
-        for name, array in (
-            ("token", self._token),
-            ("pos", self._position),
-            ("n_seq_id", self._n_sequence),
-            ("seq_id", self._pointers),
-            ("logits", self._output),
-        ):
+        arrays: dict[str, Any] = {"token": self._token, "pos": self._position, "logits": self._output}
+        arrays |= {"n_seq_id": self._n_sequence, "seq_id": self._pointers}
+        for name, array in arrays.items():
             kind = dict(engine.llama_batch._fields_)[name]
             setattr(self._struct, name, ctypes.cast(array.ctypes.data, kind))
         self.count = 0
@@ -223,18 +224,3 @@ class Batch:
         """The batch for llama.cpp; what is put in afterwards begins an empty one."""
         self._struct.n_tokens, self.count = self.count, 0
         return self._struct
-
-
-def _parameters(engine: Any, settings: EngineSettings, pooling: int | None) -> Any:
-    params = engine.llama_context_default_params()
-    for name, value in settings.context_parameters().items():
-        setattr(params, name, value)
-    # One buffer for all sequences: a long one may use what short ones leave, and a common beginning is there once.
-    params.kv_unified = True
-    params.no_perf = True
-    # Only the last token of each sequence needs logits: those of a whole batch would fill most of the buffer.
-    params.n_outputs_max = settings.n_seq_max if pooling is None else 0
-    params.embeddings = pooling is not None
-    if pooling is not None:
-        params.pooling_type = pooling
-    return params

@@ -97,8 +97,7 @@ def llama() -> Any:
         module = importlib.import_module("llama_cpp")
     except Exception as error:
         raise EngineError(
-            f"llama-cpp-python is installed but can't be loaded: {error}",
-            hint=f"{INSTALL_ENGINE} --force",
+            f"llama-cpp-python is installed but can't be loaded: {error}", hint=f"{INSTALL_ENGINE} --force"
         ) from error
     check_version(module.__version__)
     # The callback must live as long as the process: llama.cpp keeps the pointer.

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tea_runtime.backend import LlmCallParams
+    from tea_runtime.llama.chat_formats import ChatFormat
     from tea_runtime.llama.context import Context
-    from tea_runtime.llama.vocabulary import Vocabulary
-    from tea_runtime.llama.weights import Weights
+    from tea_runtime.llama.weights import Vocabulary, Weights
 
 # Every form of a call begins with one of these; the words are those of Command R and functionary.
 _BEGINNINGS = ("<", "[", "{", "`", "Action:", "functools")
@@ -51,10 +51,7 @@ class StopMatcher:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+    return next((length for length in range(len(stop) - 1, 0, -1) if text.endswith(stop[:length])), 0)
 
 
 class ToolTextFilter:
@@ -89,7 +86,7 @@ class Generation:
         *,
         stops: Sequence[str] = (),
         grammar: str | None = None,
-        special: bool = False,
+        chat_format: ChatFormat | None = None,
     ) -> None:
         self.prompt = prompt
         self.params = params
@@ -102,14 +99,14 @@ class Generation:
         self.emit: Callable[[str], None] | None = None
         self._weights = weights
         self._vocabulary = vocabulary
-        self._special = special
+        #: Reads tool calls out of the text, if any are possible; their marks may be control tokens.
+        self.chat_format = chat_format
         # A character that is split over tokens is held until it is whole; bytes that are no UTF-8 become U+FFFD.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._matcher = StopMatcher(stops)
         self._stop_tokens = {vocabulary.specials[stop] for stop in stops if stop in vocabulary.specials}
         self._text: list[str] = []
-        self._sampler = Sampler(weights, params, grammar)
-        self._sampler.accept_prompt(prompt)
+        self._sampler = Sampler(weights, params, grammar, prompt=prompt)
         if params.max_tokens == 0:
             self.finish("length")
 
@@ -124,7 +121,6 @@ class Generation:
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt and the answer so far."""
         return self.prompt + self.output
 
     def step(self, context: Context, index: int) -> None:
@@ -143,7 +139,11 @@ class Generation:
         self.output.append(token)
         if self.logprobs is not None:
             self.logprobs.append(self._logprob(logits, token))
-        self._emit(self._matcher.feed(self._decoder.decode(self._vocabulary.piece(token, special=self._special))))
+        self._emit(
+            self._matcher.feed(
+                self._decoder.decode(self._vocabulary.piece(token, special=self.chat_format is not None))
+            )
+        )
         if self._matcher.stopped:
             self.finish("stop")
         elif self.remaining == 0:
@@ -162,12 +162,8 @@ class Generation:
     def usage(self) -> dict[str, int]:
         """Tokens as OpenAI counts them, and how many of the prompt were still in memory."""
         prompt, output = len(self.prompt), len(self.output)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": output,
-            "total_tokens": prompt + output,
-            "cached_tokens": self.reused,
-        }
+        counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+        return {**counts, "cached_tokens": self.reused}
 
     def timings(self) -> dict[str, float]:
         """Tokens and milliseconds of prompt and answer, as llama-server names them."""

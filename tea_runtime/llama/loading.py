@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, UsageError
+from tea_models.machine.cgroups import read_text
 from tea_runtime.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -84,8 +85,5 @@ class LoadRecorder:
 
 def resident() -> int | None:
     """Bytes of this process that are in memory now; None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    pages = read_text(Path("/proc/self/statm")).split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else None

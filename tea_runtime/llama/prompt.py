@@ -8,7 +8,7 @@ prompt in which nothing else looks like one (nearly all) is tokenised as a whole
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import TemplateError, UsageError
@@ -16,10 +16,8 @@ from tea_runtime.errors import UnsupportedError
 from tea_runtime.llama.engine import llama
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from tea_models.chat import Segment
-    from tea_runtime.llama.vocabulary import Vocabulary
+    from tea_runtime.llama.weights import Vocabulary
 
 # Tokens that users may type and templates look for on purpose: they don't delimit turns.
 _TEMPLATE_LOGIC = re.compile(r"think|reason|tool", re.IGNORECASE)
@@ -96,9 +94,8 @@ class ChatPrompt:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt as it goes to the model."""
-        given = {"messages": list(messages), "tools": None if tools is None else list(tools), **(variables or {})}
-        given["messages"] = self._contents.arranged(messages)
-        segments = self._contents.render(**given)
+        given = {"tools": None if tools is None else list(tools), **(variables or {})}
+        segments = self._contents.render(messages=self._contents.arranged(messages), **given)
         text = "".join(segment.text for segment in segments)
         origins = "".join(segment.origin[0] * len(segment.text) for segment in segments)
         plain = True
@@ -158,11 +155,11 @@ class Contents:
         found = []
         for index, message in enumerate(messages):
             content = message.get("content")
-            if not isinstance(content, list | tuple):
+            if isinstance(content, list | tuple):
+                texts = joined_texts(content, index)
+                found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
+            else:
                 found.append(message)
-                continue
-            texts = joined_texts(content, index)
-            found.append(message if self._takes_parts(str(message.get("role"))) else {**message, "content": texts})
         return found
 
     def render(self, *, messages: Sequence[Mapping[str, Any]], **given: Any) -> list[Segment]:

@@ -18,7 +18,7 @@ from tea_runtime.errors import GenerationError
 from tea_runtime.llama.engine import explanation, llama, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tea_runtime.backend import LlmCallParams
     from tea_runtime.llama.weights import Weights
@@ -38,26 +38,22 @@ _stderr_lock = threading.Lock()
 class Sampler:
     """The sampler of one request. Free it with `close`, or let the garbage collector."""
 
-    def __init__(self, weights: Weights, params: LlmCallParams, grammar: str | None = None) -> None:
-        engine = llama()
-        self._engine = engine
+    def __init__(
+        self, weights: Weights, params: LlmCallParams, grammar: str | None = None, *, prompt: Sequence[int] = ()
+    ) -> None:
+        engine = self._engine = llama()
         self._weights = weights
         self._grammar = _grammar(weights, grammar) if grammar is not None else None
-        chain = engine.llama_sampler_chain_init(engine.llama_sampler_chain_default_params())
-        self._chain = chain
+        chain = self._chain = engine.llama_sampler_chain_init(engine.llama_sampler_chain_default_params())
         self._free = weakref.finalize(self, _free, engine, chain, self._grammar)
         self._free.atexit = False
         for sampler in _samplers(engine, weights.n_vocab, params):
             engine.llama_sampler_chain_add(chain, sampler)
         self._greedy = self._grammar is None and params.temperature == 0 and not _penalises(params)
-
-    def accept_prompt(self, tokens: list[int]) -> None:
-        """Let the penalties see the end of the prompt, as llama.cpp's own programs do."""
-        for token in tokens[-LAST_N:]:
-            self._engine.llama_sampler_accept(self._chain, token)
+        for token in prompt[-LAST_N:]:  # for the penalties, as llama.cpp's own programs do it
+            engine.llama_sampler_accept(chain, token)
 
     def sample(self, context: Any, index: int, logits: Any) -> int:
-        """Choose the next token, and remember the choice."""
         if self._greedy:  # the same choice without a list of all candidates: the first of the largest
             return int(logits.argmax())
         if self._grammar is None:

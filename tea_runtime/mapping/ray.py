@@ -1,8 +1,7 @@
 """`map` on Ray: Ray Data hands rows to a pool of actors, each with the workflow's models on the plan of its node.
 
-The folder of the workflow goes to the nodes as Ray's working directory, without models: each node brings those that
-the `models.lock` in it names by `sync --frozen`. Ray places the actors, restarts them, and asks rows again that were
-lost with a node; a row that comes back twice is written once.
+The folder of the workflow goes to the nodes, without models: each node brings those that the `models.lock` in it names.
+Ray restarts actors and asks rows again that were lost with a node; a row that comes back twice is written once.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_runtime.errors import MissingExtraError
-from tea_runtime.mapping.output import Summary, answer_of
-from tea_runtime.mapping.rows import Row
+from tea_runtime.mapping.rows import Output, Row, Summary, answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tea_runtime.mapping.output import Output
 
 #: What is not sent to the nodes with the workflow's folder.
 _NOT_SENT = ["*.gguf", "*.tar", ".git", ".venv", "__pycache__", "node_modules"]
@@ -41,32 +38,18 @@ def map_rows_on_ray(
     backend: str | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """As `map_rows`, on the nodes of a Ray cluster.
+    """As `map_rows`, on the cluster at `address` (by default what `RAY_ADDRESS` names, or one on this machine).
 
-    Args:
-        workflow: The workflow; the files that it uses lie in its folder.
-        rows: The rows; those that are not done yet are held in Ray's object store.
-        output: Where the answers go, on this machine.
-        address: Of the cluster (`ray://HOST:10001`); by default what `RAY_ADDRESS` names, or a cluster on this machine.
-        concurrency: Rows in flight together on each actor.
-        cpus: Cores of each actor; by default those of the smallest node, so that there is one actor a node.
-        gguf: As for `run_workflow`.
-        backend: As for `run_workflow`.
-        done: Called after each row.
-
-    Raises:
-        MissingExtraError: Ray is not installed.
-        NotAvailableError: The cluster can't be reached, or has no cores.
-        UsageError: No node has that many cores.
+    `concurrency` is for each actor; each has `cpus` cores, by default those of the smallest node: an actor a node.
     """
     try:
         import ray
     except ImportError:
         raise MissingExtraError("--engine ray", package="ray", extra="ray") from None
-    began, failed_before, rows_before = time.monotonic(), output.errors, output.rows
+    began, failed_before, rows_before = time.monotonic(), output.errors, len(output.done)
     pending, present = [], 0
     for row in rows:
-        if output.has(row.index):
+        if row.index in output.done:
             present += 1
         elif row.values is None:
             output.append(row.index, {"_error": row.error})
@@ -87,20 +70,18 @@ def map_rows_on_ray(
                 f"Ray at {address or os.environ.get('RAY_ADDRESS', 'this machine')}: {error}"
             ) from None
         try:
-            job = _Job(workflow.name, concurrency, gguf, backend)
-            job.cpus, actors = _shares(ray, cpus)
+            each, actors = _shares(ray, cpus)
+            job = {
+                "cpus": each,
+                "concurrency": concurrency,
+                "workflow": workflow.name,
+                "gguf": gguf,
+                "backend": backend,
+            }
             _run(ray, pending, output, done, job, actors)
         finally:
             ray.shutdown()
-    return Summary(output.rows - rows_before, output.errors - failed_before, present, time.monotonic() - began)
-
-
-class _Job:
-    """What an actor is told."""
-
-    def __init__(self, workflow: str, concurrency: int, gguf: str | None, backend: str | None) -> None:
-        self.workflow, self.concurrency, self.gguf, self.backend = workflow, concurrency, gguf, backend
-        self.cpus = 1
+    return Summary(len(output.done) - rows_before, output.errors - failed_before, present, time.monotonic() - began)
 
 
 def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
@@ -117,22 +98,27 @@ def _shares(ray: Any, cpus: int | None) -> tuple[int, int]:
 
 
 def _run(  # noqa: PLR0917 - one call
-    ray: Any, pending: list[dict[str, Any]], output: Output, done: Callable[[], object], job: _Job, actors: int
+    ray: Any,
+    pending: list[dict[str, Any]],
+    output: Output,
+    done: Callable[[], object],
+    job: dict[str, Any],
+    actors: int,
 ) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A block is a batch of an actor: what is lost with a node, and what the driver waits for.
-    blocks = max(min(-(-len(pending) // (2 * job.concurrency)), 10_000), min(actors, len(pending)))
+    blocks = max(min(-(-len(pending) // (2 * job["concurrency"])), 10_000), min(actors, len(pending)))
     dataset = ray.data.from_items(pending, override_num_blocks=blocks).map_batches(
         _Actor,
-        fn_constructor_args=[job],
+        fn_constructor_kwargs=job,
         batch_size=None,
-        num_cpus=job.cpus,
+        num_cpus=job["cpus"],
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors, blocks)),
     )
     for row in dataset.iter_rows():
-        if not output.has(row["index"]):
+        if row["index"] not in output.done:
             output.append(int(row["index"]), json.loads(row["answer"]))
             done()
 
@@ -140,7 +126,7 @@ def _run(  # noqa: PLR0917 - one call
 class _Actor:
     """Runs rows on one node. Its working directory is the workflow's folder."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, *, cpus: int, concurrency: int, workflow: str, **options: Any) -> None:
         from tea_models.caller import Caller
         from tea_models.lock.sync import sync
         from tea_models.settings import Settings
@@ -149,9 +135,9 @@ class _Actor:
         lock = Path("models.lock")
         if lock.is_file():
             sync(lock, Caller(Settings.resolve(os.environ, cwd=Path.cwd())), frozen=True)
-        os.environ.setdefault("OMP_NUM_THREADS", str(job.cpus))
-        self._loaded = LoadedWorkflow(Path(job.workflow), gguf=job.gguf, backend=job.backend, n_threads=job.cpus)
-        self._threads = ThreadPoolExecutor(job.concurrency, thread_name_prefix="tea-map")
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+        self._loaded = LoadedWorkflow(Path(workflow), n_threads=cpus, **options)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="tea-map")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         rows = [

@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 import time
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
@@ -20,20 +21,19 @@ from starlette.routing import Route
 from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
 from tea_runtime.aio import AsyncLlmStream, in_thread
 from tea_runtime.errors import CancelledCallError
-from tea_runtime.server import page, wire
-from tea_runtime.server.errors import NotAuthenticatedError, TooLargeError, document, failure
+from tea_runtime.server import wire
 from tea_runtime.server.gate import Gate
 from tea_runtime.server.metrics import Metrics
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
     from types import FrameType
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, Message
+    from tea_runtime.backend import LlmBackend, LlmCallResult
     from tea_runtime.server.pool import ModelPool
 
 T = TypeVar("T")
@@ -42,6 +42,11 @@ logger = logging.getLogger("tea_runtime")
 MAX_BODY = 32 * 1024 * 1024
 #: Requests that are worked on or wait; each has a thread that waits for it.
 MAX_JOBS = 256
+# Nothing of another host, and no page of another host around it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'; form-action 'none'"
+}
 
 
 def build_app(
@@ -54,9 +59,9 @@ def build_app(
 ) -> Starlette:
     """Make the application over models that are not closed here; a `key` must come as `Authorization: Bearer …`."""
     endpoint = _Endpoint(pool, key)
-    posted = {
-        "chat/completions": endpoint.chat,
-        "completions": endpoint.completions,
+    posted: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "chat/completions": functools.partial(endpoint.generate, wire.chat_request),
+        "completions": functools.partial(endpoint.generate, wire.completion_request),
         "embeddings": endpoint.embeddings,
         "rerank": endpoint.rerank,
     }
@@ -116,7 +121,7 @@ class _Endpoint:
             try:
                 given = request.headers.get("authorization", "").removeprefix("Bearer ")
                 if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
-                    raise NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")  # noqa: TRY301
+                    raise wire.NotAuthenticatedError("this server wants its key as `Authorization: Bearer …`")  # noqa: TRY301
                 return await handler(request)
             except Exception as error:  # noqa: BLE001 - it is told
                 status, body = _told(error)
@@ -128,14 +133,15 @@ class _Endpoint:
         return JSONResponse({"status": "ok"})
 
     async def page(self, _request: Request) -> Response:
-        return HTMLResponse(page.page(), headers=page.HEADERS)
+        text = files("tea_runtime.server").joinpath("page.html").read_text("utf-8")
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
 
     async def about(self, request: Request) -> Response:
         model = self._pool.find(request.query_params.get("model"))
         if request.query_params.get("live"):
-            return JSONResponse({"busy": page.busy(model.backend)})
+            return JSONResponse({"busy": model.busy()})
         async with self._pool.use(model) as backend:
-            return JSONResponse(await in_thread(lambda: page.about(backend)))
+            return JSONResponse(await in_thread(lambda: _about(backend)))
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
@@ -146,12 +152,6 @@ class _Endpoint:
             for model in self._pool.models
         ]
         return JSONResponse({"object": "list", "data": data})
-
-    async def chat(self, request: Request) -> Response:
-        return await self._generate(request, wire.chat_request(await _body(request)))
-
-    async def completions(self, request: Request) -> Response:
-        return await self._generate(request, wire.completion_request(await _body(request)))
 
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request)
@@ -176,14 +176,16 @@ class _Endpoint:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return found, {"object": "list", "model": model.name, "usage": usage}
 
-    async def _generate(self, request: Request, wanted: wire.GenerationRequest) -> Response:
-        model = self._pool.find(wanted.model)
+    async def generate(self, read: Callable[[dict[str, Any]], wire.Asked], request: Request) -> Response:
+        body = await _body(request)
+        asked = read(body)
+        model = self._pool.find(body.get("model"))
         if len(self._jobs) >= MAX_JOBS:
             raise NotAvailableError(f"{MAX_JOBS} requests are being worked on already", hint="try again later")
-        job = Job(wanted.asked)
+        job = Job(asked)
         self._jobs.add(job)
         started = time.perf_counter()
-        form = wire.AnswerForm(model.name, chat=wanted.chat)
+        form = wire.AnswerForm(model.name, chat=asked[0][1] is not None)
 
         def ended(results: list[LlmCallResult]) -> None:
             self._metrics.finished(model.name, results, time.perf_counter() - started)
@@ -192,7 +194,7 @@ class _Endpoint:
             stack.callback(self._jobs.discard, job)
             stack.callback(job.end)
             backend = await stack.enter_async_context(self._pool.use(model))
-            if not wanted.stream:
+            if not body.get("stream"):
                 results = await job.results(backend, request)
                 ended(results)
                 return JSONResponse(form.whole(results))
@@ -200,15 +202,16 @@ class _Endpoint:
             # The first piece, or a failure before it: then the status can still say so.
             first = await job.next()
             self._metrics.first(model.name, time.perf_counter() - started)
-            return _EventStream(_events(job, first, form, wanted, ended), stack.pop_all())
+            events = _events(job, first, form, ended, usage=wire.wants_usage(body))
+            return _EventStream(events, stack.pop_all())
         raise AssertionError
 
 
 class Job:
     """Some answers, made together; a pair of parameters and messages for each."""
 
-    def __init__(self, asked: Sequence[tuple[LlmCallParams, Sequence[Message] | None]]) -> None:
-        self._asked = asked
+    def __init__(self, asked: wire.Asked) -> None:
+        self.asked = asked
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -221,7 +224,7 @@ class Job:
         return results
 
     def start_streams(self, backend: LlmBackend) -> None:
-        for index, (params, messages) in enumerate(self._asked):
+        for index, (params, messages) in enumerate(self.asked):
             stream = AsyncLlmStream(functools.partial(backend.generate, params, messages))
             self._start(self._pieces(index, stream))
 
@@ -255,7 +258,7 @@ class Job:
             self._queue.put_nowait(error)
 
     async def _whole(self, backend: LlmBackend) -> None:
-        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self._asked)))
+        self._queue.put_nowait(await in_thread(lambda: backend.generate_many(self.asked)))
 
     async def _pieces(self, index: int, stream: AsyncLlmStream) -> None:
         async for text in stream:
@@ -285,12 +288,13 @@ async def _events(
     job: Job,
     piece: tuple[int, str | LlmCallResult],
     form: wire.AnswerForm,
-    wanted: wire.GenerationRequest,
     ended: Callable[[list[LlmCallResult]], None],
+    *,
+    usage: bool,
 ) -> AsyncIterator[str]:
     """The events of a stream, as OpenAI's API sends them."""
     results: list[LlmCallResult] = []
-    for index in range(len(wanted.asked)):
+    for index in range(len(job.asked)):
         yield form.begin(index)
     try:
         while True:
@@ -301,14 +305,14 @@ async def _events(
                 results.append(value)
                 for one in form.end(index, value):
                     yield one
-            if len(results) == len(wanted.asked):
+            if len(results) == len(job.asked):
                 break
             piece = await job.next()
     except Exception as error:  # noqa: BLE001 - it is told
         yield wire.event(_told(error)[1])
         return
     ended(results)
-    if wanted.usage:
+    if usage:
         yield form.usage(results)
     yield "data: [DONE]\n\n"
 
@@ -316,9 +320,9 @@ async def _events(
 def _told(error: Exception) -> tuple[int, dict[str, Any]]:
     """The HTTP status and the document of an error; a bug is logged, and its details stay here."""
     if isinstance(error, TeaModelsError):
-        return document(error)
+        return wire.error_document(error)
     logger.error("request failed", exc_info=error)
-    return 500, failure("the server failed; its log says why", "server_error")
+    return 500, wire.failure("the server failed; its log says why", "server_error")
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -330,7 +334,7 @@ async def _body(request: Request) -> dict[str, Any]:
     async for part in request.stream():
         data += part
         if len(data) > MAX_BODY:
-            raise TooLargeError(f"the request is larger than {MAX_BODY // 1024**2} MiB")
+            raise wire.TooLargeError(f"the request is larger than {MAX_BODY // 1024**2} MiB")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -344,4 +348,33 @@ async def _not_found(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     paths = ", ".join(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "rerank", "models"))
     said = f"{request.method} {request.url.path}: there are {paths}, /health, /metrics"
-    return JSONResponse(failure(said, "invalid_request_error"), status)
+    return JSONResponse(wire.failure(said, "invalid_request_error"), status)
+
+
+def _about(backend: LlmBackend) -> dict[str, Any]:
+    """Facts, plan and memory of a loaded model; of one without a plan (an API's) only that it answers."""
+    from tea_models.caller import Caller
+    from tea_models.plan.curve import memory_curve
+    from tea_models.plan.resolve import open_for_plan
+
+    plan, profile = getattr(backend, "plan", None), getattr(backend, "profile", None)
+    if plan is None or profile is None:
+        return {"facts": {"backend": backend.name}, "plan": None, "curve": []}
+    facts = {
+        "architecture": profile.architecture.value,
+        "parameters": profile.parameters.value,
+        "quantization": profile.quantization.value,
+        "trained context": profile.context_length.value,
+        "context now": plan.settings.n_ctx,
+        "chat template": profile.chat.format.value,
+        "licence": profile.license.value,
+        "threads": plan.settings.n_threads,
+        "layers on a GPU": plan.settings.n_gpu_layers,
+        "KV cache": plan.settings.type_k,
+    }
+    with open_for_plan(str(backend.model_path), Caller.of().settings, measure=True) as opened:  # type: ignore[attr-defined]
+        points = memory_curve(plan, opened.measurer)
+    known = {name: value for name, value in facts.items() if value is not None}
+    parts = ("kv_cache", "compute", "total")
+    curve = [{"n_ctx": n_ctx} | {part: getattr(use, part) for part in parts} for n_ctx, use in points]
+    return {"facts": known, "plan": plan.to_json(), "curve": curve}

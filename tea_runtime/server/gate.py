@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
-from tea_runtime.server.errors import failure
+from tea_runtime.server.wire import failure
 
 if TYPE_CHECKING:
     from collections.abc import Collection

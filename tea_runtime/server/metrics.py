@@ -47,22 +47,17 @@ class Metrics:
         self._whole.labels(model).observe(seconds)
         for result in results:
             usage, timings = result.usage or {}, result.timings or {}
-            evaluated = usage.get("prompt_tokens", 0) - usage.get("cached_tokens", 0)
-            for counters, count in (
-                (self._prompt_tokens, max(evaluated, 0)),
-                (self._answer_tokens, usage.get("completion_tokens", 0)),
-            ):
-                for counter in counters:
-                    counter.labels(model).inc(count)
+            for counter in self._prompt_tokens:
+                counter.labels(model).inc(max(usage.get("prompt_tokens", 0) - usage.get("cached_tokens", 0), 0))
+            for counter in self._answer_tokens:
+                counter.labels(model).inc(usage.get("completion_tokens", 0))
             self._prompt_seconds.labels(model).inc(timings.get("prompt_ms", 0) / 1000)
             self._answer_seconds.labels(model).inc(timings.get("predicted_ms", 0) / 1000)
             self._answered.labels(model, result.finish_reason or "").inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus's format."""
         for model in self._pool.models:
-            figures = getattr(model.backend, "load_figures", None)
-            now = figures() if figures is not None else {}
+            now = model.busy()
             for gauges, value in (
                 (self._loaded, model.backend is not None),
                 (self._running, now.get("running", 0)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tea_models.errors import DoesNotFitError, UsageError
 from tea_runtime.aio import in_thread
-from tea_runtime.server.errors import NotServedError
+from tea_runtime.server.wire import NotServedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,6 +31,11 @@ class ServedModel:
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     last_used: float = 0.0
     expiry: asyncio.Task[None] | None = None
+
+    def busy(self) -> dict[str, int]:
+        """How busy it is now; nothing where that isn't known."""
+        figures = getattr(self.backend, "load_figures", None)
+        return figures() if figures is not None else {}
 
 
 class ModelPool:

@@ -8,18 +8,14 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from tea_models.errors import UsageError
-from tea_runtime.backend import LlmCallParams, check_messages
+from tea_models.errors import NotAvailableError, TeaModelsError, TemplateError, UsageError
+from tea_runtime.backend import LlmCallParams, LlmCallResult, check_messages
+from tea_runtime.errors import ApiError, ContextOverflowError, UnsupportedError
 from tea_runtime.llama.prompt import joined_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tea_runtime.backend import LlmCallResult
 
 # OpenAI's old endpoint writes 16 tokens unless told otherwise.
 DEFAULT_COMPLETION_TOKENS = 16
@@ -42,19 +38,36 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """Answers that are asked for: a pair of parameters and messages (None for a raw prompt) for each choice."""
-
-    model: Any
-    asked: Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
-    chat: bool
-    stream: bool
-    #: A stream ends with the usage.
-    usage: bool
+class NotAuthenticatedError(UsageError):
+    pass
 
 
-def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
+class NotServedError(UsageError):
+    pass
+
+
+class TooLargeError(UsageError):
+    pass
+
+
+# The first that fits: HTTP status, OpenAI's type and code.
+_DOCUMENTS: tuple[tuple[type[TeaModelsError], int, str, str | None], ...] = (
+    (ContextOverflowError, 400, "invalid_request_error", "context_length_exceeded"),
+    (NotAuthenticatedError, 401, "invalid_request_error", "invalid_api_key"),
+    (NotServedError, 404, "invalid_request_error", "model_not_found"),
+    (TooLargeError, 413, "invalid_request_error", None),
+    (UsageError, 400, "invalid_request_error", None),
+    (UnsupportedError, 400, "invalid_request_error", None),
+    (TemplateError, 400, "invalid_request_error", None),
+    (ApiError, 502, "upstream_error", None),
+    (NotAvailableError, 503, "server_error", None),
+    (TeaModelsError, 500, "server_error", None),
+)
+#: Answers that are asked for: a pair of parameters and messages (None for a raw prompt) for each choice.
+Asked = Sequence[tuple[LlmCallParams, Sequence[Mapping[str, Any]] | None]]
+
+
+def chat_request(body: Mapping[str, Any]) -> Asked:
     """Read the body of `/v1/chat/completions`."""
     messages = check_messages(body.get("messages", ()))
     for index, message in enumerate(messages):
@@ -67,7 +80,7 @@ def chat_request(body: Mapping[str, Any]) -> GenerationRequest:
     return _request(body, [("", messages)], options)
 
 
-def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
+def completion_request(body: Mapping[str, Any]) -> Asked:
     """Read the body of `/v1/completions`."""
     prompts = _texts("prompt", body.get("prompt", ""))
     options = {"max_tokens": body.get("max_tokens", DEFAULT_COMPLETION_TOKENS), "logprobs": body.get("logprobs")}
@@ -76,7 +89,7 @@ def completion_request(body: Mapping[str, Any]) -> GenerationRequest:
 
 def _request(
     body: Mapping[str, Any], asked: list[tuple[str, list[dict[str, Any]] | None]], options: dict[str, Any]
-) -> GenerationRequest:
+) -> Asked:
     for key, harmless in _REFUSED.items():
         if body.get(key) not in harmless:
             raise UsageError(f"{key}: not possible here, found {body[key]!r}")
@@ -84,14 +97,16 @@ def _request(
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST_CHOICES:
         raise UsageError(f"n: expected a number from 1 to {_MOST_CHOICES}, found {count!r}")
     options |= {key: body[key] for key in _OPTIONS if body.get(key) is not None}
-    choices = [
+    return [
         (_varied(LlmCallParams(prompt=prompt, **options), place), messages)
         for prompt, messages in asked
         for place in range(count)
     ]
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
     streamed = body.get("stream_options")
-    usage = isinstance(streamed, Mapping) and bool(streamed.get("include_usage"))
-    return GenerationRequest(body.get("model"), choices, asked[0][1] is not None, bool(body.get("stream")), usage)
+    return isinstance(streamed, Mapping) and bool(streamed.get("include_usage"))
 
 
 def _varied(params: LlmCallParams, place: int) -> LlmCallParams:
@@ -100,7 +115,6 @@ def _varied(params: LlmCallParams, place: int) -> LlmCallParams:
 
 
 def rerank_texts(body: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The query and the documents in the body of `/v1/rerank`."""
     query, documents, top_n = body.get("query"), body.get("documents"), body.get("top_n")
     if not isinstance(query, str):
         raise UsageError("query: expected a text")
@@ -122,7 +136,6 @@ def rerank_results(scores: list[float], documents: list[str], body: Mapping[str,
 
 
 def embedding_texts(body: Mapping[str, Any]) -> list[str]:
-    """The texts in the body of `/v1/embeddings`."""
     if body.get("encoding_format", "float") not in ("float", "base64"):
         raise UsageError(f"encoding_format: expected float or base64, found {body['encoding_format']!r}")
     return _texts("input", body.get("input"))
@@ -225,3 +238,13 @@ def _figures(results: Sequence[LlmCallResult]) -> dict[str, Any]:
 
 def event(document: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(document)}\n\n"
+
+
+def error_document(error: TeaModelsError) -> tuple[int, dict[str, Any]]:
+    message = error.message + (f" ({error.hint})" if error.hint else "")
+    _, status, kind, code = next(row for row in _DOCUMENTS if isinstance(error, row[0]))
+    return status, failure(message, kind, code)
+
+
+def failure(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

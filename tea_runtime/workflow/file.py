@@ -14,7 +14,7 @@ from tea_models.errors import MissingFileError, UsageError
 from tea_models.settings import is_registry
 from tea_models.yamlfile import Document, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
-from tea_runtime.workflow import conditions, templating
+from tea_runtime.workflow import templating
 from tea_runtime.workflow.host_check import refuse_host_features
 
 if TYPE_CHECKING:
@@ -51,15 +51,11 @@ class ImportSpec(_Strict):
 
 
 class GotoRule(_Strict):
-    """One rule of a node's `goto`."""
-
     to: str
     condition: bool | str = Field(True, alias="if")
 
 
 class ConditionSpec(_Strict):
-    """The long form of an edge's condition."""
-
     type: Literal["expression"] = "expression"
     value: str | bool
 
@@ -75,8 +71,6 @@ class EdgeSpec(_Strict):
 
 
 class NodeSpec(_Strict):
-    """A node: an action with its parameters, or a block of Python."""
-
     name: str = Field(min_length=1)
     description: str | None = None
     action: str | None = None
@@ -120,8 +114,6 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node that is ready to run."""
-
     name: str
     action: str
     params: Mapping[str, Any]
@@ -150,10 +142,7 @@ class Workflow:
     settings: LlmSettings | None  # None where it has templates, which need the environment
 
     def llm_settings(self, environ: Mapping[str, str]) -> LlmSettings:
-        """Its `settings.llm`, with templates (`{{ env.MODEL }}`, `{{ variables.model }}`) filled in.
-
-        A relative path that is not found from the working directory is looked for beside the workflow.
-        """
+        """Its `settings.llm` with templates filled in; relative paths are looked for beside the workflow too."""
         names = {"env": environ, "variables": self.spec.variables}
         settings = self.settings or _parse_llm(self.spec.settings.get("llm"), self.document, names)
         beside = {}
@@ -205,7 +194,11 @@ def workflow_of(document: Document, folder: Path | None) -> Workflow:
     settings: LlmSettings | None = _parse_llm(block, document, {})
     if isinstance(block, dict) and any(map(templating.is_template, block.values())):
         settings = None
-    _warn_of_slips(spec, document)
+    for key in spec.settings:
+        # Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant.
+        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
+            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
+            logger.warning("%s", problem.message)
     nodes: dict[str, Node] = {}
     for index, node_spec in enumerate(spec.nodes):
         node = _node(node_spec, index, document)
@@ -230,14 +223,6 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
                 raise document.error(error.message, ("settings", "llm", key)) from None
         block = filled
     return LlmSettings.parse(block, document=document)
-
-
-def _warn_of_slips(spec: WorkflowSpec, document: Document) -> None:
-    """Other keys of `settings` belong to hosts, so they are no errors; one that nearly says `llm` is hardly meant."""
-    for key in spec.settings:
-        if key != "llm" and difflib.get_close_matches("llm", [key.lower()], cutoff=_ALIKE):
-            problem = document.error("means nothing here; did you mean settings.llm?", ("settings", key))
-            logger.warning("%s", problem.message)
 
 
 def _node(spec: NodeSpec, index: int, document: Document) -> Node:
@@ -298,7 +283,7 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
             place = way.path if way.path[-1] == "goto" else (*way.path, "to")
             _check_target(way.target, [*names, END], document, place)
             try:
-                conditions.check(way.condition)
+                templating.check_condition(way.condition)
             except UsageError as error:
                 raise document.error(error.message, way.path, hint=error.hint) from None
         ways.sort(key=lambda way: way.condition is True)  # the way that is always open is what is left

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tea_models.yamlfile import dotted
+from tea_models.yamlfile import Document, dotted
 from tea_runtime.errors import HostFeatureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tea_models.yamlfile import Document
 
 _PACKAGE = "tea_runtime"
 _IGNORED_NODE_KEYS = {
@@ -42,10 +41,6 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.what}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"line": self.line, "what": self.what}
 
 
 def refuse_host_features(document: Document) -> None:

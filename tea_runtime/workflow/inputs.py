@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
 
-from tea_runtime.workflow.file import END, START
+from tea_runtime.workflow.file import END, START, Node, Workflow
 from tea_runtime.workflow.templating import PARSER, keys_asked, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tea_runtime.workflow.file import Node, Workflow
 
 _BRANCHES = (ast.If, ast.Try, ast.IfExp, ast.Compare, ast.BoolOp, ast.While)
 _DEFAULT = ("default", "d")
@@ -31,10 +30,7 @@ class RequiredInput(NamedTuple):
 
 
 def required_inputs(workflow: Workflow) -> list[RequiredInput]:
-    """The keys that must be given, in the order in which they are used.
-
-    Only nodes that every run passes are looked at, and only uses that have no default: some may be missed.
-    """
+    """The keys that must be given, as far as nodes that every run passes use them without a default."""
     made = set(workflow.initial_state({}))
     needed: dict[str, RequiredInput] = {}
     for node in _certain(workflow):

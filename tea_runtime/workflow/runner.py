@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib
+import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -13,24 +16,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from tea_models.errors import TeaModelsError
-from tea_models.yamlfile import Document, dotted
-from tea_runtime.actions import LlmActions
+from tea_models.errors import MissingFileError, TeaModelsError, UsageError
+from tea_models.yamlfile import Document, dotted, nearest
+from tea_runtime.actions import LLM_ACTION, LlmActions, check_parameters
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
-from tea_runtime.workflow import conditions, templating
-from tea_runtime.workflow.action_imports import Action, check_actions, import_actions
-from tea_runtime.workflow.file import END, START, read_workflow, workflow_of
-
-if TYPE_CHECKING:
-    from tea_runtime.workflow.file import Node, Workflow
+from tea_runtime.workflow import templating
+from tea_runtime.workflow.file import END, START, ImportSpec, Node, Workflow, read_workflow, workflow_of
 
 logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000
 _Keys = tuple[str | int, ...]
+Action = Callable[..., Any]
 # Where the parts of an action's result are that a node without `output` keeps.
 _MAIN_KEYS = ("content", "embedding", "results")
 
@@ -97,11 +97,7 @@ def run_workflow(
 
 
 class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
-    """A workflow that is read once and run many times, by several threads at once too; a context manager.
-
-    Arguments and errors as for `run_workflow`; `n_threads` is for settings that name none. The models that its actions
-    open stay open until it is closed.
-    """
+    """A workflow that is read once and run many times, by several threads at once too; see `run_workflow`."""
 
     def __init__(
         self,
@@ -124,8 +120,8 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         actions = LlmActions(settings, self._pool, on_text=on_text)
         registry: dict[str, Action] = actions.table()
         self._engine = WorkflowEngine(actions, environ, dict(self._workflow.spec.variables), registry)
-        import_actions(self._workflow, registry, self._engine)
-        check_actions(self._workflow, registry)
+        _import_actions(self._workflow, registry, self._engine)
+        _check_actions(self._workflow, registry)
 
     def run(
         self,
@@ -141,17 +137,11 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         self._pool.close()
 
 
-def check_workflow(
-    workflow: str | Path | Mapping[str, Any] | Workflow,
-    input: Mapping[str, Any] | None = None,  # noqa: A002 - as in run_workflow
-    *,
-    environ: Mapping[str, str] | None = None,
-) -> list[str]:
-    """Check a workflow and its input without running a node, but its imports; the nodes' names in their order."""
-    workflow = _read(workflow)
-    workflow.initial_state(input or {})
+def check_workflow(path: Path, *, environ: Mapping[str, str] | None = None) -> Workflow:
+    """Read a workflow, and check it without running a node, but its imports."""
+    workflow = read_workflow(path)
     with LoadedWorkflow(workflow, environ=environ):
-        return list(workflow.nodes)
+        return workflow
 
 
 def _read(workflow: str | Path | Mapping[str, Any] | Workflow) -> Workflow:
@@ -254,7 +244,7 @@ class _Run:
     def _next(self, name: str) -> str:
         for route in self.workflow.routes[name]:
             try:
-                if conditions.decide(route.condition, self._context()):
+                if templating.decide(route.condition, self._context()):
                     return route.target
             except TeaModelsError as error:
                 raise _placed(error, self._place(name, route.path)) from None
@@ -307,3 +297,77 @@ def _placed(error: TeaModelsError, place: str) -> TeaModelsError:
     error.message = f"{place}: {error.message}"
     error.args = (error.message,)
     return error
+
+
+def _import_actions(workflow: Workflow, registry: dict[str, Action], engine: Any) -> None:
+    """Register the actions of the modules that a workflow imports; the modules are executed."""
+    for index, item in enumerate(workflow.spec.imports):
+        path = ("imports", index)
+        name = item.package or item.path or ""
+        registered: dict[str, Action] = {}
+        failed = ""
+        try:
+            register = getattr(_module(item, workflow.folder or Path.cwd()), "register_actions", None)
+            failed = "register_actions failed: "
+            if callable(register):
+                register(registered, engine)
+        except MissingFileError as error:
+            place = f"{workflow.document.file}:{workflow.document.line(path)}"
+            raise MissingFileError(f"{place}: {error.message}", hint=error.hint) from None
+        except (Exception, SystemExit) as error:
+            raise workflow.document.error(f"{name}: {failed}{type(error).__name__}: {error}", path) from error
+        if not callable(register):
+            raise workflow.document.error(f"{name}: has no register_actions(registry, engine)", path)
+        prefix = f"{item.namespace}." if item.namespace else ""
+        registry.update({prefix + key: action for key, action in registered.items()})
+
+
+def _module(item: ImportSpec, folder: Path) -> Any:
+    if item.package:
+        return importlib.import_module(item.package)
+    file = folder / Path(item.path or "").expanduser()
+    if not file.is_file():
+        raise MissingFileError(f"{file}: no such file of actions")
+    spec = importlib.util.spec_from_file_location(f"_tea_actions_{file.stem}_{abs(hash(file))}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_actions(workflow: Workflow, registry: Mapping[str, Action]) -> None:
+    """Refuse actions that do not exist and parameters that they do not take, before anything runs."""
+    for node in workflow.nodes.values():
+        if not node.action:
+            continue
+        key = "action" if workflow.spec.nodes[node.index].action else "uses"
+        action = registry.get(node.action)
+        if action is None:
+            hint = nearest(node.action, sorted(registry))
+            raise workflow.document.error(f"there is no action {node.action!r}", node.path(key), hint=hint)
+        try:
+            _check_parameters(node, action)
+        except UsageError as error:
+            named = next((name for name in node.params if repr(name) in error.message), None)
+            path = node.path(node.params_key, named) if named else node.path(key)
+            raise workflow.document.error(error.message, path, hint=error.hint) from None
+
+
+def _check_parameters(node: Node, action: Action) -> None:
+    name = getattr(action, LLM_ACTION, None)
+    if isinstance(name, str):
+        check_parameters(name, list(node.params))
+        return
+    try:
+        parameters = list(inspect.signature(action).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return  # a callable that does not say
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    known = [one.name for one in named]
+    for given in node.params:
+        if given not in known and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            raise UsageError(f"{node.action}: unknown parameter {given!r}", hint=nearest(given, known))
+    for one in named:
+        if one.default is one.empty and one.name not in node.params:
+            raise UsageError(f"{node.action}: {one.name} is missing")

@@ -1,4 +1,4 @@
-"""`{{ … }}` in workflows: one expression keeps its type, anything else becomes a text; what is missing is an error.
+"""`{{ … }}` in workflows, and conditions: one expression keeps its type, anything else becomes a text.
 
 What only follows a path (`{{ state.reply }}`) is looked up here. Everything else is evaluated in the worker process of
 `tea_models.chat.sandbox`, which limits time, memory and output.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, nodes
 from jinja2.exceptions import TemplateSyntaxError
@@ -19,11 +19,15 @@ from tea_models.chat.sandbox import SANDBOX, Limits, broken_limit
 from tea_models.errors import UsageError
 from tea_models.yamlfile import nearest
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 LIMITS = Limits(seconds=10.0, output=64 * 1024 * 1024)
 
+_KEY = re.compile(r"[A-Za-z_]\w*")
+_TEMPLATE = re.compile(r"\{\{[-+]?((?:(?!\}\}).)*?)[-+]?\}\}", re.DOTALL)
+# A template that is all of a quoted text; a template; any other quoted text.
+_PARTS = re.compile(rf"(['\"]){_TEMPLATE.pattern}\1|{_TEMPLATE.pattern}|'[^']*'|\"[^\"]*\"", re.DOTALL)
+_FALSE = ("", "false", "0", "no", "none")
+_TRUE = ("true", "1", "yes")
+_ADVICE = "write the condition as one expression, such as: state.n < 3 and state.name == 'x'"
 _BRACES = re.compile(r"\{\{[-+]?(.*?)[-+]?\}\}", re.DOTALL)
 PARSER = Environment(autoescape=False)  # noqa: S701 - it renders nothing
 _FILTERS = sorted({*PARSER.filters, "json", "fromjson", "sha256"})
@@ -31,8 +35,6 @@ _NOT_FOUND = object()
 
 
 class _Template(NamedTuple):
-    """A text with templates in it."""
-
     source: str  # the text, or the expression alone
     expression: bool  # whether the text is a single expression
     path: tuple[str | int, ...] | None  # where an expression that only follows a path leads, from a name on
@@ -58,7 +60,6 @@ def render(value: Any, context: Mapping[str, Any]) -> Any:
 
 
 def is_template(value: Any) -> bool:
-    """Tell whether a value is a text with a template in it."""
     return isinstance(value, str) and ("{{" in value or "{%" in value or "{#" in value)
 
 
@@ -175,3 +176,56 @@ def keys_asked(tree: nodes.Node) -> Iterator[tuple[str, str]]:
 def _shown(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 80 else line[:77] + "…"
+
+
+def decide(condition: bool | str, context: Mapping[str, Any]) -> bool:
+    """Decide a condition by the names that it may use, such as `state`; a `UsageError` where it has no answer."""
+    if isinstance(condition, bool):
+        return condition
+    text, negated = _negation(condition)
+    if _KEY.fullmatch(text) and text.lower() not in ("true", "false"):
+        state = context.get("state")
+        known = isinstance(state, Mapping) and bool(state.get(text))
+        return known != negated
+    value = render(_as_template(text), context)
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if "{%" in text and word not in (*_FALSE, *_TRUE):
+            raise UsageError(f"the condition comes out as the text {value.strip()!r}", hint=_ADVICE)
+        value = word not in _FALSE
+    return bool(value) != negated
+
+
+def check_condition(condition: bool | str) -> None:
+    """Parse a condition without deciding it; raises as `decide` does."""
+    if isinstance(condition, str):
+        check(_as_template(_negation(condition)[0]))
+
+
+def _negation(condition: str) -> tuple[str, bool]:
+    text = condition.lstrip("! \t\r\n")
+    return text.rstrip(), condition[: -len(text) or None].count("!") % 2 == 1
+
+
+def _as_template(text: str) -> str:
+    """One `{{ … }}`; a condition with statements (`{% … %}`) stays as it is."""
+    found = _TEMPLATE.match(text)
+    if "{%" in text or (found and found.end() == len(text)):
+        return text
+    return "{{ " + _as_expression(text) + " }}"
+
+
+def _as_expression(text: str) -> str:
+    """The condition with each `{{ x }}` as `(x)`, and each `'{{ x }}'` as the text of x."""
+
+    def replaced(part: re.Match[str]) -> str:
+        quoted, plain = part[2], part[3]
+        if quoted is None and plain is None:
+            if _TEMPLATE.search(part[0]):
+                raise UsageError(f"{text}: a template inside a quoted text", hint=_ADVICE)
+            return part[0]
+        if not (quoted or plain or "").strip():
+            raise UsageError(f"{text}: an empty template", hint=_ADVICE)
+        return f"({plain})" if quoted is None else f"(({quoted}) | string)"
+
+    return _PARTS.sub(replaced, text)
