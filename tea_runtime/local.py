@@ -97,6 +97,8 @@ class LocalLlmBackend(LlmBackend):
         cache = None
         if prompt_cache:
             base = settings.store_dir / HIDDEN / "prompts" if prompt_cache is True else Path(prompt_cache)
+            if base.exists() and not base.is_dir():
+                raise UsageError(f"prompt_cache: {base} is a file, expected a folder")
             cache = PromptCache.of(base, model=self._identity(), engine=build(), settings=chosen)
         self._owner = object()
         self._kind, pooling = self.profile.kind.value, self.profile.pooling.value

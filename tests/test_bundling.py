@@ -335,6 +335,14 @@ def test_the_commands_carry_models_to_a_machine_without_network(tmp_path, here, 
     assert command(other, there, "sync", "--frozen").returncode == 0
 
 
+def test_what_is_no_bundle_is_not_overwritten(here, tmp_path):
+    lock_path = tmp_path / "models.lock"
+    before = lock_path.read_text()
+    with pytest.raises(UsageError, match="no bundle"):
+        bundle(lock_path, Caller(here), lock_path=lock_path)
+    assert lock_path.read_text() == before
+
+
 def test_a_bundle_carries_what_the_locked_engine_is_made_of(here, tmp_path):
     caller, lock_path = Caller(here), tmp_path / "models.lock"
     with pytest.raises(LockError, match="names no engine"):

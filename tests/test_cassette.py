@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,36 @@ def test_a_process_records_and_replays_by_its_environment(
     gone = environ | {"TEA_MODEL_PATH": str(tmp_path / real_model.name)}
     with create_llm_backend(environ=gone) as replaying:
         assert replaying.chat(QUESTION, 20, 0.0).content == said
+
+
+def test_what_is_no_cassette_is_not_overwritten_by_one(tmp_path: Path) -> None:
+    flow = tmp_path / "flow.yaml"
+    flow.write_text("name: flow\n")
+    with pytest.raises(ConfigError):
+        Cassette(flow, Mode.RECORD)
+    assert flow.read_text() == "name: flow\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        ({"kind": "chat", "model": "m", "messages": "x"}, {"content": ""}),
+        ({"kind": "chat", "model": "m", "messages": [5]}, {"content": ""}),
+        ({"kind": "call", "model": "m", "prompt": "x", "parameters": [1]}, {"content": ""}),
+        ({"kind": "embed", "model": "m", "text": "x"}, {"content": ""}),
+        ({"kind": "nope", "model": "m"}, {"content": ""}),
+        ({"kind": "chat", "model": 5, "messages": []}, {"content": ""}),
+    ],
+)
+def test_a_damaged_entry_is_refused_with_its_line(
+    tmp_path: Path, request_: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    path = tmp_path / "c.jsonl"
+    lines = [{"schema": "tea.cassette/1"}, {"request": request_, "answer": answer, "recorded": {}}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ConfigError) as refused:
+        read_cassette(path)
+    assert refused.value.line == 2
 
 
 def test_nothing_to_replay_is_an_error_that_says_how_to_record(tmp_path: Path) -> None:

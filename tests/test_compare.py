@@ -55,3 +55,7 @@ def test_results_and_costs_stand_side_by_side(tmp_path: Path, real_model: Path, 
     assert base.returncode == 1  # a base model has no chat template, so its rows fail
     assert "3 rows each" in base.stdout
     assert compare("Q4_1").returncode == 2
+    named = compare("Q4_1,gemma3-270m-base", "--limit", "1", "--json")
+    assert [one["model"] for one in json.loads(named.stdout)] == ["smollm2-135m:Q4_1", "gemma3-270m-base"]
+    wrong = compare("Q4_1,Q9_9")
+    assert (wrong.returncode, "loading" in wrong.stderr) == (4, False), "found before anything runs"

@@ -92,7 +92,7 @@ def test_kserve_and_compose_get_the_same(plan: dict[str, Any], real_model: Path)
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_init_step_brings_the_pinned_bytes_or_fails(tmp_path: Path, real_model: Path, damaged: bool) -> None:
-    (compose,) = exported("compose", "--mirror", str(tmp_path / "mirror"))
+    (compose,) = exported("compose", "--mirror", f"file://{tmp_path}/mirror")
     shell, flags, script = compose["services"]["models"]["command"]
     assert (shell, flags) == ("sh", "-ec")
     mirror = tmp_path / "mirror" / "blobs" / "sha256"

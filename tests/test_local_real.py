@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from tea_models.errors import UsageError
 from tea_models.machine.detect import detect_machine
 from tea_models.plan.speed import speed_of
 from tea_models.settings import Settings
@@ -256,6 +257,12 @@ with create_llm_backend(settings) as llm:
     answer = llm.chat([{"role": "user", "content": facts + sys.argv[3]}], max_tokens=4, temperature=0)
 print(json.dumps(answer.usage["cached_tokens"]))
 """
+
+
+def test_a_prompt_cache_that_is_a_file_is_refused(real_model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file, expected a folder"):
+        LocalLlmBackend(real_model, prompt_cache=tmp_path / "file")
 
 
 def test_a_long_prompt_is_kept_on_disk_for_the_next_process(real_model, tmp_path):

@@ -101,6 +101,7 @@ def test_what_a_mirror_has_under_a_hash_is_not_believed(caller: Caller, tmp_path
     with pytest.raises(ChecksumMismatchError):
         taken(str(target), tmp_path)
     assert not list((tmp_path / "new" / "store").glob("*.gguf"))
+    assert pushed(caller, str(target), tmp_path) == ["uploaded"], "one that rotted is written again"
     blob.write_bytes(MODEL[:-1])
     assert pushed(caller, str(target), tmp_path) == ["uploaded"], "half a file is written again"
     assert taken(str(target), tmp_path) == MODEL
@@ -120,7 +121,7 @@ def test_a_store_that_rotted_is_not_pushed(caller: Caller, tmp_path: Path) -> No
     assert not list((tmp_path / "mirror").rglob(SHA256))
 
 
-@pytest.mark.parametrize("target", ["oci://", "oci://host", "oci://user:secret@host/repo", "oci://host/UPPER"])
+@pytest.mark.parametrize("target", ["", "oci://", "oci://host", "oci://user:secret@host/repo", "oci://host/UPPER"])
 def test_a_target_that_is_none_is_refused_without_showing_secrets(caller: Caller, tmp_path: Path, target: str) -> None:
     with pytest.raises(UsageError) as refused:
         pushed(caller, target, tmp_path)

@@ -246,3 +246,15 @@ def test_a_model_of_a_wheel_is_planned_before_it_is_fetched(
     assert before["memory"]["method"] == "estimated"
     assert before["memory"]["kv_cache"] == after["memory"]["kv_cache"]
     assert before["memory"]["total"] == pytest.approx(after["memory"]["total"], rel=0.1)
+
+
+@pytest.mark.real
+def test_doctor_shows_what_loads_took(tmp_path: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEA_MODELS_DIR", str(tmp_path))
+    program = "from tea_runtime.cli import main; main()"
+    chat = ["chat", str(real_model), "Name a color.", "--max-tokens", "2", "--n-ctx", "512", "-q"]
+    subprocess.run([sys.executable, "-c", program, *chat], capture_output=True, timeout=120, check=True)
+    line = [sys.executable, "-m", "tea_models.cli", "doctor", "--offline"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert f"{real_model.name[:20]}" in done.stdout, done.stderr
+    assert " 512 " in done.stdout.partition("LAST LOADS")[2]

@@ -36,12 +36,12 @@ def _human(app: App, found: dict[str, Any]) -> str:
         wrap = textwrap.TextWrapper(min(app.out.width, 110), initial_indent=head, subsequent_indent=" " * len(head))
         text = wrap.wrap(one_line(check.detail))
         lines += [text[0].replace(mark, app.out.style(mark, color), 1), *text[1:]]
-        if check.hint:
+        if check.hint and check.status != "ok":
             wrap.initial_indent = wrap.subsequent_indent
             lines += wrap.wrap(f"→ {one_line(check.hint)}")
     rows = []
     for load in found["loads"][:5]:
         sizes = [human_bytes(load[kind].get("peak")) for kind in ("predicted", "actual")]
-        rows.append([one_line(load["name"], 34), f"{load['n_ctx']:,}", *sizes, load["when"][:10]])
+        rows.append([one_line(load["name"], 34), f"{load['settings']['n_ctx']:,}", *sizes, load["when"][:10]])
     header = ["LAST LOADS", "CONTEXT", "AT MOST", "TOOK", "ON"]
     return "\n".join([*lines, *(["", table(rows, header=header, right=frozenset({1, 2, 3}))] if rows else [])])

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from textwrap import indent
+from urllib.parse import urlsplit
 
 from tea_models.caller import Caller
 from tea_models.errors import UsageError
@@ -46,7 +47,7 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
     text = format_lock(lock)
     memory = math.ceil(what.plan.memory.total / _MIB)
     sizes = [file.size for file in model.files]
-    disk = math.ceil(sum(size for size in sizes if size) * 1.05 / _MIB) if None not in sizes else None
+    disk = math.ceil(sum(size for size in sizes if size) * 2.1 / _MIB) if None not in sizes else None
     values |= {
         "app": re.sub(r"[^a-z0-9]+", "-", what.name.lower()).strip("-")[:50].strip("-") or "model",
         "lock4": indent(text, "    ").rstrip(),
@@ -54,6 +55,7 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
         "sha256": str(model.files[0].sha256),
         "init_image": _INIT_IMAGE,
         "server_image": _GPU_IMAGE if what.settings.n_gpu_layers else _SERVER_IMAGE,
+        "port": str(_port(mirror)),
         "sync": json.dumps(_sync(mirror)),
         "arguments": json.dumps([*arguments, "--host", "0.0.0.0", "--port", "8080"]),  # noqa: S104 - in a container
         "threads": str(what.settings.n_threads),
@@ -63,6 +65,15 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
         "gpu": '\n              nvidia.com/gpu: "1"  # plan: n_gpu_layers' if what.settings.n_gpu_layers else "",
     }
     return Export(target, template.substitute(values))
+
+
+def _port(mirror: str | None) -> int:
+    """The port that the init step has to reach."""
+    if mirror is None:
+        return 443
+    if "://" not in mirror:
+        raise UsageError(f"--mirror {mirror!r}: a cluster can't reach a path of this machine", hint="oci://… or s3://…")
+    return urlsplit(mirror).port or 443
 
 
 def _sync(mirror: str | None) -> str:

@@ -46,6 +46,8 @@ def bundle(
     Without a lock, `names` are locked for the bundle alone. What the store lacks or has broken is an error. With the
     engine go the archives that the lock's engines are made of, fetched for it.
     """
+    if output.is_file() and output.stat().st_size and not tarfile.is_tarfile(output):
+        raise UsageError(f"{output} is there and no bundle: it is not overwritten", hint="name another --output")
     with replacing_document(output) as file:  # before anything that takes long: can it be written at all?
         lock = _chosen(lock_path, names, caller, with_engine=with_engine)
         store = Store.of(caller.settings)

@@ -18,6 +18,7 @@ from tea_models.errors import (
     MissingFileError,
     SourceUnavailableError,
     TeaModelsError,
+    UsageError,
 )
 from tea_models.lock.bundle import located
 from tea_models.lock.unbundle import BundledFile
@@ -56,6 +57,10 @@ class Pushed:
 
 def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
     """Fill a mirror (`oci://…`, what fsspec opens, a folder) with a lock's files and, once they are there, the lock."""
+    if not target.strip():
+        raise UsageError("push: expected a target: oci://host/repository, s3://bucket/folder, or a folder")
+    if lock.engine is not None:
+        caller.note("the engine that the lock names is not pushed: `bundle --with-engine` carries it")
     repository = oci_repository(target)
     store = Store.of(caller.settings)
     unique = {file.record.sha256: file for model in lock.models.values() for file in located(store, model)}
@@ -144,7 +149,9 @@ def _push_files(lock: Lock, files: list[BundledFile], target: str, caller: Calle
 
 class _Folder:
     def size(self, place: Any) -> int | None:
-        return place.path.stat().st_size if place.path.is_file() else None
+        """The size of a file that has the hash which is its name: one that rotted is written again."""
+        sound = place.path.is_file() and sha256_file(place.path) == place.path.name
+        return place.path.stat().st_size if sound else None
 
     def write(self, place: Any, blocks: Iterator[bytes]) -> None:
         try:

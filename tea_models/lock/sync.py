@@ -68,6 +68,7 @@ def sync(
     taken, repaired = False, frozenset[str]()
     mirror = origin if origin is not None and ("://" in origin or Path(origin).is_dir()) else ""
     if mirror:
+        mirrored(mirror, "")  # whether it can be understood
         taken = _take_lock(mirror, lock_path, caller)
     elif origin is not None:
         taken, repaired = _take_bundle(Path(origin), lock_path, caller)

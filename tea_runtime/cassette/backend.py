@@ -221,6 +221,9 @@ def _asked_again(entry: Entry, backend: LlmBackend) -> Change:
         likeness = cosine(before, now) if len(before) == len(now) else 0.0
         # The last digits depend on the order of sums, which another processor may choose otherwise.
         return Change(request, "same" if likeness > _SAME_VECTOR else "changed", "", "", likeness)
+    unknown = [name for name in parameters if name not in _DEFAULTS]
+    if unknown:
+        raise UsageError(f"request.parameters: {unknown[0]!r} is no parameter")
     params = LlmCallParams(prompt=request.get("prompt", ""), **parameters)
     result = backend.generate(params, request.get("messages"))
     before_text = str(entry.answer.get("content", ""))

@@ -66,6 +66,8 @@ class Cassette:
         self._replayed: dict[str, int] = {}
         self.entries: list[Entry] = []
         if mode is Mode.RECORD:
+            if path.is_file() and path.stat().st_size:
+                read_cassette(path)  # what is none is not overwritten
             self._write("w", {"schema": SCHEMA})
         elif path.exists():
             self.entries = read_cassette(path)
@@ -144,10 +146,28 @@ def read_cassette(path: Path) -> list[Entry]:
                 raise ConfigError(f"expected a cassette of schema {SCHEMA}, found {found!r}", file=str(path), line=1)
             continue
         parts: list[Any] = [data.get(name) for name in _PARTS] if isinstance(data, dict) else []
-        if not parts or not all(isinstance(part, dict) for part in parts) or not {"kind", "model"} <= parts[0].keys():
+        if not parts or not all(isinstance(part, dict) for part in parts):
             raise ConfigError(f"expected {', '.join(_PARTS)}", file=str(path), line=number)
+        problem = _problem(*parts[:2])
+        if problem:
+            raise ConfigError(problem, file=str(path), line=number)
         entries.append(Entry(*parts))
     return entries
+
+
+def _problem(request: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    """What keeps an entry from being asked again, or ""."""
+    kind, messages = request.get("kind"), request.get("messages")
+    if kind not in ("chat", "call", "embed") or not isinstance(request.get("model"), str):
+        return "request: expected a kind (chat, call, embed) and a model"
+    if kind == "chat" and not (isinstance(messages, list) and all(isinstance(one, dict) for one in messages)):
+        return "request.messages: expected a list of messages"
+    if kind != "chat" and not isinstance(request.get("text" if kind == "embed" else "prompt"), str):
+        return f"request: expected a text to {kind}"
+    if not isinstance(request.get("parameters", {}), dict):
+        return "request.parameters: expected keys and values"
+    wanted = "embedding" if kind == "embed" else "content"
+    return "" if wanted in answer else f"answer: expected {wanted}"
 
 
 def _canonical(request: Mapping[str, Any]) -> str:

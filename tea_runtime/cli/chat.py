@@ -68,6 +68,8 @@ def command(
         with contextlib.ExitStack() as stack:
             _Terminal(app, talk, stack, options).run(ref)
         return
+    if question == ("-",):
+        question, message = (), "-"
     if message == "-" or (message is None and not sys.stdin.isatty()):
         message = sys.stdin.read()
     asked = "\n\n".join(part.strip() for part in (message or "", " ".join(question)) if part.strip())

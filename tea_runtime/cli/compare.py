@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -15,12 +14,14 @@ import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import table
-from tea_models.errors import UsageError
+from tea_models.errors import MissingFileError, UsageError
+from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
+from tea_models.sources.locate import locate
 from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tea_runtime.mapping.rows import Row
     from tea_runtime.workflow.file import Workflow
@@ -56,9 +57,11 @@ def command(
     if len(names) < 2:
         raise UsageError(f"--variants {variants!r}: expected two or more, with commas between them")
     model = source.llm_settings(environment(app)).model
-    variant = re.compile(r"(?!.*\.gguf$)[^/:\\]+")
-    base = (model or "").partition(":")[0]
-    references = [f"{base}:{name}" if base and variant.fullmatch(name) else name for name in names]
+    references = [_reference(app, name, (model or "").partition(":")[0]) for name in names]
+    paths = [locate(reference, app.caller, remote=False).paths for reference in references]
+    absent = next((path for found in paths for path in found if not path.is_file()), None)
+    if absent is not None:
+        raise MissingFileError(f"{absent}: no such file")
     found: list[dict[str, Any]] = []
     measure: dict[int, Any] = {}
     with (
@@ -66,10 +69,10 @@ def command(
         logged(app.out),
         tempfile.TemporaryDirectory(prefix="tea-compare-") as folder,
     ):
-        for number, reference in enumerate(references):
+        for number, (reference, files) in enumerate(zip(references, paths, strict=True)):
             output = Path(folder) / f"{number}.jsonl"
             each = read_rows(rows, limit=limit, sample=sample)
-            figures = _run(app, source, reference, each, output, concurrency=concurrency)
+            figures = _run(app, source, reference, each, output, paths=files, concurrency=concurrency)
             lines = map(json.loads, output.read_text("utf-8").splitlines())
             results = {line.pop("_row"): line for line in lines}
             measure = measure or results
@@ -79,16 +82,28 @@ def command(
     return 1 if min_agreement is not None and any(one["agreement"] < min_agreement for one in found) else 0
 
 
+def _reference(app: App, name: str, model: str) -> str:
+    """A variant of the workflow's model, where it has one of that name; else a reference."""
+    entry = Registry.load(app.settings).entries.get(model)
+    variants = [variant.lower() for variant in entry.variants] if entry is not None else []
+    return f"{model}:{name}" if name.lower() in variants else name
+
+
 def _run(
-    app: App, source: Workflow, reference: str, rows: Iterable[Row], output: Path, *, concurrency: int
+    app: App,
+    source: Workflow,
+    reference: str,
+    rows: Iterable[Row],
+    output: Path,
+    *,
+    paths: Sequence[Path],
+    concurrency: int,
 ) -> dict[str, Any]:
     """Run the rows with one model; what it is, what it did, and the bytes of its files and of its plan."""
     from tea_models.plan.resolve import resolve_plan
-    from tea_models.sources.locate import locate
     from tea_runtime.mapping.rows import Output, map_rows
     from tea_runtime.workflow.runner import LoadedWorkflow
 
-    paths = locate(reference, app.caller, remote=False).paths
     tokens, counting = 0, threading.Lock()
 
     def count(step: Step) -> None:

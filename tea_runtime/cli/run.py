@@ -42,7 +42,7 @@ _PLAIN_TYPES = ("", "str", "string", "any")
 @click.option("--gguf", metavar="REF", help="The model: a file or a reference. Comes before everything else.")
 @click.option("--backend", type=click.Choice(["local", "api", "auto"]), help="In place of settings.llm.backend.")
 @click.option("--locked", is_flag=True, help="Use only models that the nearest models.lock names.")
-@click.option("--record", metavar="FILE", help="Write every answer into a cassette.")
+@click.option("--record", metavar="FILE", help="Write every answer into a cassette, begun anew.")
 @click.option("--replay", metavar="FILE", help="Answer from a cassette, without a model.")
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."

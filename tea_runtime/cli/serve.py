@@ -74,7 +74,7 @@ def command(
         if app.out.as_json:
             sys.stdout.write(json.dumps({"url": url, "model": names[0], "models": names}) + "\n")
             sys.stdout.flush()
-        app.out.note(f"serving {', '.join(names)} at {url}  (Ctrl-C ends it)")
+        app.out.note(f"serving {', '.join(names)} at {url}, a page at {url.removesuffix('v1')}  (Ctrl-C ends it)")
         serve(build_app(pool, key=key, listen=host, allowed_hosts=allowed_hosts, origins=origins), listener)
         app.out.note("ended")
     return 130

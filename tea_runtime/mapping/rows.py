@@ -52,6 +52,7 @@ class Output:
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._beside.touch()  # the lock would wait for a folder in which nothing can be made
             self._lock.acquire()
         except Timeout:
             raise UsageError(f"{self.path}: another process is writing it") from None

@@ -347,7 +347,7 @@ async def _body(request: Request) -> dict[str, Any]:
 async def _not_found(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     paths = ", ".join(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings", "rerank", "models"))
-    said = f"{request.method} {request.url.path}: there are {paths}, /health, /metrics"
+    said = f"{request.method} {request.url.path}: there are {paths}, /health, /metrics, and a page at /"
     return JSONResponse(wire.failure(said, "invalid_request_error"), status)
 
 
