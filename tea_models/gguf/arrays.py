@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tea_models.errors import MalformedGGUFError
@@ -26,7 +25,7 @@ class ArrayValue:
         self._byte_order = window.byte_order
         self.item_type, self.count, at = _read_head(window, what)
         self.start = window.position
-        _step_over(window, self.item_type, self.count, what, at=at)
+        self._marks = _step_over(window, self.item_type, self.count, what, at=at)
         self.end = window.position
 
     def __len__(self) -> int:
@@ -35,50 +34,94 @@ class ArrayValue:
     def __iter__(self) -> Iterator[Any]:
         """Its items; bad bytes in strings are shown as escapes, inner arrays are `ArrayValue`s."""
         if self.item_type is ValueType.STRING:
-            return (raw.decode("utf-8", "backslashreplace") for raw in self.strings)
+            return (raw.decode("utf-8", "backslashreplace") for raw in self.strings())
         window = self._window()
         if self.item_type is ValueType.ARRAY:
             return (ArrayValue(window, "an inner array") for _ in range(self.count))
-        values = array(SCALARS[self.item_type][0], self._read())
+        values = array(SCALARS[self.item_type][0], self._read(self.start, self.end))
         if self._byte_order != sys.byteorder:
             values.byteswap()
         return map(bool, values) if self.item_type is ValueType.BOOL else iter(values)
 
-    @cached_property
-    def strings(self) -> list[bytes]:
-        """The items of an array of strings as bytes; none of another array."""
-        found: list[bytes] = []
-        if self.item_type is ValueType.STRING:
-            data, unpack, at = self._read(), struct.Struct(self._window().prefix + "Q").unpack_from, 0
-            end, append = len(data), found.append  # a quarter of a million turns
+    def strings(self) -> Iterator[bytes]:
+        """The items of an array of strings as bytes, a part of the file at a time; none of another array."""
+        for _, data in self._parts():
+            unpack, at, end = self._length.unpack_from, 0, len(data)
             while at < end:
                 begin = at + 8
                 at = begin + unpack(data, at)[0]
-                append(data[begin:at])
-        return found
+                yield data[begin:at]
 
     def text(self, index: int) -> str | None:
         """One string of an array of strings, or None where there is none of that index."""
-        return self.strings[index].decode("utf-8", "backslashreplace") if 0 <= index < len(self.strings) else None
+        return next(iter(self.texts([index])), None) if 0 <= index < self.count else None
+
+    def texts(self, indices: Iterable[int]) -> list[str]:
+        """The strings of some indices in rising order (each below `count`), read from the nearest marks."""
+        found, parts, unpack = [], self._parts(), self._length.unpack_from
+        firsts = [*(first for first, _ in self._marks[1:]), self.count]
+        (here, data), at, number = next(parts, (0, b"")), 0, 0
+        for index in indices if data else ():
+            while index >= firsts[number]:
+                (here, data), at, number = next(parts), 0, number + 1
+            while here < index:
+                at, here = at + 8 + unpack(data, at)[0], here + 1
+            found.append(data[at + 8 : at + 8 + unpack(data, at)[0]].decode("utf-8", "backslashreplace"))
+        return found
 
     def find_first(self, texts: Sequence[str]) -> tuple[str, int] | None:
         """Of some texts the first one that is among the strings, with its index."""
-        wanted = {text.encode(): text for text in texts}
-        found: dict[str, int] = {}
-        for index, raw in enumerate(self.strings):
-            if raw in wanted:
-                found.setdefault(wanted[raw], index)
-        return next(((text, found[text]) for text in texts if text in found), None)
+        needles = [(text, self._length.pack(len(text.encode())) + text.encode()) for text in texts]
+        best: tuple[str, int] | None = None
+        for first, data in self._parts():
+            for rank, (text, needle) in enumerate(needles):
+                index = self._index_of(needle, first, data)
+                if index is not None:
+                    best = text, index
+                    del needles[rank:]  # only what comes before it can still win
+                    break
+        return best
+
+    def positions(self, value: int, most: int) -> list[int]:
+        """Indices of the items of an `int32` array that equal a value, at most `most` of them."""
+        needle, data = struct.pack(self._window().prefix + "i", value), self._read(self.start, self.end)
+        found: list[int] = []
+        at = data.find(needle)
+        while at >= 0 and len(found) < most:
+            if at % 4 == 0:
+                found.append(at // 4)
+            at = data.find(needle, at + 1)
+        return found
+
+    def _index_of(self, needle: bytes, index: int, data: bytes) -> int | None:
+        """Index of the string that is `needle`, length and text, within a part that begins with string `index`."""
+        at, found, unpack = 0, data.find(needle), self._length.unpack_from
+        while found >= 0:
+            while at < found:
+                at, index = at + 8 + unpack(data, at)[0], index + 1
+            if at == found:
+                return index
+            found = data.find(needle, found + 1)
+        return None
+
+    def _parts(self) -> Iterator[tuple[int, bytes]]:
+        """The strings in parts, each with the index of its first one; a part ends where a string does."""
+        ends = [*(start for _, start in self._marks[1:]), self.end]
+        return ((first, self._read(start, end)) for (first, start), end in zip(self._marks, ends, strict=False))
+
+    @property
+    def _length(self) -> struct.Struct:
+        return struct.Struct(self._window().prefix + "Q")
 
     def _window(self) -> Window:
         return Window(self._source, byte_order=self._byte_order, start=self.start)
 
-    def _read(self) -> bytes:
-        data = self._source.read(self.start, self.end - self.start)
-        if len(data) < self.end - self.start:
+    def _read(self, start: int, end: int) -> bytes:
+        data = self._source.read(start, end - start)
+        if len(data) < end - start:
             raise MalformedGGUFError(
                 self._source.name,
-                offset=self.start + len(data),
+                offset=start + len(data),
                 problem="the file became shorter while it was read",
                 hint="run the command again when nothing writes to the file",
             )
@@ -101,8 +144,9 @@ def read_value_type(window: Window, what: str) -> ValueType:
     return ValueType(number)
 
 
-def _step_over(window: Window, item_type: ValueType, count: int, what: str, *, at: int) -> None:
-    """Step over the items of an array; arrays in arrays with a list of counts in place of recursion."""
+def _step_over(window: Window, item_type: ValueType, count: int, what: str, *, at: int) -> list[tuple[int, int]]:
+    """Step over the items of an array; arrays in arrays with a list of counts in place of recursion. The last marks."""
+    marks: list[tuple[int, int]] = []
     open_counts: list[int] = []
     while True:
         smallest = {ValueType.STRING: 8, ValueType.ARRAY: 12}.get(item_type) or SCALARS[item_type][1]
@@ -114,7 +158,7 @@ def _step_over(window: Window, item_type: ValueType, count: int, what: str, *, a
                 raise window.malformed(f"{what}: arrays lie in arrays more than {MAX_DEPTH} deep", at=at)
             open_counts.append(count)
         elif item_type is ValueType.STRING:
-            window.step_over_strings(count, what)
+            marks = window.step_over_strings(count, what)
         elif item_type is ValueType.BOOL:
             _check_booleans(window, count, what)
         else:
@@ -122,7 +166,7 @@ def _step_over(window: Window, item_type: ValueType, count: int, what: str, *, a
         while open_counts and not open_counts[-1]:
             open_counts.pop()
         if not open_counts:
-            return
+            return marks
         open_counts[-1] -= 1
         item_type, count, at = _read_head(window, what)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from tea_models.errors import IntegrityError
@@ -186,7 +186,7 @@ class _Vocabulary:
         if self.model == "bert" and types is not None and not self.problems and _BYTE_TYPE in types:
             self.problems.append("tokenizer.ggml.token_type has byte tokens, which a bert tokenizer can't have")
         if thorough and not self.problems:
-            self._unique(tokens.strings)
+            self._unique(tokens.strings())
         return self.problems
 
     def check_tokenizing(self) -> list[str]:
@@ -195,9 +195,9 @@ class _Vocabulary:
             self._special_tokens(self.model, tokens.count)
             # What no token covers is written byte by byte, and a byte that has no token ends the process.
             if self.model in ("llama", "plamo2"):
-                self._every_byte(set(tokens.strings))
+                self._every_byte(tokens)
             elif self.model == "rwkv":
-                self._every_first_byte(tokens.strings)
+                self._every_first_byte(tokens.strings())
         return self.problems
 
     def _array(self, name: str, item_type: ValueType) -> ArrayValue | None:
@@ -207,7 +207,7 @@ class _Vocabulary:
         self.problems.append(f"{_PREFIX}{name} is not an array of {item_type.label}")
         return None
 
-    def _unique(self, tokens: list[bytes]) -> None:
+    def _unique(self, tokens: Iterable[bytes]) -> None:
         # The loader asserts as many texts as tokens, and renames empty ones by their index.
         seen: set[bytes] = set()
         for index, raw in enumerate(tokens):
@@ -241,19 +241,21 @@ class _Vocabulary:
         if not named and (default is None or default >= count):
             self.problems.append(f"the tokenizer adds a {shown} token, but the vocabulary has none")
 
-    def _every_byte(self, tokens: set[bytes]) -> None:
+    def _every_byte(self, tokens: ArrayValue) -> None:
         """`llama_vocab::byte_to_token`: the text `<0xXX>`, or for `llama` the byte itself (but 0)."""
-        plain = self.model == "llama"
-        left = [
-            text
-            for byte in range(256)
-            if (text := b"<0x%02X>" % byte) not in tokens and not (plain and byte and b"%c" % byte in tokens)
-        ]
+        left = {b"<0x%02X>" % byte for byte in range(256)}
+        for raw in tokens.strings():  # they stand at the beginning, where they are
+            left.discard(raw)
+            if not left:
+                return
+        if self.model == "llama":
+            plain = {b"%c" % byte: b"<0x%02X>" % byte for byte in range(1, 256)}
+            left -= {plain[raw] for raw in tokens.strings() if raw in plain}
         if left:
-            shown = left[0].decode("ascii")
+            shown = min(left).decode("ascii")
             self.problems.append(f"tokenizer.ggml.tokens lacks {len(left)} of the 256 bytes, the first is {shown}")
 
-    def _every_first_byte(self, tokens: list[bytes]) -> None:
+    def _every_first_byte(self, tokens: Iterable[bytes]) -> None:
         """`llm_tokenizer_rwkv_session`: a text that only begins like a token is tokenized for ever."""
         texts = [text for raw in tokens if (text := _unescape_first(raw)) is not None]
         lacking = {first for first, _ in texts} - {first for first, alone in texts if alone}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.header import Value
@@ -77,5 +76,5 @@ def control_tokens(metadata: Mapping[str, Value]) -> tuple[str, ...]:
     tokens, types = token_texts(metadata), metadata.get("tokenizer.ggml.token_type")
     if tokens is None or not isinstance(types, ArrayValue) or types.item_type is not ValueType.INT32:
         return ()
-    control = (raw for raw, kind in zip(tokens.strings, types, strict=False) if kind == _CONTROL)
-    return tuple(raw.decode("utf-8", "backslashreplace") for raw in islice(control, MOST_CONTROL_TOKENS))
+    indices = types.positions(_CONTROL, MOST_CONTROL_TOKENS)
+    return tuple(tokens.texts(index for index in indices if index < tokens.count))

@@ -74,10 +74,13 @@ class Window:
         if self._steps < 0:
             raise self.malformed(f"{what}: more than {MAX_STEPS:,} strings and arrays in one header", at=at)
 
-    def step_over_strings(self, count: int, what: str) -> None:
-        unpack = struct.Struct(self.prefix + "Q").unpack_from
+    def step_over_strings(self, count: int, what: str) -> list[tuple[int, int]]:
+        """Step over strings; marks (index of a string, where it starts) about a window apart, from the first on."""
+        marks: list[tuple[int, int]] = []
+        unpack, every = struct.Struct(self.prefix + "Q").unpack_from, count
         while count:
             begin = at = self._look_at(8, f"the length of a string of {what}")
+            marks.append((every - count, self.position))
             buffer, left = self._buffer, repeat(None, count)
             # The hot loop: half a million turns for a large vocabulary. Running off the window ends it, before the
             # string that is to be read next.
@@ -94,6 +97,7 @@ class Window:
                     hint=CUT_SHORT,
                 )
             self.position = self._start + begin
+        return marks
 
     def _look_at(self, length: int, what: str) -> int:
         """Where the next `length` bytes are in the buffer, which is filled anew where they are not."""
