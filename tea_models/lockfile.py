@@ -9,17 +9,19 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
 from tea_models.files import Artifact, ModelFile, Source, public
-from tea_models.registry.engines import Catalog
 from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
 from tea_models.yamlfile import Document, load_yaml, read_yaml, validate
+
+if TYPE_CHECKING:  # slow to import, and few locks name an engine
+    from tea_models.registry.engines import Catalog
 
 SCHEMA = "tea.models-lock/1"
 _HEADER = "# Written by `tea-models lock`. Commit it; `tea-models sync --frozen` installs exactly this.\n"
@@ -72,7 +74,8 @@ def parse_lock(text: str, file: str) -> Lock:
 
 
 def _read(document: Document) -> Lock:
-    found = validate(_LockModel, document)
+    engine = isinstance(document.data, dict) and document.data.get("engine") is not None
+    found = validate(_with_engine() if engine else _LockModel, document)
     models = {}
     for reference, item in found.models.items():
         files = tuple(file.model_file() for file in item.files)
@@ -148,4 +151,10 @@ class _LockModel(Strict):
     inputs: list[str] = Field(default=[])
     names: list[str] = Field(default=[])
     models: dict[ReferenceText, _ModelModel] = Field(default={})
-    engine: Catalog | None = None
+    engine: Any = None
+
+
+def _with_engine() -> type[_LockModel]:
+    from tea_models.registry.engines import Catalog
+
+    return create_model("_LockModel", __base__=_LockModel, engine=(Catalog, ...))

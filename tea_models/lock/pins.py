@@ -26,7 +26,6 @@ from tea_models.errors import IntegrityError, LockError, NotAvailableError, Usag
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.header import read_header
-from tea_models.lock.engine import lock_engine
 from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
@@ -66,6 +65,8 @@ def update_lock(
     references, inputs, names = _asked(path, given, old)
     lock = make_lock(references, caller, inputs=inputs, names=names, old=old, renewed=renewed, strict=strict)
     if engine:
+        from tea_models.lock.engine import lock_engine
+
         lock = replace(lock, engine=lock_engine(lock.engine, caller.settings.environ or None))
     gone = [text for text in locked if text not in lock.models]
     if gone:

@@ -24,10 +24,7 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.files import Artifact
-from tea_models.lock.engine import sync_engine
-from tea_models.lock.mirror import read_mirrored_lock
 from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
-from tea_models.lock.unbundle import unpack_bundle
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
 from tea_models.sources.mirror import logged_in, mirrored
@@ -89,6 +86,8 @@ def sync(
         _remember_lock(store, lock_path, locked)
     engine = None
     if lock.engine is not None:
+        from tea_models.lock.engine import sync_engine  # slow to import, as the two below
+
         engine = sync_engine(lock.engine, caller, only_check=caller.settings.offline and origin is None)
     extra = [item.record for item in store.installed() if item.state != "missing" and item.record.sha256 not in locked]
     removed = []
@@ -153,6 +152,8 @@ def _take_lock(mirror: str, lock_path: Path, caller: Caller) -> bool:
     """Where there is no lock, that of the mirror becomes it."""
     if lock_path.exists():
         return False
+    from tea_models.lock.mirror import read_mirrored_lock
+
     lock = parse_lock(read_mirrored_lock(mirror, caller), f"{redact(mirror)}: models.lock")
     caller.note(f"writing {lock_path}: taken from {redact(mirror)}")
     return write_lock(lock_path, lock)
@@ -190,6 +191,8 @@ def _check_templates(lock: Lock, files: list[PullResult], caller: Caller, *, eve
 def _take_bundle(bundle: Path, lock_path: Path, caller: Caller) -> tuple[bool, frozenset[str]]:
     """Bring the locked models of a bundle into the store; whether a lock was written, and which files were broken."""
     only = frozenset(str(file.sha256) for file in read_lock(lock_path).files) if lock_path.exists() else None
+    from tea_models.lock.unbundle import unpack_bundle
+
     unpacked = unpack_bundle(bundle, caller, only=only)
     repaired = frozenset(file.record.sha256 for file in unpacked.files if file.status == "repaired")
     if only is not None:
