@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -58,8 +59,14 @@ def _current(path: Path, store: Store, digest: str) -> bool:
 
 def _registries(settings: Settings) -> str:
     """What tells the present corrections from others: this release, and the texts of the registries."""
-    digest = hashlib.sha256((version("tea-models") + builtin_text()).encode())
+    digest = hashlib.sha256(_release())
     for path in settings.registry_files:
         with contextlib.suppress(OSError):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _release() -> bytes:
+    """What this release corrects; read once, before a process gives up the right to read it."""
+    return (version("tea-models") + builtin_text()).encode()
