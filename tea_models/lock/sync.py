@@ -27,7 +27,7 @@ from tea_models.files import Artifact
 from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
-from tea_models.sources.mirror import logged_in, mirrored
+from tea_models.sources.mirror import logged_in, mirrored, oci_repository
 from tea_models.store import Record, Store, stamp_of
 from tea_models.verbs.pull import PullResult, pull_artifacts
 
@@ -65,7 +65,7 @@ def sync(
     taken, repaired = False, frozenset[str]()
     mirror = origin if origin is not None and ("://" in origin or Path(origin).is_dir()) else ""
     if mirror:
-        mirrored(mirror, "")  # whether it can be understood
+        oci_repository(mirror)  # refuses an address that can't be understood, also where nothing is lacking
         taken = _take_lock(mirror, lock_path, caller)
     elif origin is not None:
         taken, repaired = _take_bundle(Path(origin), lock_path, caller)
