@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,8 @@ class _Call:
     settings: LlmSettings
     params: Mapping[str, Any]
 
-    def open(self) -> LlmBackend:
-        return self.actions.pool.get(self.settings)
+    def opened(self) -> AbstractContextManager[LlmBackend]:
+        return self.actions.pool.use(self.settings)
 
     def options(self) -> dict[str, Any]:
         """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
@@ -179,31 +180,30 @@ def _generate(call: _Call, *, chat: bool, stream: bool = False) -> dict[str, Any
     callback = call.callback() if stream else None
     prompt = _prompt(call.params) if messages is None else ""
     options = call.options()
-    backend = call.open()
-    if messages is None and call.chats(backend):
-        messages = [{"role": "user", "content": prompt}]
-    params = call.limited(options, backend, prompt, chat=messages is not None)
-    messages = None if messages is None else check_messages(messages)
-    if callback is None:
-        return backend.generate(params, messages).to_dict()
     pieces = itertools.count()
 
     def piece(text: str) -> None:
         next(pieces)
-        callback(text)
+        if callback is not None:
+            callback(text)
 
-    result = backend.generate(params, messages, piece)
-    return {**result.to_dict(), "streamed": True, "chunk_count": next(pieces)}
+    with call.opened() as backend:
+        if messages is None and call.chats(backend):
+            messages = [{"role": "user", "content": prompt}]
+        params = call.limited(options, backend, prompt, chat=messages is not None)
+        messages = None if messages is None else check_messages(messages)
+        result = backend.generate(params, messages, piece if callback is not None else None)
+    return result.to_dict() | ({"streamed": True, "chunk_count": next(pieces)} if callback is not None else {})
 
 
 def _embed(call: _Call) -> dict[str, Any]:
     text = call.params.get("text")
     given = check_texts(text)
-    backend = call.open()
-    vectors = backend.embed(given)
-    # A local model can count; what an API counts it keeps to itself here.
-    count = getattr(backend, "count_tokens", None)
-    tokens = sum(map(count, given)) if count is not None else None
+    with call.opened() as backend:
+        vectors = backend.embed(given)
+        # A local model can count; what an API counts it keeps to itself here.
+        count = getattr(backend, "count_tokens", None)
+        tokens = sum(map(count, given)) if count is not None else None
     return {
         "embedding": vectors[0] if isinstance(text, str) else vectors,
         "dimensions": len(vectors[0]) if vectors else 0,
@@ -221,11 +221,9 @@ def _batch(call: _Call) -> dict[str, Any]:
         raise UsageError("llm.batch: expected prompts or conversations, one of them")
     options = call.options()
     items = _items("prompts", prompts) if conversations is None else _items("conversations", conversations)
-    backend = call.open()
-    chat = conversations is not None or bool(system) or call.chats(backend)
     key = "prompt" if conversations is None else "messages"
 
-    def asked(item: Any) -> tuple[LlmCallParams, Any] | TeaModelsError:
+    def asked(item: Any, backend: LlmBackend, *, chat: bool) -> tuple[LlmCallParams, Any] | TeaModelsError:
         try:
             messages = chat_messages({key: item, "system": system}) if chat else None
             prompt = "" if chat else _prompt({key: item})
@@ -233,9 +231,11 @@ def _batch(call: _Call) -> dict[str, Any]:
         except TeaModelsError as error:
             return error
 
-    every = [asked(item) for item in items]
-    sound = [one for one in every if not isinstance(one, TeaModelsError)]
-    made = iter(backend.generate_many(sound, return_errors=True))
+    with call.opened() as backend:
+        chat = conversations is not None or bool(system) or call.chats(backend)
+        every = [asked(item, backend, chat=chat) for item in items]
+        sound = [one for one in every if not isinstance(one, TeaModelsError)]
+        made = iter(backend.generate_many(sound, return_errors=True))
     answers = [one if isinstance(one, TeaModelsError) else next(made) for one in every]
     used = [answer.usage for answer in answers if isinstance(answer, LlmCallResult) and answer.usage]
     usage = {name: sum(one.get(name, 0) for one in used) for name in sorted({name for one in used for name in one})}
@@ -248,8 +248,8 @@ def _rerank(call: _Call) -> dict[str, Any]:
     if not isinstance(query, str):
         raise UsageError(f"query: expected a text, found {kind_of(query)}")
     documents = check_texts(call.params.get("documents"), "documents")
-    backend = call.open()
-    scores = backend.rerank(query, documents)
+    with call.opened() as backend:
+        scores = backend.rerank(query, documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return {"scores": scores, "order": order, **_answerer(backend)}
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from tea_models.errors import DoesNotFitError, IntegrityError, LockError, TeaModelsError, UnknownModelError, UsageError
+from tea_models.plan.together import SharedPlan, plan_together
+from tea_models.requirements import NodeModel
 from tea_models.settings import Settings
 from tea_runtime.api.backend import API_SETTINGS, api_of, api_problem
 from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_of
@@ -18,7 +22,7 @@ from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import Search, is_model_name, search
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tea_runtime.backend import LlmBackend
 
@@ -27,7 +31,7 @@ logger = logging.getLogger("tea_runtime")
 MadeT = TypeVar("MadeT")
 # What decides which file is loaded, and how.
 _NAMES = ("profile", "model_path", "model", "auto_pull")
-_LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type", "prompt_cache")
+_LOAD = ("n_ctx", "n_threads", "n_gpu_layers", "chat_format", "kv_type", "memory", "prompt_cache")
 
 
 def create_llm_backend(
@@ -72,8 +76,12 @@ class BackendPool:
         self.gguf = gguf
         self._cassette = cassette_of(self.environ)
         self._lock = threading.Lock()
-        self._made: dict[tuple[Any, ...], Any] = {}
+        self._unused = threading.Condition(self._lock)  # a backend has fewer users
+        self._made: dict[tuple[Any, ...], Any] = {}  # the longest unused first
         self._locks: dict[tuple[Any, ...], threading.Lock] = {}
+        self._users: Counter[int] = Counter()  # of backends, by their id
+        self._mine = threading.local()  # what this thread uses
+        self._nodes: list[tuple[str, LlmSettings]] = []
 
     def get(self, block: LlmSettings) -> LlmBackend:
         """The backend for these settings; raises as `create_llm_backend` does."""
@@ -83,6 +91,31 @@ class BackendPool:
         model = asked_model(block, self.environ, self.gguf)
         key = ("cassette", *_values(block, tuple(LlmSettings.model_fields)))
         return self._once(key, lambda: CassetteBackend(cassette, model, lambda: self._open(block)))
+
+    @contextmanager
+    def use(self, block: LlmSettings) -> Iterator[LlmBackend]:
+        """As `get`; while a backend is used it is not closed for another one."""
+        while True:
+            backend = self.get(block)
+            with self._lock:
+                key = next((key for key, made in self._made.items() if made is backend), None)
+                if key is not None:  # it was not closed meanwhile
+                    self._made[key] = self._made.pop(key)
+                    self._users[id(backend)] += 1
+                    break
+        mine = self._mine.__dict__
+        mine["count"] = mine.get("count", 0) + 1
+        try:
+            yield backend
+        finally:
+            mine["count"] -= 1
+            with self._unused:
+                self._users[id(backend)] -= 1
+                self._unused.notify_all()
+
+    def share_memory(self, nodes: Sequence[tuple[str, LlmSettings]]) -> None:
+        """Plan the models of a workflow's nodes (name, settings) together, when the first of them is loaded."""
+        self._nodes = list(nodes)
 
     def close(self) -> None:
         """Close every backend; what is needed again is opened again."""
@@ -135,12 +168,47 @@ class BackendPool:
         from tea_runtime.local import LocalLlmBackend
 
         assert found.path is not None
-        logger.info("loading %s", found.path.name)
         given: dict[str, Any] = {key: getattr(block, key) for key in (*_LOAD, "embedding")}
+        shared = self._once(("shared",), self._plan_nodes)
+        if shared and any(model.reference == str(found.path) for model in shared.models):
+            given["memory"] = shared.model(str(found.path)).share
+            self._make_room(shared, str(found.path))
+        logger.info("loading %s", found.path.name)
         settings = Settings.resolve(self.environ, cwd=Path.cwd())
         backend = LocalLlmBackend(found.path, profile=found.profile, settings=settings, **given)
         logger.info("backend: local (%s), named by %s", found.path.name, found.source)
         return backend
+
+    def _plan_nodes(self) -> SharedPlan | Literal[False]:
+        """The plan for the models of all nodes; False for a single one, and where each has to say what is wrong."""
+        nodes = []
+        try:
+            for node, block in self._nodes if self._cassette is None else ():
+                found = self._once(("found", *_values(block, _NAMES)), lambda block=block: self._find(block))  # type: ignore[misc]
+                nodes.append(NodeModel(node, str(found.path), block.model_dump(exclude_unset=True)))
+            if len({node.reference for node in nodes}) < 2:
+                return False
+            shared = plan_together(nodes, Settings.resolve(self.environ, cwd=Path.cwd()))
+        except TeaModelsError:
+            return False
+        logger.info("%d models: %s", len(shared.models), shared.reason)
+        return shared
+
+    def _make_room(self, shared: SharedPlan, path: str) -> None:
+        """Close the longest unused models until there is room for another one; wait for those that are used."""
+        with self._unused:
+            while True:
+                loaded = {key: made for key, made in self._made.items() if key[0] == "local"}
+                if sum(shared.model(one).own for one in {path, *(str(key[1]) for key in loaded)}) <= shared.room:
+                    return
+                idle = [key for key, made in loaded.items() if not self._users[id(made)]]
+                if idle:
+                    logger.info("closing %s, to make room", Path(idle[0][1]).name)
+                    self._made.pop(idle[0]).close()
+                elif not loaded or self._mine.__dict__.get("count"):  # this thread itself uses one: no end of waiting
+                    return
+                else:
+                    self._unused.wait()
 
     def _api(self, block: LlmSettings) -> LlmBackend:
         api = api_of(block, self.environ)

@@ -56,6 +56,7 @@ class LlmSettings(BaseModel):
     n_gpu_layers: Annotated[int, BeforeValidator(_no_bool), Field(ge=-1)] | None = None
     chat_format: str | None = None
     kv_type: Annotated[str, BeforeValidator(_lower)] | None = None
+    memory: int | str | None = None
     embedding: bool = False
     api_base: str | None = None
     provider: Annotated[Literal["auto", "openai", "azure", "ollama"], BeforeValidator(_provider)] | None = None
@@ -143,6 +144,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
 _EXPECTED = {
     **dict.fromkeys(("model", "model_path", "profile", "chat_format", "kv_type", "api_base"), "a text"),
     **dict.fromkeys(("embedding", "fallback", "auto_pull"), "true or false"),
+    "memory": "a size such as 4GiB",
     "prompt_cache": "true, false or a folder",
     "backend": "local, api or auto",
     "n_ctx": "a number of tokens, max or auto",

@@ -55,6 +55,7 @@ class LocalLlmBackend(LlmBackend):
         chat_format: Overrides the file's template: a known name, a Jinja template, or the path of one.
         embedding: Plan for embeddings instead of chats.
         kv_type: Type of the KV cache; by the plan.
+        memory: What it may take, in bytes or as a size such as `4GiB`; by default what is available.
         prompt_cache: Keep long prompts on disk, for the next process: True, or the folder for them.
         profile: Facts about the file, if they are known already.
         settings: Where the store is; by default from the process's environment.
@@ -77,6 +78,7 @@ class LocalLlmBackend(LlmBackend):
         embedding: bool = False,
         *,
         kv_type: str | None = None,
+        memory: int | str | None = None,
         prompt_cache: bool | str | os.PathLike[str] = False,
         profile: ModelProfile | None = None,
         settings: Settings | None = None,
@@ -88,7 +90,7 @@ class LocalLlmBackend(LlmBackend):
         self.model_path = find_file(model_path, settings)
         purpose = "embed" if embedding else "chat"
         user = UserSettings.of(
-            n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, kv_type=kv_type, purpose=purpose
+            n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers, kv_type=kv_type, memory=memory, purpose=purpose
         )
         check = functools.partial(check_text, path=self.model_path, vectors=True)
         self.profile, self.plan = plan_model(self.model_path, settings, user, profile=profile, check=check)

@@ -10,9 +10,11 @@ import pytest
 from tea_models.caller import Caller
 from tea_models.errors import ConfigError, LockError, MissingFileError, NotAvailableError, UsageError
 from tea_models.lock.bundle import bundle
-from tea_models.lock.pins import check_lock, outdated, read_requirements, update_lock
+from tea_models.lock.pins import check_lock, outdated, update_lock
 from tea_models.lock.sync import sync
 from tea_models.lockfile import Lock, format_lock, read_lock, write_lock
+from tea_models.registry.entries import Registry
+from tea_models.requirements import read_requirements
 from tea_models.settings import Settings
 from tea_models.yamlfile import load_yaml
 from tests.gguf_build import build_gguf, small_llama_metadata
@@ -169,9 +171,9 @@ def test_workflows_ask_for_their_model(tmp_path: Path) -> None:
 
 def test_a_workflow_for_an_api_asks_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text("settings: {llm: {backend: api, model: gpt-9}}\nnodes: []\n")
-    assert read_requirements(tmp_path / "w.yaml") == []
+    assert read_requirements(tmp_path / "w.yaml", Registry({})) == []
     (tmp_path / "w.yaml").write_text("nodes: []\n")
-    assert read_requirements(tmp_path / "w.yaml") == []
+    assert read_requirements(tmp_path / "w.yaml", Registry({})) == []
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_a_mistake_in_models_yaml_is_shown_with_file_line_and_key(tmp_path: Path
     path = tmp_path / "models.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        read_requirements(path)
+        read_requirements(path, Registry({}))
     assert place in caught.value.message
 
 
@@ -257,7 +259,7 @@ def test_what_is_given_as_a_lock_and_is_none_ends_at_once_and_is_not_shown(tmp_p
     secret.write_text("root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n")
     os.mkfifo(tmp_path / "fifo")
     for path in (secret, tmp_path / "fifo", tmp_path):
-        for read in (read_lock, read_requirements):
+        for read in (read_lock, lambda path: read_requirements(path, Registry({}))):
             with pytest.raises(ConfigError) as caught:
                 read(path)
             assert "root" not in str(caught.value).replace(str(tmp_path), "")
@@ -328,7 +330,7 @@ def yaml_blocks(page: str) -> list[str]:
 def test_the_files_shown_in_the_documentation_are_valid(tmp_path: Path) -> None:
     blocks = yaml_blocks("ci.md")
     (tmp_path / "models.yaml").write_text(next(block for block in blocks if block.startswith("# models.yaml")))
-    assert read_requirements(tmp_path / "models.yaml")[0] == "smollm2-135m"
+    assert read_requirements(tmp_path / "models.yaml", Registry({}))[0] == "smollm2-135m"
     (tmp_path / "models.lock").write_text(next(block for block in blocks if block.startswith("schema:")))
     assert list(read_lock(tmp_path / "models.lock").models) == ["smollm2-135m"]
     assert len(blocks) == 4

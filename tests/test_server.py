@@ -468,7 +468,7 @@ class Opener:
             raise self._fails.pop()
         parrot = Parrot()
         total, budget = self._memory
-        memory = SimpleNamespace(use=SimpleNamespace(total=total), budget=budget)
+        memory = SimpleNamespace(use=SimpleNamespace(overhead=0), total=total, budget=budget)
         parrot.plan = SimpleNamespace(memory=memory)
         self.opened.append(parrot)
         return parrot

@@ -11,6 +11,7 @@ from tea_models.sizes import human_bytes
 
 if TYPE_CHECKING:
     from tea_models.plan.choice import Comparison, Fit
+    from tea_models.plan.together import SharedPlan
 
 # The settings of the overview; those that only follow a default are listed without their reason.
 _TOLD = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers", "use_mmap")
@@ -137,6 +138,26 @@ def comparison_text(comparison: Comparison, out: Output) -> str:
     lines[0] = out.style(lines[0], "bold")
     lines += ["", f"{human_bytes(comparison.budget)} may be used: {one_line(comparison.budget_reason)}"]
     return "\n".join([*lines, "! is more than that"] if any("!" in line for line in lines) else lines)
+
+
+def shared_text(plan: SharedPlan, out: Output, name: str) -> str:
+    """The models of a workflow under one budget, and where they don't fit together, what each node opens and closes."""
+    rows = []
+    for model in plan.models:
+        context = f"{model.plan.settings.n_ctx:,}"
+        if model.plan.context_length and model.plan.context_length != model.plan.settings.n_ctx:
+            context += f" of {model.plan.context_length:,}"
+        rows.append([model.reference, context, human_bytes(model.plan.memory.total), ", ".join(model.nodes)])
+    lines = table(rows, header=["MODEL", "CONTEXT", "MEMORY", "NODES"], right=frozenset({2})).splitlines()
+    lines[0] = out.style(lines[0], "bold")
+    budget = f"{human_bytes(plan.total)} of {human_bytes(plan.budget)} in one process ({one_line(plan.budget_reason)})"
+    reason = textwrap.wrap(f"{printable(name)}: {plan.reason}", min(out.width, 100))
+    steps = []
+    for number, step in enumerate(plan.steps, 1):
+        opens = f"opens {step.model}" if step.opens else ""
+        closes = f"after closing {', '.join(step.closes)}" if step.closes else ""
+        steps.append([f"{number}. {step.node}", opens, closes])
+    return "\n".join([*reason, "", *lines, "", budget, *(() if plan.together else ("", table(steps)))])
 
 
 def _cell(fit: Fit, n_ctx: int) -> str:

@@ -10,14 +10,17 @@ from typing import Any
 import click
 
 from tea_models.cli.frame import FILE, App, answering, takes_locked
-from tea_models.cli.plan_view import comparison_text, explanation, overview
+from tea_models.cli.plan_view import comparison_text, explanation, overview, shared_text
 from tea_models.deploy import TARGETS
 from tea_models.errors import UsageError
 from tea_models.plan.choice import compare_variants
 from tea_models.plan.curve import draw_svg, draw_text, memory_curve
 from tea_models.plan.export import export_plan, plan_for_export
 from tea_models.plan.resolve import open_for_plan, plan_opened
+from tea_models.plan.together import plan_together
 from tea_models.plan.user_settings import UserSettings
+from tea_models.registry.entries import Registry
+from tea_models.requirements import node_models
 
 
 def _context(text: str) -> int | str:
@@ -56,7 +59,8 @@ def _takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("plan")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", required=False)
+@click.option("--workflow", type=FILE, help="Plan all models that the nodes of a workflow use, for one budget.")
 @_takes_user_settings
 @click.option("--swa-full", is_flag=True, default=None, help="Keep the whole context in layers with a sliding window.")
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
@@ -65,14 +69,25 @@ def _takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 @takes_locked
 @answering
 def plan_command(
-    app: App, model: str, *, explain: bool, compare: bool, plot: str | None, estimate: bool, **options: Any
-) -> None:
+    app: App, model: str | None, *, workflow: Path | None, explain: bool, compare: bool, plot: str | None,
+    estimate: bool, **options: Any,
+) -> None:  # fmt: skip
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
 
     MODEL may still be far away: its header is enough, and llama.cpp measures the memory in a dry run. What is asked
     for and does not fit is refused with the numbers and with what would fit.
     """
     user = UserSettings.of(**options)
+    if (model is None) == (workflow is None) or (workflow and (explain or compare or plot is not None)):
+        raise UsageError("expected MODEL, or --workflow FILE without --explain, --compare and --plot")
+    if workflow is not None:
+        nodes = node_models(workflow, Registry.load(app.settings))
+        if not nodes:
+            raise UsageError(f"{workflow}: no node of it asks a local model", hint="name one in settings.llm.model")
+        shared = plan_together(nodes, app.settings, measure=not estimate, **options)
+        app.out.answer(shared.to_json(), lambda: shared_text(shared, app.out, str(workflow)))
+        return
+    assert model is not None
     if compare and (plot is not None or explain):
         raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
     if compare:

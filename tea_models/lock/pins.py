@@ -1,12 +1,6 @@
 """From references to pins: what a lock should hold, whether it is up to date, and making it.
 
-What a project asks for are the references in its `models.yaml` and in its workflows (`settings.llm.model`, unless that
-is a model of an API):
-
-    # models.yaml
-    models:
-    - smollm2-135m
-    - hf:owner/repo:Q4_K_M
+What a project asks for are the references in its `models.yaml` and in its workflows (`tea_models.requirements`).
 """
 
 from __future__ import annotations
@@ -14,12 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from tea_models.caller import Caller
 from tea_models.errors import IntegrityError, LockError, NotAvailableError, UsageError
@@ -29,13 +20,12 @@ from tea_models.gguf.header import read_header
 from tea_models.lockfile import Lock, LockedModel, read_lock, write_lock
 from tea_models.refs import FileRef, HubRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
+from tea_models.requirements import MODELS_FILE, combined, read_requirements
 from tea_models.settings import Settings
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
-from tea_models.yamlfile import Document, read_yaml, validate
 
-MODELS_FILE = "models.yaml"
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
@@ -62,7 +52,7 @@ def update_lock(
     if upgrade and some and all(public(text) in locked for text in some):
         renewed = some
         given = [text for text in given if _is_yaml(text)]
-    references, inputs, names = _asked(path, given, old)
+    references, inputs, names = _asked(path, given, old, caller.settings)
     lock = make_lock(references, caller, inputs=inputs, names=names, old=old, renewed=renewed, strict=strict)
     if engine:
         from tea_models.lock.engine import lock_engine
@@ -77,12 +67,14 @@ def update_lock(
 def check_lock(path: Path, given: Sequence[str] = (), *, caller: Caller) -> Lock:
     """Read the lock of a project if it is up to date (else a `LockError`); fetches nothing and writes nothing."""
     lock = read_lock(path)
-    _, inputs, names = _asked(path, given, lock)
+    _, inputs, names = _asked(path, given, lock, caller.settings)
     require_current(replace(lock, inputs=tuple(inputs), names=tuple(names)), path, caller.settings)
     return lock
 
 
-def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str], list[str], list[str]]:
+def _asked(
+    path: Path, given: Sequence[str], old: Lock | None, settings: Settings
+) -> tuple[list[str], list[str], list[str]]:
     """What to lock, and the files and names that it comes from."""
     folder = path.parent
     texts = [text for text in given if not _is_yaml(text)]
@@ -94,7 +86,8 @@ def _asked(path: Path, given: Sequence[str], old: Lock | None) -> tuple[list[str
         inputs = combined([inputs, old.inputs])
         # A lock that somebody wrote by hand asks for what it has.
         texts = [] if has_file else list(old.names or (() if old.inputs else old.models))
-    asked = combined(read_requirements(folder / name) for name in inputs)
+    registry = Registry.load(settings)
+    asked = combined(read_requirements(folder / name, registry) for name in inputs)
     if has_file:
         strange = next((text for text in texts if text not in asked), None)
         if strange is not None:
@@ -113,13 +106,14 @@ def _is_yaml(text: str) -> bool:
 def outdated(lock: Lock, folder: Path, settings: Settings) -> list[str]:
     """Why a lock in a folder does not say what its inputs there ask for: a sentence each. Fetches nothing."""
     beside = [MODELS_FILE] if (folder / MODELS_FILE).is_file() else []
-    asked = list(lock.models)
+    asked, registry = list(lock.models), Registry.load(settings)
     if lock.inputs or lock.names or beside:
-        asked = combined([*(read_requirements(folder / name) for name in combined([beside, lock.inputs])), lock.names])
+        inputs = [read_requirements(folder / name, registry) for name in combined([beside, lock.inputs])]
+        asked = combined([*inputs, lock.names])
     shown = {public(text): text for text in asked}
     reasons = [f"{text} is asked for and not locked" for key, text in shown.items() if key not in lock.models]
     reasons += [f"{text} is locked and not asked for" for text in lock.models if text not in shown]
-    return [*reasons, *_contradicted(lock, Registry.load(settings)).values()]
+    return [*reasons, *_contradicted(lock, registry).values()]
 
 
 def make_lock(
@@ -236,56 +230,3 @@ def require_current(lock: Lock, path: Path, settings: Settings) -> None:
     reasons = outdated(lock, path.parent, settings)
     if reasons:
         raise LockError(f"{path} is out of date: {'; '.join(reasons)}", hint="tea-models lock")
-
-
-def read_requirements(path: Path) -> list[str]:
-    """The references that a `models.yaml` or a workflow asks for, in its order; a `ConfigError` where it is neither."""
-    document = read_yaml(path)
-    data = document.data
-    if isinstance(data, list):
-        lines = {("models", *key): at for key, at in document.lines.items()}
-        document = Document(document.file, {"models": data}, lines)
-    elif isinstance(data, dict) and ("nodes" in data or "settings" in data) and "models" not in data:
-        return _of_workflow(document)
-    elif data is None:
-        return []
-    texts = validate(_ModelsFile, document).models
-    for index, text in enumerate(texts):
-        _check(text, document, ("models", index))
-        if text in texts[:index]:
-            raise document.error(f"{text!r} is there twice", ("models", index))
-    return texts
-
-
-def combined(lists: Iterable[Iterable[str]]) -> list[str]:
-    """The references of several places, each once, in order."""
-    return list(dict.fromkeys(text for texts in lists for text in texts))
-
-
-class _ModelsFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    schema_: Literal["tea.models/1"] = Field(default="tea.models/1", alias="schema")
-    models: list[str]
-
-
-def _of_workflow(document: Document) -> list[str]:
-    settings = document.data.get("settings")
-    llm = settings.get("llm") if isinstance(settings, dict) else None
-    if not isinstance(llm, dict) or "model" not in llm or llm.get("backend") == "api":
-        return []
-    model = llm["model"]
-    place = ("settings", "llm", "model")
-    if not isinstance(model, str):
-        raise document.error(f"expected a reference to a model, got {model!r}", place)
-    if "{{" in model:
-        raise document.error(f"{model!r} is only known when the workflow runs", place, hint="list it in models.yaml")
-    _check(model, document, place)
-    return [model]
-
-
-def _check(text: str, document: Document, place: tuple[str | int, ...]) -> None:
-    try:
-        parse_reference(text)
-    except UsageError as error:
-        raise document.error(error.message, place, hint=error.hint) from None

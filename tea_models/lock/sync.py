@@ -24,9 +24,10 @@ from tea_models.errors import (
     TeaModelsError,
 )
 from tea_models.files import Artifact
-from tea_models.lock.pins import MODELS_FILE, outdated, require_current, template_sha256, update_lock
+from tea_models.lock.pins import outdated, require_current, template_sha256, update_lock
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
 from tea_models.redact import redact
+from tea_models.requirements import MODELS_FILE
 from tea_models.sources.mirror import logged_in, mirrored, oci_repository
 from tea_models.store import Record, Store, stamp_of
 from tea_models.verbs.pull import PullResult, pull_artifacts

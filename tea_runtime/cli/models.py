@@ -36,7 +36,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def opener(
     app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
-) -> Callable[[], LlmBackend]:
+) -> Callable[..., LlmBackend]:
     """What loads the model REF by its plan and further keys of `settings.llm`; with `auto_pull` it is fetched now."""
     from tea_runtime.factory import create_llm_backend
     from tea_runtime.llm_settings import LlmSettings
@@ -45,7 +45,7 @@ def opener(
     settings = LlmSettings.parse(fixed, prefix=()).overridden(**options)
     environ = environment(app)
     require_models(app, settings, environ, gguf=ref, pull=auto_pull)
-    return lambda: create_llm_backend(settings, gguf=ref, environ=environ)
+    return lambda **more: create_llm_backend(settings, gguf=ref, environ=environ, **more)
 
 
 @contextlib.contextmanager

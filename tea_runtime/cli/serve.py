@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import socket
@@ -51,6 +52,8 @@ def command(
     for package in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("serve", package=package, extra="server")
+    from tea_models.plan.together import plan_together
+    from tea_models.requirements import NodeModel
     from tea_runtime.llama.loading import find_file
     from tea_runtime.server.app import build_app, serve
     from tea_runtime.server.pool import ModelPool, ServedModel
@@ -60,10 +63,20 @@ def command(
     key = app.settings.environ.get("TEA_SERVE_KEY", "")
     names = [name or (Path(ref).name if Path(ref).is_file() else ref) for ref in refs]
     with _listener(host, port) as listener, logged(app.out), contextlib.ExitStack() as stack:
-        for ref in refs if len(refs) > 1 else ():  # what is loaded later must be there now
-            find_file(ref, app.settings)
-        models = [ServedModel(known_as, opener(app, ref, **options)) for known_as, ref in zip(names, refs, strict=True)]
-        pool = ModelPool(models, keep_alive)
+        openers = [opener(app, ref, **options) for ref in refs]
+        room = None
+        if len(refs) > 1:  # what is loaded later must be there now, and has a share of the memory
+            paths = [str(find_file(ref, app.settings)) for ref in refs]
+            asked = [NodeModel(name, path, options) for name, path in zip(names, paths, strict=True)]
+            shared = plan_together(asked, app.settings)
+            room = shared.room
+            openers = [
+                functools.partial(one, memory=shared.model(path).share)
+                for one, path in zip(openers, paths, strict=True)
+            ]
+            app.out.note(shared.reason)
+        models = [ServedModel(name, one) for name, one in zip(names, openers, strict=True)]
+        pool = ModelPool(models, keep_alive, room)
         stack.callback(pool.close)
         if len(models) == 1:
             models[0].backend = models[0].open()

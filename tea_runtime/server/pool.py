@@ -39,13 +39,16 @@ class ServedModel:
 
 
 class ModelPool:
-    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where others need the room."""
+    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where others need the room.
 
-    def __init__(self, models: Sequence[ServedModel], keep_alive: float | None = None) -> None:
+    `room` is what they may take together in bytes, beside the process; by default what their plans say.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], keep_alive: float | None = None, room: int | None = None) -> None:
         self.models = list(models)
         if len({model.name for model in models}) < len(models):
             raise UsageError("two models have the same name")
-        self._keep_alive = keep_alive
+        self._keep_alive, self._room = keep_alive, room
 
     def find(self, name: Any) -> ServedModel:
         """The model that a request names; without a name the first one."""
@@ -92,9 +95,9 @@ class ModelPool:
                     raise
                 await self._close(idle[0])
         loaded = [other.backend for other in self.models if other.backend is not None]
-        budget = max(_memory(one)[1] for one in [*loaded, backend])
+        room = self._room or max(_memory(one)[1] for one in [*loaded, backend])
         for other in self._idle(model):
-            if sum(_memory(one.backend)[0] for one in self.models) + _memory(backend)[0] <= budget:
+            if sum(_memory(one.backend)[0] for one in self.models) + _memory(backend)[0] <= room:
                 break
             await self._close(other)
         return backend
@@ -117,6 +120,9 @@ class ModelPool:
 
 
 def _memory(backend: LlmBackend | None) -> tuple[int, int]:
-    """Bytes that a backend takes by its plan, and the budget that the plan had."""
+    """Bytes that a backend takes by its plan beside the process, and the budget that the plan had for that."""
     plan = getattr(backend, "plan", None)
-    return (plan.memory.use.total, plan.memory.budget) if plan is not None else (0, 0)
+    if plan is None:
+        return 0, 0
+    overhead = plan.memory.use.overhead
+    return plan.memory.total - overhead, plan.memory.budget - overhead

@@ -122,6 +122,11 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         self._engine = WorkflowEngine(actions, environ, dict(self._workflow.spec.variables), registry)
         _import_actions(self._workflow, registry, self._engine)
         _check_actions(self._workflow, registry)
+        # A template is only known when the node runs; the models that several nodes name are planned together.
+        asking = [node for node in self._workflow.nodes.values() if hasattr(registry.get(node.action), LLM_ACTION)]
+        plain = [(one.name, {k: v for k, v in one.params.items() if not templating.is_template(v)}) for one in asking]
+        blocks = [(name, actions.settings_for(params)[0]) for name, params in plain] if len(plain) > 1 else []
+        self._pool.share_memory([(name, block) for name, block in blocks if block.backend != "api"])
 
     def run(
         self,
