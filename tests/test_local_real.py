@@ -240,7 +240,7 @@ def test_how_fast_it_was_is_what_a_plan_says(real_model, tmp_path):
     with LocalLlmBackend(real_model, n_threads=1, settings=settings) as backend:
         backend.call(greedy(PROMPTS[2], 4))
         assert speed_of(backend.profile, backend.plan.settings, detect_machine(), tmp_path).method == "estimated"
-        answer = backend.call(greedy("One, two, three. " * 12, 24))
+        answer = backend.call(LlmCallParams("One, two, three. " * 12, 24, 0.7, seed=3))
         speed = speed_of(backend.profile, backend.plan.settings, detect_machine(), tmp_path)
     assert speed.method == "measured"
     assert speed.tokens_per_s == pytest.approx(answer.timings["predicted_per_second"], abs=0.1)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from tea_runtime.engine.drafts import CLOSE, PromptLookup
 from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext, ModelSpec
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 from tea_runtime.engine.thread import EngineThread, Request
@@ -36,6 +37,9 @@ class TextRequest(Request["Generation"]):
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
+        self.lookup = PromptLookup() if generation.params.temperature == 0 else None
+        #: What the step guesses to follow the pending token.
+        self.drafted: list[int] = []
 
     @property
     def prefilling(self) -> bool:
@@ -123,7 +127,9 @@ class Scheduler:
             assert request.held is not None
             request.held.tokens.extend(request.pending[:count])
             del request.pending[:count]
-            if index is not None:
+            if request.drafted:
+                self._check_draft(context, request, index or 0)
+            elif index is not None:
                 self._choose(context, request, index)
         self._cells = self._pool.cells
         if self._recorder is not None:
@@ -133,6 +139,8 @@ class Scheduler:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
         answering = [request for request in self.running if not request.prefilling]
         prompts = [request for request in self.running if request.prefilling]
+        for request in answering:
+            request.drafted = self._draft(context, request) if len(self.running) == 1 else []
         outputs: list[tuple[TextRequest, int, int | None]] = [
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
@@ -154,8 +162,40 @@ class Scheduler:
     def _put(self, context: Context, request: TextRequest, count: int) -> int:
         held = request.held
         assert held is not None
-        tokens = request.pending[:count]
-        return context.batch.add(held.id, tokens, len(held.tokens), output=count == len(request.pending))
+        tokens, drafted = request.pending[:count] + request.drafted, bool(request.drafted)
+        whole = count == len(request.pending)
+        return context.batch.add(held.id, tokens, len(held.tokens), output=whole, every=drafted)
+
+    def _draft(self, context: Context, request: TextRequest) -> list[int]:
+        """What probably follows the pending token of a request that is alone, where wrong guesses can be cut off."""
+        if request.lookup is None or self._weights.recurrent or self._weights.n_swa:
+            return []
+        remaining = request.generation.remaining
+        room = min(context.n_ctx - self._pool.cells, context.batch.room) - 1
+        most = room if remaining is None else min(room, remaining - 1)
+        return request.lookup.draft(request.generation.tokens, max(most, 0))
+
+    def _check_draft(self, context: Context, request: TextRequest, last: int) -> None:
+        """Go on with a guess as long as it is what is chosen, and cut off the rest."""
+        drafted, request.drafted = request.drafted, []
+        held, lookup, generation, right = request.held, request.lookup, request.generation, 0
+        assert held is not None
+        assert lookup is not None
+        for index in range(last - len(drafted), last + 1):
+            if context.margin(index) < CLOSE:  # alone it might be another one
+                request.pending = [held.tokens.pop()]
+                lookup.paused = True
+                break
+            self._choose(context, request, index)
+            if request.held is None or request.pending != drafted[right : right + 1]:
+                break
+            right += 1
+            held.tokens.append(request.pending.pop())
+        lookup.judge(len(drafted), right)
+        generation.guessed += len(drafted)
+        generation.guessed_right += right
+        generation.alone = False  # its speed is not that of other answers
+        context.cut(held.id, len(held.tokens))
 
     def _choose(self, context: Context, request: TextRequest, index: int) -> None:
         generation = request.generation

@@ -93,6 +93,7 @@ class Generation:
         self.output: list[int] = []
         self.finish_reason: str | None = None
         self.reused = 0
+        self.guessed = self.guessed_right = 0  # tokens of prompt lookup
         self.alone = True
         self.started = self._first = self._ended = time.perf_counter()
         self.logprobs: list[dict[str, Any]] | None = [] if params.logprobs not in (None, False) else None
@@ -172,7 +173,8 @@ class Generation:
         timings: dict[str, float] = {"cache_n": self.reused}
         for name, count, took in zip(("prompt", "predicted"), counts, seconds, strict=True):
             timings |= {f"{name}_n": count, f"{name}_ms": took * 1000, f"{name}_per_second": count / took}
-        return timings
+        guesses = {"draft_n": self.guessed, "draft_n_accepted": self.guessed_right}
+        return timings | guesses if self.guessed else timings
 
     def _emit(self, text: str) -> None:
         if not text:
