@@ -17,6 +17,9 @@ from tea_models.refs import FsspecRef, HubRef, NameRef, OllamaRef, Reference, Ur
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 
+#: A SHA-256 as a registry and a lock write it.
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -105,6 +108,12 @@ def upstream_folder(source: Source) -> str:
         case OllamaRef(name=name):
             return f"ollama/{name.rpartition('/')[0] or 'library'}"
     return "local"
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether a text can name a file in the store: no folder, nothing that a shell or a system reads otherwise."""
+    hostile = text.startswith((".", "-")) or re.search(r"[\x00-\x1f/\\:\x7f]", text)
+    return bool(text) and len(text.encode("utf-8", "replace")) <= 200 and not hostile
 
 
 def shard_names(filename: str) -> tuple[str, ...]:

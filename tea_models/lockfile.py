@@ -9,16 +9,16 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import Field, create_model, model_validator
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
-from tea_models.files import Artifact, ModelFile, Source, public
-from tea_models.registry.schema import PinnedFile, ReferenceText, Sha256, Strict
-from tea_models.yamlfile import Document, load_yaml, read_yaml, validate
+from tea_models.errors import UsageError
+from tea_models.files import SHA256, Artifact, ModelFile, Source, is_plain_name, public
+from tea_models.refs import parse_reference
+from tea_models.yamlfile import Document, Path_, load_yaml, newer_schema, read_yaml, validate
 
 if TYPE_CHECKING:  # slow to import, and few locks name an engine
     from tea_models.registry.engines import Catalog
@@ -74,13 +74,10 @@ def parse_lock(text: str, file: str) -> Lock:
 
 
 def _read(document: Document) -> Lock:
-    engine = isinstance(document.data, dict) and document.data.get("engine") is not None
-    found = validate(_with_engine() if engine else _LockModel, document)
-    models = {}
-    for reference, item in found.models.items():
-        files = tuple(file.model_file() for file in item.files)
-        models[reference] = LockedModel(reference, item.resolved, files, item.license, item.template_sha256)
-    return Lock(models, tuple(found.inputs), tuple(found.names), found.engine)
+    newer = newer_schema(document.data, SCHEMA)
+    if newer:
+        raise document.error(newer, ("schema",), hint="pip install --upgrade tea-models")
+    return _Reader(document).lock()
 
 
 def format_lock(lock: Lock) -> str:
@@ -121,40 +118,85 @@ def write_lock(path: Path, lock: Lock) -> bool:
     return True
 
 
-class _FileModel(PinnedFile):
-    sha256: Sha256
-    revision: str | None = None
+class _Reader:
+    """Reads a lock value by value: pydantic takes longer to import than a `sync` takes for all the rest."""
 
-    @model_validator(mode="after")
-    def _check(self) -> _FileModel:
-        first = self.model_file().sources[0].revision
-        if self.revision not in (None, first):
-            raise ValueError(f"revision is {self.revision!r}, and the first source is at {first!r}")
-        return self
+    def __init__(self, document: Document) -> None:
+        self._document = document
 
-    def model_file(self) -> ModelFile:
-        sources = [Source.parse([one] if isinstance(one, str) else one.parts) for one in self.sources]
-        if sources[0].revision is None:  # an Ollama tag does not name its manifest
-            sources[0] = replace(sources[0], revision=self.revision)
-        return ModelFile(self.filename, self.size, self.sha256, tuple(sources))
+    def lock(self) -> Lock:
+        data = self._document.keys((), self._document.data, ("schema",), ("inputs", "names", "models", "engine"))
+        if data["schema"] != SCHEMA:
+            raise self._document.wrong(f"{SCHEMA!r}", ("schema",), data["schema"])
+        models = {}
+        for reference, item in self._document.mapping(("models",), data.get("models", {})).items():
+            models[self._reference(("models", reference), reference)] = self._model(reference, item)
+        inputs, names = (
+            tuple(
+                self._document.text((key, index), one)
+                for index, one in enumerate(self._document.list_of((key,), data.get(key, [])))
+            )
+            for key in ("inputs", "names")
+        )
+        return Lock(models, inputs, names, self._engine() if data.get("engine") is not None else None)
 
+    def _model(self, reference: str, item: Any) -> LockedModel:
+        place = ("models", reference)
+        self._document.keys(place, item, ("resolved", "files"), ("license", "template_sha256"))
+        given = self._document.list_of((*place, "files"), item["files"], least=1)
+        files = tuple(self._file((*place, "files", index), file) for index, file in enumerate(given))
+        license_id, template = (
+            None if item.get(key) is None else self._document.text((*place, key), item[key])
+            for key in ("license", "template_sha256")
+        )
+        resolved = self._reference((*place, "resolved"), item["resolved"])
+        return LockedModel(reference, resolved, files, license_id, template)
 
-class _ModelModel(Strict):
-    resolved: ReferenceText
-    license: str | None = None
-    template_sha256: str | None = None
-    files: list[_FileModel] = Field(min_length=1)
+    def _file(self, place: Path_, file: Any) -> ModelFile:
+        self._document.keys(place, file, ("filename", "sha256", "sources"), ("size", "revision"))
+        size, revision, sha256 = file.get("size"), file.get("revision"), file["sha256"]
+        if not is_plain_name(self._document.text((*place, "filename"), file["filename"])):
+            raise self._document.wrong("a plain file name, without folders", (*place, "filename"), file["filename"])
+        if size is not None and (type(size) is not int or not 0 < size < 1 << 50):
+            raise self._document.wrong("a number of bytes", (*place, "size"), size)
+        if not isinstance(sha256, str) or not SHA256.match(sha256):
+            raise self._document.wrong("64 lower-case hexadecimal digits in quotes", (*place, "sha256"), sha256)
+        sources = []
+        for index, one in enumerate(self._document.list_of((*place, "sources"), file["sources"], least=1)):
+            at = (*place, "sources", index)
+            parts = [one]
+            if isinstance(one, dict):
+                parts = self._document.list_of(
+                    (*at, "parts"), self._document.keys(at, one, ("parts",))["parts"], least=1
+                )
+            sources.append(self._source(at, [self._document.text(at, part) for part in parts]))
+        first = sources[0].revision
+        if first is None:  # an Ollama tag does not name its manifest
+            sources[0] = replace(
+                sources[0], revision=self._document.text((*place, "revision"), revision) if revision else None
+            )
+        elif revision not in (None, first):
+            problem = f"revision is {revision!r}, and the first source is at {first!r}"
+            raise self._document.error(problem, (*place, "revision"))
+        return ModelFile(file["filename"], size, sha256, tuple(sources))
 
+    def _engine(self) -> Catalog:
+        from pydantic import create_model
 
-class _LockModel(Strict):
-    schema_: Literal["tea.models-lock/1"] = Field(alias="schema")
-    inputs: list[str] = Field(default=[])
-    names: list[str] = Field(default=[])
-    models: dict[ReferenceText, _ModelModel] = Field(default={})
-    engine: Any = None
+        from tea_models.registry.engines import Catalog
 
+        engine: Catalog = validate(create_model("_WithEngine", engine=(Catalog, ...)), self._document).engine  # type: ignore[attr-defined]
+        return engine
 
-def _with_engine() -> type[_LockModel]:
-    from tea_models.registry.engines import Catalog
+    def _source(self, place: Path_, parts: list[str]) -> Source:
+        try:
+            return Source.parse(parts)
+        except UsageError as error:
+            raise self._document.error(error.message, place) from None
 
-    return create_model("_LockModel", __base__=_LockModel, engine=(Catalog, ...))
+    def _reference(self, place: Path_, value: Any) -> str:
+        try:
+            parse_reference(self._document.text(place, value))
+        except UsageError as error:
+            raise self._document.error(error.message, place) from None
+        return str(value)

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, NamedTuple
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
-from tea_models.yamlfile import Document, read_yaml, validate
+from tea_models.yamlfile import Document, newer_schema, read_yaml
 
 MODELS_FILE = "models.yaml"
+_SCHEMA = "tea.models/1"
 # What names a model in `settings.llm` and in a node, the first that is there.
 _NAMES = ("profile", "model_path", "model")
 _LLM_ACTIONS = ("llm.", "actions.llm_")
@@ -45,9 +44,13 @@ def read_requirements(path: Path, registry: Registry) -> list[str]:
         return _of_workflow(document, registry)
     elif data is None:
         return []
-    texts = validate(_ModelsFile, document).models
+    data = document.keys((), document.data, ("models",), ("schema",))
+    if data.get("schema", _SCHEMA) != _SCHEMA:
+        newer = newer_schema(data, _SCHEMA)
+        raise document.error(newer, ("schema",)) if newer else document.wrong(_SCHEMA, ("schema",), data["schema"])
+    texts = document.list_of(("models",), data["models"])
     for index, text in enumerate(texts):
-        _check(text, document, ("models", index))
+        _check(document.text(("models", index), text), document, ("models", index))
         if text in texts[:index]:
             raise document.error(f"{text!r} is there twice", ("models", index))
     return texts
@@ -71,13 +74,6 @@ def node_models(path: Path, registry: Registry) -> list[NodeModel]:
             is_file = reference != node.settings.get("model") and beside.is_file()
             found.append(node._replace(reference=str(beside) if is_file else reference))
     return found
-
-
-class _ModelsFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    schema_: Literal["tea.models/1"] = Field(default="tea.models/1", alias="schema")
-    models: list[str]
 
 
 def _is_workflow(data: Any) -> bool:

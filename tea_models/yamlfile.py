@@ -55,6 +55,45 @@ class Document:
         """A `ConfigError` that points at the value at `path`."""
         return ConfigError(message, file=self.file, line=self.line(path), key=dotted(path), hint=hint)
 
+    def wrong(self, expected: str, path: Path_, value: Any) -> ConfigError:
+        """The error for a value that is not what was expected."""
+        # What is no mapping at all may be any file of this machine: its text is not for a log.
+        shown = "" if isinstance(value, dict | list) or not path else f", got {reprlib.repr(value)}"
+        return self.error(f"expected {expected}{shown}", path)
+
+    def text(self, path: Path_, value: Any) -> str:
+        """A value that has to be a text."""
+        if not isinstance(value, str):
+            raise self.wrong("text", path, value)
+        return value
+
+    def list_of(self, path: Path_, value: Any, *, least: int = 0) -> list[Any]:
+        """A value that has to be a list with at least so many items."""
+        if not isinstance(value, list):
+            raise self.wrong("a list", path, value)
+        if len(value) < least:
+            raise self.error(f"expected at least {least} in it", path)
+        return value
+
+    def mapping(self, path: Path_, value: Any) -> dict[str, Any]:
+        """A value that has to be a mapping."""
+        if not isinstance(value, dict):
+            raise self.wrong("a mapping", path, value)
+        return value
+
+    def keys(
+        self, path: Path_, value: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """A value that has to be a mapping with these keys and no others."""
+        data = self.mapping(path, value)
+        for key in data:
+            if key not in required + optional:
+                raise self.error("unknown key", (*path, key), hint=nearest(str(key), required + optional))
+        for key in required:
+            if key not in data:
+                raise self.error(f"required key {key!r} is missing", path)
+        return data
+
 
 def read_yaml(path: Path) -> Document:
     """Read a YAML file; a ConfigError where it can't be read as UTF-8 YAML, or is refused."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tea_models.errors import UsageError
+from tea_models.files import SHA256, is_plain_name
 from tea_models.refs import NameRef, parse_reference
-
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def _sha256(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError("expected text in quotes")  # noqa: TRY004 - pydantic turns ValueErrors into its own
-    if isinstance(value, str) and not _SHA256.match(value):
-        found = "upper-case letters" if _SHA256.match(value.lower()) else f"{len(value)} characters"
+    if isinstance(value, str) and not SHA256.match(value):
+        found = "upper-case letters" if SHA256.match(value.lower()) else f"{len(value)} characters"
         raise ValueError(f"expected 64 lower-case hexadecimal digits, found {found}")
     return value
 
@@ -62,8 +60,7 @@ class PinnedFile(Strict):
     @field_validator("filename")
     @classmethod
     def _check_filename(cls, value: str) -> str:
-        hostile = value.startswith((".", "-")) or re.search(r"[\x00-\x1f/\\:\x7f]", value)
-        if not value or len(value.encode()) > 200 or hostile:
+        if not is_plain_name(value):
             raise ValueError("expected a plain file name, without folders")
         return value
 
