@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import textwrap
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -19,7 +22,10 @@ from tea_models.plan.curve import verdict
 from tea_models.plan.resolve import resolve_plan
 from tea_models.plan.types import MemoryPlan
 from tea_models.sizes import human_bytes
+from tea_runtime.cli import group as runtime
+from tests.api_server import USAGE, serve_api
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
+from tests.scripted_model import build_scripted
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x onerror=alert(1)>&amp;\u202egnp"
 ELEMENTS = {
@@ -241,3 +247,151 @@ def test_pages_go_without_answers_that_they_do_not_hold(tea):
     for argv in (("plan", "x", "--compare"), ("inspect", "x", "--template"), ("inspect", "x", "--key", "general.name")):
         code, _out, err = tea(models, *argv, "--html", "p.html")
         assert (code, "--html" in err) == (2, True)
+
+
+LOCAL = """
+    name: two answers
+    settings: {llm: {backend: local, model_path: hello.gguf, temperature: 0}}
+    nodes:
+      - {name: before, run: "return {'question': state['question'] + '?'}"}
+      - {name: answer, action: llm.chat, params: {prompt: "{{ state.question }}"}}
+      - {name: streamed, action: llm.stream, params: {prompt: "{{ state.question }}", raw: false}}
+      - {name: many, action: llm.batch, params: {prompts: [one, two], raw: false}}
+"""
+
+
+def test_a_trace_has_each_step_with_time_tokens_and_backend_and_no_text(tea, page, flow, tmp_path):
+    pytest.importorskip("llama_cpp")
+    build_scripted(tmp_path / "hello.gguf", [["Hello", "ween"]])
+    argv = ("run", flow(LOCAL), "-i", "question=MYSECRET", "--trace", "t.html", "--json")
+    code, out, err = tea(runtime, *argv)
+    assert (code, json.loads(out)["answer"], "wrote t.html" in err) == (0, "Helloween", True)
+    trace, found = json.loads((tmp_path / "t.json").read_text()), page("t.html")
+    assert (trace["schema"], trace["workflow"], trace["error"]) == ("tea.run-trace/1", "two answers", None)
+    assert [step["node"] for step in trace["steps"]] == ["before", "answer", "streamed", "many"]
+    assert [step["action"] for step in trace["steps"]] == ["run", "llm.chat", "llm.stream", "llm.batch"]
+    assert [step["backend"] for step in trace["steps"]] == [None, "local", "local", "local"]
+    assert [step["completion_tokens"] for step in trace["steps"]] == [None, 2, 2, 4]
+    ends = [step["start"] + step["seconds"] for step in trace["steps"]]
+    starts = [step["start"] for step in trace["steps"]]
+    assert all(end <= start + 0.001 for end, start in zip(ends, starts[1:], strict=False))
+    assert ends[-1] <= trace["seconds"] + 0.001
+    for step in trace["steps"][1:]:
+        assert step["tokens_per_s"] == pytest.approx(step["completion_tokens"] / step["seconds"], abs=0.1)
+        told = [f"{step['node']} {step['action']}", step["model"], step["backend"]]
+        told += [f"{step['prompt_tokens']:,} tokens of prompt", f"{step['completion_tokens']:,} of answer"]
+        assert [text for text in told if text not in found] == []
+    assert found.source.count('<i class="local"') == 3
+    assert "It ran to its end." in found
+    for file in ("t.html", "t.json"):
+        assert not [text for text in ("MYSECRET", "Helloween") if text in (tmp_path / file).read_text()]
+
+
+def test_a_trace_named_json_is_only_data(tea, flow, tmp_path):
+    assert tea(runtime, "run", flow("nodes: [{name: a, run: return 1}]"), "--trace", "t.json")[:2] == (0, "a: 1\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flow.yaml", "t.json"]
+
+
+def test_a_run_that_fails_leaves_a_trace_with_the_node_and_its_error(tea, page, flow, tmp_path):
+    with serve_api() as api:
+        text = f"""
+            settings: {{llm: {{backend: api, api_base: '{api.base}', max_retries: 0}}}}
+            nodes:
+              - {{name: asked, action: llm.call, params: {{prompt: x}}}}
+              - {{name: broken, run: "return 1 / 0"}}
+              - {{name: never, run: return 1}}
+        """
+        code, out, err = tea(runtime, "run", flow(text), "--trace", "t.html", "--json")
+    assert (code, list(json.loads(out))) == (1, ["error"])
+    trace, found = json.loads((tmp_path / "t.json").read_text()), page("t.html")
+    assert [step["node"] for step in trace["steps"]] == ["asked", "broken"]
+    asked, broken = trace["steps"]
+    assert (asked["backend"], asked["error"]) == ("api", None)
+    assert {name: asked[name] for name in ("prompt_tokens", "completion_tokens")}.items() <= USAGE.items()
+    assert broken["error"] == trace["error"]
+    assert broken["error"]["type"] == "Workflow"
+    assert "flow.yaml:5: node broken: ZeroDivisionError" in broken["error"]["message"]
+    assert f"It failed. Workflow: {broken['error']['message']}" in found
+    assert found.source.count('<i class="failed"') == 1
+    assert "wrote t.html" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "problem"),
+    [
+        ("nodes: [{name: a, run: return 1}]\nedges: [{from: __start__, to: a, when: false}]", 0, "no edge applies"),
+        ("nodes: [{name: a, run: return 1, goto: a}]", 3, "stopped after 3 steps"),
+        ("nodes: [{name: a, run: return 1}, {name: b, action: llm.call, params: {prompt: '{{ state.x }}'}}]", 2, "'x'"),
+    ],
+)
+def test_a_run_that_fails_between_or_before_nodes_leaves_a_trace_too(tea, page, flow, tmp_path, text, steps, problem):
+    if "llm" in text:
+        text += "\nsettings: {llm: {backend: api, api_base: 'http://127.0.0.1:9'}}"
+    assert tea(runtime, "run", flow(text), "-i", "y=1", "--max-steps", "3", "--trace", "t.html")[0] != 0
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert (len(trace["steps"]), problem in trace["error"]["message"]) == (steps, True)
+    assert trace["error"]["message"] in page("t.html")
+
+
+def test_a_failure_that_a_node_keeps_is_in_the_trace(tea, page, flow, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def fail(state): return {'success': False, 'error': 'no <luck>', 'usage': {'completion_tokens': 'many'}}\n"
+        "def register_actions(registry, engine): registry['fail'] = fail\n"
+    )
+    text = "imports: [{path: mine.py, namespace: my}]\nnodes: [{name: a, action: my.fail, output: result}]"
+    assert tea(runtime, "run", flow(text), "--trace", "t.html")[0] == 0
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert (trace["error"], trace["steps"][0]["error"]) == (None, {"type": "Error", "message": "no <luck>"})
+    assert trace["steps"][0]["completion_tokens"] is None
+    assert "Error: no <luck>" in page("t.html")
+
+
+def test_an_interrupted_run_leaves_a_trace(flow, tmp_path, start):
+    text = "nodes: [{name: waits, run: 'import time, pathlib; pathlib.Path(\"begun\").touch(); time.sleep(600)'}]"
+    program = [sys.executable, "-c", "from tea_runtime.cli import main; main()"]
+    process = start([*program, "run", flow(text), "--trace", "t.html"], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert (trace["error"]["type"], [step["node"] for step in trace["steps"]]) == ("KeyboardInterrupt", ["waits"])
+
+
+def test_a_hostile_workflow_is_text_and_nothing_else(tea, page, flow):
+    text = json.dumps({"name": HOSTILE, "nodes": [{"name": HOSTILE, "run": f"raise ValueError({HOSTILE!r})"}]})
+    assert tea(runtime, "run", flow(text), "--trace", "t.html")[0] == 1
+    assert HOSTILE.replace("\u202e", "\\x202e") in page("t.html")
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "said"),
+    [
+        ("t.txt", 2, "expected a name that ends in .html or .json"),
+        ("input.html", 2, "input.json: it is another program's file"),
+        ("input.json", 2, "input.json: it is another program's file"),
+        ("folder.html", 2, "is a directory"),
+        ("other.html", 1, "other.json: not a file"),
+        ("nowhere/t.html", 1, "nowhere/t.json: can't be written"),
+    ],
+)
+def test_where_a_trace_cannot_be_it_is_said_before_a_node_runs(tea, flow, tmp_path, target, code, said):
+    (tmp_path / "input.json").write_text('{"question": 1}')
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "other.json").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    text = "nodes: [{name: a, run: 'import pathlib; pathlib.Path(\"ran\").touch()'}]"
+    found, out, err = tea(runtime, "run", flow(text), "-i", "@input.json", "--trace", target)
+    assert (found, out, said in err) == (code, "", True), err
+    assert (tmp_path / "input.json").read_text() == '{"question": 1}'
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "flow.yaml"])
+
+
+def test_a_trace_may_be_written_again(tea, flow, tmp_path):
+    for value in (1, 2):
+        name = flow(f"name: run{value}\nnodes: [{{name: a, run: return {value}}}]")
+        assert tea(runtime, "run", name, "--trace", "t.html")[0] == 0
+    assert json.loads((tmp_path / "t.json").read_text())["workflow"] == "run2"
+    assert tea(runtime, "run", name, "--trace", "t.json")[0] == 0
