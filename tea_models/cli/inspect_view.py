@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tea_models.cli.output import Output, one_line, table
+from tea_models.cli.page import check_target, fill
+from tea_models.disk.atomic import write_document
 from tea_models.profile.inspection import Inspection, inspect_model
 from tea_models.profile.kind import why_no_chat
 from tea_models.settings import Settings
@@ -12,19 +16,24 @@ _MOST_ITEMS = 8
 _TEMPLATES = "tokenizer.chat_template."  # a template for another purpose, such as tool_use
 
 
-def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool) -> None:
-    """Inspect a model and print what was found, for people or as JSON."""
+def show(model: str, settings: Settings, out: Output, *, full: bool, tensors: bool, html: Path | None = None) -> None:
+    """Inspect a model and print what was found, for people or as JSON; `html`: write it as a page too."""
+    if html is not None:
+        check_target(html)
     found = inspect_model(model, settings=settings, full=full, tensors=tensors)
     more = (["", *_metadata(found, out)] if full else []) + (["", _tensors(found)] if tensors else [])
-    out.answer(found.to_json() if out.as_json else None, lambda: _text(found, more, model, out))
+    title = found.profile.name.value or found.path.rpartition("/")[2]
+    if html is not None:
+        write_document(html, fill("inspect.html", title=title, found=found, facts=_facts(found)))
+        out.note(f"wrote {html}")
+    out.answer(found.to_json() if out.as_json else None, lambda: _text(found, title, more, model, out))
 
 
-def _text(found: Inspection, more: list[str], model: str, out: Output) -> str:
+def _text(found: Inspection, title: str, more: list[str], model: str, out: Output) -> str:
     import shlex
     import textwrap
 
-    title = one_line(found.profile.name.value or found.path.rpartition("/")[2], max(80, out.width))
-    lines = [out.style(title, "bold"), ""]
+    lines = [out.style(one_line(title, max(80, out.width)), "bold"), ""]
     lines += [f"  {out.style(label.ljust(14), 'dim')} {text}" for label, text in _facts(found) if text]
     lines += more
     if found.warnings:

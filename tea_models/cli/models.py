@@ -36,14 +36,17 @@ def list_command(app: App, words: tuple[str, ...], *, every: bool, installed: bo
 @click.option("--tensors", is_flag=True, help="The tensor table.")
 @click.option("--key", metavar="KEY", help="Print one metadata value.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write it, with the metadata, as a page to send to somebody.")
 @takes_locked
 @answering
-def inspect_command(app: App, model: str, *, full: bool, tensors: bool, key: str | None, template: bool) -> None:
+def inspect_command(
+    app: App, model: str, *, full: bool, tensors: bool, key: str | None, template: bool, html: Path | None
+) -> None:
     """Show what a model says about itself: a file, a name of the registry, hf:… or https://… (its header only)."""
-    if key is not None and template:
-        raise UsageError("--key and --template: expected one of them")
+    if (key is not None) + template + (html is not None) > 1:
+        raise UsageError("--key, --template and --html: expected one of them")
     if key is None and not template:
-        inspect_view.show(model, app.settings, app.out, full=full, tensors=tensors)
+        inspect_view.show(model, app.settings, app.out, full=full, tensors=tensors, html=html)
         return
     found = inspect_model(model, settings=app.settings, full=key is not None)
     if key is None:

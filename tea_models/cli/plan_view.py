@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 # The settings of the overview; those that only follow a default are listed without their reason.
 _TOLD = ("n_ctx", "n_ubatch", "type_k", "swa_full", "flash_attn", "n_threads", "n_gpu_layers", "use_mmap")
-_PARTS = {"weights": "Weights", "kv_cache": "KV cache", "compute": "Compute buffers", "overhead": "Process"}
-_SOURCES = {
+#: What memory is taken for, and who decides on a setting.
+PARTS = {"weights": "Weights", "kv_cache": "KV cache", "compute": "Compute buffers", "overhead": "Process"}
+SOURCES = {
     "user": "you asked for it",
     "project": "the project asks for it",
     "registry": "from the registry",
@@ -35,11 +36,11 @@ def overview(plan: RunPlan, out: Output, reference: str) -> str:
     decisions = [plan.decision(name) for name in _TOLD]
     for decision in decisions:
         if decision.source != "default":
-            head = f"{decision.setting:<14} {_shown(decision.setting, decision.value):<8} "
+            head = f"{decision.setting:<14} {shown(decision.setting, decision.value):<8} "
             first, *more = textwrap.wrap(decision.reason, max(30, width - len(head))) or [""]
             lines.append(head + out.style(first, "dim"))
             lines += [" " * len(head) + out.style(line, "dim") for line in more]
-    quiet = [f"{d.setting} {_shown(d.setting, d.value)}" for d in decisions if d.source == "default"]
+    quiet = [f"{d.setting} {shown(d.setting, d.value)}" for d in decisions if d.source == "default"]
     lines += textwrap.wrap(", ".join(quiet), width)
     lines += _note_lines(plan, out)
     lines += ["", f"why, and what else was possible: tea-models plan {printable(reference)} --explain"]
@@ -50,7 +51,7 @@ def _memory_lines(plan: RunPlan, out: Output) -> list[str]:
     use = plan.memory.use
     width = max(10, min(40, out.width - 40))
     lines = []
-    for name, label in _PARTS.items():
+    for name, label in PARTS.items():
         size = getattr(use, name)
         bar = "█" * round(width * size / use.total) if use.total else ""
         lines.append(f"{label:<16} {human_bytes(size):>9}  {out.style(bar, 'cyan')}")
@@ -75,11 +76,11 @@ def explanation(plan: RunPlan, out: Output) -> str:
     memory, machine = plan.memory, plan.machine
     budget = f"May be used: {human_bytes(memory.budget)}, {memory.budget_reason}."
     sections = {
-        f"Running {printable(plan.name)} here": textwrap.wrap(_story(plan), width),
+        f"Running {printable(plan.name)} here": textwrap.wrap(story(plan), width),
         "Memory": [*_memory_lines(plan, out), "", *textwrap.wrap(budget, width)],
         "Each setting, and why": [line for decision in plan.decisions for line in _reasons(decision, width, out)],
         "Good to know": _note_lines(plan, out)[1:],
-        "What it really took": _observed_lines(plan),
+        "What it really took": observed_lines(plan),
     }  # fmt: skip
     footer = f"{machine.cpu}, physical cores: {machine.cores_physical}, {human_bytes(machine.memory_total)} of memory"
     footer += "".join(f"; {gpu.description}, {human_bytes(gpu.memory_free)} free" for gpu in machine.gpus)
@@ -88,16 +89,17 @@ def explanation(plan: RunPlan, out: Output) -> str:
 
 
 def _reasons(decision: Decision, width: int, out: Output) -> list[str]:
-    head = f"{decision.setting} = {_shown(decision.setting, decision.value)}"
-    lines = [f"{out.style(head, 'cyan')}  ({_SOURCES[decision.source]})"]
+    head = f"{decision.setting} = {shown(decision.setting, decision.value)}"
+    lines = [f"{out.style(head, 'cyan')}  ({SOURCES[decision.source]})"]
     lines += textwrap.wrap(decision.reason, width, initial_indent="  ", subsequent_indent="  ")
     for other in decision.rejected:
-        text = f"not {_shown(decision.setting, other.value)}: {other.reason}"
+        text = f"not {shown(decision.setting, other.value)}: {other.reason}"
         lines += textwrap.wrap(text, width, initial_indent="  - ", subsequent_indent="    ")
     return lines
 
 
-def _story(plan: RunPlan) -> str:
+def story(plan: RunPlan) -> str:
+    """Where it runs, with what context and in how much memory, in a sentence."""
     settings, memory, trained = plan.settings, plan.memory, plan.context_length
     pages = f"{settings.n_ctx:,} tokens (about {max(1, round(settings.n_ctx / 650)):,} pages of text)"
     how = (
@@ -114,13 +116,14 @@ def _story(plan: RunPlan) -> str:
     )
 
 
-def _observed_lines(plan: RunPlan) -> list[str]:
+def observed_lines(plan: RunPlan) -> list[str]:
+    """What its last load took, beside the plan for it."""
     if not plan.observed:
         return []
     lines = []
     for part, actual in plan.observed.get("actual", {}).items():
         predicted = plan.observed.get("predicted", {}).get(part)
-        label = (_PARTS | {"peak": "Process, peak"}).get(part)
+        label = (PARTS | {"peak": "Process, peak"}).get(part)
         if predicted and label:
             lines.append(f"{label:<16} planned {human_bytes(predicted):>9}   took {human_bytes(actual):>9}")
     return [*lines, f"loaded {plan.observed.get('when', '')} with llama-cpp-python {plan.observed.get('engine', '')}"]
@@ -165,7 +168,8 @@ def _cell(fit: Fit, n_ctx: int) -> str:
     return "" if total is None else human_bytes(total) + (" !" if total > fit.budget else "")
 
 
-def _shown(setting: str, value: Setting) -> str:
+def shown(setting: str, value: Setting) -> str:
+    """The value of a setting as people read it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if setting == "n_gpu_layers" and value == -1:

@@ -9,12 +9,15 @@ from typing import Any
 
 import click
 
+from tea_models.cli import plan_view
 from tea_models.cli.frame import FILE, App, answering, takes_locked
+from tea_models.cli.page import check_target, fill
 from tea_models.cli.plan_view import comparison_text, explanation, overview, shared_text
 from tea_models.deploy import TARGETS
+from tea_models.disk.atomic import write_document
 from tea_models.errors import UsageError
 from tea_models.plan.choice import compare_variants
-from tea_models.plan.curve import draw_svg, draw_text, memory_curve
+from tea_models.plan.curve import draw_text, memory_curve, verdict
 from tea_models.plan.export import export_plan, plan_for_export
 from tea_models.plan.resolve import open_for_plan, plan_opened
 from tea_models.plan.together import plan_together
@@ -66,11 +69,12 @@ def _takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--explain", is_flag=True, help="The whole reasoning, to read.")
 @click.option("--compare", is_flag=True, help="All variants of the model and several contexts.")
 @click.option("--plot", is_flag=False, flag_value="-", metavar="[FILE.svg]", help="Draw memory against context.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write it all as a page to send to somebody.")
 @takes_locked
 @answering
 def plan_command(
     app: App, model: str | None, *, workflow: Path | None, explain: bool, compare: bool, plot: str | None,
-    estimate: bool, **options: Any,
+    html: Path | None, estimate: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Work out the settings that MODEL runs with on this machine, now, with the reason for each.
 
@@ -78,8 +82,9 @@ def plan_command(
     for and does not fit is refused with the numbers and with what would fit.
     """
     user = UserSettings.of(**options)
-    if (model is None) == (workflow is None) or (workflow and (explain or compare or plot is not None)):
-        raise UsageError("expected MODEL, or --workflow FILE without --explain, --compare and --plot")
+    drawn = plot is not None or html is not None
+    if (model is None) == (workflow is None) or (workflow and (explain or compare or drawn)):
+        raise UsageError("expected MODEL, or --workflow FILE without --explain, --compare, --plot and --html")
     if workflow is not None:
         nodes = node_models(workflow, Registry.load(app.settings))
         if not nodes:
@@ -88,23 +93,28 @@ def plan_command(
         app.out.answer(shared.to_json(), lambda: shared_text(shared, app.out, str(workflow)))
         return
     assert model is not None
-    if compare and (plot is not None or explain):
-        raise UsageError("--compare makes a table of all variants: it goes without --plot and --explain")
+    if compare and (drawn or explain):
+        raise UsageError("--compare makes a table of all variants: it goes without --plot, --html and --explain")
     if compare:
         comparison = compare_variants(model, app.settings, user, measure=not estimate)
         app.out.answer(comparison.to_json(), lambda: comparison_text(comparison, app.out))
         return
+    if html is not None:
+        check_target(html)
     with open_for_plan(model, app.settings, measure=not estimate) as opened:
         plan = plan_opened(opened, app.settings, user, measure=not estimate)
-        curve = memory_curve(plan, opened.measurer) if plot is not None else []
+        curve = memory_curve(plan, opened.measurer) if plot is not None or html is not None else []
     document = plan.to_json()
-    if curve:
+    if plot is not None:
         points = [{"n_ctx": n_ctx, "kv_cache": use.kv_cache, "total": use.total} for n_ctx, use in curve]
         document["curve"] = points
     if plot not in (None, "-"):
-        Path(plot).write_text(draw_svg(plan, curve), encoding="utf-8")
+        Path(plot).write_text(fill("curve.svg", plan=plan, curve=curve, verdict=verdict), encoding="utf-8")
         app.out.note(f"wrote {plot}")
-    picture = draw_text(plan, curve, min(app.out.width, 100)) if curve else []
+    if html is not None:
+        write_document(html, fill("plan.html", plan=plan, curve=curve, verdict=verdict, view=plan_view))
+        app.out.note(f"wrote {html}")
+    picture = draw_text(plan, curve, min(app.out.width, 100)) if plot is not None and curve else []
     show = explanation(plan, app.out) if explain else overview(plan, app.out, model)
     app.out.answer(document, lambda: "\n".join([show, "", *picture]).rstrip())
 

@@ -11,7 +11,6 @@ from tea_models.plan.types import RunPlan
 from tea_models.sizes import human_bytes
 
 Curve = list[tuple[int, "MemoryUse"]]
-_GREEN, _AMBER, _INK = "#4d7a5b", "#c08a2d", "#222222"
 
 
 def memory_curve(plan: RunPlan, measurer: Estimator) -> Curve:
@@ -33,40 +32,12 @@ def draw_text(plan: RunPlan, curve: Curve, width: int) -> list[str]:
     lines = []
     for n_ctx, use in shown:
         bar = "█" * max(1, round(room * (use.total - use.kv_cache) / most)) + "▒" * round(room * use.kv_cache / most)
-        lines.append(f"{n_ctx:>9,}  {human_bytes(use.total):>9}  {bar} {_mark(plan, n_ctx, use)}".rstrip())
+        lines.append(f"{n_ctx:>9,}  {human_bytes(use.total):>9}  {bar} {verdict(plan, n_ctx, use)}".rstrip())
     return [*lines, "", "█ weights, buffers and process   ▒ KV cache"]
 
 
-def draw_svg(plan: RunPlan, curve: Curve) -> str:
-    """The same as a picture."""
-    from html import escape
-
-    most, step = max(use.total for _, use in curve), 26
-    parts = []
-    for row, (n_ctx, use) in enumerate(curve):
-        y, whole, cache = 60 + step * row, 420 * use.total / most, 420 * use.kv_cache / most
-        mark = " ".join(("", human_bytes(use.total), _mark(plan, n_ctx, use))).rstrip()
-        parts += [
-            f'<text x="90" y="{y + 14}" text-anchor="end">{n_ctx:,}</text>',
-            f'<rect x="100" y="{y}" width="{whole - cache:.1f}" height="18" fill="{_GREEN}"/>',
-            f'<rect x="{100 + whole - cache:.1f}" y="{y}" width="{cache:.1f}" height="18" fill="{_AMBER}"/>',
-            f'<text x="{106 + whole:.1f}" y="{y + 14}">{mark}</text>',
-        ]
-    title = f"{escape(plan.name)}: memory against context ({plan.memory.use.method})"
-    height = 70 + step * len(curve)
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" font-family="sans-serif" font-size="13">',
-        f"<title>{title}</title>",
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="20" y="26" font-size="17" fill="{_INK}">{title}</text>',
-        f'<text x="20" y="46" fill="{_GREEN}">weights, buffers and process</text>',
-        f'<text x="210" y="46" fill="{_AMBER}">KV cache</text>',
-        *parts,
-        "</svg>\n",
-    ])  # fmt: skip
-
-
-def _mark(plan: RunPlan, n_ctx: int, use: MemoryUse) -> str:
+def verdict(plan: RunPlan, n_ctx: int, use: MemoryUse) -> str:
+    """What a picture says beside a context: that it is the planned one, or takes too much."""
     if n_ctx == plan.settings.n_ctx:
         return "◂ planned"
-    return "" if use.total <= plan.memory.budget else "too much"
+    return "" if plan.memory.excess(use) <= 0 else "too much"

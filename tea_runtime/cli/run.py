@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import App, answering
+from tea_models.cli.frame import FILE, App, answering
 from tea_models.errors import MissingFileError, UsageError
 from tea_runtime.cli.models import require_models
 from tea_runtime.cli.screen import Stream, environment, logged, only_json, plain, readable
+from tea_runtime.cli.trace import check_trace, tracing
 from tea_runtime.cli.validate import show_check
 from tea_runtime.workflow.file import Workflow, read_workflow
 from tea_runtime.workflow.inputs import required_inputs
 from tea_runtime.workflow.runner import Step, run_workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _KEY = re.compile(r"([A-Za-z_][\w-]*)(:?=)(.*)", re.DOTALL)
 _PLAIN_TYPES = ("", "str", "string", "any")
@@ -44,6 +45,8 @@ _PLAIN_TYPES = ("", "str", "string", "any")
 @click.option("--locked", is_flag=True, help="Use only models that the nearest models.lock names.")
 @click.option("--record", metavar="FILE", help="Write every answer into a cassette, begun anew.")
 @click.option("--replay", metavar="FILE", help="Answer from a cassette, without a model.")
+@click.option("--trace", "trace_file", type=FILE, callback=check_trace, metavar="FILE.html|FILE.json",
+              help="Write a timeline of the steps: tokens, time, backend; a page, and JSON beside it.")  # fmt: skip
 @click.option(
     "--max-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Where a loop is stopped."
 )
@@ -59,6 +62,7 @@ def command(
     locked: bool,
     record: str | None,
     replay: str | None,
+    trace_file: Path | None,
     **options: Any,
 ) -> None:
     """Run a workflow: streamed text appears as it comes, then what else is new in the state.
@@ -81,9 +85,10 @@ def command(
             settings = read.llm_settings(environ).overridden(backend=options["backend"])
             known = read.environment(environ)
             require_models(app, settings, known, gguf=options["gguf"], pull=pull, uses=_models(read))
-        with only_json(wanted=app.out.as_json or wanted is not None):
+        json_only = app.out.as_json or wanted is not None
+        with tracing(trace_file, read.spec.name, app.out) as trace, only_json(wanted=json_only):
             stream = Stream(sys.stdout)
-            on_step = functools.partial(_told, app, stream)
+            on_step = functools.partial(_told, app, stream, trace)
             try:
                 final = run_workflow(read, state, on_text=stream, on_step=on_step, environ=environ, **options)
             finally:
@@ -127,8 +132,9 @@ def _models(workflow: Workflow) -> Iterator[str | None]:
                 yield named or None
 
 
-def _told(app: App, stream: Stream, step: Step) -> None:
-    """Say on a terminal what a node took that asked a model."""
+def _told(app: App, stream: Stream, trace: Callable[[Step], object], step: Step) -> None:
+    """Say on a terminal what a node took that asked a model, and keep it in the trace."""
+    trace(step)
     result = step.result if isinstance(step.result, dict) else {}
     if result.get("streamed") and stream.used:
         stream.end_line()

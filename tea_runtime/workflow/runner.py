@@ -51,11 +51,14 @@ class WorkflowEngine:
 
 
 class Step(NamedTuple):
-    """A node that has run, what it took and what it gave."""
+    """A node that has run, when (by `time.monotonic`), what it took, and what it gave or how it failed."""
 
     node: str
+    action: str  # `run` for a block
+    started: float
     seconds: float
     result: Any
+    error: BaseException | None
 
 
 def run_workflow(
@@ -77,7 +80,7 @@ def run_workflow(
         gguf: A model that comes before everything the workflow and the environment say.
         backend: `local`, `api` or `auto`, in place of `settings.llm.backend`.
         on_text: Gets each piece of text that an `llm.stream` node generates, as it comes.
-        on_step: Is told about each node that has run.
+        on_step: Is told about each node that has run, also about one that failed.
         environ: Environment; the process's own by default.
         max_steps: How many nodes may run at most; what ends a loop that has no end.
 
@@ -180,15 +183,21 @@ class _Run:
 
     def _step(self, node: Node) -> None:
         logger.debug("node %s", node.name)
-        started = time.monotonic()
-        if node.code:
-            result = self._execute(node)
-        else:
-            params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
-            result = self._call(node, params)
-        if self.on_step is not None:
-            self.on_step(Step(node.name, time.monotonic() - started, result))
-        self._keep(node, result)
+        started, result, failed = time.monotonic(), None, None
+        try:
+            if node.code:
+                result = self._execute(node)
+            else:
+                params = {key: self._render(node, (node.params_key, key), value) for key, value in node.params.items()}
+                result = self._call(node, params)
+            self._keep(node, result)
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            if self.on_step is not None:
+                seconds = time.monotonic() - started
+                self.on_step(Step(node.name, node.action or "run", started, seconds, result, failed))
 
     def _keep(self, node: Node, result: Any) -> None:
         """Put what a node gave where it belongs in the state."""
