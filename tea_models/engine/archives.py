@@ -13,19 +13,16 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
 from tea_models.progress import Progress
+from tea_models.registry.engines import Archive
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
 # would be three more packages to fetch; the metadata lies in the archive already.

@@ -15,9 +15,10 @@ import hashlib
 import io
 import tarfile
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
 from tea_models.engine.archives import Archives
@@ -26,14 +27,9 @@ from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
 from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
+from tea_models.progress import Progress
+from tea_models.registry.engines import Catalog
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.registry.engines import Catalog
 
 _BROKEN = "the file in the store is broken: tea-models verify --repair"
 

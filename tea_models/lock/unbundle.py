@@ -11,26 +11,22 @@ import hashlib
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing
 from tea_models.disk.regular import open_regular, writing_own
 from tea_models.disk.space import check_space
 from tea_models.engine.archives import carried
 from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
+from tea_models.files import ModelFile
 from tea_models.gguf import FileSource, read_header
 from tea_models.lockfile import Lock, LockedModel, parse_lock
-from tea_models.registry.engines import Host
+from tea_models.registry.engines import Catalog, Host
 from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.files import ModelFile
-    from tea_models.registry.engines import Catalog
 
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"

@@ -8,9 +8,10 @@ import json
 import logging
 import os
 import weakref
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tea_models.errors import TeaModelsError, UsageError
@@ -21,11 +22,7 @@ from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResu
 from tea_runtime.call import CancelScope, LlmStream
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-
-    from tea_runtime.llm_settings import LlmSettings
+from tea_runtime.llm_settings import LlmSettings
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,11 @@ import click
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import one_line
 from tea_models.errors import UsageError
+from tea_runtime.cassette.entries import Entry
 from tea_runtime.cli.models import model_options, opened
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tea_runtime.cassette.backend import Change
-    from tea_runtime.cassette.entries import Entry
 
 _SHOWN = 200
 

@@ -6,7 +6,7 @@ import functools
 import json
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,6 @@ from tea_models.sources.locate import locate
 from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from tea_runtime.mapping.rows import Row
     from tea_runtime.workflow.file import Workflow
     from tea_runtime.workflow.runner import Step

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tea_models.cli.frame import App
 from tea_models.errors import MissingFileError, OfflineError, TeaModelsError
 from tea_models.sizes import human_bytes
 from tea_runtime.cli.screen import environment, logged, only_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from tea_models.cli.frame import App
     from tea_runtime.backend import LlmBackend
     from tea_runtime.llm_settings import LlmSettings
 
