@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import threading
 import time
 from typing import Any
@@ -17,8 +16,7 @@ def memory_bandwidth(threads: int, available: int) -> float | None:
     import ctypes  # slow to import
 
     try:
-        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
-        search: Any = library.memchr
+        search: Any = ctypes.CDLL(None).memchr
     except (OSError, AttributeError):
         return None
     search.restype, search.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]

@@ -9,11 +9,11 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from tea_models.caller import Caller
+from tea_models.engine.probe import engine_version
 from tea_models.errors import TeaModelsError, TemplateError, UsageError
 from tea_models.profile.facts import ModelProfile
 from tea_models.refs import FileRef, NameRef, parse_reference
@@ -101,7 +101,7 @@ class CassetteBackend(LlmBackend):
         evidence: dict[str, Any] = {
             "model_sha256": self.model.sha256 or profile.files[0].sha256,
             "template_sha256": profile.chat.template_sha256.value,
-            "engine": _engine(),
+            "engine": f"llama-cpp-python {engine_version()}",
         }
         if request["kind"] == "chat":
             evidence["rendered"] = _rendered(profile, request)
@@ -121,13 +121,6 @@ def plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         raise UsageError(f"a request for a cassette must be plain data, found {type(value).__name__}") from None
-
-
-def _engine() -> str:
-    try:
-        return f"llama-cpp-python {version('llama-cpp-python')}"
-    except PackageNotFoundError:
-        return ""
 
 
 def _rendered(profile: ModelProfile, request: Mapping[str, Any]) -> str | None:
