@@ -105,24 +105,16 @@ class TemplateText(str):
         return joined(_between(items, self))
 
 
-def _same_length(name: str) -> Callable[..., str]:
-    method = getattr(str, name)
-
-    def change(self: TemplateText) -> str:
-        result = method(self)
-        # No character gets shorter in another case: where the lengths are equal, each stands where it stood.
-        return _text(result, self._origin) if len(result) == len(self) else TemplateText(result)
-
-    change.__name__ = name
-    return change
-
-
-def _not_followed(name: str) -> Callable[..., Any]:
+def _followed(name: str, *, in_place: bool) -> Callable[..., Any]:
+    """A method of `str`, whose result is of unknown origin unless each character stays in its place."""
     method = getattr(str, name)
 
     def build(self: TemplateText, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
-        return TemplateText(result) if isinstance(result, str) else type(result)(map(TemplateText, result))
+        if not isinstance(result, str):
+            return type(result)(map(TemplateText, result))
+        # No character gets shorter in another case: where the lengths are equal, each stands where it stood.
+        return _text(result, self._origin) if in_place and len(result) == len(self) else TemplateText(result)
 
     build.__name__ = name
     return build
@@ -130,13 +122,13 @@ def _not_followed(name: str) -> Callable[..., Any]:
 
 # Errors of a template name the class, and to its author these are texts like any other.
 TemplateText.__name__, TemplateText.__module__ = "str", "builtins"
-for _name in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
-    setattr(TemplateText, _name, _same_length(_name))
-for _name in (
+_CASES = ("capitalize", "casefold", "lower", "swapcase", "title", "upper")
+_OTHERS = (
     "center", "expandtabs", "format", "format_map", "ljust", "partition", "removeprefix", "removesuffix", "rjust",
     "rpartition", "rsplit", "splitlines", "translate", "zfill",
-):  # fmt: skip
-    setattr(TemplateText, _name, _not_followed(_name))
+)  # fmt: skip
+for _name in _CASES + _OTHERS:
+    setattr(TemplateText, _name, _followed(_name, in_place=_name in _CASES))
 
 
 def origin_of(text: str) -> bytes:
