@@ -49,18 +49,17 @@ def bundle(
         store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in located(store, model)]
         models = {item.record.sha256: item for item in files}.values()
-        caller.progress.start(output.name, sum(model.record.size for model in models), 0)
-        try:
+        with (
+            caller.progress.task(output.name, sum(model.record.size for model in models)),
             # Every `tar` can list and unpack GNU's format, also with files over 8 GiB.
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-                for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
-                    archive.addfile(_member(name, len(data)), io.BytesIO(data))
-                for model in models:
-                    _add(archive, f"models/{model.record.sha256}", model.path, model.record.sha256, caller.progress)
-                if lock.engine is not None:
-                    _add_engine(archive, lock.engine, caller)
-        finally:
-            caller.progress.finish()
+            tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
+        ):
+            for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
+                archive.addfile(_member(name, len(data)), io.BytesIO(data))
+            for model in models:
+                _add(archive, f"models/{model.record.sha256}", model.path, model.record.sha256, caller.progress)
+            if lock.engine is not None:
+                _add_engine(archive, lock.engine, caller)
     return Bundle(output, output.stat().st_size, tuple(files), lock)
 
 
