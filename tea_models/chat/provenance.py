@@ -11,17 +11,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import compiler, nodes
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_environment
 from markupsafe import Markup, soft_str
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from jinja2.compiler import Frame
 
 TEMPLATE, DATA, UNKNOWN = b"t", b"d", b"u"
 #: Roles that templates put into control tokens (`'<|' + role + '|>'`); any other role is data.
@@ -190,27 +186,27 @@ class _CodeGenerator(compiler.CodeGenerator):
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return _source("".join(group))
 
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 - the names are jinja2's
+    def visit_Const(self, node: nodes.Const, frame: compiler.Frame) -> None:  # noqa: N802 - the names are jinja2's
         value = node.as_const(frame.eval_ctx)
         if type(value) in (str, list, tuple, dict):
             self.write(_source(value))
         else:
             super().visit_Const(node, frame)
 
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: ARG002, N802
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: compiler.Frame) -> None:  # noqa: ARG002, N802
         self.write(_source(node.data))
 
-    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:  # noqa: ARG002
+    def _output_child_pre(self, node: nodes.Expr, frame: compiler.Frame, finalize: Any) -> None:  # noqa: ARG002
         self.write("environment.written(")
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:  # noqa: N802
         self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
 
-    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: Frame) -> None:  # noqa: ARG002, N802
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: compiler.Frame) -> None:  # noqa: ARG002, N802
         self.fail("a prompt is no HTML, and nothing in it is escaped", node.lineno)
 
 
@@ -278,7 +274,7 @@ def _building(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pass_environment
-def _join(environment: Environment, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+def _join(environment: ProvenanceEnvironment, value: Any, d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
     return joined(_between([written(item) for item in value], written(d)))

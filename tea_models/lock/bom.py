@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
 from tea_models.files import ModelFile, public
+from tea_models.lockfile import Lock, LockedModel
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
-
-    from tea_models.lockfile import Lock, LockedModel
 
 
 def bill_of_materials(lock: Lock) -> str:
