@@ -34,8 +34,7 @@ class Check:
     seconds: float
 
 
-class _FailedError(Exception):
-    pass
+class _FailedError(Exception): ...
 
 
 def run_checks(backend: LlmBackend) -> Iterator[Check]:

@@ -6,7 +6,6 @@ understands none of that: nothing but plain files under plain names.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -27,7 +26,7 @@ from tea_models.gguf import FileSource, read_header
 from tea_models.lockfile import Lock, LockedModel, parse_lock
 from tea_models.registry.engines import Catalog, Host
 from tea_models.sources.receiver import receive
-from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
+from tea_models.store import Record, Store, key_of, remove_partial, writing
 
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
@@ -167,7 +166,8 @@ class _Unpacking:
         check_space(self._store.root, size, file.filename)
         with self._store.partial(key_of(sha256, "")) as partial:
             self._receive(partial, file)
-            existing = self._publish(partial, self._target(model, file), record_of(model, file, size))
+            record = record_of(model, file, size)
+            existing = self._add(record, self._store.publish(partial, self._target(model, file), record))
         for model, file in lacking[1:]:
             record = record_of(model, file, size)
             self._add(record, self._store.link_in(existing, self._target(model, file), record))
@@ -215,12 +215,6 @@ class _Unpacking:
         except IntegrityError:
             partial.unlink(missing_ok=True)
             raise
-
-    def _publish(self, partial: Path, target: Path, record: Record) -> Path:
-        for _ in range(3):
-            with contextlib.suppress(NameTakenError):
-                return self._add(record, self._store.publish(partial, target, record))
-        raise StoreError(f"{record.filename}: other processes keep taking the name", hint="run the command again")
 
     def _target(self, model: LockedModel, file: ModelFile) -> Path:
         """Where a file lies, in a folder where all files of its model can lie together."""

@@ -68,13 +68,8 @@ def map_rows_on_ray(
             ) from None
         try:
             each, actors = _shares(ray, cpus)
-            job = {
-                "cpus": each,
-                "concurrency": concurrency,
-                "workflow": workflow.name,
-                "gguf": gguf,
-                "backend": backend,
-            }
+            options = {"gguf": gguf, "backend": backend}
+            job = {"cpus": each, "concurrency": concurrency, "workflow": workflow.name, **options}
             _run(ray, pending, output, done, job, actors)
         finally:
             ray.shutdown()
