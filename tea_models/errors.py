@@ -96,49 +96,38 @@ class NotAvailableError(TeaModelsError):
     exit_code = 4
 
 
-class UnknownModelError(NotAvailableError):
-    pass
+class UnknownModelError(NotAvailableError): ...
 
 
-class MissingFileError(NotAvailableError):
-    pass
+class MissingFileError(NotAvailableError): ...
 
 
-class OfflineError(NotAvailableError):
-    pass
+class OfflineError(NotAvailableError): ...
 
 
-class SourceUnavailableError(NotAvailableError):
-    pass
+class SourceUnavailableError(NotAvailableError): ...
 
 
-class AccessDeniedError(NotAvailableError):
-    pass
+class AccessDeniedError(NotAvailableError): ...
 
 
 class DoesNotFitError(TeaModelsError):
     exit_code = 5
 
 
-class MemoryDoesNotFitError(DoesNotFitError):
-    pass
+class MemoryDoesNotFitError(DoesNotFitError): ...
 
 
-class DiskFullError(DoesNotFitError):
-    pass
+class DiskFullError(DoesNotFitError): ...
 
 
-class StoreError(TeaModelsError):
-    pass
+class StoreError(TeaModelsError): ...
 
 
-class LockError(TeaModelsError):
-    pass
+class LockError(TeaModelsError): ...
 
 
-class TemplateError(TeaModelsError):
-    pass
+class TemplateError(TeaModelsError): ...
 
 
-class EngineError(TeaModelsError):
-    pass
+class EngineError(TeaModelsError): ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,3 +27,20 @@ class Progress:
             yield
         finally:
             self.finish()
+
+
+class JoinedProgress(Progress):
+    """Shows the tasks of one or several threads as parts of a task that is begun and ended elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
+        """Count what was there already."""
+        self.advance(initial)
+
+    def advance(self, n: int) -> None:
+        """Hand on what came, one at a time."""
+        with self._lock:
+            self._progress.advance(n)

@@ -8,18 +8,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.yamlfile import nearest
 from tea_runtime.api.backend import api_may_answer
 from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.call import kind_of
+from tea_runtime.factory import BackendPool
 from tea_runtime.llm_settings import LlmSettings
 from tea_runtime.resolve import is_model_name
-
-if TYPE_CHECKING:
-    from tea_runtime.factory import BackendPool
 
 logger = logging.getLogger("tea_runtime")
 

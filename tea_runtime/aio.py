@@ -7,15 +7,12 @@ import concurrent.futures
 import contextlib
 import functools
 import threading
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 from tea_runtime.call import CancelScope, current_scope
 from tea_runtime.errors import CancelledCallError, LlmError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
+from collections.abc import Generator, Sequence
+from typing import Any, ClassVar, Self, overload
 
 from tea_models.errors import TeaModelsError
 from tea_runtime.call import Callback, LlmCallParams, LlmCallResult, LlmStream, Message, check_messages, check_texts
 from tea_runtime.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
 
 __all__ = ["Callback", "LlmBackend", "LlmCallParams", "LlmCallResult", "Message", "check_messages", "check_texts"]
 

@@ -23,36 +23,28 @@ from __future__ import annotations
 from tea_models.errors import INSTALL_ENGINE, ConfigError, DoesNotFitError, TeaModelsError
 
 
-class WorkflowError(TeaModelsError):
-    pass
+class WorkflowError(TeaModelsError): ...
 
 
-class HostFeatureError(ConfigError):
-    pass
+class HostFeatureError(ConfigError): ...
 
 
-class LlmError(TeaModelsError):
-    pass
+class LlmError(TeaModelsError): ...
 
 
-class UnsupportedError(LlmError):
-    pass
+class UnsupportedError(LlmError): ...
 
 
-class GenerationError(LlmError):
-    pass
+class GenerationError(LlmError): ...
 
 
-class CancelledCallError(LlmError):
-    pass
+class CancelledCallError(LlmError): ...
 
 
-class AnswerTimeoutError(LlmError):
-    pass
+class AnswerTimeoutError(LlmError): ...
 
 
-class CassetteMissError(LlmError):
-    pass
+class CassetteMissError(LlmError): ...
 
 
 class ApiError(LlmError):

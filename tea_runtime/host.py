@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from tea_models.errors import TeaModelsError, UnknownModelError, UsageError
@@ -85,13 +85,8 @@ SIGNATURES: dict[str, Signature] = {
 }
 
 
-try:
-    _VERSION = version("tea-models")
-except PackageNotFoundError:  # run from a source tree
-    _VERSION = "0"
-
 __tea_actions__ = {
-    "version": _VERSION,
+    "version": version("tea-models"),
     "description": "Local GGUF models (llama.cpp), and any OpenAI-compatible API where that is allowed",
     "actions": list(SIGNATURES),
 }

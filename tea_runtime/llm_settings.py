@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tea_models.yamlfile import Document, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _AZURE = ("azure_openai", "azureopenai")

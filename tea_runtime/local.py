@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import weakref
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tea_models.caller import Caller
+from tea_models.chat import Segment
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.speed import record_speed
 from tea_models.plan.user_settings import UserSettings
+from tea_models.profile.facts import ModelProfile
+from tea_models.settings import Settings
 from tea_models.store.record import HIDDEN
 from tea_runtime.answer_format import call_problem, format_problem, wanted_schema
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message, check_messages, check_texts
@@ -29,14 +34,6 @@ from tea_runtime.llama.engine import build, llama
 from tea_runtime.llama.generation import Generation, ToolTextFilter
 from tea_runtime.llama.loading import LoadRecorder, check_text, describe, find_file
 from tea_runtime.llama.prompt import ChatPrompt
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Generator, Mapping, Sequence
-
-    from tea_models.chat import Segment
-    from tea_models.profile.facts import ModelProfile
-    from tea_models.settings import Settings
 
 logger = logging.getLogger("tea_runtime")
 

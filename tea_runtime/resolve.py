@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tea_models.caller import Caller
 from tea_models.errors import LockError, MissingFileError, OfflineError, TeaModelsError, UnknownModelError, UsageError
 from tea_models.profile.document import load_profile
+from tea_models.profile.facts import ModelProfile
 from tea_models.profile.header_facts import resolve_profile
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
@@ -19,12 +21,6 @@ from tea_models.sources.locate import locate
 from tea_models.store import Store
 from tea_runtime.api.backend import api_may_answer
 from tea_runtime.llm_settings import LlmSettings, expand
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from tea_models.profile.facts import ModelProfile
 
 logger = logging.getLogger("tea_runtime")
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tea_models.errors import TeaModelsError
+from tea_models.plan.types import RunPlan
 from tea_runtime.answer_format import format_problem
 from tea_runtime.backend import LlmBackend, LlmCallParams
 from tea_runtime.call import cosine
 from tea_runtime.errors import ContextOverflowError, UnsupportedError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from tea_models.plan.types import RunPlan
 
 _PROMPT = "The three primary colours are"
 _UNICODE = "é世🌍"
@@ -38,8 +34,7 @@ class Check:
     seconds: float
 
 
-class _FailedError(Exception):
-    pass
+class _FailedError(Exception): ...
 
 
 def run_checks(backend: LlmBackend) -> Iterator[Check]:

@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 
 from tea_models.engine.engine_settings import EngineSettings
-from tea_models.engine.estimator import ESTIMATE_ERROR, compute_bytes
-from tea_models.engine.formula import MIB, MemoryUse, cache_layout, kv_bytes_per_token, kv_cache_bytes, pad, row_bytes
+from tea_models.engine.estimator import ESTIMATE_ERROR
+from tea_models.engine.formula import (
+    MIB,
+    MemoryUse,
+    cache_layout,
+    compute_bytes,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    pad,
+    row_bytes,
+)
 from tea_models.engine.installed import installed_engine
 from tests.architectures import CASES, measure
 from tests.plan_profiles import GIB, profile_of

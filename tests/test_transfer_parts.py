@@ -239,14 +239,8 @@ def partial(tmp_path):
         yield made
 
 
-def test_buffers_land_one_after_the_other(partial):
-    buffers = [bytes([number % 256]) * (number % 7) for number in range(2000)]
-    partial.write(buffers, 10)
-    assert partial.path.read_bytes() == bytes(10) + b"".join(buffers)
-
-
 def test_a_state_comes_back_as_it_was_saved(partial):
-    partial.write([b"x" * 100], 0)
+    partial.write(b"x" * 100, 0)
     state = State("f" * 32, "a" * 64, 200, '"e"', "Monday", ((0, 50), (60, 100)), (50, "d" * 64))
     partial.save(state)
     assert partial.load() == state
@@ -273,4 +267,4 @@ def test_a_full_device_is_a_disk_full_error(tmp_path):
         os.dup2(descriptor, made.descriptor)
         os.close(descriptor)
         with pytest.raises(DiskFullError):
-            made.write([b"x"], 0)
+            made.write(b"x", 0)

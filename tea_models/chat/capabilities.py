@@ -27,7 +27,6 @@ _MARKER = (
 
 #: First whose texts all occur in the rendered probes; a name only for people.
 _FORMATS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("harmony", ("<|start|>", "<|channel|>", "<|message|>")),
     ("harmony", ("<|start|>", "<|message|>")),
     ("llama-4", ("<|header_start|>",)),
     ("llama-3", ("<|start_header_id|>",)),

@@ -36,22 +36,10 @@ def whole(value: Any) -> bool:
 
 
 def is_a(value: Any, kind: Any) -> bool:
-    match kind:
-        case "null":
-            return value is None
-        case "boolean":
-            return isinstance(value, bool)
-        case "integer":
-            return isinstance(value, int | float) and whole(abs(value)) and not isinstance(value, bool)
-        case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "string":
-            return isinstance(value, str)
-        case "array":
-            return isinstance(value, list)
-        case "object":
-            return isinstance(value, dict)
-    return False
+    """Whether a value is of a type that JSON Schema names; 1.0 is an integer."""
+    from jsonschema import Draft202012Validator  # slow to import
+
+    return kind in TYPES and Draft202012Validator.TYPE_CHECKER.is_type(value, kind)
 
 
 def canonical(value: Any) -> str:

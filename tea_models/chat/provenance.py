@@ -11,17 +11,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import compiler, nodes
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_environment
 from markupsafe import Markup, soft_str
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from jinja2.compiler import Frame
 
 TEMPLATE, DATA, UNKNOWN = b"t", b"d", b"u"
 #: Roles that templates put into control tokens (`'<|' + role + '|>'`); any other role is data.
@@ -105,24 +101,16 @@ class TemplateText(str):
         return joined(_between(items, self))
 
 
-def _same_length(name: str) -> Callable[..., str]:
-    method = getattr(str, name)
-
-    def change(self: TemplateText) -> str:
-        result = method(self)
-        # No character gets shorter in another case: where the lengths are equal, each stands where it stood.
-        return _text(result, self._origin) if len(result) == len(self) else TemplateText(result)
-
-    change.__name__ = name
-    return change
-
-
-def _not_followed(name: str) -> Callable[..., Any]:
+def _followed(name: str, *, in_place: bool) -> Callable[..., Any]:
+    """A method of `str`, whose result is of unknown origin unless each character stays in its place."""
     method = getattr(str, name)
 
     def build(self: TemplateText, *args: Any, **kwargs: Any) -> Any:
         result = method(self, *args, **kwargs)
-        return TemplateText(result) if isinstance(result, str) else type(result)(map(TemplateText, result))
+        if not isinstance(result, str):
+            return type(result)(map(TemplateText, result))
+        # No character gets shorter in another case: where the lengths are equal, each stands where it stood.
+        return _text(result, self._origin) if in_place and len(result) == len(self) else TemplateText(result)
 
     build.__name__ = name
     return build
@@ -130,13 +118,13 @@ def _not_followed(name: str) -> Callable[..., Any]:
 
 # Errors of a template name the class, and to its author these are texts like any other.
 TemplateText.__name__, TemplateText.__module__ = "str", "builtins"
-for _name in ("capitalize", "casefold", "lower", "swapcase", "title", "upper"):
-    setattr(TemplateText, _name, _same_length(_name))
-for _name in (
+_CASES = ("capitalize", "casefold", "lower", "swapcase", "title", "upper")
+_OTHERS = (
     "center", "expandtabs", "format", "format_map", "ljust", "partition", "removeprefix", "removesuffix", "rjust",
     "rpartition", "rsplit", "splitlines", "translate", "zfill",
-):  # fmt: skip
-    setattr(TemplateText, _name, _not_followed(_name))
+)  # fmt: skip
+for _name in _CASES + _OTHERS:
+    setattr(TemplateText, _name, _followed(_name, in_place=_name in _CASES))
 
 
 def origin_of(text: str) -> bytes:
@@ -198,27 +186,27 @@ class _CodeGenerator(compiler.CodeGenerator):
     def _output_const_repr(self, group: Iterable[Any]) -> str:
         return _source("".join(group))
 
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 - the names are jinja2's
+    def visit_Const(self, node: nodes.Const, frame: compiler.Frame) -> None:  # noqa: N802 - the names are jinja2's
         value = node.as_const(frame.eval_ctx)
         if type(value) in (str, list, tuple, dict):
             self.write(_source(value))
         else:
             super().visit_Const(node, frame)
 
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: ARG002, N802
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: compiler.Frame) -> None:  # noqa: ARG002, N802
         self.write(_source(node.data))
 
-    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:  # noqa: ARG002
+    def _output_child_pre(self, node: nodes.Expr, frame: compiler.Frame, finalize: Any) -> None:  # noqa: ARG002
         self.write("environment.written(")
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat, frame: compiler.Frame) -> None:  # noqa: N802
         self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
         self.write("))")
 
-    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: Frame) -> None:  # noqa: ARG002, N802
+    def visit_ScopedEvalContextModifier(self, node: nodes.ScopedEvalContextModifier, frame: compiler.Frame) -> None:  # noqa: ARG002, N802
         self.fail("a prompt is no HTML, and nothing in it is escaped", node.lineno)
 
 
@@ -286,7 +274,7 @@ def _building(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pass_environment
-def _join(environment: Environment, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+def _join(environment: ProvenanceEnvironment, value: Any, d: str = "", attribute: str | int | None = None) -> str:
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
     return joined(_between([written(item) for item in value], written(d)))

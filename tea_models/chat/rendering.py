@@ -78,7 +78,8 @@ def render_segments(
 ) -> list[Segment]:
     """The same text as `render_chat` with the same arguments, cut where the origin of its characters changes."""
     limits = Limits(timeout)
-    request = {"template": template, "jobs": [job(messages, variables, _clock(now))]}
+    clock = time.localtime() if now is None else now.timetuple()
+    request = {"template": template, "jobs": [job(messages, variables, clock[:6])]}
     (result,) = SANDBOX.request(request, limits)["results"]
     if "error" in result:
         raise template_error(result, limits)
@@ -131,7 +132,3 @@ def _message(index: int, message: Any) -> dict[str, Any]:
     plain = {key: value for key, value in message.items() if value is not None}
     reasoning = next((plain[key] for key in _REASONING if key in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
-
-
-def _clock(now: datetime | None) -> list[int]:
-    return list((time.localtime() if now is None else now.timetuple())[:6])

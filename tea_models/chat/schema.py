@@ -13,42 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
-from tea_models.chat.gbnf import (
-    FORMATS,
-    JSON,
-    Expression,
-    Repeat,
-    Rule,
-    Terminal,
-    choice,
-    finite_rules,
-    is_finite,
-    literal,
-    optional,
-    sequence,
-    write,
-)
-from tea_models.chat.keywords import (
-    ARRAY,
-    ASSERTIONS,
-    NEVER,
-    NUMBER,
-    OBJECT,
-    OF_TYPE,
-    STRING,
-    TYPES,
-    WIDE_NUMBERS,
-    apart,
-    assertions,
-    canonical,
-    constants_of,
-    disjoint,
-    is_a,
-    merged,
-    properties_of,
-    required_of,
-    whole,
-)
+from tea_models.chat import gbnf, keywords
+from tea_models.chat.gbnf import Expression, Repeat, Rule, choice, literal, optional, sequence
+from tea_models.chat.keywords import assertions, canonical, constants_of, merged, properties_of, required_of, whole
 from tea_models.chat.pattern import CHARACTER, PatternError, pattern_grammar
 
 _MOST_NODES = 4000
@@ -93,13 +60,13 @@ class SchemaGrammar:
             return _VALUE
         root = _Schema(schema, pointer, self._rules, self._problems)
         expression = root.node(schema, _Place(pointer))
-        if not self._problems and not is_finite(expression, finite_rules(self._rules, JSON)):
+        if not self._problems and not gbnf.is_finite(expression, gbnf.finite_rules(self._rules, gbnf.JSON)):
             self._problems[f"{pointer} (only endless texts match)"] = None
         return expression
 
     def text(self, root: Expression) -> str:
         """The grammar in GBNF, from `root` on."""
-        rules = {"root": write(root), **{name: write(rule) for name, rule in self._rules.items()}, **JSON}
+        rules = {name: gbnf.write(rule) for name, rule in {"root": root, **self._rules}.items()} | gbnf.JSON
         return "\n".join(f"{name} ::= {body}" for name, body in rules.items()) + "\n"
 
 
@@ -138,8 +105,8 @@ class _Schema:
         self.problems[pointer + (f" ({reason})" if reason else "")] = None
         return _VALUE
 
-    def unknown(self, keywords: frozenset[str] | set[str], schema: Mapping[str, Any], place: _Place) -> None:
-        for keyword in sorted(keywords & schema.keys()):
+    def unknown(self, names: frozenset[str] | set[str], schema: Mapping[str, Any], place: _Place) -> None:
+        for keyword in sorted(names & schema.keys()):
             self.problem(place.key(keyword))
 
     def rule(self, expression: Expression) -> Rule:
@@ -157,16 +124,16 @@ class _Schema:
             return _VALUE
         if not isinstance(schema, dict):
             return self.problem(place.pointer, "nothing can match" if schema is False else "expected a schema")
-        self.unknown(NEVER, schema, place)
+        self.unknown(keywords.NEVER, schema, place)
         if "$id" in schema and place.pointer != self.pointer:
             self.problem(place.key("$id"), "references behind it start elsewhere")
-        for keywords, walk in (
+        for names, walk in (
             ({"$ref"}, self.reference),
             ({"allOf"}, self.all_of),
             ({"anyOf", "oneOf"}, self.union),
             ({"const", "enum"}, self.constants),
         ):
-            if keywords & schema.keys():
+            if names & schema.keys():
                 return walk(schema, place)
         return self.value(schema, place)
 
@@ -174,7 +141,8 @@ class _Schema:
         """A schema without a combination of others."""
         if isinstance(schema.get("type"), list):
             return self.types(schema, place)
-        kind = schema.get("type") or next((known for known, words in OF_TYPE.items() if words & schema.keys()), None)
+        implied = (known for known, words in keywords.OF_TYPE.items() if words & schema.keys())
+        kind = schema.get("type") or next(implied, None)
         match kind:
             case None:
                 return _VALUE
@@ -185,8 +153,8 @@ class _Schema:
             case "string":
                 return self.string(schema, place)
             case "number" | "integer":
-                allowed = {"format"} if schema.get("format") in WIDE_NUMBERS else set()
-                self.unknown(NUMBER - allowed, schema, place)
+                allowed = {"format"} if schema.get("format") in keywords.WIDE_NUMBERS else set()
+                self.unknown(keywords.NUMBER - allowed, schema, place)
                 return Rule(kind)
             case "boolean" | "null":
                 return Rule(kind)
@@ -275,31 +243,31 @@ class _Schema:
     def exclusive(self, alternatives: list[Any], pointer: str) -> list[Any]:
         """Alternatives of which only one can match; where a property tells them apart, it becomes required."""
         targets = [self.followed(item) for item in alternatives]
-        if all(apart(one, other) for index, one in enumerate(targets) for other in targets[index + 1 :]):
+        if all(keywords.apart(one, other) for index, one in enumerate(targets) for other in targets[index + 1 :]):
             return alternatives
         for key in properties_of(targets[0]):
             values = [constants_of(self.followed(properties_of(target).get(key))) for target in targets]
-            if all(values) and disjoint([value for value in values if value]):
+            if all(values) and keywords.disjoint([value for value in values if value]):
                 return [{**target, "required": [*(required_of(target) | {key: None})]} for target in targets]
         self.problem(pointer, "nothing tells the alternatives apart, so several could match")
         return alternatives
 
     def types(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         kinds = schema["type"]
-        if not kinds or not all(kind in TYPES for kind in kinds):
+        if not kinds or not all(kind in keywords.TYPES for kind in kinds):
             return self.problem(place.key("type"), "expected a list of types" if kinds else "nothing can match")
         return choice(self.node({**schema, "type": kind}, place.same()) for kind in kinds)
 
     def constants(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         keyword = "const" if "const" in schema else "enum"
-        for other in sorted((schema.keys() & ASSERTIONS) - {keyword, "type"} - NEVER):
+        for other in sorted((schema.keys() & keywords.ASSERTIONS) - {keyword, "type"} - keywords.NEVER):
             self.problem(place.key(other), f"beside {keyword}")
         values = [schema["const"]] if keyword == "const" else schema["enum"]
         if not isinstance(values, list):
             return self.problem(place.key(keyword), "expected a list")
         if "type" in schema:
             kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-            values = [value for value in values if any(is_a(value, kind) for kind in kinds)]
+            values = [value for value in values if any(keywords.is_a(value, kind) for kind in kinds)]
         if not values:
             return self.problem(place.key(keyword), "no value is left to choose")
         texts = {canonical(value): _text(value) for value in values}
@@ -322,7 +290,7 @@ class _Schema:
             enforced.add("minProperties")
         if (properties or required or additional is False) and _at_least(schema.get("maxProperties"), len(named)):
             enforced.add("maxProperties")
-        self.unknown(OBJECT - enforced, schema, place)
+        self.unknown(keywords.OBJECT - enforced, schema, place)
         if not properties and not required and additional is not False:
             return self.map(additional, place)
         members = {}
@@ -362,7 +330,7 @@ class _Schema:
         allowed = {"items", "prefixItems", "minItems", "maxItems"}
         if schema.get("uniqueItems") is False or most in (0, 1):
             allowed.add("uniqueItems")
-        self.unknown(ARRAY - allowed, schema, place)
+        self.unknown(keywords.ARRAY - allowed, schema, place)
         prefix = prefix[: prefix.index(False) if False in prefix else len(prefix)][:most]
         if len(prefix) < len(schema.get("prefixItems", ())) or items is False:
             most = len(prefix) if most is None else min(most, len(prefix))
@@ -385,15 +353,15 @@ class _Schema:
     def string(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         for keyword in ("pattern", "format"):
             if keyword in schema:
-                self.unknown(STRING - {keyword}, schema, place)
+                self.unknown(keywords.STRING - {keyword}, schema, place)
                 return _quoted(self.text_of(keyword, schema[keyword], place))
         least, most = self.bounds("minLength", "maxLength", schema, place)
         return _STRING if (least, most) == (0, None) else _quoted(Repeat(CHARACTER, least, most))
 
     def text_of(self, keyword: str, value: Any, place: _Place) -> Expression:
         if keyword == "format":
-            known = FORMATS.get(value) if isinstance(value, str) else None
-            return Terminal(known) if known else self.problem(place.key("format"), f"{value!r} is not enforced")
+            known = gbnf.FORMATS.get(value) if isinstance(value, str) else None
+            return gbnf.Terminal(known) if known else self.problem(place.key("format"), f"{value!r} is not enforced")
         try:
             return pattern_grammar(value, most_repeats=_MOST_REPEATS)
         except PatternError as error:

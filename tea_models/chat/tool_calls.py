@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _MISTRAL_NAME = re.compile(r"\s*([A-Za-z0-9_.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*")
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
+_Found = tuple[str, list[dict[str, Any]]]
 _HARMONY_NAME = re.compile(r"to=functions\.([A-Za-z0-9_.-]+)")
 
 
@@ -39,9 +41,7 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     Returns:
         The text that is left (stripped when a call was taken out), and the calls in order.
     """
-    readers = [*_OF_FORMAT.get(format or "", ()), _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony]
-    readers += [_kimi, _gemma_4, _bare]
-    for reader in dict.fromkeys(readers):
+    for reader in dict.fromkeys([_OF_FORMAT.get(format or "", _hermes), *_READERS]):
         try:
             rest, found = reader(text)
         except RecursionError:  # nested more deeply than any call
@@ -56,34 +56,27 @@ def parse_tool_calls(text: str, format: str | None = None) -> tuple[str, list[To
     return text, []
 
 
-_Found = tuple[str, list[dict[str, Any]]]
-
-
-def _hermes(text: str) -> _Found:
-    return _marked(text, "<tool_call>", "</tool_call>")
-
-
-def _phi(text: str) -> _Found:
-    """Granite writes the same mark in front, and none behind."""
-    return _marked(text, "<|tool_call|>", "<|/tool_call|>")
-
-
-def _command_r(text: str) -> _Found:
-    rest, found = _marked(text, "<|START_ACTION|>", "<|END_ACTION|>")
-    return (rest, found) if found else _marked(text, "Action: ```json", "```")
-
-
-def _marked(text: str, opening: str, closing: str) -> _Found:
-    """Calls between two marks; the end of the text closes too."""
+def _marked(text: str, opening: str, closing: str, read: Callable[[str], list[dict[str, Any]]] | None = None) -> _Found:
+    """Calls between two marks, each read by `read`; the end of the text closes too."""
     calls: list[dict[str, Any]] = []
     first, *parts = text.split(opening)
     rest = [first]
     for part in parts:
         inside, mark, after = part.partition(closing)
-        found = _calls(inside)
+        found = (read or _calls)(inside)
         calls += found
         rest.append(after if found else opening + inside + mark + after)
     return "".join(rest), calls
+
+
+_hermes = partial(_marked, opening="<tool_call>", closing="</tool_call>")
+# Granite writes the same mark in front, and none behind.
+_phi = partial(_marked, opening="<|tool_call|>", closing="<|/tool_call|>")
+
+
+def _command_r(text: str) -> _Found:
+    rest, found = _marked(text, "<|START_ACTION|>", "<|END_ACTION|>")
+    return (rest, found) if found else _marked(text, "Action: ```json", "```")
 
 
 def _llama_tag(text: str) -> _Found:
@@ -116,7 +109,7 @@ def _mistral(text: str) -> _Found:
             found = _listed(value)
         elif name is not None:
             value, end = _decode(part, name.end())
-            found = [_made(name.group(1), value)] if isinstance(value, dict) else []
+            found = _named(name.group(1), value)
         else:
             found, end = [], 0
         if not found:
@@ -128,21 +121,16 @@ def _mistral(text: str) -> _Found:
 
 def _deepseek(text: str) -> _Found:
     """A name and JSON between marks, whose bars are U+FF5C and whose gaps are U+2581."""
-    opening, separator, closing = (
-        f"<\uff5ctool\u2581{words}\uff5c>" for words in ("call\u2581begin", "sep", "call\u2581end")
+    opening, separator, closing, first, last = (
+        f"<\uff5ctool\u2581{words}\uff5c>"
+        for words in ("call\u2581begin", "sep", "call\u2581end", "calls\u2581begin", "calls\u2581end")
     )
-    first, *parts = text.split(opening)
-    calls = []
-    rest = first.removesuffix("<\uff5ctool\u2581calls\u2581begin\uff5c>")
-    for part in parts:
-        inside, _, after = part.partition(closing)
+
+    def read(inside: str) -> list[dict[str, Any]]:
         name, _, body = inside.removeprefix(f"function{separator}").partition("\n" if "```" in inside else separator)
-        value, _ = _decode(_unfenced(body))
-        if not name.strip() or not isinstance(value, dict):
-            return text, []
-        calls.append(_made(name.strip(), value))
-        rest += after.removeprefix("<\uff5ctool\u2581calls\u2581end\uff5c>").lstrip("\n")
-    return rest, calls
+        return _named(name.strip(), _decode(_unfenced(body))[0])
+
+    return _marked(text.replace(first, "").replace(last, ""), opening, closing, read)
 
 
 def _harmony(text: str) -> _Found:
@@ -166,38 +154,28 @@ def _harmony(text: str) -> _Found:
 
 def _kimi(text: str) -> _Found:
     """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`."""
-    first, *parts = text.split("<|tool_call_begin|>")
-    rest = first.removesuffix("<|tool_calls_section_begin|>")
-    calls = []
-    for part in parts:
-        inside, _, after = part.partition("<|tool_call_end|>")
-        identity, mark, body = inside.partition("<|tool_call_argument_begin|>")
+
+    def read(inside: str) -> list[dict[str, Any]]:
+        identity, _, body = inside.partition("<|tool_call_argument_begin|>")
         name = identity.strip().removeprefix("functions.").rpartition(":")[0]
-        value, _ = _decode(body)
-        if not mark or not name or not isinstance(value, dict):
-            return text, []
-        calls.append({**_made(name, value), "id": identity.strip()})
-        rest += after.removeprefix("<|tool_calls_section_end|>")
-    return rest, calls
+        return [call | {"id": identity.strip()} for call in _named(name, _decode(body)[0])]
+
+    text = text.replace("<|tool_calls_section_begin|>", "").replace("<|tool_calls_section_end|>", "")
+    return _marked(text, "<|tool_call_begin|>", "<|tool_call_end|>", read)
 
 
 def _gemma_4(text: str) -> _Found:
     """`<|tool_call>call:name{key:value}<tool_call|>`, where a text stands between two `<|"|>` and keys are bare."""
-    first, *parts = text.split("<|tool_call>")
-    calls = []
-    rest = first
-    for part in parts:
-        inside, mark, after = part.partition("<tool_call|>")
+
+    def read(inside: str) -> list[dict[str, Any]]:
         name, brace, body = inside.removeprefix("call:").partition("{")
         pieces = (brace + body).split('<|"|>')
         # The texts become JSON texts that hold their number, so that nothing in them looks like syntax.
         plain = "".join(f'"{index}"' if index % 2 else piece for index, piece in enumerate(pieces))
         value, _ = _decode(_GEMMA_KEY.sub(r'\1"\2":', plain))
-        if not mark or not name or not isinstance(value, dict) or any('"' in piece for piece in pieces[::2]):
-            return text, []
-        calls.append(_made(name, _unquoted(value, pieces)))
-        rest += after
-    return rest, calls
+        return [] if any('"' in piece for piece in pieces[::2]) else _named(name, _unquoted(value, pieces))
+
+    return _marked(text, "<|tool_call>", "<tool_call|>", read)
 
 
 def _unquoted(value: Any, pieces: list[str]) -> Any:
@@ -210,18 +188,23 @@ def _unquoted(value: Any, pieces: list[str]) -> Any:
     return value
 
 
-_OF_FORMAT: dict[str, tuple[Callable[[str], _Found], ...]] = {
-    "phi": (_phi,),
-    "granite": (_phi,),
-    "mistral": (_mistral,),
-    "llama-3": (_llama,),
-    "llama-4": (_llama,),
-    "command-r": (_command_r,),
-    "deepseek": (_deepseek,),
-    "harmony": (_harmony,),
-    "kimi": (_kimi,),
-    "gemma-4": (_gemma_4,),
+_OF_FORMAT: dict[str, Callable[[str], _Found]] = {
+    "phi": _phi,
+    "granite": _phi,
+    "mistral": _mistral,
+    "llama-3": _llama,
+    "llama-4": _llama,
+    "command-r": _command_r,
+    "deepseek": _deepseek,
+    "harmony": _harmony,
+    "kimi": _kimi,
+    "gemma-4": _gemma_4,
 }
+
+
+_READERS: tuple[Callable[[str], _Found], ...] = (
+    _hermes, _phi, _mistral, _llama_tag, _deepseek, _harmony, _kimi, _gemma_4, _bare,
+)  # fmt: skip
 
 
 def _calls(body: str) -> list[dict[str, Any]]:
@@ -318,6 +301,10 @@ def _call(value: Any) -> dict[str, Any] | None:
 
 def _made(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+
+
+def _named(name: str, arguments: Any) -> list[dict[str, Any]]:
+    return [_made(name, arguments)] if name and isinstance(arguments, dict) else []
 
 
 def _scalar(text: str) -> Any:

@@ -6,14 +6,10 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
+from tea_models.cli.output import Output
 from tea_models.errors import DiskFullError, StoreError, TeaModelsError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tea_models.cli.output import Output
 
 
 class Interrupted(TeaModelsError):  # noqa: N818 - its name is the type that is reported

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tea_models.cli.output import Output
 
 _EVERYWHERE = {"--json", "--offline", "--quiet", "-q"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from datetime import datetime
@@ -15,6 +14,7 @@ from tea_models.chat.messages import read_conversation, read_tools
 from tea_models.chat.rendering import render_chat
 from tea_models.cli.frame import App, answering, takes_locked
 from tea_models.cli.output import printable
+from tea_models.disk.hashing import sha256_text
 from tea_models.errors import MissingFileError, TemplateError, UsageError
 from tea_models.profile.header_facts import resolve_profile
 
@@ -101,8 +101,7 @@ def _template(app: App, model: str | None, template_file: str | None) -> tuple[s
     if template is None:
         hint = "a base model completes text: use llm.call; or give a format with --template FILE"
         raise TemplateError(f"{model} has no chat template, so no chat format is known for it", hint=hint)
-    digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
-    return template, {"template_sha256": digest, **facts}
+    return template, {"template_sha256": sha256_text(template), **facts}
 
 
 def _variable(pair: str) -> tuple[str, Any]:

@@ -17,6 +17,11 @@ from tea_models.errors import IntegrityError
 _BLOCK: Final = 1 << 20
 
 
+def sha256_text(text: str) -> str:
+    """The digest of a text as UTF-8; of one that is broken too."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def sha256_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     """The digest of a plain file (else an `OSError`); an `IntegrityError` where it changed while it was read."""
     with open_regular(path) as file:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tea_models.disk.regular import open_regular, writing_own
+from tea_models.disk.regular import open_own, open_regular
 from tea_models.disk.space import FULL
 from tea_models.errors import DiskFullError, StoreError
 
@@ -35,7 +35,8 @@ def link_new(source: Path, target: Path) -> None:
 
 def clone(source: Path, target: Path) -> None:
     """Copy a file, sharing its blocks where the file system can (FICLONE)."""
-    with open_regular(source) as reader, writing_own(target) as writer:
+    with open_regular(source) as reader, open(open_own(target), "r+b") as writer:  # noqa: PTH123 - a descriptor
+        writer.truncate()
         try:
             fcntl.ioctl(writer.fileno(), 0x40049409, reader.fileno())  # FICLONE of linux/fs.h
         except OSError:

@@ -32,13 +32,6 @@ def open_own(path: Path) -> int:
     raise StoreError(f"{path}: something keeps putting a link where a download is to be written")
 
 
-def writing_own(path: Path) -> BinaryIO:
-    """Open a file of our own (see `open_own`) for writing from its beginning; what was in it is gone."""
-    descriptor = open_own(path)
-    os.ftruncate(descriptor, 0)
-    return open(descriptor, "r+b")  # noqa: PTH123 - a descriptor
-
-
 def descriptor_of(path: Path | str, *, follow: bool = True) -> int:
     """Open a plain file for reading; with `follow` a link to one will do. `OSError`: EINVAL if it is something else."""
     descriptor = os.open(path, os.O_RDONLY | _SAFE | (0 if follow else os.O_NOFOLLOW))

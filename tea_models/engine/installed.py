@@ -78,7 +78,7 @@ def _distribution_of(package: Path) -> metadata.Distribution | None:
 
 
 def _library(folder: Path, *names: str) -> Path | None:
-    names = names or ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
+    names = names or ("libllama.so", "libllama.dylib")
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 

@@ -35,8 +35,6 @@ def load_shared_library(lib_base_name: str, base_path: pathlib.Path) -> ctypes.C
         return library
     path = str(FOLDER / name)
     try:
-        if hasattr(os, "add_dll_directory"):  # Windows looks for a library's own libraries only where it is told to
-            os.add_dll_directory(str(FOLDER))
         library = ctypes.CDLL(path)
     except OSError as error:
         raise RuntimeError(f"Failed to load shared library '{path}': {error}") from None

@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -198,12 +199,7 @@ class _Session:
 
 def serve(handle: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]) -> None:
     """Answer the requests on stdin, a line each; whatever the engine prints itself goes to stderr."""
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except ImportError:
-        pass  # Windows writes no core files
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

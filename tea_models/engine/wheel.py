@@ -24,15 +24,13 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.caller import Caller
 from tea_models.engine.installed import SCHEMA
 from tea_models.errors import IntegrityError
+from tea_models.registry.engines import Archive, Prebuilt
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from tea_models.registry.engines import Archive, Prebuilt
 
 LOADER = Path(__file__).with_name("prebuilt_loader.py")
 _FIRST_LINE = b"from . import _prebuilt  # added: loads the prebuilt library (tea-models engine)\n"

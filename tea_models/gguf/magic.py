@@ -5,7 +5,7 @@ from __future__ import annotations
 MAGIC = b"GGUF"
 
 _OLD = "get the model as GGUF; llama.cpp no longer reads this one"
-_SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
+_SIGNATURES: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"FUGG", "the magic of GGUF with its bytes swapped", "the file was byte-swapped as a whole: convert it again"),
     (b"lmgg", "a GGML file, the format before GGUF (2023)", _OLD),
     (b"tjgg", "a GGJT file, the format before GGUF (2023)", _OLD),
@@ -21,14 +21,10 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 )
 _PAGE = "the address answers a page (a login, perhaps), not the file; check the link and the token"
 _ERROR = "the server may have answered an error instead of the file"
-_TEXTS: tuple[tuple[bytes, str, str], ...] = (
+_TEXTS: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file", "run `git lfs pull`, or download the file itself"),
-    (b"<!doctype", "a web page", _PAGE),
-    (b"<html", "a web page", _PAGE),
-    (b"<head", "a web page", _PAGE),
-    (b"<?xml", "a web page", _PAGE),
-    (b"{", "JSON", _ERROR),
-    (b"[", "JSON", _ERROR),
+    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page", _PAGE),
+    ((b"{", b"["), "JSON", _ERROR),
 )
 
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from tea_models.errors import UsageError
 from tea_models.files import ModelFile, public
+from tea_models.lockfile import Lock, LockedModel
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
-
-    from tea_models.lockfile import Lock, LockedModel
 
 
 def bill_of_materials(lock: Lock) -> str:
@@ -30,6 +29,8 @@ def _component(model: LockedModel, file: ModelFile) -> Component:
     from cyclonedx.model.component import Component, ComponentType
 
     digest = str(file.sha256)
+    stated = {"reference": model.reference, "resolved": model.resolved, "size": str(file.size)}
+    stated |= {"template_sha256": model.template_sha256 or ""}
     return Component(
         name=file.filename,
         type=ComponentType.MACHINE_LEARNING_MODEL,
@@ -42,14 +43,5 @@ def _component(model: LockedModel, file: ModelFile) -> Component:
             for source in file.sources
             for part in source.parts
         ],
-        properties=[
-            Property(name="tea-models:reference", value=model.reference),
-            Property(name="tea-models:resolved", value=model.resolved),
-            Property(name="tea-models:size", value=str(file.size)),
-            *(
-                [Property(name="tea-models:template_sha256", value=model.template_sha256)]
-                if model.template_sha256
-                else []
-            ),
-        ],
+        properties=[Property(name=f"tea-models:{name}", value=value) for name, value in stated.items() if value],
     )

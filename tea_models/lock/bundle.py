@@ -15,9 +15,10 @@ import hashlib
 import io
 import tarfile
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
 from tea_models.engine.archives import Archives
@@ -26,14 +27,9 @@ from tea_models.gguf import FileSource, read_header
 from tea_models.lock.pins import make_lock
 from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
+from tea_models.progress import Progress
+from tea_models.registry.engines import Catalog
 from tea_models.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tea_models.caller import Caller
-    from tea_models.progress import Progress
-    from tea_models.registry.engines import Catalog
 
 _BROKEN = "the file in the store is broken: tea-models verify --repair"
 
@@ -53,18 +49,17 @@ def bundle(
         store = Store.of(caller.settings)
         files = [found for model in lock.models.values() for found in located(store, model)]
         models = {item.record.sha256: item for item in files}.values()
-        caller.progress.start(output.name, sum(model.record.size for model in models), 0)
-        try:
+        with (
+            caller.progress.task(output.name, sum(model.record.size for model in models)),
             # Every `tar` can list and unpack GNU's format, also with files over 8 GiB.
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-                for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
-                    archive.addfile(_member(name, len(data)), io.BytesIO(data))
-                for model in models:
-                    _add(archive, f"models/{model.record.sha256}", model.path, model.record.sha256, caller.progress)
-                if lock.engine is not None:
-                    _add_engine(archive, lock.engine, caller)
-        finally:
-            caller.progress.finish()
+            tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive,
+        ):
+            for name, data in ((LOCK, format_lock(lock).encode()), (LICENSES, _licenses(files).encode())):
+                archive.addfile(_member(name, len(data)), io.BytesIO(data))
+            for model in models:
+                _add(archive, f"models/{model.record.sha256}", model.path, model.record.sha256, caller.progress)
+            if lock.engine is not None:
+                _add_engine(archive, lock.engine, caller)
     return Bundle(output, output.stat().st_size, tuple(files), lock)
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from tea_models.caller import Caller
 from tea_models.engine.archives import carried
 from tea_models.engine.install import Wanted, install
-from tea_models.engine.installed import installed_engine
+from tea_models.engine.installed import InstalledEngine, installed_engine
 from tea_models.errors import LockError, OfflineError
-from tea_models.registry.engines import Catalog, Host, load_catalog
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tea_models.caller import Caller
-    from tea_models.engine.installed import InstalledEngine
-    from tea_models.registry.engines import Prebuilt
+from tea_models.registry.engines import Catalog, Host, Prebuilt, load_catalog
 
 
 def lock_engine(old: Catalog | None, environ: Mapping[str, str] | None = None) -> Catalog:

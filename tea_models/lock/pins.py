@@ -5,7 +5,6 @@ What a project asks for are the references in its `models.yaml` and in its workf
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tea_models.caller import Caller
+from tea_models.disk.hashing import sha256_text
 from tea_models.errors import IntegrityError, LockError, NotAvailableError, UsageError
 from tea_models.files import Artifact, ModelFile, Source, public
 from tea_models.gguf.bytes_source import FileSource
@@ -190,9 +190,7 @@ def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str |
         template = read_header(source).metadata.get("tokenizer.chat_template")
     finally:
         source.close()
-    if not isinstance(template, str):
-        return None
-    return hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_text(template) if isinstance(template, str) else None
 
 
 def _contradicted(lock: Lock, registry: Registry) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Collection
 from collections.abc import Set as AbstractSet
@@ -12,17 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from tea_models.caller import Caller
-from tea_models.disk.hashing import sha256_files
+from tea_models.disk.hashing import sha256_files, sha256_text
 from tea_models.disk.regular import read_own
-from tea_models.errors import (
-    DiskFullError,
-    IntegrityError,
-    LockError,
-    MissingFileError,
-    OfflineError,
-    StoreError,
-    TeaModelsError,
-)
+from tea_models.errors import IntegrityError, LockError, MissingFileError, OfflineError, TeaModelsError
 from tea_models.files import Artifact
 from tea_models.lock.pins import outdated, require_current, template_sha256, update_lock
 from tea_models.lockfile import Lock, parse_lock, read_lock, write_lock
@@ -221,11 +212,10 @@ def _current_lock(path: Path, caller: Caller, *, frozen: bool) -> tuple[Lock, bo
 def _remember_lock(store: Store, lock_path: Path, sha256: AbstractSet[str | None]) -> None:
     """Note in the store that a project's lock names files of it, so that cleaning up for another spares them."""
     lock = str(lock_path.resolve())
-    digest = hashlib.sha256(lock.encode("utf-8", "surrogatepass")).hexdigest()
-    path = store.hidden / "projects" / f"{digest[:32]}.json"
+    path = store.hidden / "projects" / f"{sha256_text(lock)[:32]}.json"
     text = json.dumps({"lock": lock, "sha256": sorted(map(str, sha256))}, indent=2) + "\n"
     if store.root.is_dir() and read_own(path) != text.encode():
-        with contextlib.suppress(StoreError, DiskFullError):  # a store that can't be written
+        with contextlib.suppress(TeaModelsError):  # a store that can't be written
             store.write_hidden(path, text)
 
 

@@ -6,31 +6,27 @@ understands none of that: nothing but plain files under plain names.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
 
+from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing
-from tea_models.disk.regular import open_regular, writing_own
+from tea_models.disk.regular import open_regular
 from tea_models.disk.space import check_space
 from tea_models.engine.archives import carried
 from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
+from tea_models.files import ModelFile
 from tea_models.gguf import FileSource, read_header
 from tea_models.lockfile import Lock, LockedModel, parse_lock
-from tea_models.registry.engines import Host
-from tea_models.store import NameTakenError, Record, Store, key_of, remove_partial, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tea_models.caller import Caller
-    from tea_models.files import ModelFile
-    from tea_models.registry.engines import Catalog
+from tea_models.registry.engines import Catalog, Host
+from tea_models.sources.receiver import receive
+from tea_models.store import Record, Store, key_of, remove_partial, writing
 
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
@@ -77,12 +73,8 @@ def unpack_bundle(path: Path, caller: Caller, *, only: frozenset[str] | None = N
     try:
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file" if not path.exists() else f"{path}: not a file")
-        with open_regular(path) as file:
-            caller.progress.start(path.name, path.stat().st_size, 0)
-            try:
-                return _Unpacking(path, file, caller, only).run()
-            finally:
-                caller.progress.finish()
+        with open_regular(path) as file, caller.progress.task(path.name, path.stat().st_size):
+            return _Unpacking(path, file, caller, only).run()
     except PermissionError as error:
         raise StoreError(f"{error.filename or path}: {os.strerror(error.errno or 0).lower()}") from None
 
@@ -141,6 +133,7 @@ class _Unpacking:
             if not chunk:
                 raise self._damaged("it is cut off")
             self._left -= len(chunk)
+            self._progress.advance(len(chunk))
             yield chunk
 
     def _exactly(self, length: int) -> bytes:
@@ -168,14 +161,13 @@ class _Unpacking:
         wanted = self._only is None or sha256 in self._only
         lacking = [(model, file) for model, file in waiting if wanted and not self._present(model, file, size)]
         if not lacking:
-            for chunk in self._chunks():
-                self._progress.advance(len(chunk))
             return
         model, file = lacking[0]
         check_space(self._store.root, size, file.filename)
         with self._store.partial(key_of(sha256, "")) as partial:
             self._receive(partial, file)
-            existing = self._publish(partial, self._target(model, file), record_of(model, file, size))
+            record = record_of(model, file, size)
+            existing = self._add(record, self._store.publish(partial, self._target(model, file), record))
         for model, file in lacking[1:]:
             record = record_of(model, file, size)
             self._add(record, self._store.link_in(existing, self._target(model, file), record))
@@ -194,7 +186,6 @@ class _Unpacking:
             for chunk in self._chunks():
                 digest.update(chunk)
                 writer.write(chunk)
-                self._progress.advance(len(chunk))
             if digest.hexdigest() != sha256:
                 what, actual = f"{self._path}: {archive.filename}", digest.hexdigest()
                 raise ChecksumMismatchError(what, expected=sha256, actual=actual, hint=_AGAIN)
@@ -213,27 +204,17 @@ class _Unpacking:
 
     def _receive(self, partial: Path, file: ModelFile) -> None:
         remove_partial(partial)  # what a download of the same file may have begun
-        digest = hashlib.sha256()
-        with writing(self._store.root), writing_own(partial) as writer:
-            for chunk in self._chunks():
-                digest.update(chunk)
-                writer.write(chunk)
-                self._progress.advance(len(chunk))
+        with writing(self._store.root):
+            actual = receive(lambda _: self._chunks(), partial, name=file.filename).sha256
         try:
-            if digest.hexdigest() != file.sha256:
-                what, expected = f"{self._path}: {file.filename}", str(file.sha256)
-                raise ChecksumMismatchError(what, expected=expected, actual=digest.hexdigest(), hint=_AGAIN)
+            if actual != file.sha256:
+                what = f"{self._path}: {file.filename}"
+                raise ChecksumMismatchError(what, expected=str(file.sha256), actual=actual, hint=_AGAIN)
             with FileSource(partial) as source:
                 read_header(source)
         except IntegrityError:
             partial.unlink(missing_ok=True)
             raise
-
-    def _publish(self, partial: Path, target: Path, record: Record) -> Path:
-        for _ in range(3):
-            with contextlib.suppress(NameTakenError):
-                return self._add(record, self._store.publish(partial, target, record))
-        raise StoreError(f"{record.filename}: other processes keep taking the name", hint="run the command again")
 
     def _target(self, model: LockedModel, file: ModelFile) -> Path:
         """Where a file lies, in a folder where all files of its model can lie together."""

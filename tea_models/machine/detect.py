@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tea_models.machine.cgroups import read_limits, read_text
 
@@ -81,7 +80,7 @@ def detect_machine(root: Path = _ROOT, *, gpus: Sequence[Gpu] = ()) -> Machine:
         allowed = physical
         cpu = _command("sysctl", "-n", "machdep.cpu.brand_string") or "unknown processor"
     else:
-        total, available = _windows_memory() if system == "win32" else _memory(root)
+        total, available = _memory(root)
         logical, physical, allowed = _cores(root)
         cpu = _cpu_name(root)
     memory, quota = read_limits(root)
@@ -102,20 +101,6 @@ def _memory(root: Path) -> tuple[int, int]:
     # Linux before 3.14: what the kernel would count, without its reserves.
     rough = sum(sizes.get(name, 0) for name in ("MemFree", "Buffers", "Cached", "SReclaimable"))
     return total, min(total, sizes.get("MemAvailable", rough))
-
-
-def _windows_memory() -> tuple[int, int]:
-    """Bytes of memory, and those that are available (`GlobalMemoryStatusEx`)."""
-    import ctypes
-
-    class Status(ctypes.Structure):
-        _fields_ = (("size", ctypes.c_uint32), ("load", ctypes.c_uint32), ("total", ctypes.c_uint64),
-                    ("available", ctypes.c_uint64), ("rest", ctypes.c_uint64 * 5))  # fmt: skip
-
-    status = Status(size=ctypes.sizeof(Status))
-    windll: Any = getattr(ctypes, "windll")  # noqa: B009 - not there on other systems
-    windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-    return status.total, status.available
 
 
 def _cores(root: Path) -> tuple[int, int, int]:

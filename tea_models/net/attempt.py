@@ -36,10 +36,6 @@ _FIRST_LOOK: Final = 1 << 20
 _LONGEST_HEADER: Final = 512 << 20
 # What may follow the last tensor: padding to the alignment, and a little for whoever appends something.
 _SLACK: Final = 1 << 20
-# A batch is written when it is so big (bytes, pieces) or so late.
-_BATCH: Final = 1 << 20
-_MAX_PIECES: Final = 256
-_BATCH_SECONDS: Final = 0.25
 
 
 class Attempt:
@@ -315,10 +311,10 @@ class Attempt:
     def _write_body(self, response: httpx2.Response, part: Part, *, whole: bool) -> None:
         """Write a body into its part, while it goes on; what comes after the file's end is refused."""
         try:
-            for pieces in self._batches(chunks(response, self._request.shown), part):
+            for piece in self._watched(chunks(response, self._request.shown)):
                 last = whole and part.end == self._board.total
                 # After a part that must be the file's end, the body is read on, to see that it ends.
-                if self._over or not (self._write(part, pieces, last=last) or last):
+                if self._over or not (self._write(part, piece, last=last) or last):
                     return
         except TransientError:
             if part.left and not self._over:
@@ -330,51 +326,32 @@ class Attempt:
                 self._board.learn_total(part.position)
                 self._changed.notify_all()
 
-    def _batches(self, pieces: Iterator[bytes], part: Part) -> Iterator[list[bytes]]:
-        """What comes, big or late enough to be written; the rest also if the connection breaks, before the error."""
-        policy = self._request.policy
-        batch: list[bytes] = []
-        size = window_size = 0
-        yielded = window_began = time.monotonic()
-        trouble: TransientError | None = None
-        try:
-            for piece in pieces:
-                now = time.monotonic()
-                batch.append(piece)
-                size += len(piece)
-                window_size += len(piece)
-                full = size >= min(_BATCH, max(1, part.left)) or len(batch) >= _MAX_PIECES
-                if full or now - yielded >= _BATCH_SECONDS:
-                    yield batch
-                    batch, size, yielded = [], 0, now
-                if now - window_began >= policy.stall_seconds:
-                    rate = window_size / (now - window_began)
-                    if rate < policy.min_rate:
-                        trouble = TransientError(f"only {rate:.0f} bytes a second", silent=True)
-                        break
-                    window_began, window_size = now, 0
-        except TransientError as error:
-            trouble = error
-        if batch:
-            yield batch
-        if trouble is not None:
-            raise trouble
+    def _watched(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """What comes, for as long as it comes fast enough."""
+        policy, size, began = self._request.policy, 0, time.monotonic()
+        for piece in pieces:
+            yield piece
+            size, elapsed = size + len(piece), time.monotonic() - began
+            if elapsed >= policy.stall_seconds:
+                if size / elapsed < policy.min_rate:
+                    raise TransientError(f"only {size / elapsed:.0f} bytes a second", silent=True)
+                size, began = 0, began + elapsed
 
-    def _write(self, part: Part, pieces: list[bytes], *, last: bool) -> bool:
-        """Write a batch; whether the part goes on. `last`: it is the end of the file."""
-        request, count, left = self._request, sum(map(len, pieces)), part.left
+    def _write(self, part: Part, piece: bytes, *, last: bool) -> bool:
+        """Write what came; whether the part goes on. `last`: it is the end of the file."""
+        request, count, left = self._request, len(piece), part.left
         if count > left:
             if last:
                 hint = "the source has another file, or sends without end; nothing was kept"
                 actual = part.end + count - left
                 raise SizeMismatchError(request.shown, expected=part.end, actual=actual, hint=hint)
-            pieces, count = [b"".join(pieces)[:left]], left
+            piece, count = piece[:left], left
         if part.position == 0 and request.size_by_header is not None and request.sha256 is None:
-            _check_magic(b"".join(pieces[:64])[:64], request.shown)
+            _check_magic(piece[:64], request.shown)
         if part.position + count > self._limit:
             hint = "the server does not say how big the file is, and sends more than its header allows"
             raise SizeMismatchError(request.shown, expected=self._limit, actual=part.position + count, hint=hint)
-        self._partial.write(pieces, part.position)
+        self._partial.write(piece, part.position)
         with self._changed:
             new = self._board.done.add(part.position, part.position + count)
             part.position += count

@@ -7,16 +7,15 @@ a power cut may break is found by the hash of the beginning (`checked`) or at la
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from tea_models.disk.atomic import write_atomically
+from tea_models.disk.hashing import sha256_text
 from tea_models.disk.operations import writing
 from tea_models.disk.regular import open_own, read_own
 from tea_models.disk.space import free_bytes, taken_by
@@ -24,7 +23,6 @@ from tea_models.net.ranges import ENDLESS, Ranges
 
 SCHEMA: Final = "tea.partial/1"
 _MAX_STATE: Final = 1 << 20
-_MAX_BUFFERS: Final = 512  # of the 1,024 that one writev takes (IOV_MAX)
 _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody says
 
 
@@ -46,7 +44,7 @@ def state_path(partial: Path) -> Path:
 
 def fingerprint(url: str) -> str:
     """Tells addresses apart without revealing them."""
-    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return sha256_text(url)[:32]
 
 
 class PartialFile:
@@ -70,19 +68,14 @@ class PartialFile:
         free = free_bytes(self.path.parent)
         self._room = ENDLESS if free is None else max(0, taken_by(self.path) + free - _UNKNOWN_RESERVE)
 
-    def write(self, buffers: Sequence[bytes | memoryview], position: int) -> None:
-        """Write buffers, one after the other, at a position; `DiskFullError` where no space is left."""
-        rest = list(buffers)
+    def write(self, data: bytes, position: int) -> None:
+        """Write at a position; `DiskFullError` where no space is left."""
         with writing(self.path.parent):
-            if position + sum(map(len, rest)) > self._room:
+            if position + len(data) > self._room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            while rest:
-                written = os.pwritev(self.descriptor, rest[:_MAX_BUFFERS], position)
-                position += written
-                while rest and written >= len(rest[0]):
-                    written -= len(rest.pop(0))
-                if written:
-                    rest[0] = memoryview(rest[0])[written:]
+            while data:
+                written = os.pwrite(self.descriptor, data, position)
+                position, data = position + written, data[written:]
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self.descriptor, size)

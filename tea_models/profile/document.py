@@ -78,10 +78,8 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-@cache
-def field_types(kind: type) -> dict[str, Any]:
-    """The type of each field of a dataclass."""
-    return typing.get_type_hints(kind)
+#: The type of each field of a dataclass.
+field_types = cache(typing.get_type_hints)
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tea_models.disk.hashing import sha256_text
 from tea_models.gguf.arrays import ArrayValue
 from tea_models.gguf.header import Header, TensorInfo, Value
 from tea_models.gguf.quantization import file_type_mismatch, file_type_name, tensor_type_shares
@@ -17,7 +18,7 @@ from tea_models.gguf.types import ValueType
 from tea_models.gguf.vocabulary import control_tokens, default_adds, default_ids, find_turn_end, token_texts
 from tea_models.profile.facts import ChatFacts, Fact, ModelProfile, ProfileFile, Scalar, TokenizerFacts, WeightFacts
 from tea_models.profile.kind import flaws_of, kind_of, pooling_of
-from tea_models.profile.model_files import open_model, text_sha256
+from tea_models.profile.model_files import open_model
 from tea_models.registry.entries import Entry
 from tea_models.settings import Settings
 
@@ -151,7 +152,7 @@ class _Metadata:
         found = self.text(TEMPLATE)
         if found.value is None or self.entry is None:
             return found
-        digest = text_sha256(found.value)
+        digest = sha256_text(found.value)
         for override in self.entry.overrides.chat_templates:
             if override.replaces_sha256 == digest:
                 self.warnings.append(f"the chat template is the registry's: {override.reason}")
@@ -242,7 +243,7 @@ def _chat(facts: _Metadata, template: Fact[str | None], tokenizer: TokenizerFact
     found = {name: Fact(getattr(probed, name), "template") for name in _PROBED}
     return ChatFacts(
         template=template,
-        template_sha256=Fact(text_sha256(template.value), "template"),
+        template_sha256=Fact(sha256_text(template.value), "template"),
         stop=Fact(stops, "template" if stops == probed.stop else by_registry),
         warnings=probed.warnings,
         **found,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tea_models.caller import Caller
+from tea_models.disk.hashing import sha256_text
 from tea_models.errors import IntegrityError
 from tea_models.gguf.bytes_source import ByteSource, FileSource
 from tea_models.gguf.header import Header, read_header
@@ -45,7 +45,7 @@ class ModelFiles:
         found = registry.by_sha256(sha256) if sha256 else None
         if found is not None:
             return found[0]
-        digest = text_sha256(template) if isinstance(template, str) else None
+        digest = sha256_text(template) if isinstance(template, str) else None
         for entry in registry.entries.values():
             if any(override.replaces_sha256 == digest for override in entry.overrides.chat_templates):
                 # Another model with the same bad template: what else the entry says is not about this one.
@@ -102,8 +102,3 @@ def recorded_sha256(path: Path, settings: Settings) -> str | None:
         return None
     now = (status.st_size, status.st_mtime_ns, status.st_ino)
     return record.sha256 if record is not None and now == (record.size, record.mtime_ns, record.inode) else None
-
-
-def text_sha256(text: str) -> str:
-    """SHA-256 of a text as UTF-8; of one that is broken too."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

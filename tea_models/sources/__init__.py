@@ -26,7 +26,7 @@ from tea_models.errors import (
 )
 from tea_models.files import Artifact, Fetched, ModelFile, Source
 from tea_models.gguf.bytes_source import ByteSource
-from tea_models.progress import Progress
+from tea_models.progress import JoinedProgress
 from tea_models.refs import FileRef, FsspecRef, HubRef, NameRef, OllamaRef, Reference, UrlRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources.mirror import is_mirror, logged_in, mirrored
@@ -147,7 +147,7 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
     kept = read_kept(journal)
     known = isinstance(kept, list) and kept[:1] == [str(source)] and all(type(size) is int for size in kept[1:])
     sizes: list[int] = kept[1:] if known else []
-    joined = replace(caller, progress=_Joined(caller.progress))
+    joined = replace(caller, progress=JoinedProgress(caller.progress))
 
     def rest(start: int) -> Iterator[bytes]:
         if not start:
@@ -168,19 +168,3 @@ def _fetch_parts(file: ModelFile, source: Source, destination: Path, caller: Cal
         return receive(rest, destination, name=file.filename, keep=sum(sizes))
     finally:
         caller.progress.finish()
-
-
-class _Joined(Progress):
-    """Shows the parts of one file as one file."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def start(self, name: str, total: int | None, initial: int = 0) -> None:  # noqa: ARG002 - the protocol's signature
-        self._progress.advance(initial)
-
-    def advance(self, n: int) -> None:
-        self._progress.advance(n)
-
-    def finish(self) -> None:
-        """A part is not the end."""

@@ -102,7 +102,6 @@ def choose(reference: HubRef, files: Mapping[str, ModelFile]) -> list[str]:
 def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     settings = caller.settings
-    refuse_offline(reference, settings)
     commit = reference.revision
     if commit is None or not _COMMIT.match(commit):
         commit, found = metadata(reference, settings)
@@ -127,7 +126,6 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
 def open_remote(reference: HubRef, caller: Caller) -> ByteSource:
     """Read parts of a file over HTTP ranges; the token goes to the Hub only."""
     settings = caller.settings
-    refuse_offline(reference, settings)
     return open_address(address(reference, settings), settings, _authorization(settings))
 
 

@@ -145,13 +145,12 @@ def pip_download(
             )
     except OSError as error:
         raise SourceUnavailableError(f"pip can't be started: {error.strerror}") from None
-    caller.progress.start(file.filename, file.size, 0)
-    try:
-        _watch(process, folder, caller.progress)
-    finally:
-        process.kill()
-        code = process.wait()
-        caller.progress.finish()
+    with caller.progress.task(file.filename, file.size):
+        try:
+            _watch(process, folder, caller.progress)
+        finally:
+            process.kill()
+            code = process.wait()
     if code != 0:
         lines = map(str.strip, log.read_text("utf-8", "replace").splitlines())
         _failed(what, requirement, [line for line in lines if line])

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,16 +38,10 @@ def find_all(environ: Mapping[str, str]) -> list[Found]:
     """All GGUF files of the tools that are known, each file once."""
     unique: dict[tuple[Path, str], Found] = {}
     for tool, folders in _folders(environ).items():
-        for folder in folders:
-            match tool:
-                case "Hugging Face":
-                    files = _hub_files(folder)
-                case "Ollama":
-                    files = _ollama_files(folder)
-                case _:
-                    files = folder_files(folder, tool)
-            for found in files:
-                unique.setdefault((found.path, found.name), found)
+        readers = {"Hugging Face": _hub_files, "Ollama": _ollama_files}
+        read = readers.get(tool, partial(folder_files, tool=tool))
+        for found in (each for folder in folders for each in read(folder)):
+            unique.setdefault((found.path, found.name), found)
     return list(unique.values())
 
 

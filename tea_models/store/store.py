@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tea_models.disk.atomic import write_atomically
-from tea_models.disk.hashing import holds, sha256_file
+from tea_models.disk.hashing import holds, sha256_file, sha256_text
 from tea_models.disk.kept_json import keep, read_kept
 from tea_models.disk.operations import clone, link_new, remove_partial, sync, writing
 from tea_models.disk.space import taken_by
@@ -39,8 +38,8 @@ class Store:
         self.hidden = root / HIDDEN
         self.partials_dir = self.hidden / "partial"
         self._read: dict[str, tuple[tuple[int, ...], Record | None]] = {}  # by the record's path: its stamp, and it
-        key = hashlib.sha256(str(root).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        self._stamps_path = cache_dir / "stamps" / f"{key}.json" if cache_dir is not None else None
+        key = f"{sha256_text(str(root))[:32]}.json"
+        self._stamps_path = cache_dir / "stamps" / key if cache_dir is not None else None
         self._stamps: dict[str, list[str | int]] | None = None
 
     @classmethod
@@ -168,7 +167,7 @@ class Store:
 
     def naming(self) -> contextlib.AbstractContextManager[None]:
         """Choose a final name and take it, without another process in between (where locks work)."""
-        return self.alone("names")
+        return self.alone("names") if self.root.is_dir() else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def alone(self, key: str) -> Iterator[None]:

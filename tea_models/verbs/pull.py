@@ -7,7 +7,6 @@ fetched into a partial, checked, and given its name. Only then is it recorded an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -197,7 +196,7 @@ class _Job:
         outside = None
         if inside is None and self.adopt and file.sha256 is not None:
             outside = find_by_sha256(file.sha256, size=file.size, environ=self.caller.settings.environ)
-        with self.store.naming() if self.store.root.is_dir() else nullcontext():
+        with self.store.naming():
             for lay, lies in self.store.set_aside_broken(file):
                 self.caller.note(f"{lay} no longer held the bytes that were verified; moved to {lies}")
             if file.sha256 is None:
@@ -236,7 +235,7 @@ class _Job:
                 f"{self.artifact.reference} is not in the store, and nothing may be fetched (--offline)",
                 hint=f"without --offline: tea-models pull {self.artifact.reference}",
             )
-        with self.store.naming() if self.store.root.is_dir() else nullcontext():
+        with self.store.naming():
             self._target(file, file.sha256)  # before anything is fetched
         waiting = f"{file.filename}: another process is pulling it; waiting"
         with self.store.partial(_key(file), waiting=lambda: self.caller.note(waiting)) as partial:

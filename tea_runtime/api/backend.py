@@ -8,9 +8,10 @@ import json
 import logging
 import os
 import weakref
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tea_models.errors import TeaModelsError, UsageError
@@ -21,19 +22,15 @@ from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResu
 from tea_runtime.call import CancelScope, LlmStream
 from tea_runtime.errors import ApiError, ApiUnavailableError, MissingExtraError, UnsupportedError
 from tea_runtime.llama.constraint import check_tools, demanded_tools
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-
-    from tea_runtime.llm_settings import LlmSettings
+from tea_runtime.llm_settings import LlmSettings
 
 logger = logging.getLogger(__name__)
 
-# Provider → the variable that holds the base address of its server, and that address where it is not set.
+# Provider → the variables of its key (which goes to no other) and of its server, and the server where that is not set.
 _SERVERS = {
-    "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
-    "azure": ("AZURE_OPENAI_ENDPOINT", ""),
-    "ollama": ("OLLAMA_API_BASE", "http://localhost:11434/v1"),
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "azure": ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", ""),
+    "ollama": ("OLLAMA_API_KEY", "OLLAMA_API_BASE", "http://localhost:11434/v1"),
 }
 DEFAULT_MODEL = "gpt-4o-mini"
 DEFAULT_EMBEDDING_MODEL = "text-embedding-3-small"
@@ -42,8 +39,6 @@ DEFAULT_TIMEOUT = 300.0
 _THREADS = 8
 #: Keys of `settings.llm` that decide which API is asked, and how.
 API_SETTINGS = ("model", "api_base", "provider", "timeout", "max_retries")
-# A key goes to its own provider only.
-_KEYS = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY", "ollama": "OLLAMA_API_KEY"}
 # What goes to the API as it stands.
 _PASSED = ("top_p", "presence_penalty", "frequency_penalty", "seed", "response_format", "tools", "tool_choice")
 
@@ -94,7 +89,7 @@ class ApiLlmBackend(LlmBackend):
         openai = self._is_openai = self.provider == "azure" or urlsplit(self.api_base).hostname == "api.openai.com"
         chat_model = openai and "embed" not in self.model
         self.embedding_model = embedding_model or (DEFAULT_EMBEDDING_MODEL if chat_model else self.model)
-        key_name = _KEYS[self.provider]
+        key_name = _SERVERS[self.provider][0]
         self._client = ApiClient(
             base=self.api_base,
             key=api_key or environ.get(key_name, ""),
@@ -271,7 +266,7 @@ def _provider(provider: str | None, api_base: str | None, environ: Mapping[str, 
 
 
 def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -> str:
-    variable, default = _SERVERS[provider]
+    _, variable, default = _SERVERS[provider]
     api_base = api_base or environ.get(variable) or default
     if not api_base:
         raise UsageError("provider azure: AZURE_OPENAI_ENDPOINT is not set", hint="or give settings.llm.api_base")
@@ -281,7 +276,7 @@ def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -
     except ValueError:
         usable = False
     if not usable:
-        hint = f"for example {_SERVERS['ollama'][1]}"
+        hint = f"for example {_SERVERS['ollama'][2]}"
         raise UsageError(f"api_base: expected an http(s) address, found {api_base!r}", hint=hint)
     return api_base.rstrip("/")
 

@@ -7,16 +7,14 @@ import functools
 import logging
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from tea_runtime.api.answers import error_text, nonsense, read_json
 from tea_runtime.errors import ApiError, ApiUnavailableError, LlmError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
 
 logger = logging.getLogger(__name__)
 

@@ -7,24 +7,21 @@ import functools
 import json
 import re
 import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tea_models.caller import Caller
+from tea_models.engine.probe import engine_version
 from tea_models.errors import TeaModelsError, TemplateError, UsageError
+from tea_models.profile.facts import ModelProfile
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
 from tea_runtime.call import cosine
 from tea_runtime.cassette.entries import AskedModel, Cassette, Entry, Mode
 from tea_runtime.llm_settings import LlmSettings, expand
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from tea_models.profile.facts import ModelProfile
 
 _SAME_VECTOR = 0.9999
 _DEFAULTS = {entry.name: entry.default for entry in fields(LlmCallParams) if entry.name not in ("prompt", "timeout")}
@@ -104,7 +101,7 @@ class CassetteBackend(LlmBackend):
         evidence: dict[str, Any] = {
             "model_sha256": self.model.sha256 or profile.files[0].sha256,
             "template_sha256": profile.chat.template_sha256.value,
-            "engine": _engine(),
+            "engine": f"llama-cpp-python {engine_version()}",
         }
         if request["kind"] == "chat":
             evidence["rendered"] = _rendered(profile, request)
@@ -124,13 +121,6 @@ def plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         raise UsageError(f"a request for a cassette must be plain data, found {type(value).__name__}") from None
-
-
-def _engine() -> str:
-    try:
-        return f"llama-cpp-python {version('llama-cpp-python')}"
-    except PackageNotFoundError:
-        return ""
 
 
 def _rendered(profile: ModelProfile, request: Mapping[str, Any]) -> str | None:

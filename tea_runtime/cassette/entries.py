@@ -15,17 +15,14 @@ from __future__ import annotations
 import difflib
 import json
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from tea_models.errors import ConfigError, MissingFileError, StoreError
 from tea_runtime.errors import CassetteMissError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
 
 SCHEMA = "tea.cassette/1"
 _PARTS = ("request", "answer", "recorded")

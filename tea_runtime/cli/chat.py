@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,6 @@ from tea_runtime.cli.models import model_options, opened
 from tea_runtime.cli.screen import Stream, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from prompt_toolkit import PromptSession
 
 

@@ -9,12 +9,10 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from tea_models.cli.frame import App
 from tea_models.cli.output import Output, printable
-
-if TYPE_CHECKING:
-    from tea_models.cli.frame import App
 
 _SHOWN_NUMBERS = 4
 

@@ -10,17 +10,14 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import NotAvailableError, UsageError
 from tea_runtime.errors import MissingExtraError
 from tea_runtime.mapping.rows import Output, Row, Summary, answer_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 
 #: What is not sent to the nodes with the workflow's folder.
 _NOT_SENT = ["*.gguf", "*.tar", ".git", ".venv", "__pycache__", "node_modules"]
@@ -71,13 +68,8 @@ def map_rows_on_ray(
             ) from None
         try:
             each, actors = _shares(ray, cpus)
-            job = {
-                "cpus": each,
-                "concurrency": concurrency,
-                "workflow": workflow.name,
-                "gguf": gguf,
-                "backend": backend,
-            }
+            options = {"gguf": gguf, "backend": backend}
+            job = {"cpus": each, "concurrency": concurrency, "workflow": workflow.name, **options}
             _run(ray, pending, output, done, job, actors)
         finally:
             ray.shutdown()

@@ -8,20 +8,18 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.errors import ConfigError, MissingFileError, StoreError, TeaModelsError, UsageError
 from tea_runtime.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
 SCHEMA = "tea.map/1"
 #: A longer row is an error of that row: nothing a model could read, and a file that is no JSON lines would fill memory.

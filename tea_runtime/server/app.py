@@ -8,8 +8,11 @@ import functools
 import hmac
 import json
 import logging
+import socket
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from importlib.resources import files
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
@@ -20,21 +23,17 @@ from starlette.routing import Route
 
 from tea_models.errors import NotAvailableError, TeaModelsError, UsageError
 from tea_runtime.aio import AsyncLlmStream, in_thread
+from tea_runtime.backend import LlmBackend, LlmCallResult
 from tea_runtime.errors import CancelledCallError
 from tea_runtime.server import wire
 from tea_runtime.server.gate import Gate
 from tea_runtime.server.metrics import Metrics
+from tea_runtime.server.pool import ModelPool
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-    from types import FrameType
-
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from tea_runtime.backend import LlmBackend, LlmCallResult
-    from tea_runtime.server.pool import ModelPool
 
 T = TypeVar("T")
 logger = logging.getLogger("tea_runtime")

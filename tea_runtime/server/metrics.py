@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tea_runtime.backend import LlmCallResult
-    from tea_runtime.server.pool import ModelPool
+from tea_runtime.backend import LlmCallResult
+from tea_runtime.server.pool import ModelPool
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

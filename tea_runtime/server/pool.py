@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tea_models.errors import DoesNotFitError, UsageError
 from tea_runtime.aio import in_thread
+from tea_runtime.backend import LlmBackend
 from tea_runtime.server.wire import NotServedError
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from tea_runtime.backend import LlmBackend
 
 _logger = logging.getLogger("tea_runtime")
 

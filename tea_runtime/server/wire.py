@@ -38,16 +38,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class NotAuthenticatedError(UsageError):
-    pass
+class NotAuthenticatedError(UsageError): ...
 
 
-class NotServedError(UsageError):
-    pass
+class NotServedError(UsageError): ...
 
 
-class TooLargeError(UsageError):
-    pass
+class TooLargeError(UsageError): ...
 
 
 # The first that fits: HTTP status, OpenAI's type and code.

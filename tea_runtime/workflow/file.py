@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,9 +17,6 @@ from tea_models.yamlfile import Document, nearest, read_yaml, validate
 from tea_runtime.llm_settings import LlmSettings, expand
 from tea_runtime.workflow import templating
 from tea_runtime.workflow.host_check import refuse_host_features
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger("tea_runtime")
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from tea_models.yamlfile import Document, dotted
 from tea_runtime.errors import HostFeatureError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 _PACKAGE = "tea_runtime"
 _IGNORED_NODE_KEYS = {

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
 
 from tea_runtime.workflow.file import END, START, Node, Workflow
 from tea_runtime.workflow.templating import PARSER, keys_asked, texts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 _BRANCHES = (ast.If, ast.Try, ast.IfExp, ast.Compare, ast.BoolOp, ast.While)
 _DEFAULT = ("default", "d")

@@ -1,0 +1,10 @@
+from tea_models.plan.resolve import resolve_plan as resolve_plan
+from tea_models.plan.types import RunPlan as RunPlan
+from tea_models.profile.facts import ModelProfile as ModelProfile
+from tea_models.profile.header_facts import resolve_profile as resolve_profile
+from tea_models.profile.inspection import Inspection as Inspection
+from tea_models.profile.inspection import inspect_model as inspect_model
+from tea_models.registry.entries import Registry as Registry
+from tea_models.settings import Settings as Settings
+from tea_models.verbs.pull import PullResult as PullResult
+from tea_models.verbs.pull import pull as pull

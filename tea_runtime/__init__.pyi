@@ -1,0 +1,13 @@
+from tea_runtime.aio import AsyncLlmBackend as AsyncLlmBackend
+from tea_runtime.api.backend import ApiLlmBackend as ApiLlmBackend
+from tea_runtime.backend import LlmBackend as LlmBackend
+from tea_runtime.backend import LlmCallParams as LlmCallParams
+from tea_runtime.backend import LlmCallResult as LlmCallResult
+from tea_runtime.call import CancelScope as CancelScope
+from tea_runtime.factory import create_llm_backend as create_llm_backend
+from tea_runtime.host import __tea_actions__ as __tea_actions__
+from tea_runtime.host import register_actions as register_actions
+from tea_runtime.local import LocalLlmBackend as LocalLlmBackend
+from tea_runtime.resolve import get_model_info as get_model_info
+from tea_runtime.resolve import resolve_model_path as resolve_model_path
+from tea_runtime.workflow.runner import run_workflow as run_workflow
