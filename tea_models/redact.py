@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
 
 _USERINFO = re.compile(r"://[^\s/?#]*@")
 _ADDRESS = re.compile(r"://[^\s\"'<>]*")
@@ -35,6 +38,12 @@ def redact_data(data: Any) -> Any:
     if is_dataclass(data):
         return {field.name: redact_data(getattr(data, field.name)) for field in fields(data)}
     return data
+
+
+def redact_record(record: logging.LogRecord) -> bool:
+    """A filter for the loggers of HTTP clients, which log every address that they ask."""
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
 
 def _without_secrets(match: re.Match[str]) -> str:

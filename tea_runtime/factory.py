@@ -19,7 +19,7 @@ from tea_runtime.cassette.backend import CassetteBackend, asked_model, cassette_
 from tea_runtime.errors import BackendUnavailableError, MissingExtraError
 from tea_runtime.llama.engine import llama
 from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.resolve import Search, is_model_name, search
+from tea_runtime.resolve import COMMAND_LINE, Search, is_model_name, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,7 +176,8 @@ class BackendPool:
         logger.info("loading %s", found.path.name)
         settings = Settings.resolve(self.environ, cwd=Path.cwd())
         backend = LocalLlmBackend(found.path, profile=found.profile, settings=settings, **given)
-        logger.info("backend: local (%s), named by %s", found.path.name, found.source)
+        by = "on" if found.source == COMMAND_LINE else "by"
+        logger.info("backend: local (%s), named %s %s", found.path.name, by, found.source)
         return backend
 
     def _plan_nodes(self) -> SharedPlan | Literal[False]:

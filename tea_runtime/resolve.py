@@ -25,7 +25,8 @@ from tea_runtime.llm_settings import LlmSettings, expand
 logger = logging.getLogger("tea_runtime")
 
 _BUNDLED = Path("usr/share/models")
-_REFERENCES = ("--gguf", "settings.llm.profile", "settings.llm.model")
+COMMAND_LINE = "the command line"
+_REFERENCES = (COMMAND_LINE, "settings.llm.profile", "settings.llm.model")
 _ADVICE = "name a model that is here (`tea-models list`), or get one: tea-models pull smollm2-135m"
 
 
@@ -90,7 +91,7 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
     missing: list[tuple[str, str]] = []
     absent, hint = None, ""
     named = {
-        "--gguf": gguf,
+        COMMAND_LINE: gguf,
         "TEA_MODEL_PATH": environ.get("TEA_MODEL_PATH"),
         "settings.llm.profile": block.profile,
         "settings.llm.model_path": block.model_path,
@@ -116,7 +117,7 @@ def search(block: LlmSettings, *, gguf: str | None, environ: Mapping[str, str]) 
             missing.append((source, text))
             skipped.append(f"{source}: {error.message}")
             hint = hint or error.hint
-            if source == "--gguf":
+            if source == COMMAND_LINE:
                 return Search(skipped=tuple(skipped), absent=absent, hint=hint)
             continue
         return found(path, source, profile)
@@ -160,7 +161,7 @@ def is_model_name(text: str, environ: Mapping[str, str]) -> bool:
 
 def _is_final(error: TeaModelsError, source: str, block: LlmSettings, environ: Mapping[str, str]) -> bool:
     """Whether nothing else may be looked for; a name that the registry does not know may be one of an API's models."""
-    if isinstance(error, LockError) or (source == "--gguf" and not isinstance(error, MissingFileError)):
+    if isinstance(error, LockError) or (source == COMMAND_LINE and not isinstance(error, MissingFileError)):
         return True
     return isinstance(error, UnknownModelError) and block.backend != "api" and not api_may_answer(block, environ)
 

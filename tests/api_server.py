@@ -57,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(raw)
         self.api.requests.append({"path": self.path, "body": body})
         self.api.headers.append({name.lower(): value for name, value in self.headers.items()})
+        self.path = self.path.partition("?")[0]
         mode, _, detail = self.api.mode.partition(":")
         if self.api.failures_left:
             self.api.failures_left -= 1

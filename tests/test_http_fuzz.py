@@ -9,7 +9,7 @@ import random
 
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tea_models.errors import TeaModelsError
@@ -166,6 +166,7 @@ def test_bytes_are_right_or_there_is_an_error_and_an_honest_server_heals(
 
 
 @given(SCRIPTS, st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 18)), max_size=4), st.integers(0, 9))
+@example(["short", "other"], [(0, 4001)], 0)  # the first answer has no tag, the second one that of another file
 def test_what_is_read_of_a_remote_file_is_in_it(script: list[str], reads: list[tuple[int, int]], seed: int) -> None:
     with (
         FaultyServer(DATA, misbehave(script, random.Random(seed))) as server,

@@ -177,6 +177,32 @@ def test_a_sample_is_the_same_each_time_and_a_limit_comes_first(tmp_path: Path) 
     assert max(row.index for row in read_rows(path, limit=20, sample=10)) < 20
 
 
+@pytest.mark.parametrize("there", ["a note\n", '{"_row": 0'])
+def test_a_target_that_map_did_not_write_is_refused_and_nothing_lies_beside_it(
+    workflow: Path, tmp_path: Path, there: str
+) -> None:
+    rows, out = numbers(tmp_path / "rows.jsonl", 1), tmp_path / "notes.txt"
+    out.write_text(there)
+    before = sorted(tmp_path.iterdir())
+    done = run(workflow, "--over", rows, "-o", out)
+    assert (done.returncode, "it was not written by map" in done.stderr) == (2, True)
+    assert (sorted(tmp_path.iterdir()), out.read_text()) == (before, there)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_before_the_first_line_leaves_nothing(tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "out.jsonl"
+    if there:
+        out.touch()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MissingFileError), Output(out, "w"):
+        raise MissingFileError("no model")
+    assert sorted(tmp_path.iterdir()) == before
+    with Output(out, "w"):
+        pass
+    assert out.read_bytes() == b"", "no rows are an empty file"
+
+
 def test_a_file_that_is_none_or_of_no_known_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such file"):
         read_rows(tmp_path / "none.jsonl")

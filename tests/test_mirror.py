@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -98,7 +99,7 @@ def test_what_a_mirror_has_under_a_hash_is_not_believed(caller: Caller, tmp_path
     pushed(caller, str(target), tmp_path)
     blob = target / "blobs" / "sha256" / SHA256
     blob.write_bytes(MODEL[:-1] + b"?")
-    with pytest.raises(ChecksumMismatchError):
+    with pytest.raises(ChecksumMismatchError, match=re.escape(f"from file:{blob}: sha256 is")):
         taken(str(target), tmp_path)
     assert not list((tmp_path / "new" / "store").glob("*.gguf"))
     assert pushed(caller, str(target), tmp_path) == ["uploaded"], "one that rotted is written again"

@@ -106,15 +106,20 @@ def conversations(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": messages, "tools": [tool] if draw(st.booleans()) else None}
 
 
-def harmless(value: Any, key: str = "") -> Any:
-    """The same messages with another letter for everything but white space."""
+def harmless(value: Any, key: str = "", letters: dict[str, str] | None = None) -> Any:
+    """The same messages with a letter for everything but white space, another one for another text.
+
+    A template may compare messages, so what differs must still differ.
+    """
+    letters = {} if letters is None else letters
     if isinstance(value, str):
         kept = key in ("type", "id", "tool_call_id") or (key == "role" and value.isalpha() and value != "end")
-        return value if kept else re.sub(r"\S", "q", value)
+        return value if kept else re.sub(r"\S", letters.setdefault(value, chr(0x4E00 + len(letters))), value)
     if isinstance(value, list):
-        return [harmless(item) for item in value]
+        return [harmless(item, "", letters) for item in value]
     if isinstance(value, dict):
-        return {name if name in FIELDS else harmless(name): harmless(item, name) for name, item in value.items()}
+        names = {name: name if name in FIELDS else harmless(name, "", letters) for name in value}
+        return {names[name]: harmless(item, name, letters) for name, item in value.items()}
     return value
 
 
@@ -129,6 +134,17 @@ ALTERNATING = {
         {"role": "user", "content": "<|IM_END|><end_of_x_turn>"},
     ],
     "tools": None,
+}
+
+
+#: Two questions of one length, for a template that looks for the last one by comparing.
+AS_LONG = {
+    "messages": [
+        {"role": "user", "content": "<|im_end|>"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "[/INST]</s"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}],
 }
 
 
@@ -154,6 +170,7 @@ def test_the_control_tokens_are_those_of_harmless_text(vocabulary):
 
     @given(conversations())
     @example(ALTERNATING)
+    @example(AS_LONG)
     def holds(conversation):
         for name, prompt in prompts.items():
             expected = control_tokens(prompt, harmless(conversation))

@@ -37,7 +37,7 @@ def world(own_world, tmp_path, monkeypatch):
     (profiled.parent / "facts.json").write_text(json.dumps(to_json(resolve_profile(profiled))))
     given = model(tmp_path / "elsewhere" / "model.gguf")
     levels = {
-        "--gguf": model(tmp_path / "gguf.gguf"),
+        "the command line": model(tmp_path / "gguf.gguf"),
         "TEA_MODEL_PATH": model(tmp_path / "env.gguf"),
         "settings.llm.profile": profiled,
         "settings.llm.model_path": model(tmp_path / "path.gguf"),
@@ -61,12 +61,12 @@ def world(own_world, tmp_path, monkeypatch):
 
 def test_the_first_that_exists_is_taken_level_by_level(world):
     levels, environ, block = world
-    gguf = str(levels["--gguf"])
+    gguf = str(levels["the command line"])
     for source, path in levels.items():
         found = found_model(block, gguf=gguf, environ=environ)
         assert (found.source, found.path) == (source, path)
         path.unlink()
-        if source == "--gguf":
+        if source == "the command line":
             gguf = None
         if source == "APPDIR":  # what is left is for workflows that name no model
             block, environ = {}, {**environ, "TEA_MODEL_PATH": ""}

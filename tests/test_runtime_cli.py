@@ -140,6 +140,19 @@ def test_a_mistake_is_one_clear_message_and_the_right_code(cli, flow, argv, code
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    "argv", [["chat", "./m.gguf", "-m", "hi"], ["selftest", "./m.gguf"], ["run", "flow.yaml", "--gguf", "./m.gguf"]]
+)
+def test_a_model_that_was_typed_is_said_to_come_from_the_command_line(cli, flow, tmp_path, argv):
+    pytest.importorskip("llama_cpp")
+    flow(STREAM)
+    build_scripted(tmp_path / "m.gguf", [["Hello"]])
+    assert "backend: local (m.gguf), named on the command line\n" in cli(*argv)[2]
+    (tmp_path / "m.gguf").unlink()
+    code, _, err = cli(*argv)
+    assert (code, "the command line: m.gguf: no such file" in err, "--gguf" in err) == (4, True, False)
+
+
 def test_an_action_that_fails_keeps_its_exit_code_and_says_where(cli, flow, server):
     server.mode = "status:404"
     code, _out, err = cli("run", flow(with_server(server)))

@@ -19,7 +19,7 @@ from tea_models.errors import SourceUnavailableError, UsageError
 from tea_models.net.answers import Answer, explain_failure, is_transient, read_answer, refusal
 from tea_models.net.partial import Beginning
 from tea_models.net.retry import QUESTION, Retries, RetryPolicy, TransientError
-from tea_models.redact import redact
+from tea_models.redact import redact, redact_record
 
 if TYPE_CHECKING:
     import httpx2
@@ -195,7 +195,7 @@ def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
 
     import httpx2
 
-    logging.getLogger("httpx2").addFilter(_redact_record)
+    logging.getLogger("httpx2").addFilter(redact_record)
     try:
         return httpx2.Client(
             # Redirects are followed by `Client._send`, which decides about each of them.
@@ -218,12 +218,6 @@ def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
             f"{_proxies_shown()}: expected the address of a proxy, http://host:port or socks5://host:port",
             hint="check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
         ) from None
-
-
-def _redact_record(record: logging.LogRecord) -> bool:
-    """The HTTP client logs every address that it asks."""
-    record.msg, record.args = redact(record.getMessage()), ()
-    return True
 
 
 def _proxies_shown() -> str:

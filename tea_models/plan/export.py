@@ -1,8 +1,6 @@
 """A plan as settings for other servers, so that nobody is locked in.
 
-Option names were read from: llama.cpp's `common/arg.cpp` (the build in llama-cpp-python 0.3.36), Ollama's Modelfile
-reference and `api/types.go`, llama-swap's `config.example.yaml`, LocalAI's model configuration, LM Studio's `lms`,
-`llama_cpp.Llama`. What a server can't be told is left out and said.
+`docs/plan.md` says what holds that each server takes what is written. What a server can't be told is left out and said.
 """
 
 from __future__ import annotations

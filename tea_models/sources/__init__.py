@@ -71,7 +71,7 @@ def fetch(file: ModelFile, destination: Path, caller: Caller) -> Fetched:
             arrived = _fetch_checked(file, source, destination, caller)
         except (NotAvailableError, IntegrityError) as error:
             if source is not file.sources[-1]:
-                caller.note(f"{source}: {error.message}; trying the next source")
+                caller.note(f"{_told(source, error)}; trying the next source")
             raise
         return replace(arrived, source=str(source), revision=arrived.revision or source.revision)
 
@@ -109,23 +109,28 @@ def _from_first(file: ModelFile, caller: Caller, bring: Callable[[Source], _Brou
     if wrong := [error for error in errors if isinstance(error, IntegrityError)]:
         raise wrong[-1]
     denied = [error for error in errors if isinstance(error, AccessDeniedError)]
-    told = "; ".join(f"{source}: {error.message}" for source, error in failures)
+    told = "; ".join(_told(source, error) for source, error in failures)
     hint = next((error.hint for error in [*denied, *errors] if error.hint), "")
     raise SourceUnavailableError(f"{file.filename}: no source has it: {told}", hint=hint)
+
+
+def _told(source: Source, error: NotAvailableError | IntegrityError) -> str:
+    return error.message if str(source) in error.message else f"{source}: {error.message}"
 
 
 def _fetch_checked(file: ModelFile, source: Source, destination: Path, caller: Caller) -> Fetched:
     """Fetch from one source and compare with the pins; once more from scratch if what was continued is wrong."""
     bring = _fetch_parts if len(source.parts) > 1 else _fetch_part
+    what = f"{file.filename} from {source}"
     hint = "nothing was stored; the source may have been changed, or something on the way alters files"
     for attempt in range(2):
         arrived: Fetched | None = None
         try:
             arrived = bring(file, source, destination, caller)
             if file.size is not None and arrived.size != file.size:
-                raise SizeMismatchError(file.filename, expected=file.size, actual=arrived.size, hint=hint)
+                raise SizeMismatchError(what, expected=file.size, actual=arrived.size, hint=hint)
             if file.sha256 is not None and arrived.sha256 != file.sha256:
-                raise ChecksumMismatchError(file.filename, expected=file.sha256, actual=arrived.sha256, hint=hint)
+                raise ChecksumMismatchError(what, expected=file.sha256, actual=arrived.sha256, hint=hint)
         except IntegrityError:
             remove_partial(destination)
             if attempt or arrived is None or not arrived.resumed_from:

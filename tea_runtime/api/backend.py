@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from tea_models.errors import TeaModelsError, UsageError
+from tea_models.redact import redact
 from tea_runtime.answer_format import check_schema, wanted_schema
 from tea_runtime.api.answers import StreamedAnswer, read_completion, read_vectors
 from tea_runtime.api.client import EXTENSIONS, ApiClient
@@ -277,7 +278,8 @@ def _api_base(provider: str, api_base: str | None, environ: Mapping[str, str]) -
         usable = False
     if not usable:
         hint = f"for example {_SERVERS['ollama'][2]}"
-        raise UsageError(f"api_base: expected an http(s) address, found {api_base!r}", hint=hint)
+        shown = redact(f"://{api_base}").removeprefix("://")  # a slip in the scheme is no reason to show a password
+        raise UsageError(f"api_base: expected an http(s) address, found {shown!r}", hint=hint)
     return api_base.rstrip("/")
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+from tea_models.redact import redact_record
 from tea_runtime.api.answers import error_text, nonsense, read_json
 from tea_runtime.errors import ApiError, ApiUnavailableError, LlmError
 
@@ -111,15 +112,19 @@ class ApiClient:
 
         with self._lock:
             if self._client is None:
+                for logger_name in ("httpx", "httpx2"):  # which of them, the version of openai decides
+                    logging.getLogger(logger_name).addFilter(redact_record)
+                base, _, query = self.base.partition("?")
                 options: dict[str, Any] = {
                     "api_key": self.key or "not-needed",
                     "timeout": openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
                     "max_retries": 0,
+                    "default_query": dict(parse_qsl(query)),
                 }
                 self._client = (
-                    openai.AzureOpenAI(azure_endpoint=self.base, api_version=self.azure_version, **options)
+                    openai.AzureOpenAI(azure_endpoint=base, api_version=self.azure_version, **options)
                     if self.azure_version
-                    else openai.OpenAI(base_url=self.base, **options)
+                    else openai.OpenAI(base_url=base, **options)
                 )
             return self._client
 

@@ -9,13 +9,15 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tea_models.caller import Caller
 from tea_models.engine.probe import engine_version
 from tea_models.errors import TeaModelsError, TemplateError, UsageError
+from tea_models.files import base_name
 from tea_models.profile.facts import ModelProfile
+from tea_models.redact import redact
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.settings import Settings
 from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, Message
@@ -164,7 +166,7 @@ def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None
     written = block.model if block.backend == "api" else local or block.model
     if not written:
         return AskedModel("default")
-    text = expand(written, environ)
+    text = redact(expand(written, environ))
     try:
         reference = parse_reference(text)
     except UsageError:
@@ -181,7 +183,7 @@ def asked_model(block: LlmSettings, environ: Mapping[str, str], gguf: str | None
         except TeaModelsError:
             return AskedModel(text)
         return AskedModel(file.filename, file.sha256)
-    return AskedModel(PurePosixPath(str(reference).partition("@")[0]).name)
+    return AskedModel(base_name(str(reference).partition("@")[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import click
 from tea_models.cli.frame import App, answering
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.net.client import is_loopback
+from tea_models.redact import redact
 from tea_runtime.cli.models import model_options, opener
 from tea_runtime.cli.screen import logged
 from tea_runtime.errors import MissingExtraError
@@ -61,7 +62,7 @@ def command(
     if name and len(refs) > 1:
         raise UsageError("--name: there are several models", hint="leave it out: each is served under its reference")
     key = app.settings.environ.get("TEA_SERVE_KEY", "")
-    names = [name or (Path(ref).name if Path(ref).is_file() else ref) for ref in refs]
+    names = [name or (Path(ref).name if Path(ref).is_file() else redact(ref)) for ref in refs]
     with _listener(host, port) as listener, logged(app.out), contextlib.ExitStack() as stack:
         openers = [opener(app, ref, **options) for ref in refs]
         room = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -36,7 +37,10 @@ class Row:
 
 
 class Output:
-    """An append-only file of JSON lines, for one process at a time; a last line that is not whole is cut off."""
+    """An append-only file of JSON lines, for one process at a time; a last line that is not whole is cut off.
+
+    Where an error comes before the first line, nothing that was made stays: neither the file nor what is beside it.
+    """
 
     def __init__(self, path: Path, workflow: str) -> None:
         self.path = path
@@ -48,6 +52,8 @@ class Output:
         self.errors = 0
 
     def __enter__(self) -> Self:
+        self._check_owner()
+        self._made = [] if self.path.exists() else [self.path]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._beside.touch()  # the lock would wait for a folder in which nothing can be made
@@ -57,7 +63,8 @@ class Output:
         except OSError as error:
             raise StoreError(f"{self.path}: can't be written: {error.strerror}") from None
         try:
-            self._check_owner()
+            if self._check_owner():
+                write_atomically(self._beside, json.dumps(self._identity) + "\n")
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             self._read()
         except BaseException:
@@ -65,8 +72,13 @@ class Output:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        empty = not os.fstat(self._descriptor).st_size
         os.close(self._descriptor)
+        if error is not None and empty:
+            for path in (*self._made, self._beside, Path(self._lock.lock_file)):
+                with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                    path.unlink()
         self._lock.release()
 
     def append(self, index: int, values: Mapping[str, Any]) -> None:
@@ -83,10 +95,10 @@ class Output:
         self.done.add(index)
         self.errors += "_error" in values
 
-    def _check_owner(self) -> None:
+    def _check_owner(self) -> bool:
+        """Whether nobody wrote it yet; raises where another one did."""
         if not self.path.exists() or not self.path.stat().st_size:
-            write_atomically(self._beside, json.dumps(self._identity) + "\n")
-            return
+            return True
         try:
             found = json.loads(self._beside.read_text("utf-8"))
         except (OSError, ValueError):
@@ -96,6 +108,7 @@ class Output:
         if found != self._identity:
             hint = "name another --output, or remove it to begin anew"
             raise UsageError(f"{self.path}: another workflow wrote it, or this one before it was changed", hint=hint)
+        return False
 
     def _read(self) -> None:
         """Find what is done, and cut off a last line that is not whole."""
