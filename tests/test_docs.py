@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -20,6 +21,20 @@ from tests.doc_pages import PAGES, ROOT, follow, marked, name_of
 )
 def test_what_a_page_says_can_be_done_and_comes_out_so(page: Path, tmp_path: Path, real_model: Path) -> None:
     follow(page, tmp_path, {"TEA_MODELS_DIR": str(real_model.parent)})
+
+
+@pytest.mark.real
+def test_the_picture_shows_what_its_commands_print(tmp_path: Path, real_model: Path) -> None:
+    texts = ET.parse(ROOT / "docs" / "images" / "demo.svg").iter("{http://www.w3.org/2000/svg}text")
+    lines = [re.sub("█+", "…", "".join(text.itertext())) for text in texts]
+    asked = [line for line in lines if line.startswith("$ ")]
+    assert len(asked) >= 4
+    # Empty lines are no texts in the picture: what the commands print is compared without them.
+    body = "\n".join(f"{line} | grep -v '^$'" if line in asked else line for line in lines)
+    page = tmp_path / "picture.md"
+    page.write_text(f"<!-- example -->\n```console\n{body}\n```\n", "utf-8")
+    (tmp_path / "work").mkdir()
+    follow(page, tmp_path / "work", {"TEA_MODELS_DIR": str(real_model.parent)})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tea_models import Settings, pull
 from tests.doc_pages import PAGES, follow, marked, name_of
 
 TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials"]
@@ -20,6 +21,8 @@ def store(real_model: Path, gemma_model: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("store")
     for path in (real_model, gemma_model):
         shutil.copyfile(path, folder / path.name)
+    settings = Settings.resolve({"HOME": str(folder), "TEA_MODELS_DIR": str(folder)}, cwd=folder)
+    pull(["smollm2-135m", "gemma3-270m-base"], settings=settings)  # takes over what lies there
     return folder
 
 
