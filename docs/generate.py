@@ -1,7 +1,7 @@
 """Write what is generated in docs/, from the code; `make docs` runs it.
 
-The commands' `--help` in cli.md, the public names in python.md, the errors in errors.md, and two JSON schemas: of
-profiles and of workflows (for editors).
+The commands' `--help` in cli.md, the public names in python.md, the errors in errors.md, and JSON schemas of
+profiles, and of workflows, registries and locks (for editors).
 """
 
 from __future__ import annotations
@@ -251,7 +251,14 @@ def workflow_schema() -> str:
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Workflow of tea-runtime"}
     document.pop("title")
     document.pop("description", None)
-    return json.dumps(head | document | {"$defs": parts}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_trimmed(head | document | {"$defs": parts}), indent=2, ensure_ascii=False) + "\n"
+
+
+def _trimmed(schema: Any) -> Any:
+    """A schema without what it means anyway, which only some releases of pydantic write."""
+    if isinstance(schema, dict):
+        return {key: _trimmed(value) for key, value in schema.items() if (key, value) != ("additionalProperties", True)}
+    return [_trimmed(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _meaning(page: str, heading: str, name: str) -> dict[str, str]:
@@ -262,12 +269,53 @@ def _meaning(page: str, heading: str, name: str) -> dict[str, str]:
         cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) > 1 and f"`{name}`" in re.findall(r"`[\w.]+`", cells[0]):
             text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cells[1])
-            default = f" Default: {cells[2]}." if len(cells) > 2 and cells[2] != "\u2013" else ""
+            default = f" Default: {cells[2]}." if len(cells) > 2 and cells[2] not in ("", "\u2013") else ""
             return {"description": text[0].upper() + text[1:].rstrip(".") + "." + default}
     return {}
 
 
-SCHEMAS = {"profile.schema.json": profile_schema, "workflow.schema.json": workflow_schema}
+def registry_schema() -> str:
+    """The JSON schema of a registry.yaml."""
+    from tea_models.registry.schema import RegistryModel
+
+    headings = {"properties": "## Keys", "_EntryModel": "### An entry", "_VariantModel": "### A variant"}
+    headings |= {"_FileModel": "### A variant", "_OverridesModel": "### Overrides"}
+    return _file_schema(
+        RegistryModel, "registry.yaml of tea-models", (DOCS / "registry.md").read_text("utf-8"), headings
+    )
+
+
+def lock_schema() -> str:
+    """The JSON schema of a models.lock."""
+    from tea_models.lockfile import _LockModel
+
+    return _file_schema(_LockModel, "models.lock of tea-models", "", {})
+
+
+def _file_schema(model: Any, title: str, page: str, headings: dict[str, str]) -> str:
+    """The JSON schema of a file that a pydantic model reads; what keys mean comes from the tables of its page."""
+    document = model.model_json_schema(by_alias=True)
+    parts = document.get("$defs", {})
+    for name, part in [("properties", document), *parts.items()]:
+        part.pop("title", None)
+        part.pop("description", None)
+        for key, schema in part["properties"].items():
+            schema.pop("title", None)
+            for form in (schema, *schema.get("anyOf", ())):
+                if key.endswith("sha256") and form.get("type") == "string":
+                    form["pattern"] = "^[0-9a-f]{64}$"
+            schema.update(_meaning(page, headings.get(name, ""), key) if page else {})
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    text = json.dumps(_trimmed(head | document), indent=2)
+    return re.sub(r"\b_(?=\w+Model\b)", "", text) + "\n"
+
+
+SCHEMAS = {
+    "profile.schema.json": profile_schema,
+    "workflow.schema.json": workflow_schema,
+    "registry.schema.json": registry_schema,
+    "models-lock.schema.json": lock_schema,
+}
 
 
 def write(file: Path, new: str) -> None:

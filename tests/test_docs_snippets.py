@@ -24,13 +24,17 @@ SCHEMA = json.loads((ROOT / "docs" / "workflow.schema.json").read_text("utf-8"))
 PROGRAMS = ("tea-models", "tea-runtime")
 
 
+def errors_of(schema: str, data: object) -> list[str]:
+    found = jsonschema.Draft202012Validator(json.loads((ROOT / "docs" / schema).read_text("utf-8"))).iter_errors(data)
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
 def blocks(page: Path, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def problems(workflow: object) -> list[str]:
-    found = jsonschema.Draft202012Validator(SCHEMA).iter_errors(workflow)
-    return [f"{error.json_path}: {error.message}" for error in found]
+    return errors_of("workflow.schema.json", workflow)
 
 
 # --- workflows and other YAML
@@ -46,8 +50,10 @@ def test_yaml_of_the_pages_is_what_its_reader_takes(page: Path, tmp_path: Path) 
             continue
         if str(data.get("schema", "")).startswith("tea.registry/"):
             assert read_entries(load_yaml(text, page.name), "project")
+            assert errors_of("registry.schema.json", data) == []
         elif str(data.get("schema", "")).startswith("tea.models-lock/"):
             assert parse_lock(text, page.name).models
+            assert errors_of("models-lock.schema.json", data) == []
         elif "models" in data:
             assert read_requirements(file)
         elif "overrides" in data:
@@ -110,6 +116,16 @@ def test_what_is_misspelt_or_missing_breaks_the_schema_as_it_breaks_the_reader(w
 )
 def test_what_the_reader_takes_follows_the_schema(workflow: dict) -> None:
     assert problems(workflow) == []
+
+
+def test_the_built_in_registry_follows_its_schema_and_what_is_wrong_does_not() -> None:
+    registry = yaml.safe_load((ROOT / "registry.yaml").read_text("utf-8"))
+    assert errors_of("registry.schema.json", registry) == []
+    entry = registry["models"]["smollm2-135m"]
+    (variant, *_) = entry["variants"].values()
+    variant["files"][0]["sha256"] = variant["files"][0]["sha256"].upper()
+    assert errors_of("registry.schema.json", registry) != []
+    assert errors_of("registry.schema.json", {"schema": "tea.registry/1", "models": {"x": {"variant": {}}}}) != []
 
 
 def test_every_key_of_the_schema_says_what_it_means() -> None:
