@@ -13,7 +13,7 @@ PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 LOCK := requirements
 
 .DELETE_ON_ERROR:
-.PHONY: demo test fuzz test-newest test-lowest test-peers lint format docs lock dist check-python clean help
+.PHONY: demo test fuzz test-newest test-lowest test-peers lint format docs site lock dist check-python clean help
 
 help:
 	@echo "make demo         set everything up and run the main job on a real model"
@@ -21,7 +21,8 @@ help:
 	@echo "make fuzz         look further for what foreign bytes and texts break: an hour or more"
 	@echo "make lint         ruff and mypy only"
 	@echo "make format       format the code"
-	@echo "make docs         make the command reference anew"
+	@echo "make docs         make what is generated in docs/ anew"
+	@echo "make site         build the site of docs/ into build/site"
 	@echo "make lock         renew requirements/, the locked versions of everything that is installed"
 	@echo "make test-newest  all tests with the newest versions that pyproject.toml allows"
 	@echo "make test-lowest  all tests with the lowest ones"
@@ -44,8 +45,8 @@ $(DEMO): pyproject.toml engines.yaml $(addprefix $(LOCK)/,build.txt engine.txt) 
 	else $(BIN)/tea-models engine install; fi
 	@touch $@
 
-$(STAMP): $(DEMO) $(LOCK)/dev.txt
-	@$(call LOCKED,dev)
+$(STAMP): $(DEMO) $(addprefix $(LOCK)/,dev.txt site.txt)
+	@$(call LOCKED,dev site)
 	@touch $@
 
 demo: $(DEMO)
@@ -70,6 +71,10 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Read it with: $(BIN)/python -m http.server --directory build/site"
+
 dist: $(STAMP)
 	rm -rf dist
 	$(BIN)/hatchling build
@@ -86,7 +91,7 @@ $(UV): $(LOCK)/lock.txt
 
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml --all-extras \
-	  --group build --group compile --group lock --output-file $(VENV)-lock/all.txt --upgrade
+	  --group build --group compile --group lock --group site --output-file $(VENV)-lock/all.txt --upgrade
 	$(COMPILE) pyproject.toml --output-file $(LOCK)/base.txt
 	$(COMPILE) pyproject.toml --extra llm-local --output-file $(LOCK)/llm-local.txt
 	$(COMPILE) pyproject.toml --extra api --output-file $(LOCK)/api.txt
@@ -96,18 +101,18 @@ lock: $(UV)
 	$(COMPILE) pyproject.toml --extra llm-local --no-emit-package llama-cpp-python --output-file $(LOCK)/engine.txt
 	$(COMPILE) pyproject.toml --extra dev --extra llm-local --no-emit-package llama-cpp-python \
 	  --output-file $(LOCK)/dev.txt
-	for group in build compile lock; do $(COMPILE) --group $$group --output-file $(LOCK)/$$group.txt || exit; done
+	for group in build compile lock site; do $(COMPILE) --group $$group --output-file $(LOCK)/$$group.txt || exit; done
 
 test-newest: check-python
 	rm -rf $(VENV)-newest && $(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/python -m pip install --quiet --upgrade editables hatchling
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade editables hatchling mkdocs-material 'mkdocs<2'
 	$(VENV)-newest/bin/python -m pip install --quiet --upgrade -e '.[dev,llm-local]'
 	$(VENV)-newest/bin/python $(PYTEST)
 
 test-lowest: check-python $(UV)
 	rm -rf $(VENV)-lowest && $(PYTHON) -m venv $(VENV)-lowest
 	$(UV) pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
-	  --group build -e '.[dev,llm-local]'
+	  --group build --group site -e '.[dev,llm-local]'
 	$(VENV)-lowest/bin/python $(PYTEST)
 
 # What these programs bring along is not locked, so they have a venv of their own. gitlab-ci-local comes with npm.

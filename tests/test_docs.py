@@ -3,115 +3,44 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from tea_models.registry.entries import read_entries
 from tea_models.yamlfile import load_yaml
-
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# An example is a fenced block of `$ command` lines with their output, after this comment. In the output `…` stands for any
-# text, a line of `…` for any lines; numbers are compared as numbers of any value.
-_EXAMPLE = re.compile(r"<!-- example(?: exit=(?P<code>\d+))? -->\n```console\n(?P<body>.*?)\n```", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Example:
-    page: str
-    number: int
-    code: int
-    body: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.page}-{self.number}"
-
-
-def examples() -> list[Example]:
-    found = []
-    for page in PAGES:
-        for number, match in enumerate(_EXAMPLE.finditer(page.read_text("utf-8")), 1):
-            found.append(Example(page.name, number, int(match["code"] or 0), match["body"]))
-    return found
-
-
-def commands(body: str) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = []
-    for line in body.splitlines():
-        if line.startswith("$ "):
-            found.append((line[2:], []))
-        elif line.startswith("> ") and found and not found[-1][1]:
-            found[-1] = (found[-1][0] + "\n" + line[2:], [])
-        else:
-            found[-1][1].append(line)
-    return found
-
-
-def shape(lines: list[str]) -> str:
-    """A regular expression for output that says the same with other numbers."""
-    pattern = ""
-    for line in lines:
-        if line.strip() == "…":
-            pattern += r"(?:.*\n)*?"
-            continue
-        text = re.escape(" ".join(line.split()))
-        text = text.replace("…", ".*").replace(r"\ ", " +")
-        text = re.sub(r"\d+(?:\\\.\d+)?", r"\\d+(?:[.]\\d+)?", text)
-        pattern += rf" *{text} *\n"
-    return pattern
+from tests.doc_pages import PAGES, ROOT, follow, marked, name_of
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("example", examples(), ids=lambda example: example.name)
-def test_the_examples_run_and_print_what_the_page_says(example: Example, tmp_path: Path, real_model: Path) -> None:
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    environ = dict(os.environ)
-    environ["TEA_MODELS_DIR"] = str(real_model.parent)
-    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
-    environ["COLUMNS"] = "100"
-    for command, expected in commands(example.body):
-        done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=600
-        )
-        assert done.returncode == example.code, f"$ {command}\n{done.stdout}{done.stderr}"
-        printed = done.stdout + done.stderr if example.code else done.stdout
-        lines = "".join(" ".join(line.split()) + "\n" for line in printed.splitlines())
-        wanted = "\n".join(expected).strip("\n").splitlines()
-        assert re.fullmatch(shape(wanted), lines.strip("\n") + "\n" if wanted else ""), (
-            f"$ {command}\n--- the page says\n" + "\n".join(wanted) + f"\n--- it prints\n{printed}"
-        )
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name != "tutorials" and marked(page)], ids=name_of
+)
+def test_what_a_page_says_can_be_done_and_comes_out_so(page: Path, tmp_path: Path, real_model: Path) -> None:
+    follow(page, tmp_path, {"TEA_MODELS_DIR": str(real_model.parent)})
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_python_examples_run(page: Path, tmp_path: Path, real_model: Path) -> None:
-    environ = dict(os.environ) | {"TEA_MODELS_DIR": str(real_model.parent)}
-    for code in re.findall(r"<!-- example -->\n```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        for said in re.findall(r"print\(.*\)  # (.*)", code):  # what stands behind a print is what it prints
-            assert said.rstrip(" …") in done.stdout
+def test_the_picture_shows_what_its_commands_print(tmp_path: Path, real_model: Path) -> None:
+    texts = ET.parse(ROOT / "docs" / "images" / "demo.svg").iter("{http://www.w3.org/2000/svg}text")
+    lines = [re.sub("█+", "…", "".join(text.itertext())) for text in texts]
+    asked = [line for line in lines if line.startswith("$ ")]
+    assert len(asked) >= 4
+    # Empty lines are no texts in the picture: what the commands print is compared without them.
+    body = "\n".join(f"{line} | grep -v '^$'" if line in asked else line for line in lines)
+    page = tmp_path / "picture.md"
+    page.write_text(f"<!-- example -->\n```console\n{body}\n```\n", "utf-8")
+    (tmp_path / "work").mkdir()
+    follow(page, tmp_path / "work", {"TEA_MODELS_DIR": str(real_model.parent)})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
@@ -125,15 +54,17 @@ def test_every_place_that_the_architecture_names_exists() -> None:
     assert missing == []
 
 
-def test_the_command_reference_is_what_the_commands_print() -> None:
+def test_what_is_generated_is_what_the_code_says() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    text = generate.FILE.read_text("utf-8")
-    assert generate.updated(text) == text, "run `make docs`"
-    assert generate.profile_schema() == generate.SCHEMA_FILE.read_text("utf-8"), "run `make docs`"
+    for name in generate.GENERATED:
+        text = (generate.DOCS / name).read_text("utf-8")
+        assert generate.updated(name, text) == text, f"{name}: run `make docs`"
+    for name, schema in generate.SCHEMAS.items():
+        assert schema() == (generate.DOCS / name).read_text("utf-8"), f"{name}: run `make docs`"
 
 
 def test_the_registry_example_is_valid() -> None:
@@ -167,3 +98,38 @@ def test_every_test_that_the_security_page_names_exists() -> None:
             elif f"def {word}(" not in text:
                 missing.append(word)
     assert missing == []
+
+
+def test_every_environment_variable_that_is_read_is_in_the_table_and_no_other() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8").partition("## Environment")[2].partition("<!-- generated")[0]
+    documented = {
+        name for row in re.findall(r"^\| (`.+?) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)", row)
+    }
+    read, named = set(), set()
+    for path in [*(ROOT / "tea_models").rglob("*.py"), *(ROOT / "tea_runtime").rglob("*.py")]:
+        code = path.read_text("utf-8")
+        read |= set(re.findall(r"""environ(?:\.get\(|\[)f?"([A-Z][A-Z0-9_]+)""", code))
+        named |= set(re.findall(r"""(?<![\w$])"?((?:TEA|HF)_[A-Z_]+[A-Z])\b""", code))
+    of_the_system = {"PATH", "PYTHONPATH"}
+    assert (read - of_the_system) - {f"{name}_" for name in documented} <= documented | {"TEA_MODELS_AUTH_"}
+    assert named - {"TEA_MODELS_AUTH"} <= documented
+    assert {name for name in documented if name.startswith(("TEA_", "HF_"))} <= named | {"TEA_MODELS_AUTH_"}
+
+
+def test_every_exit_code_is_in_the_tables() -> None:
+    from tea_models import errors
+
+    codes = {0, 130} | {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
+    for page in ("cli.md", "errors.md"):
+        text = (ROOT / "docs" / page).read_text("utf-8").partition("<!-- generated")[0]
+        assert {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == codes
+
+
+def test_every_cell_of_the_comparison_has_a_source() -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    named = set(re.findall(r"^\[([\w-]+)\]: https://", text, re.MULTILINE))
+    assert set(re.findall(r"\]\[([\w-]+)\]", text)) == named
+    rows = [row for row in re.findall(r"^\| (.+) \|$", text, re.MULTILINE) if not row.startswith(("|", "tool |"))]
+    cells = [cell for row in rows for cell in row.split(" | ")[1:]]
+    assert len(cells) > 60
+    assert [cell for cell in cells if not re.search(r"\]\[[\w-]+\]|\]\([\w./#-]+\)|not found|^\u2013$", cell)] == []

@@ -236,6 +236,26 @@ def test_a_damaged_lock_is_refused_with_file_line_and_key(tmp_path: Path, old: s
     assert key in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", ""),
+        ("size: ", "size: -"),
+        ("filename: m.gguf", "filenam: m.gguf"),
+        ("schema: tea.models-lock/1", "schema: tea.models-lock/9"),
+        ("revision: null", "revision: v9\n      x: 1"),
+        (f"sha256: {digest(MODEL)}", "sha256: 1234"),
+    ],
+)
+def test_the_json_schema_of_a_lock_takes_what_is_read_and_refuses_what_is_refused(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((Path(__file__).parent.parent / "docs" / "models-lock.schema.json").read_text("utf-8"))
+    data = load_yaml(locked(tmp_path).replace(old, new, 1), "models.lock").data
+    assert jsonschema.Draft202012Validator(schema).is_valid(data) == (old == "")
+
+
 def test_a_lock_of_a_later_release_is_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "models.lock"
     path.write_text(locked(tmp_path).replace("tea.models-lock/1", "tea.models-lock/2") + "mirrors: []\n")
