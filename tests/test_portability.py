@@ -74,3 +74,11 @@ def test_the_store_lies_where_the_system_keeps_caches(system: str, store: str, t
     environ["HOME"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / store)
+
+
+def test_a_system_without_posix_locks_is_told_where_it_runs() -> None:
+    script = "import sys; sys.modules['fcntl'] = None; from tea_models.cli import main; main(['list'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: tea-models runs on Linux and macOS")
+    assert "WSL" in done.stderr

@@ -41,6 +41,9 @@ def guarded(command: Callable[[], object], out: Output) -> int:
     except Exception as error:
         if os.environ.get("TEA_DEBUG"):
             raise
+        if getattr(error, "name", None) in ("fcntl", "resource"):  # modules of POSIX
+            what = "tea-models runs on Linux and macOS: it needs file locks and limits that this system does not have"
+            return out.error(TeaModelsError(what, hint="on Windows, run it in WSL"))
         # A bug of ours: still one message and, with --json, one document.
         what = f"internal error: {type(error).__name__}: {error}"
         return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
