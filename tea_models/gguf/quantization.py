@@ -14,9 +14,7 @@ _PLAIN = {"F64", "F32", "F16", "BF16", "I8", "I16", "I32", "I64"}
 def file_type_name(file_type: int) -> str | None:
     """The name of a `general.file_type`, such as `Q4_K_M`; None for an unknown number."""
     number = file_type & ~FILE_TYPE_GUESSED
-    if number in FILE_TYPES:
-        return FILE_TYPES[number][0]
-    return REMOVED_FILE_TYPES.get(number)
+    return FILE_TYPES[number][0] if number in FILE_TYPES else REMOVED_FILE_TYPES.get(number)
 
 
 def tensor_type_shares(tensors: Iterable[TensorInfo]) -> list[tuple[str, float]]:

@@ -12,10 +12,13 @@ _ROUNDS = 5
 
 
 def memory_bandwidth(threads: int, available: int) -> float | None:
-    """Bytes a second that some threads read together, of an eighth of what is available; None if that is too little."""
+    """Bytes a second that some threads read together, of an eighth of what is available; None if it can't be told."""
     import ctypes  # slow to import
 
-    search: Any = ctypes.CDLL(None).memchr
+    try:
+        search: Any = ctypes.CDLL(None).memchr
+    except (OSError, AttributeError):
+        return None
     search.restype, search.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     share = min(_BYTES, available // 8) // threads
     if share < 1 << 20:

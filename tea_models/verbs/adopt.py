@@ -158,8 +158,7 @@ def _chosen(name: str, settings: Settings, registry: Registry) -> list[Found]:
         reference = parse_reference(name)
         if isinstance(reference, NameRef):
             return [_pinned(name, file, every, settings) for file in registry.find(reference)[1].files]
-    hint = "`tea-models adopt` shows what there is"
-    raise MissingFileError(f"no other tool on this machine has {name!r}", hint=hint)
+    raise MissingFileError(f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is")
 
 
 def _beside(path: Path, shard: str) -> Found:

@@ -69,9 +69,7 @@ def _stated(source: Source, caller: Caller) -> tuple[int | None, str | None]:
     """Size and hash as the host states them."""
     reference = source.parts[0]
     if isinstance(reference, HubRef):
-        from tea_models.sources import hub
-
-        _, found = hub.metadata(reference, caller.settings)
+        _, found = kind_of(reference).metadata(reference, caller.settings)
         return found.size, found.sha256
     if isinstance(reference, OllamaRef):
         (file,) = kind_of(reference).resolve(reference, caller).files

@@ -238,9 +238,8 @@ def event(document: Mapping[str, Any]) -> str:
 
 
 def error_document(error: TeaModelsError) -> tuple[int, dict[str, Any]]:
-    message = error.message + (f" ({error.hint})" if error.hint else "")
     _, status, kind, code = next(row for row in _DOCUMENTS if isinstance(error, row[0]))
-    return status, failure(message, kind, code)
+    return status, failure(str(error), kind, code)
 
 
 def failure(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
