@@ -2,7 +2,8 @@
 
 Three kinds of marked blocks, done from the top of a page to its end, in one folder: `<!-- file NAME -->` writes the block
 after it, `<!-- example -->` runs it. An example is Python, or a console block of `$ command` lines with their output: `…`
-stands for any text, a line of `…` for any lines; numbers are compared as numbers of any value.
+stands for any text, a line of `…` for any lines; numbers are compared as numbers of any value, and bars
+as bars of any length.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def shape(lines: list[str]) -> str:
             pattern += r"(?:.*\n)*?"
             continue
         text = re.escape(" ".join(line.split()))
+        text = re.sub("█+", "█+", text.replace(r"\ …\ ", r"\ (?:…\ )?"))  # bars have any length
         text = text.replace("…", ".*").replace(r"\ ", " +")
         text = re.sub(r"\d+(?:\\\.\d+)?", r"\\d+(?:[.]\\d+)?", text)
         pattern += rf" *{text} *\n"

@@ -192,7 +192,7 @@ def check_call(words: list[str]) -> None:
     from tea_runtime.cli import group as runtime
 
     command: click.Command = models() if words[0] == "tea-models" else runtime()
-    context = click.Context(command, info_name=words[0])
+    context = click.Context(command, info_name=words[0], **command.context_settings)
     arguments = [word for word in words[1:] if word != "…"]
     while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
         found = command.get_command(context, arguments[0])
