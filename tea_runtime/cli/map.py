@@ -7,17 +7,16 @@ import functools
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.errors import UsageError
 from tea_runtime.cli.screen import environment, logged, only_json
-from tea_runtime.mapping.ray import map_rows_on_ray
-from tea_runtime.mapping.rows import Output, Summary, map_rows, read_rows
-from tea_runtime.workflow.file import read_workflow
-from tea_runtime.workflow.runner import LoadedWorkflow
+
+if TYPE_CHECKING:
+    from tea_runtime.mapping.rows import Summary
 
 
 @click.command("map")
@@ -48,6 +47,10 @@ def command(
 
     Rows in flight together are decoded together. Killed at any moment and run again it does what is missing.
     """
+    from tea_runtime.mapping.rows import Output, map_rows, read_rows
+    from tea_runtime.workflow.file import read_workflow
+    from tea_runtime.workflow.runner import LoadedWorkflow
+
     source = read_workflow(workflow)
     identity = "\0".join([workflow.read_text("utf-8"), options["gguf"] or "", options["backend"] or ""])
     count = sum(1 for _ in read_rows(rows, limit=limit, sample=sample))
@@ -69,6 +72,8 @@ def command(
             loaded = stack.enter_context(LoadedWorkflow(source, environ=environment(app), **options))
             summary = map_rows(loaded.run, every, written, **told)
         else:
+            from tea_runtime.mapping.ray import map_rows_on_ray
+
             address = engine if "://" in engine else None
             summary = map_rows_on_ray(workflow, every, written, address=address, cpus=cpus, **told, **options)
         failed = written.errors

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tea_models.cli.frame import App
 from tea_models.errors import MissingFileError, OfflineError, TeaModelsError
 from tea_models.sizes import human_bytes
-from tea_models.sources import resolve
-from tea_models.verbs.pull import pull_all
-from tea_runtime.api.backend import api_may_answer
-from tea_runtime.backend import LlmBackend
 from tea_runtime.cli.screen import environment, logged, only_json
-from tea_runtime.factory import create_llm_backend
-from tea_runtime.llm_settings import LlmSettings
-from tea_runtime.resolve import is_model_name, search
+
+if TYPE_CHECKING:
+    from tea_runtime.backend import LlmBackend
+    from tea_runtime.llm_settings import LlmSettings
 
 _MODEL_OPTIONS = (
     click.option("--pull", "auto_pull", is_flag=True, help="Download the model if it is not here yet."),
@@ -40,6 +37,9 @@ def opener(
     app: App, ref: str, *, embedding: bool = False, auto_pull: bool = False, **options: Any
 ) -> Callable[..., LlmBackend]:
     """What loads the model REF by its plan and further keys of `settings.llm`; with `auto_pull` it is fetched now."""
+    from tea_runtime.factory import create_llm_backend
+    from tea_runtime.llm_settings import LlmSettings
+
     fixed = {"backend": "local", "fallback": False, "embedding": embedding}
     settings = LlmSettings.parse(fixed, prefix=()).overridden(**options)
     environ = environment(app)
@@ -66,6 +66,10 @@ def require_models(
     uses: Iterable[str | None] = (None,),
 ) -> None:
     """See that the models are here before anything runs, or fetch them; in `uses` None is the settings' own."""
+    from tea_models.verbs.pull import pull_all
+    from tea_runtime.api.backend import api_may_answer
+    from tea_runtime.resolve import is_model_name, search
+
     for name in dict.fromkeys(uses):
         if settings.backend == "api" and not gguf:
             return
@@ -89,6 +93,8 @@ def require_models(
 def _agreed(app: App, name: str) -> bool:
     if app.out.as_json or app.out.quiet or app.settings.offline or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
+    from tea_models.sources import resolve
+
     try:
         sizes = [file.size or 0 for file in resolve(name, app.caller).files]
     except TeaModelsError:
