@@ -14,7 +14,7 @@ LONGEST = 15
 # As many tokens must be the same before a guess is made.
 _SAME = 6
 # Steps: what a token of a guess costs, what a request may lose at first, and for each token that it chose without one.
-_COST, _FIRST, _ALLOWED = 0.6, 2.4, 0.02
+_COST, _FIRST, _ALLOWED = 0.5, 2.0, 0.02
 
 
 class PromptLookup:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("tea_runtime")
 
 #: The context that is opened first, where the plan leaves the choice to us.
-START = 4096
+START = 1024
 #: Sequences of a context: those of the requests that are decoded together, and finished ones that are kept.
 MOST_SEQUENCES = 32
 #: A shorter common beginning is not worth sharing.

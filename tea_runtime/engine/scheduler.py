@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tea_runtime.engine.drafts import CLOSE, PromptLookup
-from tea_runtime.engine.growing_context import SHORTEST_PREFIX, START, GrowingContext, ModelSpec
+from tea_runtime.engine.growing_context import SHORTEST_PREFIX, GrowingContext, ModelSpec
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 from tea_runtime.engine.thread import EngineThread, Request
 from tea_runtime.errors import CancelledCallError, ContextOverflowError
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from tea_runtime.llama.weights import Weights
 
 #: Up to this size a context also grows to keep finished conversations in memory; beyond it only for running ones.
-KEEP = 2 * START
+KEEP = 8192
 #: Requests that are decoded side by side at most.
 MOST_TOGETHER = 16
+# So many requests at once are many: what others left in memory slows each step.
+MANY = 4
 # Room for an answer that is asked for before it is known how long it gets.
 _ANSWER = 512
 # Tokens of new prompts in a step at least, however many answers are in it.
@@ -266,6 +268,8 @@ class Scheduler:
                 return
             self.waiting.remove(request)
             self.running.append(request)
+            if len(self.running) >= MANY:
+                self._pool.forget_short()
 
     def _next(self) -> TextRequest | None:
         """The request that has waited longest, except those whose beginning somebody else is evaluating."""
@@ -331,6 +335,8 @@ class Scheduler:
             cells, in_use = pool.cells + step, pool.cells_in_use + step
             if cells <= context.n_ctx:
                 return context
+            if pool.forget_short():
+                continue
             if cells <= min(KEEP, self.memory.n_ctx) and self._ensure(cells, reserved=step):
                 continue
             if in_use <= context.n_ctx:

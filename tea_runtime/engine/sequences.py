@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from tea_runtime.llama.context import Context
 
 
+#: Sequences shorter than this, in tokens, are kept beside many running ones only if they are among the last few.
+SHORT, KEPT_SHORT = 256, 4
+
+
 class HeldSequence:
     __slots__ = ("_inherited", "_own", "id", "in_use", "tokens")
 
@@ -142,6 +146,16 @@ class SequencePool:
             if self.cells <= cells:
                 return
             self.drop(held)
+
+    def forget_short(self) -> bool:
+        """Drop short sequences that nobody works on, but the last few; whether there were any.
+
+        They are evaluated again soon, and what is in memory slows every step: each token looks at all cells.
+        """
+        short = [held for held in self.idle if len(held.tokens) < SHORT][:-KEPT_SHORT]
+        for held in short:
+            self.drop(held)
+        return bool(short)
 
     def clear(self) -> None:
         self.context.clear()
