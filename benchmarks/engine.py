@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [PART]… [--model MODEL] [--tokens 64] [--threads 2]
 
-Parts: together, latency, turns, embeddings, load, cached, policies, soak; without one all but `soak`. Each takes less
-than a minute. Only figures of an idle machine mean something; `policies` makes it busy itself.
+Parts: together, latency, turns, copying, embeddings, load, cached, policies, soak; without one all but `soak`. Each
+takes about a minute. Only figures of an idle machine mean something; `policies` makes it busy itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import llama_cpp
 
 from tea_models.errors import TeaModelsError
 from tea_runtime import LlmCallParams, LocalLlmBackend
+from tea_runtime.engine import drafts
 from tea_runtime.llama.engine import llama
 
 PROMPT = "The history of the city begins with"
@@ -251,6 +252,28 @@ def turns(options: argparse.Namespace) -> None:
             )
 
 
+def copying(options: argparse.Namespace) -> None:
+    """An answer that copies a text of the prompt, and one that does not, with and without prompt lookup."""
+    text = (Path(__file__).parent.parent / "SECURITY.md").read_text("utf-8")[:1500]
+    asked = {
+        "copying": LlmCallParams(f"{text}\n\nThe same text again:\n\n{text[:80]}", 300, 0),
+        "prose": LlmCallParams("It was a dark night, and the ship had left the harbour. The captain", 120, 0),
+    }
+    with backend_of(options) as backend:
+        for name, params in asked.items():
+            found: dict[bool, list[float]] = {True: [], False: []}
+            texts = set()
+            for _ in range(5):
+                for guessing in (True, False):
+                    drafts.FIRST_CREDIT = 2.0 if guessing else -1e9
+                    result = backend.call(params)
+                    texts.add(result.content)
+                    found[guessing].append(result.timings["predicted_per_second"])
+            with_it, without = (statistics.median(found[guessing]) for guessing in (True, False))
+            same = "the same text" if len(texts) == 1 else "texts differ"
+            print(f"{name}: {with_it:.0f} tokens/s, {without:.0f} without, {with_it / without:.2f}x, {same}")
+
+
 def embeddings(options: argparse.Namespace) -> None:
     """64 short texts together and one by one."""
     texts = [
@@ -405,6 +428,7 @@ PARTS = {
     "together": together,
     "latency": latency,
     "turns": turns,
+    "copying": copying,
     "embeddings": embeddings,
     "load": load,
     "cached": cached,

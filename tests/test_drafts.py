@@ -103,8 +103,8 @@ def test_a_text_that_is_copied_is_the_same_with_and_without_guesses(
     real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = []
-    for first in (drafts._FIRST, -1e9):
-        monkeypatch.setattr(drafts, "_FIRST", first)
+    for first in (drafts.FIRST_CREDIT, -1e9):
+        monkeypatch.setattr(drafts, "FIRST_CREDIT", first)
         with LocalLlmBackend(real_model) as backend:
             answers.append(backend.call(LlmCallParams(f"{NOTICE}\n\n{NOTICE[:60]}", 40, 0)))
     guessed, plain = answers

@@ -216,10 +216,10 @@ def test_the_context_starts_small_and_grows(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="tea_runtime")
     with opened(path) as backend:
         assert backend.call(greedy("a\n")).content == "Hello"
-        assert backend.context_size == 4096
+        assert backend.context_size == 1024
         assert backend.call(greedy("a" * 5000 + "\n")).content == "Hello"
         assert backend.context_size == 8192
-    assert any("4,096 → 8,192 tokens" in record.message for record in caplog.records)
+    assert any("1,024 → 8,192 tokens" in record.message for record in caplog.records)
 
 
 def test_a_growing_context_takes_along_what_it_holds(tmp_path, caplog):
@@ -251,7 +251,7 @@ def test_a_seed_is_answered_from_scratch(speaker):
 
 def test_what_a_load_took_is_recorded_and_found_by_the_plan(tmp_path, own_world):
     path = tmp_path / "m.gguf"
-    build_scripted(path, [["Hello"]])
+    build_scripted(path, [["Hello"]], metadata={"llama.context_length": 1024})
     with opened(path) as backend:
         backend.call(greedy())
         first = backend.plan

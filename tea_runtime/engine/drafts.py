@@ -13,15 +13,17 @@ CLOSE = 0.5
 LONGEST = 15
 # As many tokens must be the same before a guess is made.
 _SAME = 6
-# Steps: what a token of a guess costs, what a request may lose at first, and for each token that it chose without one.
-_COST, _FIRST, _ALLOWED = 0.5, 2.0, 0.02
+#: Steps that a request may lose at first.
+FIRST_CREDIT = 2.0
+# Steps: what a token of a guess costs, and what may be lost for each token that is chosen.
+_COST, _ALLOWED = 0.5, 0.02
 
 
 class PromptLookup:
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}  # some tokens → where what followed them begins
         self._read = _SAME
-        self._credit = _FIRST
+        self._credit = FIRST_CREDIT
         #: The next token is to be chosen without a guess.
         self.paused = False
 
