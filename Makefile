@@ -8,8 +8,9 @@ LOCKED = $(PIP) --require-hashes $(foreach name,$(1),-r requirements/$(name).txt
 ENGINE ?= prebuilt
 DEMO := $(VENV)/.demo-installed
 STAMP := $(VENV)/.installed
-# A file of tests stays in one process, with what it has set up.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# A file of tests stays in one process, with what it has set up. In the order of their names: xdist would put those with few
+# tests last, which take longest.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 LOCK := requirements
 
 .DELETE_ON_ERROR:

@@ -263,6 +263,7 @@ def copying(options: argparse.Namespace) -> None:
         for name, params in asked.items():
             found: dict[bool, list[float]] = {True: [], False: []}
             texts = set()
+            backend.call(params)  # later ones begin with its prompt, which was evaluated as a whole
             for _ in range(5):
                 for guessing in (True, False):
                     drafts.FIRST_CREDIT = 2.0 if guessing else -1e9
