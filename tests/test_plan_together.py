@@ -82,6 +82,20 @@ def test_what_is_no_workflow_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         assert "--workflow FILE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_ctx": [1]}, {"n_ctx": "many"}, {"n_ctx": True}, {"memory": {}}, {"memory": "lots"}, {"n_threads": "x"},
+     {"n_gpu_layers": True}, {"kv_type": 5}],
+)  # fmt: skip
+def test_a_setting_of_the_wrong_kind_is_named(
+    tmp_path: Path, wrong: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workflow(tmp_path / "w.yaml", {"action": "llm.call", "params": {"prompt": "x"}}, model="x.gguf", **wrong)
+    assert run(group(), ["plan", "--workflow", str(path)]) == 2
+    (key,) = wrong
+    assert key.replace("kv_type", "KV cache type").replace("memory", "") in capsys.readouterr().err
+
+
 def test_the_models_of_nodes_are_locked_too(tmp_path: Path) -> None:
     path = workflow(
         tmp_path / "w.yaml",

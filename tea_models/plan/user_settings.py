@@ -29,14 +29,17 @@ class UserSettings:
     def __post_init__(self) -> None:
         for name, least in (("n_ctx", 1), ("n_threads", 1), ("n_batch", 1), ("n_ubatch", 1), ("n_gpu_layers", -1)):
             value = getattr(self, name)
-            if isinstance(value, int) and not least <= value < 1 << 31:
+            if value is None or (name == "n_ctx" and value in ("auto", "max")):
+                continue
+            if type(value) is not int:
+                other = "auto, max or a number of tokens" if name == "n_ctx" else "a whole number"
+                raise UsageError(f"{name} {value!r}: expected {other}")
+            if not least <= value < 1 << 31:
                 raise UsageError(f"{name} {value:,}: expected a whole number from {least} to {(1 << 31) - 1:,}")
-        if isinstance(self.n_ctx, str) and self.n_ctx not in ("auto", "max"):
-            raise UsageError(f"n_ctx {self.n_ctx!r}: expected auto, max or a number of tokens")
         if self.kv_type is not None and self.kv_type not in KV_TYPES:
             raise UsageError(f"KV cache type {self.kv_type!r}: expected one of {', '.join(KV_TYPES)}")
-        if self.memory is not None and self.memory <= 0:
-            raise UsageError(f"memory {self.memory}: expected bytes")
+        if self.memory is not None and (type(self.memory) is not int or self.memory <= 0):
+            raise UsageError(f"memory {self.memory!r}: expected bytes")
 
     @classmethod
     def of(cls, **asked: Any) -> UserSettings:
