@@ -148,7 +148,9 @@ class BackendPool:
         with lock:
             made = self._made.get(key)
             if made is None:
-                made = self._made[key] = make()
+                made = make()
+                with self._lock:  # others look through it meanwhile
+                    self._made[key] = made
             return cast("MadeT", made)
 
     def _find(self, block: LlmSettings) -> Search:
