@@ -173,7 +173,7 @@ class _Reader:
         first = sources[0].revision
         if first is None:  # an Ollama tag does not name its manifest
             sources[0] = replace(
-                sources[0], revision=self._document.text((*place, "revision"), revision) if revision else None
+                sources[0], revision=None if revision is None else self._document.text((*place, "revision"), revision)
             )
         elif revision not in (None, first):
             problem = f"revision is {revision!r}, and the first source is at {first!r}"

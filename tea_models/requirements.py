@@ -9,7 +9,6 @@ models:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +68,7 @@ def node_models(path: Path, registry: Registry) -> list[NodeModel]:
     found = []
     for node in _nodes(document, registry):
         reference = next((node.settings[key] for key in _NAMES if node.settings.get(key)), None)
-        if isinstance(reference, str) and "{{" not in reference:
+        if isinstance(reference, str):
             beside = path.parent / reference
             is_file = reference != node.settings.get("model") and beside.is_file()
             found.append(node._replace(reference=str(beside) if is_file else reference))
@@ -87,26 +86,38 @@ def _block(document: Document) -> dict[str, Any]:
 
 
 def _nodes(document: Document, registry: Registry) -> Iterator[NodeModel]:
-    """The nodes that ask a model here; a name that no registry knows is one of an API's, so they ask the workflow's."""
+    """The nodes that ask a model here; a name that no registry knows is one of an API's, so they ask the workflow's.
+
+    What is a template is only known when the node runs: a setting is left out, and a node whose model is one.
+    """
     block, nodes = _block(document), document.data.get("nodes")
-    for node in nodes if isinstance(nodes, list) else ():
+    for index, node in enumerate(nodes if isinstance(nodes, list) else ()):
         if not isinstance(node, dict) or not str(node.get("action") or node.get("uses")).startswith(_LLM_ACTIONS):
             continue
-        params = node.get("params") or node.get("with")
-        own = {key: value for key, value in (params if isinstance(params, dict) else {}).items() if value is not None}
+        given = "params" if node.get("params") else "with"
+        own = node[given] if isinstance(node.get(given), dict) else {}
+        own = {key: value for key, value in own.items() if value is not None}
         named = own.get("model")
-        if isinstance(named, str) and not _is_known(named, registry):
-            del own["model"]
+        if named is not None and not _is_template(named):
+            place = ("nodes", index, given, "model")
+            if not isinstance(named, str):
+                raise document.error(f"expected a reference to a model, got {named!r}", place)
+            _check(named, document, place)
+            if not _is_known(named, registry):
+                del own["model"]
         base = {key: value for key, value in block.items() if key not in _NAMES or not set(_NAMES) & set(own)}
         settings = base | own
-        if settings.get("backend") != "api":
+        if settings.get("backend") != "api" and not any(_is_template(settings.get(key)) for key in _NAMES):
+            settings = {key: value for key, value in settings.items() if not _is_template(value)}
             yield NodeModel(str(node.get("name")), str(own.get("model", "")), settings)
 
 
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{{" in value
+
+
 def _is_known(text: str, registry: Registry) -> bool:
-    reference = None
-    with suppress(UsageError):
-        reference = parse_reference(text)
+    reference = parse_reference(text)
     try:
         return not isinstance(reference, NameRef) or bool(registry.find(reference))
     except NotAvailableError:
@@ -121,13 +132,12 @@ def _of_workflow(document: Document, registry: Registry) -> list[str]:
     if model is not None:
         if not isinstance(model, str):
             raise document.error(f"expected a reference to a model, got {model!r}", place)
-        if "{{" in model:
+        if _is_template(model):
             problem = f"{model!r} is only known when the workflow runs"
             raise document.error(problem, place, hint="list it in models.yaml")
         _check(model, document, place)
         found.append(model)
-    named = [node.reference for node in _nodes(document, registry)]
-    return combined([found, (text for text in named if text and "{{" not in text)])
+    return combined([found, (node.reference for node in _nodes(document, registry) if node.reference)])
 
 
 def _check(text: str, document: Document, place: tuple[str | int, ...]) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -81,6 +81,7 @@ class BackendPool:
         self._locks: dict[tuple[Any, ...], threading.Lock] = {}
         self._users: Counter[int] = Counter()  # of backends, by their id
         self._mine = threading.local()  # what this thread uses
+        self._loading: dict[tuple[Any, ...], int] = {}  # what is being loaded, and the bytes that it will take
         self._nodes: list[tuple[str, LlmSettings]] = []
 
     def get(self, block: LlmSettings) -> LlmBackend:
@@ -134,7 +135,9 @@ class BackendPool:
             return made
         try:
             found = self._once(("found", *_values(block, _NAMES)), lambda: self._find(block))
-            return self._once(("local", found.path, *_values(block, _LOAD)), lambda: self._load(block, found))
+            key = ("local", found.path, *_values(block, _LOAD))
+            with self._room(key, block) as share:
+                return self._once(key, lambda: self._load(block, found, share))
         except (UsageError, UnknownModelError, LockError):
             raise
         except (TeaModelsError, OSError, MemoryError) as error:
@@ -166,15 +169,12 @@ class BackendPool:
             raise result.error()
         return result
 
-    def _load(self, block: LlmSettings, found: Search) -> LlmBackend:
+    def _load(self, block: LlmSettings, found: Search, share: int | None) -> LlmBackend:
         from tea_runtime.local import LocalLlmBackend
 
         assert found.path is not None
         given: dict[str, Any] = {key: getattr(block, key) for key in (*_LOAD, "embedding")}
-        shared = self._once(("shared",), self._plan_nodes)
-        if shared and any(model.reference == str(found.path) for model in shared.models):
-            given["memory"] = shared.model(str(found.path)).share
-            self._make_room(shared, str(found.path))
+        given["memory"] = share or block.memory
         logger.info("loading %s", found.path.name)
         settings = Settings.resolve(self.environ, cwd=Path.cwd())
         backend = LocalLlmBackend(found.path, profile=found.profile, settings=settings, **given)
@@ -183,35 +183,57 @@ class BackendPool:
         return backend
 
     def _plan_nodes(self) -> SharedPlan | Literal[False]:
-        """The plan for the models of all nodes; False for a single one, and where each has to say what is wrong."""
+        """The plan for the models of all nodes that are here; False for a single one, and where it can't be made."""
         nodes = []
+        for node, block in self._nodes if self._cassette is None else ():
+            with suppress(TeaModelsError, OSError):  # the node says what is wrong when it runs
+                path = self._find(block.model_copy(update={"auto_pull": False})).path
+                nodes.append(NodeModel(node, str(path), block.model_dump(exclude_unset=True)))
+        if len({node.reference for node in nodes}) < 2:
+            return False
         try:
-            for node, block in self._nodes if self._cassette is None else ():
-                found = self._once(("found", *_values(block, _NAMES)), lambda block=block: self._find(block))  # type: ignore[misc]
-                nodes.append(NodeModel(node, str(found.path), block.model_dump(exclude_unset=True)))
-            if len({node.reference for node in nodes}) < 2:
-                return False
             shared = plan_together(nodes, Settings.resolve(self.environ, cwd=Path.cwd()))
-        except TeaModelsError:
+        except (TeaModelsError, OSError):
             return False
         logger.info("%d models: %s", len(shared.models), shared.reason)
         return shared
 
-    def _make_room(self, shared: SharedPlan, path: str) -> None:
-        """Close the longest unused models until there is room for another one; wait for those that are used."""
+    @contextmanager
+    def _room(self, key: tuple[Any, ...], block: LlmSettings) -> Iterator[int | None]:
+        """See to room for a model of the plan for several while it is loaded; the value is its share of the memory.
+
+        The longest unused ones are closed for it, and those that are used are waited for.
+        """
+        shared = self._once(("shared",), self._plan_nodes) if key not in self._made else False
+        model = shared.model(str(key[1]), block.model_dump(exclude_unset=True)) if shared else None
+        if not shared or model is None:
+            yield None
+            return
         with self._unused:
-            while True:
-                loaded = {key: made for key, made in self._made.items() if key[0] == "local"}
-                if sum(shared.model(one).own for one in {path, *(str(key[1]) for key in loaded)}) <= shared.room:
-                    return
-                idle = [key for key, made in loaded.items() if not self._users[id(made)]]
-                if idle:
-                    logger.info("closing %s, to make room", Path(idle[0][1]).name)
-                    self._made.pop(idle[0]).close()
-                elif not loaded or self._mine.__dict__.get("count"):  # this thread itself uses one: no end of waiting
-                    return
-                else:
-                    self._unused.wait()
+            mine = key not in self._made and key not in self._loading and self._wait_for_room(model.own, shared.room)
+            if mine:
+                self._loading[key] = model.own
+        try:
+            yield model.share
+        finally:
+            if mine:
+                with self._unused:
+                    del self._loading[key]
+                    self._unused.notify_all()
+
+    def _wait_for_room(self, own: int, room: int) -> bool:
+        while True:
+            loaded = {key: made for key, made in self._made.items() if key[0] == "local"}
+            if own + sum(self._loading.values()) + sum(map(_own, loaded.values())) <= room:
+                return True
+            idle = [key for key, made in loaded.items() if not self._users[id(made)]]
+            if idle:
+                logger.info("closing %s, to make room", Path(idle[0][1]).name)
+                self._made.pop(idle[0]).close()
+            elif not (loaded or self._loading) or self._mine.__dict__.get("count"):
+                return True  # nothing will go: this thread itself uses a model, or there is none
+            else:
+                self._unused.wait()
 
     def _api(self, block: LlmSettings) -> LlmBackend:
         api = api_of(block, self.environ)
@@ -243,6 +265,13 @@ class BackendPool:
         api = api_of(block, self.environ, reason=reason)
         logger.warning("backend: api (%s), in place of a local model: what is asked leaves this machine", api.model)
         return api
+
+
+def _own(backend: LlmBackend) -> int:
+    """Bytes that a local backend takes beside the process."""
+    memory = backend.plan.memory  # type: ignore[attr-defined]
+    own: int = memory.total - memory.use.overhead
+    return own
 
 
 def _values(block: LlmSettings, keys: tuple[str, ...]) -> tuple[Any, ...]:

@@ -96,6 +96,20 @@ def test_a_setting_of_the_wrong_kind_is_named(
     assert key.replace("kv_type", "KV cache type").replace("memory", "") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", ["hf:", 5])
+def test_what_a_node_names_wrongly_is_shown_with_its_line(tmp_path: Path, named: Any) -> None:
+    path = workflow(tmp_path / "w.yaml", {"action": "llm.call", "params": {"prompt": "x", "model": named}})
+    with pytest.raises(ConfigError, match=r"w\.yaml:\d+: nodes\[0\]\.params\.model"):
+        read_requirements(path, Registry({}))
+
+
+def test_templates_are_no_settings_before_the_run(tmp_path: Path) -> None:
+    named = {"action": "llm.call", "params": {"prompt": "x", "n_ctx": "{{ state.n }}"}}
+    path = workflow(tmp_path / "w.yaml", named, model="smollm2-135m", n_threads="{{ env.N }}")
+    (node,) = node_models(path, Registry({}))
+    assert set(node.settings) == {"model", "prompt"}
+
+
 def test_the_models_of_nodes_are_locked_too(tmp_path: Path) -> None:
     path = workflow(
         tmp_path / "w.yaml",
@@ -169,7 +183,7 @@ def test_the_runtime_keeps_to_the_plan_for_all_models(
     two.write_text(yaml.safe_dump(data))
     settings = Settings.resolve({"HOME": str(two.parent)}, cwd=two.parent)
     plan = plan_together(node_models(two, Registry({})), settings)
-    second = plan.model(str(gemma_model))
+    second = next(model for model in plan.models if model.reference == str(gemma_model))
     assert any(f"n_ctx {second.plan.settings.n_ctx:,}" in record.message for record in caplog.records)
 
 
@@ -189,3 +203,61 @@ def test_threads_whose_models_do_not_fit_together_wait_for_each_other(two: Path,
             thread.join(120)
     assert len(finals) == 4
     assert {final["node3"] for final in finals} == {finals[0]["node1"]}
+
+
+@pytest.mark.real
+def test_nodes_with_other_settings_for_one_file_get_their_own_context(real_model: Path, gemma_model: Path) -> None:
+    from tea_runtime import run_workflow
+
+    def node(name: str, model: Path, n_ctx: int) -> dict[str, Any]:
+        params = {"prompt": "hi", "max_tokens": 2, "temperature": 0, "model": str(model), "n_ctx": n_ctx}
+        return {"name": name, "action": "llm.call", "params": params}
+
+    nodes = [node("a", real_model, 256), node("b", real_model, 8192), node("c", gemma_model, 256)]
+    final = run_workflow({"settings": {"llm": {"backend": "local"}}, "nodes": nodes})
+    assert final["a"] == final["b"]
+
+
+@pytest.mark.real
+def test_a_model_that_only_the_run_names_stands_beside_those_of_the_plan(real_model: Path, gemma_model: Path) -> None:
+    from tea_runtime import run_workflow
+
+    params = {"prompt": "hi", "max_tokens": 2, "temperature": 0}
+    nodes = [
+        {"name": "t", "action": "llm.call", "params": {**params, "model": "{{ state.m }}", "n_ctx": 512}},
+        {"name": "a", "action": "llm.call", "params": {**params, "model": str(real_model)}},
+        {"name": "c", "action": "llm.call", "params": {**params, "model": str(gemma_model)}},
+    ]
+    final = run_workflow({"settings": {"llm": {"backend": "local"}}, "nodes": nodes}, {"m": str(real_model)})
+    assert {"t", "a", "c"} <= set(final)
+
+
+def test_a_node_with_a_wrong_setting_is_shown_with_its_line_when_it_runs(tmp_path: Path) -> None:
+    from tea_runtime import run_workflow
+
+    wrong = {"action": "llm.call", "params": {"prompt": "x", "n_ctx": "many"}}
+    path = workflow(tmp_path / "w.yaml", wrong, wrong, backend="local", model="smollm2-135m")
+    with pytest.raises(ConfigError, match=r"w\.yaml:\d+: node node1"):
+        run_workflow(path)
+
+
+@pytest.mark.real
+def test_an_action_within_an_action_gets_its_model_although_others_wait_for_room(two: Path, gemma_model: Path) -> None:
+    """A thread that uses a model is never made to wait for the end of its own use."""
+    from tea_runtime.factory import BackendPool
+    from tea_runtime.llm_settings import LlmSettings
+
+    data = yaml.safe_load(two.read_text())
+    first = LlmSettings.parse(data["settings"]["llm"] | {"memory": "650MiB"}, prefix=())
+    second = first.model_copy(update={"model": str(gemma_model)})
+    pool = BackendPool()
+    pool.share_memory([("a", first), ("b", second)])
+    waiting = threading.Thread(target=lambda: pool.use(second).__enter__(), daemon=True)
+    with pool.use(first):
+        waiting.start()
+        waiting.join(1)
+        with pool.use(second) as backend:
+            assert backend.is_available()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    pool.close()

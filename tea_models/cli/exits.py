@@ -41,7 +41,7 @@ def guarded(command: Callable[[], object], out: Output) -> int:
     except Exception as error:
         if os.environ.get("TEA_DEBUG"):
             raise
-        if getattr(error, "name", None) in ("fcntl", "resource"):  # modules of POSIX
+        if isinstance(error, ModuleNotFoundError) and error.name in ("fcntl", "resource"):  # of POSIX
             what = "tea-models runs on Linux and macOS: it needs file locks and limits that this system does not have"
             return out.error(TeaModelsError(what, hint="on Windows, run it in WSL"))
         # A bug of ours: still one message and, with --json, one document.

@@ -167,10 +167,12 @@ class _Unpacking:
         with self._store.partial(key_of(sha256, "")) as partial:
             self._receive(partial, file)
             record = record_of(model, file, size)
-            existing = self._add(record, self._store.publish(partial, self._target(model, file), record))
+            with self._store.naming():
+                existing = self._add(record, self._store.publish(partial, self._target(model, file), record))
         for model, file in lacking[1:]:
             record = record_of(model, file, size)
-            self._add(record, self._store.link_in(existing, self._target(model, file), record))
+            with self._store.naming():
+                self._add(record, self._store.link_in(existing, self._target(model, file), record))
 
     def _engine(self, sha256: str, catalog: Catalog) -> None:
         """Keep an archive of the locked engine for its installation, if it is for this machine."""

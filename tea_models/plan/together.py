@@ -20,16 +20,21 @@ from tea_models.requirements import NodeModel
 from tea_models.settings import Settings
 from tea_models.sizes import human_bytes
 
-_NAMES = [item.name for item in fields(UserSettings)]
+_NAMES = [item.name for item in fields(UserSettings) if item.name not in ("purpose", "source")]
+_Use = tuple[str, UserSettings]  # a reference, and with which settings
 
 
 @dataclass(frozen=True, slots=True)
 class SharedModel:
-    """A model of several: the nodes that use it, the bytes that it may use, and its plan with these."""
+    """A model of several, with its settings: the nodes that use it, its plan, and the bytes that it may use.
+
+    `share` is None where nothing is shared out.
+    """
 
     reference: str
+    user: UserSettings
     nodes: tuple[str, ...]
-    share: int
+    share: int | None
     plan: RunPlan
 
     @property
@@ -65,9 +70,10 @@ class SharedPlan:
         """What the models may take beside the process."""
         return self.budget - max(model.plan.memory.use.overhead for model in self.models)
 
-    def model(self, reference: str) -> SharedModel:
-        """One of the models."""
-        return next(model for model in self.models if model.reference == reference)
+    def model(self, reference: str, settings: Mapping[str, Any]) -> SharedModel | None:
+        """The model that a node with these settings uses; None if the plan has it not."""
+        key = reference, user_settings(settings)
+        return next((model for model in self.models if (model.reference, model.user) == key), None)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `plan --workflow --json` prints."""
@@ -88,33 +94,32 @@ def plan_together(nodes: Sequence[NodeModel], settings: Settings, *, measure: bo
         TeaModelsError: As `resolve_plan`, for any of them.
     """
     machine = machine_now(settings, measure=measure)
-    users: dict[str, UserSettings] = {}
-    for node in nodes:  # of nodes with different settings for one model, the first counts
-        users.setdefault(node.reference, _user_settings(node.settings, asked))
-    limit = next((user.memory for user in users.values() if user.memory), None)
-    budget = make_budget(machine, limit)
-    used_by = {reference: tuple(node.node for node in nodes if node.reference == reference) for reference in users}
+    used_by: dict[_Use, list[str]] = {}
+    for node in nodes:  # one file with other settings is another model
+        used_by.setdefault((node.reference, user_settings(node.settings, asked)), []).append(node.node)
+    limits = [user.memory for _, user in used_by]
+    budget = make_budget(machine, max(filter(None, limits)) if all(limits) else None)
 
     with ExitStack() as stack:
 
-        def planned(opened: OpenedModel, reference: str, memory: int, n_ctx: int | None = None) -> SharedModel:
-            user = users[reference]
-            user = replace(user, memory=memory, n_ctx=n_ctx or user.n_ctx)
-            plan = plan_opened(opened, settings, user, measure=measure)
-            return SharedModel(reference, used_by[reference], memory, plan)
+        def planned(use: _Use, memory: int, n_ctx: int | None = None, share: int | None = None) -> SharedModel:
+            reference, user = use
+            given = replace(user, memory=min(memory, user.memory or memory), n_ctx=n_ctx or user.n_ctx)
+            plan = plan_opened(opened[reference], settings, given, measure=measure)
+            return SharedModel(reference, user, tuple(used_by[use]), share, plan)
 
-        opened = {one: stack.enter_context(open_for_plan(one, settings, measure=measure)) for one in users}
-        models = [planned(opened[one], one, budget.budget) for one in users]
+        references = dict.fromkeys(reference for reference, _ in used_by)
+        opened = {one: stack.enter_context(open_for_plan(one, settings, measure=measure)) for one in references}
+        models = [planned(use, budget.budget) for use in used_by]
         process = max((model.plan.memory.use.overhead for model in models), default=0)
         room = budget.budget - process
         whole = sum(model.own for model in models)
         needed = f"with their whole contexts they take {human_bytes(whole + process)}"
         together, reason = True, f"{needed}: each has its own"
-        models = [replace(model, share=model.plan.memory.total) for model in models]
         if whole > room:
             least = [
-                planned(opened[one], one, budget.budget, _least(opened[one])) if user.n_ctx == "auto" else model
-                for (one, user), model in zip(users.items(), models, strict=True)
+                planned(use, budget.budget, _least(opened[use[0]])) if use[1].n_ctx == "auto" else model
+                for use, model in zip(used_by, models, strict=True)
             ]
             left = room - sum(model.own for model in least)
             together = left >= 0
@@ -122,23 +127,23 @@ def plan_together(nodes: Sequence[NodeModel], settings: Settings, *, measure: bo
             if together:
                 reason = f"{needed}: each has a smaller one, the larger the more nodes use it"
                 shares = _shared_out(left, models, least)
-                overheads = [model.plan.memory.use.overhead for model in models]
-                models = [
-                    planned(opened[one], one, share + overhead)
-                    for one, share, overhead in zip(users, shares, overheads, strict=True)
-                ]
-    steps, most = _steps(nodes, {model.reference: model.own for model in models}, room)
+                totals = [own + model.plan.memory.use.overhead for own, model in zip(shares, models, strict=True)]
+                models = [planned(use, total, share=total) for use, total in zip(used_by, totals, strict=True)]
+    uses = [(node.reference, user_settings(node.settings, asked)) for node in nodes]
+    sizes = {(model.reference, model.user): model.own for model in models}
+    steps, most = _steps([node.node for node in nodes], uses, sizes, room)
     text = budget.budget_reason
     return SharedPlan(budget.budget, text, together, reason, most + process, tuple(models), tuple(steps))
 
 
-def _user_settings(settings: Mapping[str, Any], asked: Mapping[str, Any]) -> UserSettings:
+def user_settings(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> UserSettings:
+    """What keys of `settings.llm` ask of a plan; `asked` goes before them."""
     given = {name: settings[name] for name in _NAMES if settings.get(name) not in (None, "")}
     for name, value in given.items():
         text = value.strip().lower() if isinstance(value, str) else value
         given[name] = int(text) if isinstance(text, str) and text.isdecimal() and name != "memory" else text
     purpose = "embed" if settings.get("embedding") else None
-    return UserSettings.of(**{"purpose": purpose, **given, **{k: v for k, v in asked.items() if v is not None}})
+    return UserSettings.of(**{"purpose": purpose, **given, **{k: v for k, v in (asked or {}).items() if v is not None}})
 
 
 def _least(opened: OpenedModel) -> int:
@@ -161,17 +166,19 @@ def _shared_out(left: int, models: Sequence[SharedModel], least: Sequence[Shared
     return shares
 
 
-def _steps(nodes: Sequence[NodeModel], sizes: Mapping[str, int], room: int) -> tuple[list[SharedStep], int]:
+def _steps(
+    nodes: Sequence[str], uses: Sequence[_Use], sizes: Mapping[_Use, int], room: int
+) -> tuple[list[SharedStep], int]:
     """What each node opens and closes in the order of the file, and how much is in use at most."""
     steps, most = [], 0
-    open_now: list[str] = []  # the longest unused first
-    for node in nodes:
-        opens, closes = node.reference not in open_now, []
+    open_now: list[_Use] = []  # the longest unused first
+    for node, use in zip(nodes, uses, strict=True):
+        opens, closes = use not in open_now, []
         if not opens:
-            open_now.remove(node.reference)
-        while open_now and sum(sizes[one] for one in open_now) + sizes[node.reference] > room:
-            closes.append(open_now.pop(0))
-        open_now.append(node.reference)
+            open_now.remove(use)
+        while open_now and sum(sizes[one] for one in open_now) + sizes[use] > room:
+            closes.append(open_now.pop(0)[0])
+        open_now.append(use)
         most = max(most, sum(sizes[one] for one in open_now))
-        steps.append(SharedStep(node.node, node.reference, opens, tuple(closes)))
+        steps.append(SharedStep(node, use[0], opens, tuple(closes)))
     return steps, most

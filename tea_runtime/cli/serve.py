@@ -71,10 +71,8 @@ def command(
             asked = [NodeModel(name, path, options) for name, path in zip(names, paths, strict=True)]
             shared = plan_together(asked, app.settings)
             room = shared.room
-            openers = [
-                functools.partial(one, memory=shared.model(path).share)
-                for one, path in zip(openers, paths, strict=True)
-            ]
+            share_of = {model.reference: model.share for model in shared.models}
+            openers = [functools.partial(one, memory=share_of[path]) for one, path in zip(openers, paths, strict=True)]
             app.out.note(shared.reason)
         models = [ServedModel(name, one) for name, one in zip(names, openers, strict=True)]
         pool = ModelPool(models, keep_alive, room)

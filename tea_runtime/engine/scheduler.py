@@ -42,7 +42,7 @@ class TextRequest(Request["Generation"]):
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
-        self.lookup = PromptLookup() if generation.params.temperature == 0 else None
+        self.lookup = PromptLookup() if generation.greedy else None
         #: What the step guesses to follow the pending token.
         self.drafted: list[int] = []
 
@@ -144,8 +144,8 @@ class Scheduler:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
         answering = [request for request in self.running if not request.prefilling]
         prompts = [request for request in self.running if request.prefilling]
-        for request in answering:
-            request.drafted = self._draft(context, request) if len(self.running) == 1 else []
+        for request in self.running:
+            request.drafted = self._draft(context, request) if len(self.running) == len(answering) == 1 else []
         outputs: list[tuple[TextRequest, int, int | None]] = [
             (request, 1, self._put(context, request, 1)) for request in answering
         ]
@@ -190,11 +190,10 @@ class Scheduler:
         assert held is not None
         assert lookup is not None
         for index in range(last - len(drafted), last + 1):
-            if context.margin(index) < CLOSE:  # alone it might be another one
+            if not self._choose(context, request, index, margin=CLOSE):  # alone it might be another one
                 request.pending = [held.tokens.pop()]
                 lookup.paused = True
                 break
-            self._choose(context, request, index)
             if request.held is None or request.pending != drafted[right : right + 1]:
                 break
             right += 1
@@ -205,16 +204,19 @@ class Scheduler:
         generation.alone = False  # its speed is not that of other answers
         context.cut(held.id, len(held.tokens))
 
-    def _choose(self, context: Context, request: TextRequest, index: int) -> None:
+    def _choose(self, context: Context, request: TextRequest, index: int, *, margin: float = 0.0) -> bool:
+        """Choose the next token of a request; False if its logit is not as far above the next one as wanted."""
         generation = request.generation
         if self._prompt_cache is not None and not generation.output:
             assert request.held is not None
             self._prompt_cache.keep(context, request.held)
         try:
+            if margin and context.margin(index) < margin:
+                return False
             generation.step(context, index)
         except Exception as error:  # noqa: BLE001 - it ends this request, not the others
             self._give_up(request, error)
-            return
+            return True
         if generation.finish_reason is None:
             request.pending.append(generation.output[-1])
             if len(generation.prompt) + len(generation.output) > self.memory.n_ctx:
@@ -222,6 +224,7 @@ class Scheduler:
         if generation.finish_reason is not None:
             self._leave_batch(request)
             self._finish(request)
+        return True
 
     def _finish(self, request: TextRequest) -> None:
         request.generation.close()

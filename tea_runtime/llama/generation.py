@@ -112,6 +112,11 @@ class Generation:
             self.finish("length")
 
     @property
+    def greedy(self) -> bool:
+        """Whether each token is that of the largest logit."""
+        return self._sampler.greedy
+
+    @property
     def text(self) -> str:
         return "".join(self._text)
 

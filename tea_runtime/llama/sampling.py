@@ -49,12 +49,12 @@ class Sampler:
         self._free.atexit = False
         for sampler in _samplers(engine, weights.n_vocab, params):
             engine.llama_sampler_chain_add(chain, sampler)
-        self._greedy = self._grammar is None and params.temperature == 0 and not _penalises(params)
+        self.greedy = self._grammar is None and params.temperature == 0 and not _penalises(params)
         for token in prompt[-LAST_N:]:  # for the penalties, as llama.cpp's own programs do it
             engine.llama_sampler_accept(chain, token)
 
     def sample(self, context: Any, index: int, logits: Any) -> int:
-        if self._greedy:  # the same choice without a list of all candidates: the first of the largest
+        if self.greedy:  # the same choice without a list of all candidates: the first of the largest
             return int(logits.argmax())
         if self._grammar is None:
             return int(self._engine.llama_sampler_sample(self._chain, context, index))

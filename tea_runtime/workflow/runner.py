@@ -13,14 +13,14 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tea_models.errors import MissingFileError, TeaModelsError, UsageError
 from tea_models.yamlfile import Document, dotted, nearest
-from tea_runtime.actions import LLM_ACTION, LlmActions, check_parameters
+from tea_runtime.actions import LLM_ACTION, NODE_SETTINGS, LlmActions, check_parameters
 from tea_runtime.errors import WorkflowError
 from tea_runtime.factory import BackendPool
 from tea_runtime.workflow import templating
@@ -126,9 +126,12 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
         _import_actions(self._workflow, registry, self._engine)
         _check_actions(self._workflow, registry)
         # A template is only known when the node runs; the models that several nodes name are planned together.
-        asking = [node for node in self._workflow.nodes.values() if hasattr(registry.get(node.action), LLM_ACTION)]
-        plain = [(one.name, {k: v for k, v in one.params.items() if not templating.is_template(v)}) for one in asking]
-        blocks = [(name, actions.settings_for(params)[0]) for name, params in plain] if len(plain) > 1 else []
+        blocks = []
+        for node in self._workflow.nodes.values():
+            asked = {key: value for key, value in node.params.items() if key in NODE_SETTINGS}
+            if hasattr(registry.get(node.action), LLM_ACTION) and not any(map(templating.is_template, asked.values())):
+                with suppress(TeaModelsError):  # the node says what is wrong when it runs
+                    blocks.append((node.name, actions.settings_for(asked)[0]))
         self._pool.share_memory([(name, block) for name, block in blocks if block.backend != "api"])
 
     def run(
