@@ -86,10 +86,7 @@ def _block(document: Document) -> dict[str, Any]:
 
 
 def _nodes(document: Document, registry: Registry) -> Iterator[NodeModel]:
-    """The nodes that ask a model here; a name that no registry knows is one of an API's, so they ask the workflow's.
-
-    What is a template is only known when the node runs: a setting is left out, and a node whose model is one.
-    """
+    """The nodes that ask a model here, without what is a template; a name that no registry knows is an API's."""
     block, nodes = _block(document), document.data.get("nodes")
     for index, node in enumerate(nodes if isinstance(nodes, list) else ()):
         if not isinstance(node, dict) or not str(node.get("action") or node.get("uses")).startswith(_LLM_ACTIONS):

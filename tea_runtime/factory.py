@@ -200,10 +200,7 @@ class BackendPool:
 
     @contextmanager
     def _room(self, key: tuple[Any, ...], block: LlmSettings) -> Iterator[int | None]:
-        """See to room for a model of the plan for several while it is loaded; the value is its share of the memory.
-
-        The longest unused ones are closed for it, and those that are used are waited for.
-        """
+        """Make room for a model while it is loaded, and give its share: others are closed, or waited for."""
         shared = self._once(("shared",), self._plan_nodes) if key not in self._made else False
         model = shared.model(str(key[1]), block.model_dump(exclude_unset=True)) if shared else None
         if not shared or model is None:
@@ -224,7 +221,7 @@ class BackendPool:
     def _wait_for_room(self, own: int, room: int) -> bool:
         while True:
             loaded = {key: made for key, made in self._made.items() if key[0] == "local"}
-            if own + sum(self._loading.values()) + sum(map(_own, loaded.values())) <= room:
+            if own + sum(self._loading.values()) + sum(map(own_memory, loaded.values())) <= room:
                 return True
             idle = [key for key, made in loaded.items() if not self._users[id(made)]]
             if idle:
@@ -267,11 +264,10 @@ class BackendPool:
         return api
 
 
-def _own(backend: LlmBackend) -> int:
-    """Bytes that a local backend takes beside the process."""
-    memory = backend.plan.memory  # type: ignore[attr-defined]
-    own: int = memory.total - memory.use.overhead
-    return own
+def own_memory(backend: LlmBackend) -> int:
+    """Bytes that a backend takes beside the process; 0 where it has no plan."""
+    plan = getattr(backend, "plan", None)
+    return plan.memory.total - plan.memory.use.overhead if plan is not None else 0
 
 
 def _values(block: LlmSettings, keys: tuple[str, ...]) -> tuple[Any, ...]:

@@ -498,7 +498,7 @@ def test_a_model_is_loaded_when_somebody_asks_for_it_and_only_once():
 
 def test_the_longest_unused_model_is_closed_where_the_budget_is_too_small_for_all():
     openers = {name: Opener(total=4, budget=10) for name in ("one", "two", "three")}
-    served = Served(None, ModelPool([ServedModel(name, one) for name, one in openers.items()]))
+    served = Served(None, ModelPool([ServedModel(name, one) for name, one in openers.items()], room=10))
     try:
         for name in ("one", "two", "one", "three"):
             assert named(served, name).status_code == 200

@@ -1,8 +1,6 @@
 """Several models in one process: one budget shared out between them, or which is closed for which.
 
-Where they fit together with their whole contexts, nothing is shared out. Where they only fit with less, each has what
-it needs for a small context, and the rest goes to each by the number of nodes that use it. Where not even that fits,
-each may use everything, and the longest unused ones are closed for it.
+What happens in which case: docs/plan.md.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tea_models.plan.plan_input import SMALLEST_CONTEXT, UNKNOWN_CONTEXT, make_budget
 from tea_models.plan.resolve import OpenedModel, machine_now, open_for_plan, plan_opened
@@ -26,15 +24,12 @@ _Use = tuple[str, UserSettings]  # a reference, and with which settings
 
 @dataclass(frozen=True, slots=True)
 class SharedModel:
-    """A model of several, with its settings: the nodes that use it, its plan, and the bytes that it may use.
-
-    `share` is None where nothing is shared out.
-    """
+    """A model of several, with its settings: the nodes that use it, its plan, and the bytes that it may use."""
 
     reference: str
     user: UserSettings
     nodes: tuple[str, ...]
-    share: int | None
+    share: int | None  # None where nothing is shared out
     plan: RunPlan
 
     @property
@@ -43,8 +38,7 @@ class SharedModel:
         return self.plan.memory.total - self.plan.memory.use.overhead
 
 
-@dataclass(frozen=True, slots=True)
-class SharedStep:
+class SharedStep(NamedTuple):
     """A node in the order of the workflow: what has to be opened for it, and closed before."""
 
     node: str
@@ -82,7 +76,7 @@ class SharedPlan:
             {"reference": model.reference, "nodes": list(model.nodes), "share": model.share, **model.plan.to_json()}
             for model in self.models
         ]
-        steps = [{name: getattr(step, name) for name in ("node", "model", "opens", "closes")} for step in self.steps]
+        steps = [step._asdict() for step in self.steps]
         return {name: getattr(self, name) for name in names} | {"models": models, "steps": steps}
 
 

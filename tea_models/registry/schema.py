@@ -37,7 +37,6 @@ def _place(text: str) -> str:
     return text
 
 
-ReferenceText = Annotated[str, AfterValidator(_reference)]
 _Place = Annotated[str, AfterValidator(_place)]
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import one_line
 from tea_models.errors import UsageError
-from tea_runtime.cassette.entries import Entry
+from tea_models.registry.entries import Registry
+from tea_models.store import Store
+from tea_runtime.cassette.backend import Change, check_cassette
+from tea_runtime.cassette.entries import Entry, read_cassette
 from tea_runtime.cli.models import model_options, opened
-
-if TYPE_CHECKING:
-    from tea_runtime.cassette.backend import Change
 
 _SHOWN = 200
 
@@ -35,9 +35,6 @@ def command(
 
     Answers that were drawn at random (a temperature, and no seed) change each time: look at their likeness.
     """
-    from tea_runtime.cassette.backend import check_cassette
-    from tea_runtime.cassette.entries import read_cassette
-
     del action
     entries = read_cassette(file)
     changes: list[Change] = []
@@ -56,9 +53,6 @@ def command(
 
 def _by_model(app: App, entries: Sequence[Entry], ref: str | None) -> dict[str, list[Entry]]:
     """The entries by the model to ask: the one given, else what the recorded hash means here."""
-    from tea_models.registry.entries import Registry
-    from tea_models.store import Store
-
     if ref is not None:
         return {ref: list(entries)}
     store, registry = Store.of(app.settings), Registry.load(app.settings)

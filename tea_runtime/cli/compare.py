@@ -8,22 +8,21 @@ import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import table
 from tea_models.errors import MissingFileError, UsageError
+from tea_models.plan.resolve import resolve_plan
 from tea_models.registry.entries import Registry
 from tea_models.sizes import human_bytes
 from tea_models.sources.locate import locate
 from tea_runtime.cli.screen import environment, logged, only_json
-
-if TYPE_CHECKING:
-    from tea_runtime.mapping.rows import Row
-    from tea_runtime.workflow.file import Workflow
-    from tea_runtime.workflow.runner import Step
+from tea_runtime.mapping.rows import Output, Row, map_rows, read_rows
+from tea_runtime.workflow.file import Workflow, read_workflow
+from tea_runtime.workflow.runner import LoadedWorkflow, Step
 
 
 @click.command("compare")
@@ -47,9 +46,6 @@ def command(
 
     A row agrees where all that the workflow added to it is equal: let it answer in a fixed form, at temperature 0.
     """
-    from tea_runtime.mapping.rows import read_rows
-    from tea_runtime.workflow.file import read_workflow
-
     source = read_workflow(workflow)
     names = [name.strip() for name in variants.split(",") if name.strip()]
     if len(names) < 2:
@@ -98,10 +94,6 @@ def _run(
     concurrency: int,
 ) -> dict[str, Any]:
     """Run the rows with one model; what it is, what it did, and the bytes of its files and of its plan."""
-    from tea_models.plan.resolve import resolve_plan
-    from tea_runtime.mapping.rows import Output, map_rows
-    from tea_runtime.workflow.runner import LoadedWorkflow
-
     tokens, counting = 0, threading.Lock()
 
     def count(step: Step) -> None:

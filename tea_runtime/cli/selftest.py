@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tea_models.cli.frame import App, answering
 from tea_models.cli.output import printable, table
 from tea_runtime.cli.models import model_options, opened
-
-if TYPE_CHECKING:
-    from tea_runtime.selftest import Check
+from tea_runtime.selftest import Check, run_checks
 
 _COLOURS = {"ok": "green", "failed": "red", "skipped": "dim"}
 
@@ -28,8 +26,6 @@ def command(app: App, *, ref: str, **options: Any) -> int:
 
     Exit code 1 if a check failed. What a model is not made for is skipped.
     """
-    from tea_runtime.selftest import Check, run_checks
-
     started = time.monotonic()
     with opened(app, ref, **options) as backend:
         path = getattr(backend, "model_path", None)

@@ -1,8 +1,6 @@
 """Prompt lookup: guesses for the next tokens of an answer that copies, from where its last tokens stood before.
 
-A step that checks a guess of several tokens takes longer than one of a single token, but less than as many steps. Each
-token of a guess costs a part of a step, and each right one saves a whole step: a request guesses as much as it has
-saved so far.
+A token of a guess costs a part of a step, a right one saves a whole one: a request guesses as much as it has saved.
 """
 
 from __future__ import annotations

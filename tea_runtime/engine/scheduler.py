@@ -28,8 +28,7 @@ MOST_TOGETHER = 16
 MANY = 4
 # Room for an answer that is asked for before it is known how long it gets.
 _ANSWER = 512
-# Tokens of new prompts in a step at most, on a processor and in company: about as fast as larger steps, and a short
-# request waits less for a long prompt.
+# Tokens of new prompts in a step at most, on a processor and in company: short requests wait less for long prompts.
 _PIECE = 128
 # Tokens of new prompts in a step at least, however many answers are in it.
 _LEAST_PIECE = 16

@@ -12,6 +12,7 @@ from typing import Any
 from tea_models.errors import DoesNotFitError, UsageError
 from tea_runtime.aio import in_thread
 from tea_runtime.backend import LlmBackend
+from tea_runtime.factory import own_memory
 from tea_runtime.server.wire import NotServedError
 
 _logger = logging.getLogger("tea_runtime")
@@ -36,10 +37,7 @@ class ServedModel:
 
 
 class ModelPool:
-    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where others need the room.
-
-    `room` is what they may take together in bytes, beside the process; by default what their plans say.
-    """
+    """Loads and closes models: after `keep_alive` seconds without use (None: never), and where the room is short."""
 
     def __init__(self, models: Sequence[ServedModel], keep_alive: float | None = None, room: int | None = None) -> None:
         self.models = list(models)
@@ -91,10 +89,9 @@ class ModelPool:
                 if not idle:
                     raise
                 await self._close(idle[0])
-        loaded = [other.backend for other in self.models if other.backend is not None]
-        room = self._room or max(_memory(one)[1] for one in [*loaded, backend])
         for other in self._idle(model):
-            if sum(_memory(one.backend)[0] for one in self.models) + _memory(backend)[0] <= room:
+            loaded = [backend, *(one.backend for one in self.models if one.backend is not None)]
+            if self._room is None or sum(map(own_memory, loaded)) <= self._room:
                 break
             await self._close(other)
         return backend
@@ -114,12 +111,3 @@ class ModelPool:
         if backend is not None:
             await in_thread(backend.close)
             _logger.info("closed %s", model.name)
-
-
-def _memory(backend: LlmBackend | None) -> tuple[int, int]:
-    """Bytes that a backend takes by its plan beside the process, and the budget that the plan had for that."""
-    plan = getattr(backend, "plan", None)
-    if plan is None:
-        return 0, 0
-    overhead = plan.memory.use.overhead
-    return plan.memory.total - overhead, plan.memory.budget - overhead

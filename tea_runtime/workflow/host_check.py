@@ -26,7 +26,7 @@ _HOST_KEYS = {
     "secrets": "secrets", "data": "data blocks", "input_schema": "input schemas", "endpoint": "HTTP endpoints",
     "error_handling": "error handling", "extends": "overlays", "checkpoint": "checkpoints",
 }  # fmt: skip
-_DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "auto_pull", "embedding", "max_tokens", "prompt_cache")
+_DROPPED_SETTINGS = ("fallback", "profile", "kv_type", "memory", "auto_pull", "embedding", "max_tokens", "prompt_cache")
 
 
 class Difference(NamedTuple):
