@@ -207,7 +207,7 @@ class BackendPool:
             yield None
             return
         with self._unused:
-            mine = key not in self._made and key not in self._loading and self._wait_for_room(model.own, shared.room)
+            mine = self._wait_for_room(key, model.own, shared.room)
             if mine:
                 self._loading[key] = model.own
         try:
@@ -218,12 +218,13 @@ class BackendPool:
                     del self._loading[key]
                     self._unused.notify_all()
 
-    def _wait_for_room(self, own: int, room: int) -> bool:
-        while True:
-            loaded = {key: made for key, made in self._made.items() if key[0] == "local"}
+    def _wait_for_room(self, key: tuple[Any, ...], own: int, room: int) -> bool:
+        """Wait for room; False where another thread brings the model meanwhile."""
+        while key not in self._made and key not in self._loading:
+            loaded = {other: made for other, made in self._made.items() if other[0] == "local"}
             if own + sum(self._loading.values()) + sum(map(own_memory, loaded.values())) <= room:
                 return True
-            idle = [key for key, made in loaded.items() if not self._users[id(made)]]
+            idle = [other for other, made in loaded.items() if not self._users[id(made)]]
             if idle:
                 logger.info("closing %s, to make room", Path(idle[0][1]).name)
                 self._made.pop(idle[0]).close()
@@ -231,6 +232,7 @@ class BackendPool:
                 return True  # nothing will go: this thread itself uses a model, or there is none
             else:
                 self._unused.wait()
+        return False
 
     def _api(self, block: LlmSettings) -> LlmBackend:
         api = api_of(block, self.environ)

@@ -261,3 +261,33 @@ def test_an_action_within_an_action_gets_its_model_although_others_wait_for_room
     waiting.join(60)
     assert not waiting.is_alive()
     pool.close()
+
+
+@pytest.mark.real
+def test_all_that_wait_for_one_model_use_it_together(two: Path, gemma_model: Path) -> None:
+    from tea_runtime.factory import BackendPool
+    from tea_runtime.llm_settings import LlmSettings
+
+    data = yaml.safe_load(two.read_text())
+    first = LlmSettings.parse(data["settings"]["llm"] | {"memory": "650MiB"}, prefix=())
+    second = first.model_copy(update={"model": str(gemma_model)})
+    pool = BackendPool()
+    pool.share_memory([("a", first), ("b", second)])
+    together, used = threading.Barrier(4), []
+
+    def use() -> None:
+        with pool.use(second) as backend:
+            together.wait(60)
+            used.append(backend)
+
+    threads = [threading.Thread(target=use, daemon=True) for _ in range(4)]
+    with pool.use(first):
+        for thread in threads:
+            thread.start()
+        threads[0].join(1)
+        assert used == []
+    for thread in threads:
+        thread.join(90)
+    assert len(used) == 4
+    assert len(set(map(id, used))) == 1
+    pool.close()
