@@ -1,19 +1,25 @@
-"""Prompt lookup: an answer that copies gets several tokens a step, and the same text."""
+"""An answer that copies, or that a grammar leaves no choice, gets several tokens a step, and the same text."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from tea_runtime.engine import drafts
-from tea_runtime.engine.drafts import PromptLookup
+from tea_runtime.engine.drafts import Drafter
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
 from tea_runtime import LlmCallParams, LocalLlmBackend
+
+if TYPE_CHECKING:
+    from tea_runtime.llama.generation import Generation
 
 WORDS = [f" w{index}" for index in range(60)]
 NOTICE = (
@@ -31,33 +37,69 @@ def looping(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Answer:
+    """What a guess is made from: tokens so far, and what a grammar forces and allows."""
+
+    greedy = True
+
+    def __init__(self, tokens: list[int], forced: Sequence[int] = (), possible: int = 99) -> None:
+        self.tokens, self._forced, self._possible = tokens, list(forced), possible
+
+    def forced(self) -> list[int]:
+        return self._forced
+
+    def possible(self, tokens: list[int]) -> list[int]:
+        return tokens[: self._possible]
+
+
+def guess(drafter: Drafter, most: int, tokens: list[int], **more: Any) -> list[int]:
+    return drafter.draft(cast("Generation", Answer(tokens, **more)), most)
+
+
 def test_what_followed_the_last_tokens_before_is_guessed() -> None:
     text = list(range(20))
-    assert PromptLookup().draft([*text, 90, *text[:8]], 3) == [8, 9, 10]
-    assert PromptLookup().draft([*text, 90, *text[:8]], 0) == []
-    assert PromptLookup().draft([*text, 90, 91, 92], 8) == []
+    assert guess(Drafter(), 3, [*text, 90, *text[:8]]) == [8, 9, 10]
+    assert guess(Drafter(), 3, [*text, 90, *text[:8]], possible=2) == [8, 9]
+    assert guess(Drafter(), 0, [*text, 90, *text[:8]]) == []
+    assert guess(Drafter(), 8, [*text, 90, 91, 92]) == []
+
+
+def test_what_is_forced_is_guessed_where_it_is_long_enough() -> None:
+    assert guess(Drafter(), 99, [1, 2], forced=[5, 6, 7]) == [5, 6, 7]
+    assert guess(Drafter(), 99, [1, 2], forced=[5, 6]) == []
+    assert guess(Drafter(), 2, [1, 2], forced=[5, 6, 7]) == []
+
+
+def test_after_a_wrong_guess_what_is_forced_is_only_watched_until_it_comes_as_expected() -> None:
+    drafter, forced = Drafter(), [5, 6, 7]
+    drafter.judge(len(guess(drafter, 99, [1], forced=forced)), 1)
+    assert guess(drafter, 99, [1, 5], forced=[60, 61, 62]) == []
+    assert guess(drafter, 99, [1, 5, 60], forced=[61, 62, 63]) == []
+    assert guess(drafter, 99, [1, 5, 60, 61, 99], forced=forced) == []  # as expected, except the last one
+    assert guess(drafter, 99, [1, 5, 60, 61, 99, *forced], forced=[8, 9, 10]) == [8, 9, 10]
 
 
 def test_right_guesses_get_longer_and_wrong_ones_stop() -> None:
     text = [*range(20), 90, *range(8)]
-    good, bad = PromptLookup(), PromptLookup()
+    good, bad = Drafter(), Drafter()
     lengths = []
     for _ in range(6):
-        lengths.append(len(good.draft(text, 99)))
+        lengths.append(len(guess(good, 99, text)))
         good.judge(lengths[-1], lengths[-1])
-        bad.judge(len(bad.draft(text, 99)), 0)
+        bad.judge(len(guess(bad, 99, text)), 0)
     assert lengths == sorted(lengths)
     assert lengths[-1] > lengths[0] > 0
-    assert bad.draft(text, 99) == []
+    assert guess(bad, 99, text) == []
 
 
-def test_guesses_that_are_never_right_cost_a_bounded_share_of_the_steps() -> None:
+@pytest.mark.parametrize("forced", [(), (70, 71, 72, 73)])
+def test_guesses_that_are_never_right_cost_a_bounded_share_of_the_steps(forced: Sequence[int]) -> None:
     rng = random.Random(0)
-    lookup, tokens, guessed = PromptLookup(), list(range(30)), 0
+    drafter, tokens, guessed = Drafter(), list(range(30)), 0
     for _ in range(2000):  # always the same few tokens, so that there always is something to guess
         tokens.append(rng.randrange(2))
-        drafted = lookup.draft(tokens, 99)
-        lookup.judge(len(drafted), 0)
+        drafted = guess(drafter, 99, tokens, forced=forced)
+        drafter.judge(len(drafted), 0)
         guessed += len(drafted)
     assert 0 < guessed * 0.5 <= 2.0 + 0.02 * 2000
 
@@ -96,6 +138,52 @@ def test_random_answers_and_answers_in_company_are_not_guessed(looping: Path) ->
     for result in (warm, *company):
         assert result.timings is not None
         assert "draft_n" not in result.timings
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "family_name": {"type": "string", "maxLength": 20},
+        "quality_of_service": {"enum": ["excellent", "good", "poor"]},
+        "married_for_the_second_time": {"type": "boolean"},
+    },
+    "required": ["family_name", "quality_of_service", "married_for_the_second_time"],
+    "additionalProperties": False,
+}
+LISTED = "Anna Keller found it good. As JSON with family_name, quality_of_service, married_for_the_second_time:\n"
+
+
+def asked(temperature: float) -> LlmCallParams:
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    return LlmCallParams(LISTED, 80, temperature, seed=3, response_format=wanted)
+
+
+@pytest.mark.real
+def test_keys_of_a_schema_cost_no_steps_of_their_own_and_the_answer_is_the_same(
+    real_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = []
+    for first in (drafts.FIRST_CREDIT, -1e9):
+        monkeypatch.setattr(drafts, "FIRST_CREDIT", first)
+        with LocalLlmBackend(real_model) as backend:
+            answers.append(backend.call(asked(0)))
+    guessed, plain = answers
+    assert guessed.content == plain.content
+    assert [*json.loads(guessed.content)] == PERSON["required"]
+    assert guessed.timings is not None
+    assert guessed.timings["draft_n_accepted"] > 8
+    assert plain.timings is not None
+    assert "draft_n" not in plain.timings
+
+
+@pytest.mark.real
+def test_a_seed_repeats_an_answer_whose_keys_were_guessed(real_model: Path) -> None:
+    with LocalLlmBackend(real_model) as backend:
+        first, again = (backend.call(asked(0.7)) for _ in range(2))
+    assert first.content == again.content
+    assert [*json.loads(first.content)] == PERSON["required"]
+    assert first.timings is not None
+    assert first.timings["draft_n_accepted"] > 8
 
 
 @pytest.mark.real

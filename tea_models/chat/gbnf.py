@@ -11,16 +11,15 @@ from dataclasses import dataclass
 _IN_CLASS = "[]^-\\"
 #: The rules of JSON. Two escapes for halves of characters would count as one character: only whole ones have escapes.
 JSON = {
-    "space": '" "?',
     "char": r'[^"\\\x00-\x1F\x7F] | "\\" ["\\/bfnrt] | "\\u" ([0-9abcefABCEF] hex hex hex | [dD] [0-7] hex hex)',
     "hex": "[0-9a-fA-F]",
-    "string": r'"\"" char* "\"" space',
-    "integer": '"-"? ("0" | [1-9] [0-9]{0,15}) space',
-    "number": '"-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})? space',
-    "boolean": '("true" | "false") space',
-    "null": '"null" space',
-    "object": '"{" space (string ":" space value ("," space string ":" space value)*)? "}" space',
-    "array": '"[" space (value ("," space value)*)? "]" space',
+    "string": r'"\"" char* "\""',
+    "integer": '"-"? ("0" | [1-9] [0-9]{0,15})',
+    "number": '"-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?',
+    "boolean": '"true" | "false"',
+    "null": '"null"',
+    "object": '"{" (string ": " value (", " string ": " value)*)? "}"',
+    "array": '"[" (value (", " value)*)? "]"',
     "value": "object | array | string | number | boolean | null",
 }
 _DAY = (

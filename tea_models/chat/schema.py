@@ -23,7 +23,8 @@ _MOST_DEPTH = 64
 _MOST_REPEATS = 500
 _MOST_ALTERNATIVES = 100
 
-_SPACE, _VALUE, _STRING = Rule("space"), Rule("value"), Rule("string")
+# White space stands where `json.dumps` puts it, which leaves a model nothing to choose there.
+_VALUE, _STRING, _COMMA, _COLON = Rule("value"), Rule("string"), literal(", "), literal(": ")
 
 
 def unenforceable(schema: Any) -> tuple[str, ...]:
@@ -271,7 +272,7 @@ class _Schema:
         if not values:
             return self.problem(place.key(keyword), "no value is left to choose")
         texts = {canonical(value): _text(value) for value in values}
-        return sequence(choice(map(literal, texts.values())), _SPACE)
+        return choice(map(literal, texts.values()))
 
     # ---- values
 
@@ -296,29 +297,27 @@ class _Schema:
         members = {}
         for key, value in named.items():
             inside = place.inner("properties", key) if key in properties else place.inner("additionalProperties")
-            colon = (literal(_text(key)), _SPACE, literal(":"), _SPACE)
-            members[key] = self.rule(sequence(*colon, self.node(value, inside)))
-        return _braces("{", self.members(members, required), "}")
+            members[key] = self.rule(sequence(literal(_text(key)), _COLON, self.node(value, inside)))
+        return sequence(literal("{"), self.members(members, required), literal("}"))
 
     def members(self, members: Mapping[str, Expression], required: Mapping[str, None]) -> Expression:
         """The required members in order, then some of the others in order."""
-        comma = sequence(literal(","), _SPACE)
         needed = [rule for key, rule in members.items() if key in required]
         others = [rule for key, rule in members.items() if key not in required]
         tail, starts = sequence(), []
         for rule in reversed(others):
             starts.append(sequence(rule, tail))
-            tail = self.rule(sequence(optional(sequence(comma, rule)), tail))
+            tail = self.rule(sequence(optional(sequence(_COMMA, rule)), tail))
         if needed:
-            return sequence(*[part for rule in needed for part in (comma, rule)][1:], tail)
+            return sequence(*[part for rule in needed for part in (_COMMA, rule)][1:], tail)
         return optional(choice(reversed(starts))) if starts else sequence()
 
     def map(self, additional: Any, place: _Place) -> Expression:
         """An object without named properties."""
         if additional is True:
             return Rule("object")
-        member = sequence(_STRING, literal(":"), _SPACE, self.node(additional, place.inner("additionalProperties")))
-        return _braces("{", _list(member, 0, None), "}")
+        member = sequence(_STRING, _COLON, self.node(additional, place.inner("additionalProperties")))
+        return sequence(literal("{"), _list(member, 0, None), literal("}"))
 
     def array(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         items, prefix = schema.get("items", True), schema.get("prefixItems", [])
@@ -343,12 +342,11 @@ class _Schema:
         most = None if most is None else most - len(prefix)
         if not first and items is True and (least, most) == (0, None):
             return Rule("array")
-        comma = sequence(literal(","), _SPACE)
-        parts = [part for item in first for part in (comma, item)][1:]
+        parts = [part for item in first for part in (_COMMA, item)][1:]
         if most != 0:
             item = self.node(items, place.inner("items"))
-            parts.append(Repeat(sequence(comma, item), least, most) if first else _list(item, least, most))
-        return _braces("[", sequence(*parts), "]")
+            parts.append(Repeat(sequence(_COMMA, item), least, most) if first else _list(item, least, most))
+        return sequence(literal("["), *parts, literal("]"))
 
     def string(self, schema: Mapping[str, Any], place: _Place) -> Expression:
         for keyword in ("pattern", "format"):
@@ -389,17 +387,13 @@ def _list(item: Expression, least: int, most: int | None) -> Expression:
     """Items with commas between."""
     if most == 0:
         return sequence()
-    more = Repeat(sequence(literal(","), _SPACE, item), max(least - 1, 0), None if most is None else most - 1)
+    more = Repeat(sequence(_COMMA, item), max(least - 1, 0), None if most is None else most - 1)
     some = sequence(item, more) if most != 1 else item
     return some if least else optional(some)
 
 
-def _braces(opening: str, inside: Expression, closing: str) -> Expression:
-    return sequence(literal(opening), _SPACE, inside, literal(closing), _SPACE)
-
-
 def _quoted(inside: Expression) -> Expression:
-    return sequence(literal('"'), inside, literal('"'), _SPACE)
+    return sequence(literal('"'), inside, literal('"'))
 
 
 def _text(value: Any) -> str:

@@ -1,14 +1,21 @@
-"""Prompt lookup: guesses for the next tokens of an answer that copies, from where its last tokens stood before.
+"""Guesses for the next tokens of an answer: what a grammar forces, and what stood after its last tokens before.
 
 A token of a guess costs a part of a step, a right one saves a whole one: a request guesses as much as it has saved.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tea_runtime.llama.generation import Generation
+
 #: Logits of tokens that are evaluated together differ by about that much from those of one alone.
 CLOSE = 0.5
 #: Tokens of a guess at most.
 LONGEST = 15
+# So many forced tokens at least: two in a step cost as much as two steps.
+_SHORTEST = 3
 # As many tokens must be the same before a guess is made.
 _SAME = 6
 #: Steps that a request may lose at first.
@@ -17,25 +24,46 @@ FIRST_CREDIT = 2.0
 _COST, _ALLOWED = 0.5, 0.02
 
 
-class PromptLookup:
+class Drafter:
+    """The guesses of one request."""
+
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}  # some tokens → where what followed them begins
         self._read = _SAME
         self._credit = FIRST_CREDIT
+        # Whether the model cuts what is forced into the tokens that a tokenizer gives: it did so the last time. Before
+        # a guess is made, what it would have been is compared with what comes.
+        self._trusted, self._forced = True, False
+        self._expected: list[int] = []
+        self._start = 0
         #: The next token is to be chosen without a guess.
         self.paused = False
 
-    def draft(self, tokens: list[int], most: int) -> list[int]:
+    def draft(self, generation: Generation, most: int) -> list[int]:
         """The tokens that may follow, at most `most`; empty where nothing is known or guesses did not pay."""
-        for end in range(self._read, len(tokens)):
+        tokens = generation.tokens
+        for end in range(self._read, len(tokens) if generation.greedy else 0):
             self._places[tuple(tokens[end - _SAME : end])] = end
         self._read = max(self._read, len(tokens))
         self._credit += _ALLOWED
-        count = min(most, LONGEST, int(self._credit / _COST))
-        place = None if self.paused else self._places.get(tuple(tokens[-_SAME:]))
-        self.paused = False
-        return tokens[place : place + count] if place is not None and count > 0 else []
+        most = min(most, LONGEST, int(self._credit / _COST))
+        if self.paused or most <= 0:
+            self.paused = False
+            return []
+        said = tokens[self._start : self._start + len(self._expected)]
+        waiting = len(said) < len(self._expected)
+        if self._expected and not waiting:
+            self._trusted, self._expected = said == self._expected, []
+        forced = [] if waiting else generation.forced()
+        self._forced = self._trusted and min(len(forced), most) >= _SHORTEST
+        if self._forced:
+            return forced[:most]
+        if len(forced) >= _SHORTEST:
+            self._start, self._expected = len(tokens), forced
+        place = self._places.get(tuple(tokens[-_SAME:]), len(tokens))
+        return generation.possible(tokens[place : place + most])
 
     def judge(self, drafted: int, right: int) -> None:
         """Take note of how many tokens of a guess were right."""
+        self._trusted = self._trusted and (right == drafted or not self._forced)
         self._credit = min(self._credit + right - drafted * _COST, _COST * LONGEST)

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tea_runtime.engine.drafts import CLOSE, PromptLookup
+from tea_runtime.engine.drafts import CLOSE, Drafter
 from tea_runtime.engine.growing_context import SHORTEST_PREFIX, GrowingContext, ModelSpec
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 from tea_runtime.engine.thread import EngineThread, Request
@@ -41,7 +41,7 @@ class TextRequest(Request["Generation"]):
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
-        self.lookup = PromptLookup() if generation.greedy else None
+        self.drafter = Drafter() if generation.greedy or generation.bound else None
         #: What the step guesses to follow the pending token.
         self.drafted: list[int] = []
 
@@ -175,29 +175,32 @@ class Scheduler:
 
     def _draft(self, context: Context, request: TextRequest) -> list[int]:
         """What probably follows the pending token of a request that is alone, where wrong guesses can be cut off."""
-        if request.lookup is None or self._weights.recurrent or self._weights.n_swa:
+        drafter, generation = request.drafter, request.generation
+        if drafter is None or self._weights.recurrent or self._weights.n_swa:
             return []
-        remaining = request.generation.remaining
-        room = min(context.n_ctx - self._pool.cells, context.batch.room) - 1
+        remaining = generation.remaining
+        # A context has room for the logits of as many tokens as it has sequences.
+        room = min(context.n_ctx - self._pool.cells, context.batch.room, context.settings.n_seq_max) - 1
         most = room if remaining is None else min(room, remaining - 1)
-        return request.lookup.draft(request.generation.tokens, max(most, 0))
+        return drafter.draft(generation, most)
 
     def _check_draft(self, context: Context, request: TextRequest, last: int) -> None:
         """Go on with a guess as long as it is what is chosen, and cut off the rest."""
         drafted, request.drafted = request.drafted, []
-        held, lookup, generation, right = request.held, request.lookup, request.generation, 0
+        held, drafter, generation, right = request.held, request.drafter, request.generation, 0
         assert held is not None
-        assert lookup is not None
+        assert drafter is not None
+        margin = CLOSE if generation.greedy else 0.0
         for index in range(last - len(drafted), last + 1):
-            if not self._choose(context, request, index, margin=CLOSE):  # alone it might be another one
+            if not self._choose(context, request, index, margin=margin):  # alone it might be another one
                 request.pending = [held.tokens.pop()]
-                lookup.paused = True
+                drafter.paused = True
                 break
             if request.held is None or request.pending != drafted[right : right + 1]:
                 break
             right += 1
             held.tokens.append(request.pending.pop())
-        lookup.judge(len(drafted), right)
+        drafter.judge(len(drafted), right)
         generation.guessed += len(drafted)
         generation.guessed_right += right
         generation.alone = False  # its speed is not that of other answers
@@ -210,9 +213,8 @@ class Scheduler:
             assert request.held is not None
             self._prompt_cache.keep(context, request.held)
         try:
-            if margin and context.margin(index) < margin:
+            if not generation.step(context, index, margin):
                 return False
-            generation.step(context, index)
         except Exception as error:  # noqa: BLE001 - it ends this request, not the others
             self._give_up(request, error)
             return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import re
 import weakref
@@ -104,13 +103,6 @@ class Context:
     def logits(self, index: int) -> Any:
         """The logits at a place of the last batch: a view, valid until the next one is evaluated."""
         return self._row(self._engine.llama_get_logits_ith(self.pointer, index), self.weights.n_vocab)
-
-    def margin(self, index: int) -> float:
-        """How far the largest logit at a place of the last batch is above the next one."""
-        logits = self.logits(index)
-        best = int(logits.argmax())
-        others = max(logits[:best].max(initial=-math.inf), logits[best + 1 :].max(initial=-math.inf))
-        return float(logits[best] - others)
 
     def embedding(self, index: int) -> Any:
         """The embedding at a place of the last batch: a view, valid until the next one is evaluated."""

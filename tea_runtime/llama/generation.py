@@ -113,8 +113,26 @@ class Generation:
 
     @property
     def greedy(self) -> bool:
-        """Whether each token is that of the largest logit."""
+        """Whether each token is the most likely one."""
         return self._sampler.greedy
+
+    @property
+    def bound(self) -> bool:
+        """Whether a grammar binds the answer."""
+        return self._sampler.grammar is not None
+
+    def forced(self) -> list[int]:
+        """Tokens that the grammar leaves no choice about, probably: a text can be cut into tokens in several ways."""
+        grammar, vocabulary = self._sampler.grammar, self._vocabulary
+        if grammar is None:
+            return []
+        last = vocabulary.piece(self.output[-1]).decode("utf-8", "replace")
+        return vocabulary.continuation(grammar.forced(vocabulary.characters, last))
+
+    def possible(self, tokens: list[int]) -> list[int]:
+        """The first ones of some tokens, as far as the grammar allows them."""
+        grammar = self._sampler.grammar
+        return tokens if grammar is None else tokens[: grammar.obeyed(tokens)]
 
     @property
     def text(self) -> str:
@@ -129,15 +147,20 @@ class Generation:
     def tokens(self) -> list[int]:
         return self.prompt + self.output
 
-    def step(self, context: Context, index: int) -> None:
-        """Choose the next token from the logits at `index` of the last batch and take it into the answer."""
+    def step(self, context: Context, index: int, margin: float = 0.0) -> bool:
+        """Choose the next token from the logits at `index` of the last batch and take it into the answer.
+
+        False, and nothing is changed, if the most likely token is no `margin` above the others.
+        """
         logits = context.logits(index)
         if not self.output:
             self._check_numbers(logits)
-        token = self._sampler.sample(context.pointer, index, logits)
+        token = self._sampler.sample(context.pointer, index, logits, margin)
+        if token is None:
+            return False
         if self._vocabulary.is_end(token) or token in self._stop_tokens:
             self.finish("stop")
-            return
+            return True
         if not math.isfinite(logits[token]):
             self._check_numbers(logits)
         if not self.output:
@@ -154,6 +177,7 @@ class Generation:
             self.finish("stop")
         elif self.remaining == 0:
             self.finish("length")
+        return True
 
     def finish(self, reason: str) -> None:
         """End the answer; text that was held back for a stop text comes out now."""

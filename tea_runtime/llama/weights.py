@@ -136,6 +136,22 @@ class Vocabulary:
             return [self.bos, *tokens]
         return tokens
 
+    def continuation(self, text: str) -> list[int]:
+        """Tokens of a text within another one: without the blank that some vocabularies put before a beginning."""
+        begin, tokens = (self.tokenize(one, special=True) for one in ("\n", "\n" + text))
+        return tokens[len(begin) :] if tokens[: len(begin)] == begin else []
+
+    @functools.cached_property
+    def characters(self) -> dict[int, str]:
+        """Tokens of one printable ASCII character, and the token of the end as ""."""
+        ends = {} if self.eos is None else {self.eos: ""}
+        return ends | {
+            tokens[-1]: character
+            for character in map(chr, range(0x20, 0x7F))
+            for tokens in (self.tokenize(character, special=False), self.continuation(character))
+            if tokens and self.piece(tokens[-1]) == character.encode()
+        }
+
     def pair(self, query: str, document: str) -> list[int]:
         """Query and document for a reranker, by the same rules as llama-server's `format_prompt_rerank`."""
         if not query or not document:
