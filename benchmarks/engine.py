@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [PART]… [--model MODEL] [--tokens 64] [--threads 2]
 
-Parts: together, latency, turns, copying, embeddings, load, cached, policies, soak; without one all but `soak`. Each
-takes about a minute. Only figures of an idle machine mean something; `policies` makes it busy itself.
+Parts: together, latency, turns, embeddings, load, cached, policies; without one all. Each takes about a minute. Only
+figures of an idle machine mean something; `policies` makes it busy itself.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from typing import Any
 
 import llama_cpp
 
-from tea_models.errors import TeaModelsError
 from tea_runtime import LlmCallParams, LocalLlmBackend
-from tea_runtime.engine import drafts
 from tea_runtime.llama.engine import llama
 
 PROMPT = "The history of the city begins with"
@@ -41,15 +39,14 @@ POLICIES: tuple[dict[str, str], ...] = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS, "soak"], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*PARTS], default=list(PARTS))
     parser.add_argument("--model", default="smollm2-135m", help="path or reference of an installed model")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--requests", type=int, default=2000, help="of the soak")
     options = parser.parse_args()
     for part in options.parts:
         print(f"--- {part}")
-        ({**PARTS, "soak": soak}[part])(options)
+        PARTS[part](options)
 
 
 def backend_of(options: argparse.Namespace, **more: Any) -> LocalLlmBackend:
@@ -252,29 +249,6 @@ def turns(options: argparse.Namespace) -> None:
             )
 
 
-def copying(options: argparse.Namespace) -> None:
-    """An answer that copies a text of the prompt, and one that does not, with and without prompt lookup."""
-    text = (Path(__file__).parent.parent / "SECURITY.md").read_text("utf-8")[:1500]
-    asked = {
-        "copying": LlmCallParams(f"{text}\n\nThe same text again:\n\n{text[:80]}", 300, 0),
-        "prose": LlmCallParams("It was a dark night, and the ship had left the harbour. The captain", 120, 0),
-    }
-    with backend_of(options) as backend:
-        for name, params in asked.items():
-            found: dict[bool, list[float]] = {True: [], False: []}
-            texts = set()
-            backend.call(params)  # later ones begin with its prompt, which was evaluated as a whole
-            for _ in range(5):
-                for guessing in (True, False):
-                    drafts.FIRST_CREDIT = 2.0 if guessing else -1e9
-                    result = backend.call(params)
-                    texts.add(result.content)
-                    found[guessing].append(result.timings["predicted_per_second"])
-            with_it, without = (statistics.median(found[guessing]) for guessing in (True, False))
-            same = "the same text" if len(texts) == 1 else "texts differ"
-            print(f"{name}: {with_it:.0f} tokens/s, {without:.0f} without, {with_it / without:.2f}x, {same}")
-
-
 def embeddings(options: argparse.Namespace) -> None:
     """64 short texts together and one by one."""
     texts = [
@@ -368,68 +342,10 @@ def policies(options: argparse.Namespace) -> None:
         print(f"{name:<26}{row[0]:>12.1f}{row[1]:>8.1f}{row[2]:>12.1f}{row[3]:>8.1f}", flush=True)
 
 
-def soak(options: argparse.Namespace) -> None:
-    """Many requests of random kinds from 16 threads, a third abandoned: no error, no growth, no thread left."""
-    import random
-
-    def resident() -> float:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    with backend_of(options, n_ctx=8192) as backend:
-        left, lock, failed, sizes = options.requests, threading.Lock(), [], []
-        backend.call(prompts(1, 1)[0])
-        threads_before = threading.active_count()
-
-        def work(seed: int) -> None:
-            nonlocal left
-            source = random.Random(seed)
-            while True:
-                with lock:
-                    if left <= 0:
-                        return
-                    left -= 1
-                    if left % 200 == 0:
-                        sizes.append(resident())
-                        print(f"{options.requests - left} requests, {sizes[-1]:.0f} MiB", flush=True)
-                try:
-                    one_request(source)
-                except TeaModelsError as error:
-                    failed.append(error)
-
-        def one_request(source: random.Random) -> None:
-            prompt = LONG * source.randrange(12) + f"{source.random()} {PROMPT}"
-            kind = source.randrange(6)
-            if kind < 2:
-                with backend.stream(LlmCallParams(prompt, None, 0.8)) as stream:
-                    for _, _ in zip(range(source.randrange(4)), stream, strict=False):
-                        pass
-            elif kind == 2:
-                backend.call(LlmCallParams(prompt, source.randrange(1, 30), 0))
-            elif kind == 3:
-                backend.chat([{"role": "user", "content": prompt}], 12, 1.0)
-            elif kind == 4:
-                backend.embed([prompt, "short"])
-            else:
-                wanted = {"type": "json_object", "schema": {"type": "boolean"}}
-                backend.call(LlmCallParams(prompt, 8, 0, response_format=wanted))
-
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        while sum(backend.load_figures()[key] for key in ("running", "waiting")):
-            time.sleep(0.01)
-        print(f"errors: {failed[:3] or 'none'}; threads left: {threading.active_count() - threads_before}")
-        print(f"memory after the first 200: {sizes[0]:.0f} MiB, at the end: {sizes[-1]:.0f} MiB")
-
-
 PARTS = {
     "together": together,
     "latency": latency,
     "turns": turns,
-    "copying": copying,
     "embeddings": embeddings,
     "load": load,
     "cached": cached,

@@ -153,16 +153,17 @@ class Generation:
         False, and nothing is changed, if the most likely token is no `margin` above the others.
         """
         logits = context.logits(index)
-        if not self.output:
-            self._check_numbers(logits)
+        if math.isnan(logits.max()):
+            raise GenerationError(
+                f"{self._weights.path}: the model computes NaN instead of numbers: its weights are damaged",
+                hint=f"tea-models verify {self._weights.path}, and get the file again",
+            )
         token = self._sampler.sample(context.pointer, index, logits, margin)
         if token is None:
             return False
         if self._vocabulary.is_end(token) or token in self._stop_tokens:
             self.finish("stop")
             return True
-        if not math.isfinite(logits[token]):
-            self._check_numbers(logits)
         if not self.output:
             self._first = time.perf_counter()
         self.output.append(token)
@@ -211,15 +212,6 @@ class Generation:
         self._text.append(text)
         if self.emit is not None:
             self.emit(text)
-
-    def _check_numbers(self, logits: Any) -> None:
-        import numpy as np
-
-        if np.isnan(logits).any():
-            raise GenerationError(
-                f"{self._weights.path}: the model computes NaN instead of numbers: its weights are damaged",
-                hint=f"tea-models verify {self._weights.path}, and get the file again",
-            )
 
     def _logprob(self, logits: Any, token: int) -> dict[str, Any]:
         import numpy as np
