@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import struct
 import subprocess
 import sys
 import threading
 import time
 
+import gguf
 import pytest
 
 from tea_models.errors import UsageError
@@ -419,3 +422,18 @@ def test_shared_stretches_of_memory_are_known_by_both():
     assert [length for _, length in second.stretches()] == [6, 2]
     assert [length for _, length in third.stretches()] == [6, 1, 0]
     assert first.stretches()[0][0] is third.stretches()[0][0]
+
+
+# Damaged weights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"grammar": 'root ::= "x"*'}, {"grammar": 'root ::= "x"*', "temperature": 1}])
+def test_a_model_that_computes_no_numbers_is_told_so(tmp_path, endless_file, options):
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(endless_file.read_bytes())
+    (output,) = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "output.weight"]
+    with path.open("r+b") as file:
+        file.seek(int(output.data_offset))
+        file.write(struct.pack("<f", math.nan) * 64)
+    with LocalLlmBackend(path, n_ctx=256, n_threads=1) as backend, pytest.raises(GenerationError, match="NaN"):
+        backend.call(LlmCallParams("a", 5, **{"temperature": 0, **options}))
