@@ -31,11 +31,12 @@ class Drafter:
         self._places: dict[tuple[int, ...], int] = {}  # some tokens → where what followed them begins
         self._read = _SAME
         self._credit = FIRST_CREDIT
-        # Whether the model cuts what is forced into the tokens that a tokenizer gives: it did so the last time. Before
-        # a guess is made, what it would have been is compared with what comes.
-        self._trusted, self._forced = True, False
+        # The last forced text was cut into the tokens that were expected. After a miss the next one is only watched:
+        # what is expected from a place on is compared with what comes.
+        self._trusted = True
         self._expected: list[int] = []
         self._start = 0
+        self._forced = False  # the last guess was of a forced text
         #: The next token is to be chosen without a guess.
         self.paused = False
 
