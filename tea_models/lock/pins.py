@@ -6,7 +6,6 @@ What a project asks for are the references in its `models.yaml` and in its workf
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,6 @@ from tea_models.settings import Settings
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
-
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def update_lock(
@@ -161,7 +158,7 @@ def _pin(text: str, caller: Caller, registry: Registry, *, strict: bool) -> Lock
 def _committed(source: Source, caller: Caller) -> Source:
     """A source on the Hub with the commit that its branch or tag is at now."""
     reference = source.parts[0]
-    if not isinstance(reference, HubRef) or len(source.parts) > 1 or _COMMIT.match(reference.revision or ""):
+    if not isinstance(reference, HubRef) or len(source.parts) > 1 or hub.COMMIT.match(reference.revision or ""):
         return source
     try:
         commit, _ = hub.metadata(reference, caller.settings)
