@@ -28,7 +28,6 @@ from tea_models.errors import (
 )
 from tea_models.gguf import size_by_header
 from tea_models.net import Client, Request, RetryPolicy, download
-from tea_models.net.partial import state_path
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -61,6 +60,11 @@ class Recorder:
 @pytest.fixture
 def partial(tmp_path):
     return tmp_path / "key.part"
+
+
+def state_path(partial: Path) -> Path:
+    """The file beside a partial that remembers how far it is."""
+    return partial.with_name(f"{partial.name}.state")
 
 
 def fetch(server, partial, *, url=None, read_seconds=60, progress=None, **options):

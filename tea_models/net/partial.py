@@ -37,11 +37,6 @@ class State:
     checked: tuple[int, str]  # how many bytes at the beginning were hashed, and their SHA-256
 
 
-def state_path(partial: Path) -> Path:
-    """The file beside a partial that remembers how far it is."""
-    return partial.with_name(f"{partial.name}.state")
-
-
 def fingerprint(url: str) -> str:
     """Tells addresses apart without revealing them."""
     return sha256_text(url)[:32]
@@ -52,6 +47,7 @@ class PartialFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.state_path = path.with_name(f"{path.name}.state")  # remembers how far it is
         self.descriptor = open_own(path)
         self._room = ENDLESS
 
@@ -82,7 +78,7 @@ class PartialFile:
 
     def load(self) -> State | None:
         """The state beside the partial, clipped to the bytes that are really there; None if it can't be used."""
-        state = _read_state(state_path(self.path))
+        state = _read_state(self.state_path)
         if state is None:
             return None
         ranges = tuple(Ranges(state.ranges).clipped(self.size()))
@@ -91,11 +87,11 @@ class PartialFile:
 
     def save(self, state: State) -> None:
         with writing(self.path.parent):
-            write_atomically(state_path(self.path), json.dumps({"schema": SCHEMA} | asdict(state)), durable=False)
+            write_atomically(self.state_path, json.dumps({"schema": SCHEMA} | asdict(state)), durable=False)
 
     def forget(self) -> None:
         """Throw everything away and begin anew with an empty file."""
-        state_path(self.path).unlink(missing_ok=True)
+        self.state_path.unlink(missing_ok=True)
         self.truncate(0)
 
 
