@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,11 +183,8 @@ def _template_of(artifact: Artifact, caller: Caller) -> str | None:
 
 def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str | None:
     """SHA-256 of the chat template in a model's (first) file, read here or where it is; raises what reading it does."""
-    source = FileSource(path) if path is not None else open_source(file, caller)
-    try:
+    with closing(FileSource(path) if path is not None else open_source(file, caller)) as source:
         template = read_header(source).metadata.get("tokenizer.chat_template")
-    finally:
-        source.close()
     return sha256_text(template) if isinstance(template, str) else None
 
 
