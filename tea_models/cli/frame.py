@@ -134,6 +134,11 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator, in the order in which `--help` shows them."""
+    return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
+
+
 # For commands that are given models by name. The nearest models.lock says what a name means in any case.
 takes_locked = click.option("--locked", "only_locked", is_flag=True, help="Only models of the nearest models.lock.")
 takes_lock_file = click.option(
