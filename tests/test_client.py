@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net import Client, RetryPolicy
+from tea_models.net.client import Client
+from tea_models.net.retry import RetryPolicy
 from tests.faulty_server import FaultyServer
 
 QUICK = RetryPolicy(tries=3, first_tries=2, base_seconds=0.01)

@@ -22,7 +22,7 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
-from tea_models.net import RetryPolicy
+from tea_models.net.retry import RetryPolicy
 from tea_models.profile.document import load_profile
 from tea_models.profile.facts import ProfileFile
 from tea_models.profile.stored import read_profile

@@ -14,8 +14,7 @@ from tea_models import Settings, pull
 from tea_models.cli import COMMANDS, group
 from tea_models.cli.frame import run
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net import Client
-from tea_models.net.client import stored_authorization
+from tea_models.net.client import Client, stored_authorization
 from tea_models.redact import redact, redact_data
 from tests.gguf_build import build_gguf
 from tests.hub_server import Repo, serve

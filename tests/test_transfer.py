@@ -26,8 +26,10 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.gguf import size_by_header
-from tea_models.net import Client, Request, RetryPolicy, download
+from tea_models.gguf.header import size_by_header
+from tea_models.net.client import Client, Request
+from tea_models.net.download import download
+from tea_models.net.retry import RetryPolicy
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -190,7 +192,8 @@ def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, e
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         print("ready", flush=True)
         with Client() as client:
             request = Request(client, sys.argv[1], size=int(sys.argv[3]), sha256=sys.argv[4], connections=4)
@@ -690,7 +693,8 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         from tea_models.errors import DiskFullError
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
         with Client() as client:
@@ -796,7 +800,8 @@ def test_memory_stays_flat(partial, tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         with Client() as client:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             download(Request(client, sys.argv[1], connections=4), Path(sys.argv[2]))

@@ -22,7 +22,8 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.files import ModelFile, shard_names
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.gguf.quantization import file_type_name
 from tea_models.profile.stored import write_profile
 from tea_models.progress import Progress
