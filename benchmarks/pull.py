@@ -39,7 +39,8 @@ LIMIT = 50e6
 WORKER = """
 import sys, time
 from pathlib import Path
-from tea_models.net import Client, Request, download
+from tea_models.net.client import Client, Request
+from tea_models.net.download import download
 url, target, size, sha256, connections = sys.argv[1:]
 with Client(connections=int(connections)) as client:
     download(Request(client, url, size=int(size), sha256=sha256, connections=int(connections)), Path(target))

@@ -17,9 +17,6 @@ from tea_models.refs import FsspecRef, HubRef, NameRef, OllamaRef, Reference, Ur
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)\Z", re.IGNORECASE)
 
-#: A SHA-256 as a registry and a lock write it.
-SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-
 
 @dataclass(frozen=True, slots=True)
 class Source:

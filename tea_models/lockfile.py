@@ -15,10 +15,9 @@ import yaml
 
 from tea_models.disk.atomic import write_document
 from tea_models.disk.regular import open_regular
-from tea_models.errors import UsageError
-from tea_models.files import SHA256, Artifact, ModelFile, Source, is_plain_name, public
-from tea_models.refs import parse_reference
-from tea_models.yamlfile import Document, Path_, load_yaml, newer_schema, read_yaml, validate
+from tea_models.files import Artifact, ModelFile, Source, is_plain_name, public
+from tea_models.refs import SHA256, parse_reference
+from tea_models.yamlfile import Document, Path_, load_yaml, read_yaml, validate
 
 if TYPE_CHECKING:  # slow to import, and few locks name an engine
     from tea_models.registry.engines import Catalog
@@ -65,19 +64,12 @@ class Lock:
 
 def read_lock(path: Path) -> Lock:
     """Read a lock file; a MissingFileError where there is none, a ConfigError with file, line and key if damaged."""
-    return _read(read_yaml(path))
+    return _Reader(read_yaml(path)).lock()
 
 
 def parse_lock(text: str, file: str) -> Lock:
     """Read the text of a lock; `file` is its name in messages."""
-    return _read(load_yaml(text, file))
-
-
-def _read(document: Document) -> Lock:
-    newer = newer_schema(document.data, SCHEMA)
-    if newer:
-        raise document.error(newer, ("schema",), hint="pip install --upgrade tea-models")
-    return _Reader(document).lock()
+    return _Reader(load_yaml(text, file)).lock()
 
 
 def format_lock(lock: Lock) -> str:
@@ -125,9 +117,10 @@ class _Reader:
         self._document = document
 
     def lock(self) -> Lock:
+        self._document.refuse_newer(SCHEMA)
         data = self._document.keys((), self._document.data, ("schema",), ("inputs", "names", "models", "engine"))
         if data["schema"] != SCHEMA:
-            raise self._document.wrong(f"{SCHEMA!r}", ("schema",), data["schema"])
+            raise self._document.wrong(f"expected {SCHEMA!r}", ("schema",), data["schema"])
         models = {}
         for reference, item in self._document.mapping(("models",), data.get("models", {})).items():
             models[self._reference(("models", reference), reference)] = self._model(reference, item)
@@ -156,11 +149,13 @@ class _Reader:
         self._document.keys(place, file, ("filename", "sha256", "sources"), ("size", "revision"))
         size, revision, sha256 = file.get("size"), file.get("revision"), file["sha256"]
         if not is_plain_name(self._document.text((*place, "filename"), file["filename"])):
-            raise self._document.wrong("a plain file name, without folders", (*place, "filename"), file["filename"])
+            problem = "expected a plain file name, without folders"
+            raise self._document.wrong(problem, (*place, "filename"), file["filename"])
         if size is not None and (type(size) is not int or not 0 < size < 1 << 50):
-            raise self._document.wrong("a number of bytes", (*place, "size"), size)
+            raise self._document.wrong("expected a number of bytes", (*place, "size"), size)
         if not isinstance(sha256, str) or not SHA256.match(sha256):
-            raise self._document.wrong("64 lower-case hexadecimal digits in quotes", (*place, "sha256"), sha256)
+            problem = "expected 64 lower-case hexadecimal digits in quotes"
+            raise self._document.wrong(problem, (*place, "sha256"), sha256)
         sources = []
         for index, one in enumerate(self._document.list_of((*place, "sources"), file["sources"], least=1)):
             at = (*place, "sources", index)
@@ -169,7 +164,8 @@ class _Reader:
                 parts = self._document.list_of(
                     (*at, "parts"), self._document.keys(at, one, ("parts",))["parts"], least=1
                 )
-            sources.append(self._source(at, [self._document.text(at, part) for part in parts]))
+            texts = [self._document.text(at, part) for part in parts]
+            sources.append(self._document.parsed(at, Source.parse, texts))
         first = sources[0].revision
         if first is None:  # an Ollama tag does not name its manifest
             sources[0] = replace(
@@ -188,15 +184,6 @@ class _Reader:
         engine: Catalog = validate(create_model("_WithEngine", engine=(Catalog, ...)), self._document).engine  # type: ignore[attr-defined]
         return engine
 
-    def _source(self, place: Path_, parts: list[str]) -> Source:
-        try:
-            return Source.parse(parts)
-        except UsageError as error:
-            raise self._document.error(error.message, place) from None
-
     def _reference(self, place: Path_, value: Any) -> str:
-        try:
-            parse_reference(self._document.text(place, value))
-        except UsageError as error:
-            raise self._document.error(error.message, place) from None
+        self._document.parsed(place, parse_reference, self._document.text(place, value))
         return str(value)

@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 from tea_models.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+#: A SHA-256 as a registry and a lock write it.
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 # llama.cpp's names (`llama_ftype`), with the prefixes and suffixes that publishers add: UD-, -imat, _XL, …
 _QUANTIZATION = re.compile(
     r"(?:\A|[-._/])(?P<name>(?:UD-)?(?:I?Q\d(?:_\d(?:_\d)*|_K(?:_[A-Z]+)?|_[A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
@@ -174,7 +175,7 @@ def _parse_url(text: str) -> Reference:
         raise UsageError(f"reference {text!r}: the address has no host")
     url, _, fragment = text.partition("#")
     key, _, value = fragment.lower().partition("=")
-    if fragment and (key != "sha256" or not _SHA256.match(value)):
+    if fragment and (key != "sha256" or not SHA256.match(value)):
         raise UsageError(f"reference {text!r}: expected '#sha256=' and 64 hexadecimal digits after the address")
     return UrlRef(url, value or None)
 

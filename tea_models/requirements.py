@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tea_models.errors import NotAvailableError, UsageError
+from tea_models.errors import NotAvailableError
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
-from tea_models.yamlfile import Document, newer_schema, read_yaml
+from tea_models.yamlfile import Document, read_yaml
 
 MODELS_FILE = "models.yaml"
 _SCHEMA = "tea.models/1"
@@ -45,11 +45,11 @@ def read_requirements(path: Path, registry: Registry) -> list[str]:
         return []
     data = document.keys((), document.data, ("models",), ("schema",))
     if data.get("schema", _SCHEMA) != _SCHEMA:
-        newer = newer_schema(data, _SCHEMA)
-        raise document.error(newer, ("schema",)) if newer else document.wrong(_SCHEMA, ("schema",), data["schema"])
+        document.refuse_newer(_SCHEMA)
+        raise document.wrong(f"expected {_SCHEMA}", ("schema",), data["schema"])
     texts = document.list_of(("models",), data["models"])
     for index, text in enumerate(texts):
-        _check(document.text(("models", index), text), document, ("models", index))
+        document.parsed(("models", index), parse_reference, document.text(("models", index), text))
         if text in texts[:index]:
             raise document.error(f"{text!r} is there twice", ("models", index))
     return texts
@@ -97,8 +97,6 @@ def _nodes(document: Document, registry: Registry) -> Iterator[NodeModel]:
         named = own.get("model")
         if named is not None and not _is_template(named):
             place = ("nodes", index, given, "model")
-            if not isinstance(named, str):
-                raise document.error(f"expected a reference to a model, got {named!r}", place)
             _check(named, document, place)
             if not _is_known(named, registry):
                 del own["model"]
@@ -127,8 +125,6 @@ def _of_workflow(document: Document, registry: Registry) -> list[str]:
     model = None if block.get("backend") == "api" else block.get("model")
     place = ("settings", "llm", "model")
     if model is not None:
-        if not isinstance(model, str):
-            raise document.error(f"expected a reference to a model, got {model!r}", place)
         if _is_template(model):
             problem = f"{model!r} is only known when the workflow runs"
             raise document.error(problem, place, hint="list it in models.yaml")
@@ -137,8 +133,7 @@ def _of_workflow(document: Document, registry: Registry) -> list[str]:
     return combined([found, (node.reference for node in _nodes(document, registry) if node.reference)])
 
 
-def _check(text: str, document: Document, place: tuple[str | int, ...]) -> None:
-    try:
-        parse_reference(text)
-    except UsageError as error:
-        raise document.error(error.message, place, hint=error.hint) from None
+def _check(text: Any, document: Document, place: tuple[str | int, ...]) -> None:
+    if not isinstance(text, str):
+        raise document.error(f"expected a reference to a model, got {text!r}", place)
+    document.parsed(place, parse_reference, text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from tea_models.disk.regular import open_regular
-from tea_models.errors import ConfigError, MissingFileError
+from tea_models.errors import ConfigError, MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -34,6 +34,7 @@ _MAX_NODES = 200_000
 
 Path_ = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound="BaseModel")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +56,37 @@ class Document:
         """A `ConfigError` that points at the value at `path`."""
         return ConfigError(message, file=self.file, line=self.line(path), key=dotted(path), hint=hint)
 
-    def wrong(self, expected: str, path: Path_, value: Any) -> ConfigError:
+    def wrong(self, problem: str, path: Sequence[str | int], value: Any) -> ConfigError:
         """The error for a value that is not what was expected."""
         # What is no mapping at all may be any file of this machine: its text is not for a log.
         shown = "" if isinstance(value, dict | list) or not path else f", got {reprlib.repr(value)}"
-        return self.error(f"expected {expected}{shown}", path)
+        return self.error(problem + shown, path)
+
+    def parsed(self, path: Path_, parse: Callable[[Any], T], value: Any) -> T:
+        """What `parse` makes of a value; a `UsageError` of it points at the value."""
+        try:
+            return parse(value)
+        except UsageError as error:
+            raise self.error(error.message, path, hint=error.hint) from None
+
+    def refuse_newer(self, schema: str) -> None:
+        """Refuse a document of a later version of `schema` (`tea.models-lock/1`)."""
+        name, _, version = schema.partition("/")
+        found, _, other = str(self.data.get("schema") if isinstance(self.data, dict) else "").partition("/")
+        if name and found == name and other.isdecimal() and int(other) > int(version):
+            problem = f"written by a newer tea-models: its schema is {found}/{other}, this one reads {schema}"
+            raise self.error(problem, ("schema",), hint="pip install --upgrade tea-models")
 
     def text(self, path: Path_, value: Any) -> str:
         """A value that has to be a text."""
         if not isinstance(value, str):
-            raise self.wrong("text", path, value)
+            raise self.wrong("expected text", path, value)
         return value
 
     def list_of(self, path: Path_, value: Any, *, least: int = 0) -> list[Any]:
         """A value that has to be a list with at least so many items."""
         if not isinstance(value, list):
-            raise self.wrong("a list", path, value)
+            raise self.wrong("expected a list", path, value)
         if len(value) < least:
             raise self.error(f"expected at least {least} in it", path)
         return value
@@ -78,7 +94,7 @@ class Document:
     def mapping(self, path: Path_, value: Any) -> dict[str, Any]:
         """A value that has to be a mapping."""
         if not isinstance(value, dict):
-            raise self.wrong("a mapping", path, value)
+            raise self.wrong("expected a mapping", path, value)
         return value
 
     def keys(
@@ -200,22 +216,12 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     from pydantic import ValidationError
 
     schema = model.model_fields.get("schema_")
-    newer = newer_schema(document.data, str(typing.get_args(schema.annotation)[0])) if schema is not None else ""
-    if newer:
-        raise document.error(newer, ("schema",), hint="pip install --upgrade tea-models")
+    if schema is not None:
+        document.refuse_newer(str(typing.get_args(schema.annotation)[0]))
     try:
         return model.model_validate(document.data)
     except ValidationError as error:
         raise _explain(model, document, error) from None
-
-
-def newer_schema(data: Any, schema: str) -> str:
-    """What to say where a document is of a later version of `schema` (`tea.models-lock/1`); "" where it is not."""
-    name, _, version = schema.partition("/")
-    found, _, other = str(data.get("schema") if isinstance(data, dict) else "").partition("/")
-    if not name or found != name or not other.isdecimal() or int(other) <= int(version):
-        return ""
-    return f"written by a newer tea-models: its schema is {found}/{other}, this one reads {schema}"
 
 
 def _explain(model: type[BaseModel], document: Document, error: ValidationError) -> ConfigError:
@@ -232,10 +238,7 @@ def _explain(model: type[BaseModel], document: Document, error: ValidationError)
         return document.error("unknown key", path, hint=nearest(str(path[-1]), _known_keys(model, path[:-1])))
     if problem["type"] == "missing":
         return document.error(f"required key {str(problem['loc'][-1])!r} is missing", path)
-    given = problem.get("input")
-    # What is no mapping at all may be any file of this machine: its text is not for a log.
-    shown = "" if isinstance(given, dict | list) or not problem["loc"] else f", got {reprlib.repr(given)}"
-    return document.error(_expected(problem) + shown, path)
+    return document.wrong(_expected(problem), path, problem.get("input"))
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

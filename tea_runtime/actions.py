@@ -6,14 +6,13 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tea_models.errors import TeaModelsError, UsageError
 from tea_models.yamlfile import nearest
 from tea_runtime.api.backend import api_may_answer
-from tea_runtime.backend import LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
+from tea_runtime.backend import Callback, LlmBackend, LlmCallParams, LlmCallResult, check_messages, check_texts
 from tea_runtime.call import kind_of
 from tea_runtime.factory import BackendPool
 from tea_runtime.llm_settings import LlmSettings
@@ -22,7 +21,6 @@ from tea_runtime.resolve import is_model_name
 logger = logging.getLogger("tea_runtime")
 
 Action = Callable[..., dict[str, Any]]
-OnText = Callable[[str], object]
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_MAX_TOKENS = 2048
@@ -67,7 +65,7 @@ class LlmActions:
 
     settings: LlmSettings
     pool: BackendPool
-    on_text: OnText | None = None
+    on_text: Callback | None = None
     # A bare prompt of `llm.call`, `llm.stream` and `llm.batch` is a message where the model is made for messages.
     chat_prompts: bool = False
     _noted: set[str] = field(default_factory=set)
@@ -139,9 +137,6 @@ class _Call:
     settings: LlmSettings
     params: Mapping[str, Any]
 
-    def opened(self) -> AbstractContextManager[LlmBackend]:
-        return self.actions.pool.use(self.settings)
-
     def options(self) -> dict[str, Any]:
         """What the parameters say about generating; an empty text, which a template may leave, says nothing."""
         given = {key: _number(key, self.params[key]) for key in _OPTIONS if self.params.get(key, "") != ""}
@@ -164,7 +159,7 @@ class _Call:
         wanted = self.actions.chat_prompts if raw in (None, "") else not _flag("raw", raw)
         return wanted and (profile is None or bool(self.settings.chat_format) or profile.chat.format.value is not None)
 
-    def callback(self) -> OnText:
+    def callback(self) -> Callback:
         """Where the pieces of a streamed answer go."""
         given = self.params.get("callback")
         if given is not None and not callable(given):
@@ -185,7 +180,7 @@ def _generate(call: _Call, *, chat: bool, stream: bool = False) -> dict[str, Any
         if callback is not None:
             callback(text)
 
-    with call.opened() as backend:
+    with call.actions.pool.use(call.settings) as backend:
         if messages is None and call.chats(backend):
             messages = [{"role": "user", "content": prompt}]
         params = call.limited(options, backend, prompt, chat=messages is not None)
@@ -197,7 +192,7 @@ def _generate(call: _Call, *, chat: bool, stream: bool = False) -> dict[str, Any
 def _embed(call: _Call) -> dict[str, Any]:
     text = call.params.get("text")
     given = check_texts(text)
-    with call.opened() as backend:
+    with call.actions.pool.use(call.settings) as backend:
         vectors = backend.embed(given)
         # A local model can count; what an API counts it keeps to itself here.
         count = getattr(backend, "count_tokens", None)
@@ -229,7 +224,7 @@ def _batch(call: _Call) -> dict[str, Any]:
         except TeaModelsError as error:
             return error
 
-    with call.opened() as backend:
+    with call.actions.pool.use(call.settings) as backend:
         chat = conversations is not None or bool(system) or call.chats(backend)
         every = [asked(item, backend, chat=chat) for item in items]
         sound = [one for one in every if not isinstance(one, TeaModelsError)]
@@ -246,7 +241,7 @@ def _rerank(call: _Call) -> dict[str, Any]:
     if not isinstance(query, str):
         raise UsageError(f"query: expected a text, found {kind_of(query)}")
     documents = check_texts(call.params.get("documents"), "documents")
-    with call.opened() as backend:
+    with call.actions.pool.use(call.settings) as backend:
         scores = backend.rerank(query, documents)
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     return {"scores": scores, "order": order, **_answerer(backend)}

@@ -39,7 +39,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         raise
 
 
-class AsyncLlmStream:
+class AsyncLlmStream(contextlib.AbstractAsyncContextManager["AsyncLlmStream"]):
     """The pieces of an answer as they come; an asynchronous iterator and context manager.
 
     Example:
@@ -102,9 +102,6 @@ class AsyncLlmStream:
         """End the generation, if it is not at its end."""
         await self._pieces.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
@@ -119,7 +116,7 @@ def _awaited(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[A
     return awaited
 
 
-class AsyncLlmBackend:
+class AsyncLlmBackend(contextlib.AbstractAsyncContextManager["AsyncLlmBackend"]):
     """A backend for asyncio: every method as that of `LlmBackend`, awaited.
 
     Args:
@@ -150,9 +147,6 @@ class AsyncLlmBackend:
     def stream_chat(self, messages: Sequence[Message], *args: Any, **options: Any) -> AsyncLlmStream:
         """As `LlmBackend.stream_chat`, an asynchronous iterator."""
         return AsyncLlmStream(lambda callback: self.backend.stream_chat(messages, callback, *args, **options))
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()

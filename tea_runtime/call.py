@@ -6,7 +6,7 @@ import contextvars
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
@@ -169,7 +169,7 @@ class LlmCallResult:
         return {name: getattr(self, name) for name in names}
 
 
-class LlmStream:
+class LlmStream(AbstractContextManager["LlmStream"]):
     """The pieces of an answer as they come. It is a context manager; leaving it ends the generation.
 
     Args:
@@ -229,9 +229,6 @@ class LlmStream:
             self._ended = True
             self.cancel()
             self._pieces.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

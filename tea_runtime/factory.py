@@ -82,7 +82,8 @@ class BackendPool:
         self._users: Counter[int] = Counter()  # of backends, by their id
         self._mine = threading.local()  # what this thread uses
         self._loading: dict[tuple[Any, ...], int] = {}  # what is being loaded, and the bytes that it will take
-        self._nodes: list[tuple[str, LlmSettings]] = []
+        #: The nodes of a workflow (name, settings), whose models are planned together when the first is loaded.
+        self.nodes: Sequence[tuple[str, LlmSettings]] = ()
 
     def get(self, block: LlmSettings) -> LlmBackend:
         """The backend for these settings; raises as `create_llm_backend` does."""
@@ -113,10 +114,6 @@ class BackendPool:
             with self._unused:
                 self._users[id(backend)] -= 1
                 self._unused.notify_all()
-
-    def share_memory(self, nodes: Sequence[tuple[str, LlmSettings]]) -> None:
-        """Plan the models of a workflow's nodes (name, settings) together, when the first of them is loaded."""
-        self._nodes = list(nodes)
 
     def close(self) -> None:
         """Close every backend; what is needed again is opened again."""
@@ -185,7 +182,7 @@ class BackendPool:
     def _plan_nodes(self) -> SharedPlan | Literal[False]:
         """The plan for the models of all nodes that are here; False for a single one, and where it can't be made."""
         nodes = []
-        for node, block in self._nodes if self._cassette is None else ():
+        for node, block in self.nodes if self._cassette is None else ():
             with suppress(TeaModelsError, OSError):  # the node says what is wrong when it runs
                 path = self._find(block.model_copy(update={"auto_pull": False})).path
                 nodes.append(NodeModel(node, str(path), block.model_dump(exclude_unset=True)))

@@ -7,15 +7,21 @@ import sys
 import pytest
 
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net import Client, RetryPolicy
+from tea_models.net.client import Client
+from tea_models.net.retry import RetryPolicy
 from tests.faulty_server import FaultyServer
 
 QUICK = RetryPolicy(tries=3, first_tries=2, base_seconds=0.01)
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tea_models.net.client.QUESTION", QUICK)
+
+
 def ask(server: FaultyServer, **options: object) -> tuple[int, bytes]:
     with Client(read_seconds=30) as client:
-        response, body = client.ask(server.url, policy=QUICK, **{"most": 1000} | options)
+        response, body = client.ask(server.url, **{"most": 1000} | options)
         return response.status_code, body
 
 
@@ -58,7 +64,7 @@ def test_a_question_follows_redirects_on_its_own_host_only() -> None:
 
 def refused(url: str) -> str:
     with Client() as client, pytest.raises(SourceUnavailableError) as caught:
-        client.ask(url, policy=QUICK)
+        client.ask(url)
     return caught.value.message
 
 

@@ -12,7 +12,8 @@ from tea_models.caller import Caller
 from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.probe import engine_version
 from tea_models.errors import IntegrityError
-from tea_models.gguf import check_loadable, read_header
+from tea_models.gguf.header import read_header
+from tea_models.gguf.loadable import check_loadable
 from tea_models.plan.resolve import plan_model
 from tea_models.plan.user_settings import UserSettings
 from tea_models.settings import Settings

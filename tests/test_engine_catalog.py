@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tea_models.errors import ConfigError, NotAvailableError
-from tea_models.registry.engines import Host, Target, load_catalog
+from tea_models.registry.engines import Catalog, Host, Target, load_catalog
+from tea_models.yamlfile import read_yaml, validate
 
 HERE = Host("linux", "x86_64", "2.36")
 
@@ -50,5 +51,5 @@ def test_a_wrong_entry_is_told_with_line_and_key(tmp_path: Path) -> None:
     file = tmp_path / "engines.yaml"
     file.write_text("schema: tea.engines/1\nbinding:\n  package: x\n  version: 1.0\nengines: []\n")
     with pytest.raises(ConfigError) as caught:
-        load_catalog(file)
+        validate(Catalog, read_yaml(file))
     assert "engines.yaml:" in caught.value.message

@@ -25,12 +25,15 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from tea_models.caller import Caller
-from tea_models.registry.engines import Host, load_catalog
+from tea_models.registry.engines import Catalog, Host
+from tea_models.yamlfile import read_yaml, validate
 from tea_models.engine.install import Wanted, install
 from tea_models.errors import TeaModelsError
 catalog, wanted, host = sys.argv[1:]
+here = Host(*json.loads(host))
+Host.here = staticmethod(lambda: here)
 try:
-    done = install(Wanted(**json.loads(wanted)), Caller.of(), catalog=load_catalog(Path(catalog)), host=Host(*json.loads(host)))
+    done = install(Wanted(**json.loads(wanted)), Caller.of(), catalog=validate(Catalog, read_yaml(Path(catalog))))
 except TeaModelsError as error:
     print(json.dumps({"type": error.type, "message": error.message, "hint": error.hint, "exit": error.exit_code}))
 else:

@@ -31,7 +31,7 @@ from tests.test_export import NASTY, given
 
 def unmapped() -> ExportInput:
     what = given()
-    return replace(what, plan=replace(what.plan, settings=replace(what.settings, use_mmap=False)))
+    return replace(what, plan=replace(what.plan, settings=replace(what.plan.settings, use_mmap=False)))
 
 
 #: Plans that together write every option.

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tea_models.errors import TeaModelsError
-from tea_models.gguf import ArrayValue, check_loadable, check_tokenizable, read_header
+from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.header import read_header
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tea_models.profile.document import from_json, to_json
 from tea_models.profile.facts import ProfileFile
 from tea_models.profile.header_facts import profile_from_headers

@@ -11,7 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
-from tea_models.gguf import ArrayValue, FileSource, Header, read_header
+from tea_models.gguf.arrays import ArrayValue
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import Header, read_header
 from tea_models.gguf.types import FILE_TYPES, GGML_TYPES, REMOVED_FILE_TYPES, REMOVED_GGML_TYPES, ValueType
 from tests.gguf_build import Q4_K, BytesSource, Tensor, array, build_gguf, small_llama_metadata, typed
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from tea_models.errors import AccessDeniedError, MalformedGGUFError, MissingFileError
-from tea_models.gguf import FileSource, Header, check_loadable, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import Header, read_header
+from tea_models.gguf.loadable import check_loadable
 from tests.gguf_build import F16, Q4_K, BytesSource, Tensor, array, build_gguf, string, typed
 
 HUGE = (1 << 64) - 1

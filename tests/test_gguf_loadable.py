@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tea_models.gguf import check_loadable, check_tokenizable, read_header
+from tea_models.gguf.header import read_header
+from tea_models.gguf.loadable import check_loadable, check_tokenizable
 from tests.gguf_build import (
     BytesSource,
     Tensor,

@@ -13,12 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tea_models.errors import TeaModelsError
-from tea_models.gguf import size_by_header
-from tea_models.net import Client, HttpSource, Request, RetryPolicy, download
+from tea_models.gguf.header import size_by_header
 from tea_models.net import attempt as attempt_module
 from tea_models.net import ranges as ranges_module
 from tea_models.net.answers import StaleError, read_answer
-from tea_models.net.retry import TransientError
+from tea_models.net.client import Client, Request
+from tea_models.net.download import download
+from tea_models.net.http_source import HttpSource
+from tea_models.net.retry import RetryPolicy, TransientError
 from tests.faulty_server import FaultyServer
 
 MANY = settings(max_examples=12 * settings.default.max_examples)

@@ -7,8 +7,10 @@ from contextlib import closing
 import pytest
 
 from tea_models.errors import AccessDeniedError, MalformedGGUFError, MissingFileError, SourceUnavailableError
-from tea_models.gguf import read_header
-from tea_models.net import Client, HttpSource, Request, RetryPolicy
+from tea_models.gguf.header import read_header
+from tea_models.net.client import Client, Request
+from tea_models.net.http_source import HttpSource
+from tea_models.net.retry import RetryPolicy
 from tests.faulty_server import FaultyServer
 from tests.gguf_build import Tensor, array, build_gguf
 

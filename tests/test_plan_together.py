@@ -251,7 +251,7 @@ def test_an_action_within_an_action_gets_its_model_although_others_wait_for_room
     first = LlmSettings.parse(data["settings"]["llm"] | {"memory": "650MiB"}, prefix=())
     second = first.model_copy(update={"model": str(gemma_model)})
     pool = BackendPool()
-    pool.share_memory([("a", first), ("b", second)])
+    pool.nodes = [("a", first), ("b", second)]
     waiting = threading.Thread(target=lambda: pool.use(second).__enter__(), daemon=True)
     with pool.use(first):
         waiting.start()
@@ -272,7 +272,7 @@ def test_all_that_wait_for_one_model_use_it_together(two: Path, gemma_model: Pat
     first = LlmSettings.parse(data["settings"]["llm"] | {"memory": "650MiB"}, prefix=())
     second = first.model_copy(update={"model": str(gemma_model)})
     pool = BackendPool()
-    pool.share_memory([("a", first), ("b", second)])
+    pool.nodes = [("a", first), ("b", second)]
     together, used = threading.Barrier(4), []
 
     def use() -> None:

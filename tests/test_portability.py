@@ -12,7 +12,8 @@ import pytest
 
 from tea_models.disk.hashing import sha256_file, sha256_files
 from tea_models.errors import UsageError
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.machine import detect
 from tea_models.machine.detect import detect_machine
 from tea_models.plan.plan_input import make_budget

@@ -13,7 +13,7 @@ from tea_models import pull
 from tea_models.cli import group
 from tea_models.cli.frame import run
 from tea_models.errors import ConfigError, MissingFileError
-from tea_models.gguf import read_header
+from tea_models.gguf.header import read_header
 from tea_models.profile.document import from_json, load_profile, to_json
 from tea_models.profile.facts import Fact, ModelProfile, ProfileFile
 from tea_models.profile.header_facts import profile_from_headers, resolve_profile

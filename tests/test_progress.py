@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 
 import pytest
 
+from tea_models.cli.frame import App
 from tea_models.cli.output import Output
-from tea_models.cli.progress import Bar, progress_for
+from tea_models.cli.progress import Bar
 from tea_models.progress import Progress
+from tea_models.settings import Settings
 
 MIB = 1 << 20
 
@@ -82,5 +85,6 @@ def test_a_terminal_without_unicode_gets_ascii():
 
 
 def test_nothing_is_drawn_where_nobody_looks():
-    assert type(progress_for(Output(live=False))) is Progress
-    assert isinstance(progress_for(Output(live=True)), Bar)
+    settings = Settings(Path("store"))
+    assert type(App(settings, Output(live=False)).caller.progress) is Progress
+    assert isinstance(App(settings, Output(live=True)).caller.progress, Bar)

@@ -22,7 +22,7 @@ from tea_models.errors import (
     StoreError,
     UnknownModelError,
 )
-from tea_models.net import RetryPolicy
+from tea_models.net.retry import RetryPolicy
 from tea_models.profile.document import load_profile
 from tea_models.profile.facts import ProfileFile
 from tea_models.profile.stored import read_profile
@@ -224,7 +224,7 @@ def test_a_local_file_whose_bytes_are_there_is_present(world: Server, tmp_path: 
     (tmp_path / "m.gguf").write_bytes(MODEL)
     assert one(str(tmp_path / "m.gguf"), settings).status == "present"
     (tmp_path / "page.gguf").write_bytes(b"<html>")
-    with pytest.raises(IntegrityError, match="not a GGUF file"):
+    with pytest.raises(IntegrityError, match="expected the magic 'GGUF', found a web page"):
         one(str(tmp_path / "page.gguf"), settings)
 
 

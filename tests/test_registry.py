@@ -8,7 +8,8 @@ import pytest
 
 from tea_models.errors import ConfigError, MissingFileError, UnknownModelError, UsageError
 from tea_models.refs import HubRef, NameRef, OllamaRef, WheelRef, parse_reference
-from tea_models.registry.entries import Registry, builtin_text, read_entries
+from tea_models.registry import packaged_text
+from tea_models.registry.entries import Registry, read_entries
 from tea_models.settings import Settings
 from tea_models.yamlfile import load_yaml, read_yaml
 
@@ -29,7 +30,7 @@ def problem(text: str) -> ConfigError:
 
 
 def test_every_built_in_source_is_pinned_by_hash_or_says_that_it_is_trusted_on_first_use(tmp_path: Path) -> None:
-    written = load_yaml(builtin_text(), "registry.yaml").data["models"]
+    written = load_yaml(packaged_text("registry.yaml"), "registry.yaml").data["models"]
     for entry in registry(tmp_path).entries.values():
         for variant in entry.variants.values():
             note = written[entry.name]["variants"][variant.name].get("note", "")
@@ -46,7 +47,7 @@ def test_every_built_in_source_is_pinned_by_hash_or_says_that_it_is_trusted_on_f
 
 
 def test_every_built_in_file_says_where_its_facts_were_seen(tmp_path: Path) -> None:
-    document = load_yaml(builtin_text(), "registry.yaml")
+    document = load_yaml(packaged_text("registry.yaml"), "registry.yaml")
     silent = [
         file["filename"]
         for entry in document.data["models"].values()
@@ -128,7 +129,7 @@ def test_a_relative_path_in_a_registry_means_beside_it(tmp_path: Path) -> None:
 
 def test_a_copy_of_the_built_in_registry_in_the_project_is_a_layer_like_any_other(tmp_path: Path) -> None:
     builtin = registry(tmp_path).entries
-    (tmp_path / "registry.yaml").write_text(builtin_text())
+    (tmp_path / "registry.yaml").write_text(packaged_text("registry.yaml"))
     copied = registry(tmp_path).entries
     assert {entry.origin for entry in copied.values()} == {str(tmp_path / "registry.yaml")}
     assert {name: entry.overrides for name, entry in copied.items()} == {
@@ -231,11 +232,11 @@ def test_a_file_that_is_not_utf8_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 def test_the_built_in_registry_is_readable_as_text() -> None:
-    assert builtin_text().startswith("#")
+    assert packaged_text("registry.yaml").startswith("#")
 
 
 def test_the_built_in_registry_reads_the_same_checked_and_unchecked(tmp_path: Path) -> None:
-    checked = read_entries(load_yaml(builtin_text(), "registry.yaml"), "built-in")
+    checked = read_entries(load_yaml(packaged_text("registry.yaml"), "registry.yaml"), "built-in")
     kept = tmp_path / ".tea" / "registry.json"
     for folder_is_there in (False, True, True):
         if folder_is_there:

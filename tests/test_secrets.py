@@ -14,8 +14,7 @@ from tea_models import Settings, pull
 from tea_models.cli import COMMANDS, group
 from tea_models.cli.frame import run
 from tea_models.errors import SourceUnavailableError, UsageError
-from tea_models.net import Client
-from tea_models.net.client import stored_authorization
+from tea_models.net.client import Client, stored_authorization
 from tea_models.redact import redact, redact_data
 from tests.gguf_build import build_gguf
 from tests.hub_server import Repo, serve
@@ -170,7 +169,7 @@ def test_credentials_that_are_kept_go_to_the_host_that_was_asked_and_not_where_i
     with serve(files={"/m.gguf": MODEL}) as other, serve(redirects={"/m.gguf": other.url}) as asked:
         port = asked.url.rpartition(":")[2]
         environ = {f"TEA_MODELS_AUTH_127_0_0_1_{port}": SECRET, "TEA_MODELS_AUTH_LOCALHOST": SECRET}
-        with Client(environ=environ) as client, closing(client.stream(f"{asked.url}/m.gguf")) as answer:
+        with Client(environ=environ) as client, closing(client.send("GET", f"{asked.url}/m.gguf", {})) as answer:
             assert answer.status_code == 200
         assert asked.asked("/m.gguf")[0]["authorization"] == f"Bearer {SECRET}"
         assert "authorization" not in other.asked("/m.gguf")[0]
@@ -179,7 +178,7 @@ def test_credentials_that_are_kept_go_to_the_host_that_was_asked_and_not_where_i
 def test_a_token_that_is_given_goes_before_one_that_is_kept() -> None:
     with serve(files={"/m.gguf": MODEL}) as server:
         with Client(environ={"TEA_MODELS_AUTH_127_0_0_1": "kept"}) as client:
-            client.stream(f"{server.url}/m.gguf", {"Authorization": "Bearer given"}).close()
+            client.send("GET", f"{server.url}/m.gguf", {"Authorization": "Bearer given"}).close()
         assert server.requests[0][2]["authorization"] == "Bearer given"
 
 

@@ -21,7 +21,7 @@ from tea_models.lock.bundle import bundle
 from tea_models.lock.pins import update_lock
 from tea_models.lock.sync import sync
 from tea_models.lockfile import read_lock
-from tea_models.net import RetryPolicy
+from tea_models.net.retry import RetryPolicy
 from tea_models.settings import Settings
 from tea_models.store import Store, stamp_of
 from tests.gguf_build import build_gguf

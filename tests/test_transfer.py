@@ -26,9 +26,10 @@ from tea_models.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from tea_models.gguf import size_by_header
-from tea_models.net import Client, Request, RetryPolicy, download
-from tea_models.net.partial import state_path
+from tea_models.gguf.header import size_by_header
+from tea_models.net.client import Client, Request
+from tea_models.net.download import download
+from tea_models.net.retry import RetryPolicy
 from tests.faulty_server import Exchange, FaultyServer
 from tests.gguf_build import build_gguf, small_llama_metadata, small_llama_tensors
 
@@ -61,6 +62,11 @@ class Recorder:
 @pytest.fixture
 def partial(tmp_path):
     return tmp_path / "key.part"
+
+
+def state_path(partial: Path) -> Path:
+    """The file beside a partial that remembers how far it is."""
+    return partial.with_name(f"{partial.name}.state")
 
 
 def fetch(server, partial, *, url=None, read_seconds=60, progress=None, **options):
@@ -186,7 +192,8 @@ def test_a_process_that_is_stopped_leaves_what_the_next_one_continues(partial, e
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         print("ready", flush=True)
         with Client() as client:
             request = Request(client, sys.argv[1], size=int(sys.argv[3]), sha256=sys.argv[4], connections=4)
@@ -686,7 +693,8 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(tmp_path):
         import resource, signal, sys
         from pathlib import Path
         from tea_models.errors import DiskFullError
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
         with Client() as client:
@@ -792,7 +800,8 @@ def test_memory_stays_flat(partial, tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from tea_models.net import Client, Request, download
+        from tea_models.net.client import Client, Request
+        from tea_models.net.download import download
         with Client() as client:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             download(Request(client, sys.argv[1], connections=4), Path(sys.argv[2]))

@@ -12,7 +12,7 @@ import pytest
 from tea_models.errors import DiskFullError, StoreError
 from tea_models.net.answers import Answer, Version
 from tea_models.net.client import is_loopback, origin
-from tea_models.net.partial import PartialFile, State, state_path
+from tea_models.net.partial import PartialFile, State
 from tea_models.net.ranges import ENDLESS, MIB, Board, Part, Ranges
 from tea_models.net.retry import RetryPolicy, parse_retry_after
 
@@ -251,7 +251,7 @@ def test_a_state_comes_back_as_it_was_saved(partial):
     assert partial.load().checked == (0, "")
     partial.forget()
     assert partial.load() is None
-    assert not state_path(partial.path).exists()
+    assert not partial.state_path.exists()
 
 
 def test_a_folder_in_the_way_is_an_error_that_says_so(tmp_path):

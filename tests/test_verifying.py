@@ -14,7 +14,8 @@ import pytest
 
 from tea_models.caller import Caller
 from tea_models.errors import MissingFileError, NotAvailableError, UnknownModelError
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.redact import redact_data
 from tea_models.settings import Settings
 from tea_models.verbs.pull import pull

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -21,8 +21,6 @@ from tea_models.progress import Progress
 from tea_models.registry.engines import Accelerator, Host, Prebuilt, load_catalog
 from tea_models.sizes import human_bytes
 from tea_models.verbs.pull import pull_all
-
-_ACCELERATORS = ("cpu", "cuda", "vulkan", "metal")
 
 
 @click.group("engine", invoke_without_command=True)
@@ -51,7 +49,9 @@ def _examine(app: App, engine: InstalledEngine, model: Path | None = None) -> in
 @click.argument("name", required=False)
 @click.option("--prebuilt", "how", flag_value="prebuilt", help="Only a prebuilt one.")
 @click.option("--compile", "how", flag_value="compile", help="Build it from source; needs a C++ compiler, and minutes.")
-@click.option("--accelerator", type=click.Choice(_ACCELERATORS), help="What computes.  [default: cpu, on macOS metal]")
+@click.option(
+    "--accelerator", type=click.Choice(get_args(Accelerator)), help="What computes.  [default: cpu, on macOS metal]"
+)
 @click.option("--force", is_flag=True, help="Replace whatever engine is there.")
 @click.option("--no-self-test", is_flag=True, help="Do not fetch SmolLM2 (94 MiB) to compare its answer.")
 @answering
@@ -123,21 +123,10 @@ def _experience(engine: Prebuilt) -> list[str]:
 
 
 def _document(engine: InstalledEngine, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "installed": True,
-        "version": engine.version,
-        "llama_cpp": engine.llama_cpp,
-        "kind": engine.kind,
-        "name": engine.about.get("name"),
-        "library": str(engine.library or verdict.library),
-        "sha256": engine.sha256,
-        "source": engine.source,
-        "features": verdict.features,
-        "devices": verdict.devices,
-        "missing_functions": verdict.missing,
-        "self_test": verdict.self_test,
-        "problems": verdict.problems,
-    }
+    known = {name: getattr(engine, name) for name in ("version", "llama_cpp", "kind", "sha256", "source")}
+    found = {name: getattr(verdict, name) for name in ("features", "devices", "self_test", "problems")}
+    more = {"name": engine.about.get("name"), "missing_functions": verdict.missing}
+    return {"installed": True, **known, "library": str(engine.library or verdict.library), **found, **more}
 
 
 def _human(engine: InstalledEngine, verdict: Verdict) -> str:

@@ -19,7 +19,7 @@ class Interrupted(TeaModelsError):  # noqa: N818 - its name is the type that is 
 def guarded(command: Callable[[], object], out: Output) -> int:
     """Run a command; its exit code is its answer where that is a number, else 0, or that of the error."""
     # A `kill` should leave by the same door as Ctrl-C, so that locks and children are cleaned up.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = command()
         sys.stdout.flush()
@@ -48,7 +48,3 @@ def guarded(command: Callable[[], object], out: Output) -> int:
         what = f"internal error: {type(error).__name__}: {error}"
         return out.error(TeaModelsError(what, hint="please report it; TEA_DEBUG=1 shows where it happened"))
     return result if isinstance(result, int) else 0
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt

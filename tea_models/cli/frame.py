@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ import click
 from tea_models.caller import Caller
 from tea_models.cli.exits import guarded
 from tea_models.cli.output import Output
-from tea_models.cli.progress import progress_for
+from tea_models.cli.progress import Bar
 from tea_models.errors import UsageError
+from tea_models.progress import Progress
 from tea_models.settings import Settings
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -33,7 +35,7 @@ class App:
     @property
     def caller(self) -> Caller:
         """The person at the terminal: sees progress and notes on stderr."""
-        return Caller(self.settings, progress_for(self.out), self.out.note)
+        return Caller(self.settings, Bar(sys.stderr) if self.out.live else Progress(), self.out.note)
 
 
 class LazyGroup(click.Group):
@@ -130,6 +132,11 @@ def answering(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(app, *args, **options)
 
     return command
+
+
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options as one decorator, in the order in which `--help` shows them."""
+    return lambda function: functools.reduce(lambda made, option: option(made), reversed(options), function)
 
 
 # For commands that are given models by name. The nearest models.lock says what a name means in any case.

@@ -43,19 +43,14 @@ def _matches(entry: Entry, words: Sequence[str]) -> bool:
 
 def _row(entry: Entry, variant: Variant, items: Sequence[Installed]) -> dict[str, Any]:
     found = [next((item for item in items if item.record.means(file)), None) for file in variant.files]
-    return {
-        "name": entry.name,
+    known = {name: getattr(entry, name) for name in ("name", "kind", "license", "description", "aliases", "origin")}
+    return known | {
         "variant": variant.name,
         "default": variant.name == entry.default,
-        "kind": entry.kind,
-        "license": entry.license,
         "size": total_size(variant.files),
         "pinned": all(file.sha256 for file in variant.files),
         "installed": None not in found,
         "path": str(found[0].path) if found[0] is not None else None,
-        "description": entry.description,
-        "aliases": entry.aliases,
-        "origin": entry.origin,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import click
 
 from tea_models.cli import plan_view
-from tea_models.cli.frame import FILE, App, answering, takes_locked
+from tea_models.cli.frame import FILE, App, answering, takes_locked, together
 from tea_models.cli.page import check_target, fill
 from tea_models.cli.plan_view import comparison_text, explanation, overview, shared_text
-from tea_models.deploy import TARGETS
+from tea_models.deploy import TARGETS as CLUSTERS
 from tea_models.disk.atomic import write_document
 from tea_models.errors import UsageError
 from tea_models.plan.choice import compare_variants
 from tea_models.plan.curve import draw_text, memory_curve, verdict
-from tea_models.plan.export import export_plan, plan_for_export
+from tea_models.plan.export import TARGETS, export_plan, plan_for_export
 from tea_models.plan.resolve import open_for_plan, plan_opened
 from tea_models.plan.together import plan_together
 from tea_models.plan.user_settings import UserSettings
@@ -44,7 +43,7 @@ def _layers(text: str) -> int:
 
 
 # Named as in `UserSettings`.
-_USER_SETTINGS = (
+_takes_user_settings = together(
     click.option("--n-ctx", type=_context, metavar="auto|max|N", help="Context in tokens; by default what fits."),
     click.option("--memory", metavar="SIZE", help="Plan for this much memory, for example 8GiB, not for what is free."),
     click.option("--kv-type", type=str.lower, metavar="TYPE", help="Type of the KV cache: f16, q8_0, q4_0, …"),
@@ -53,12 +52,6 @@ _USER_SETTINGS = (
     click.option("--for", "purpose", type=click.Choice(("chat", "embed")), help="By default what the model is for."),
     click.option("--estimate", is_flag=True, help="Estimate by formula instead of asking llama.cpp."),
 )
-
-
-def _takes_user_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_USER_SETTINGS):
-        function = option(function)
-    return function
 
 
 @click.command("plan")
@@ -106,8 +99,7 @@ def plan_command(
         curve = memory_curve(plan, opened.measurer) if plot is not None or html is not None else []
     document = plan.to_json()
     if plot is not None:
-        points = [{"n_ctx": n_ctx, "kv_cache": use.kv_cache, "total": use.total} for n_ctx, use in curve]
-        document["curve"] = points
+        document["curve"] = [{"n_ctx": n_ctx, "kv_cache": use.kv_cache, "total": use.total} for n_ctx, use in curve]
     if plot not in (None, "-"):
         Path(plot).write_text(fill("curve.svg", plan=plan, curve=curve, verdict=verdict), encoding="utf-8")
         app.out.note(f"wrote {plot}")
@@ -119,12 +111,9 @@ def plan_command(
     app.out.answer(document, lambda: "\n".join([show, "", *picture]).rstrip())
 
 
-_SERVERS = ("llama-server", "ollama", "llama-swap", "localai", "lmstudio", "python", "env")
-
-
 @click.command("export")
 @click.argument("model", metavar="MODEL")
-@click.option("--to", "target", required=True, type=click.Choice((*_SERVERS, *TARGETS)), help="Which server.")
+@click.option("--to", "target", required=True, type=click.Choice((*TARGETS, *CLUSTERS)), help="Which server.")
 @click.option("--path", metavar="PATH", help="Where the file lies on the machine that will serve it; by default here.")
 @click.option("--mirror", metavar="TARGET", help="For a cluster: where it takes the bytes from (see `push`).")
 @click.option("-o", "--output", type=FILE, help="Write to a file instead.")
@@ -140,9 +129,9 @@ def export_command(
     For kubernetes, kserve and compose with what brings the bytes there and refuses any others; give the memory of a
     node with --memory.
     """
-    cluster = target in TARGETS
+    cluster = target in CLUSTERS
     if mirror and not cluster:
-        raise UsageError(f"--mirror is for {', '.join(TARGETS)}")
+        raise UsageError(f"--mirror is for {', '.join(CLUSTERS)}")
     from tea_models.deploy.manifests import deploy
 
     where = "" if cluster else path

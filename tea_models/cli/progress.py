@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from typing import Any, TextIO
 
-from tea_models.cli.output import Output, one_line
+from tea_models.cli.output import one_line
 from tea_models.progress import Progress
-
-
-def progress_for(out: Output) -> Progress:
-    """The bar where stderr is a terminal that people look at, else nothing."""
-    return Bar(sys.stderr) if out.live else Progress()
 
 
 class Bar(Progress):

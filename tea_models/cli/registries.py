@@ -26,11 +26,13 @@ def add_command(app: App, *, name: str, reference: str, file: Path, replace: boo
 
     The rest of the file stays as it is, with its comments. REFERENCE is for example hf:OWNER/REPO:Q4_K_M.
     """
-    added = add_entry(name, reference, file=file, caller=app.caller, replace_existing=replace, license_=license_)
-    files = [{"filename": f.filename, "size": f.size, "sha256": f.sha256} for f in added.files]
+    variant, text, pinned = add_entry(
+        name, reference, file=file, caller=app.caller, replace_existing=replace, license_=license_
+    )
+    files = [{"filename": f.filename, "size": f.size, "sha256": f.sha256} for f in pinned]
     app.out.answer(
-        {"name": name, "variant": added.variant, "file": file, "files": files},
-        lambda: f"{added.text}\nwritten to {file}; next: tea-models pull {name}",
+        {"name": name, "variant": variant, "file": file, "files": files},
+        lambda: f"{text}\nwritten to {file}; next: tea-models pull {name}",
     )
 
 

@@ -38,7 +38,7 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
     if target == "vllm":
         repository, revision, unpinned = _upstream(reference, what.name, caller)
         values |= {"repository": repository, "revision": revision, "quoted_name": shlex.quote(what.name)}
-        text = template.substitute(values, n_ctx=what.settings.n_ctx)
+        text = template.substitute(values, n_ctx=what.plan.settings.n_ctx)
         return Export(target, text, ("the quantisation, threads and KV cache type: vLLM has its own", *unpinned))
     lock = _lock(reference, caller)
     (model,) = lock.models.values()
@@ -54,15 +54,15 @@ def deploy(target: str, reference: str, what: ExportInput, caller: Caller, *, mi
         "lock6": indent(text, "      ").rstrip(),
         "sha256": str(model.files[0].sha256),
         "init_image": _INIT_IMAGE,
-        "server_image": _GPU_IMAGE if what.settings.n_gpu_layers else _SERVER_IMAGE,
+        "server_image": _GPU_IMAGE if what.plan.settings.n_gpu_layers else _SERVER_IMAGE,
         "port": str(_port(mirror)),
         "sync": json.dumps(_sync(mirror)),
         "arguments": json.dumps([*arguments, "--host", "0.0.0.0", "--port", "8080"]),  # noqa: S104 - in a container
-        "threads": str(what.settings.n_threads),
+        "threads": str(what.plan.settings.n_threads),
         "memory": f"{memory}Mi",
         "bytes": str(memory * _MIB),
         "disk": f"{disk}Mi" if disk else "64Gi",
-        "gpu": '\n              nvidia.com/gpu: "1"  # plan: n_gpu_layers' if what.settings.n_gpu_layers else "",
+        "gpu": '\n              nvidia.com/gpu: "1"  # plan: n_gpu_layers' if what.plan.settings.n_gpu_layers else "",
     }
     return Export(target, template.substitute(values))
 

@@ -8,6 +8,7 @@ so that the last one before a crash tells.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import math
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2]))
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tea_models.engine.probe_worker import devices, serve
 
@@ -117,17 +118,15 @@ def self_test(binding: Any, model_path: str, prompt: list[int], count: int) -> d
 
 def _finite(binding: Any, model: Any, prompt: list[int]) -> bool:
     """Whether all logits after a prompt are numbers."""
-    context = _context(binding, model, embeddings=False)
-    try:
+    with _context(binding, model, embeddings=False) as context:
         _decode(binding, context, prompt, 0, every=False)
         logits = binding.llama_get_logits_ith(context, -1)
         count = binding.llama_vocab_n_tokens(binding.llama_model_get_vocab(model))
         return all(math.isfinite(logits[index]) for index in range(count))
-    finally:
-        binding.llama_free(context)
 
 
-def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:
+@contextlib.contextmanager
+def _context(binding: Any, model: Any, *, embeddings: bool) -> Iterator[Any]:
     parameters = binding.llama_context_default_params()
     parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 256, 64, 64
     parameters.n_threads = parameters.n_threads_batch = 1
@@ -137,7 +136,10 @@ def _context(binding: Any, model: Any, *, embeddings: bool) -> Any:
     context = binding.llama_init_from_model(model, parameters)
     if not context:
         raise RuntimeError("the library opens no context")
-    return context
+    try:
+        yield context
+    finally:
+        binding.llama_free(context)
 
 
 def _decode(binding: Any, context: Any, tokens: list[int], start: int, *, every: bool) -> None:
@@ -157,31 +159,25 @@ def _decode(binding: Any, context: Any, tokens: list[int], start: int, *, every:
 
 
 def _greedy(binding: Any, model: Any, prompt: list[int], count: int) -> list[int]:
-    context = _context(binding, model, embeddings=False)
     chain = binding.llama_sampler_chain_init(binding.llama_sampler_chain_default_params())
     binding.llama_sampler_chain_add(chain, binding.llama_sampler_init_greedy())
     answer: list[int] = []
-    try:
+    with _context(binding, model, embeddings=False) as context:
         _decode(binding, context, prompt, 0, every=False)
         while len(answer) < count:
             answer.append(int(binding.llama_sampler_sample(chain, context, -1)))
             _decode(binding, context, answer[-1:], len(prompt) + len(answer) - 1, every=False)
-    finally:
-        binding.llama_sampler_free(chain)
-        binding.llama_free(context)
+    binding.llama_sampler_free(chain)
     return answer
 
 
 def _embedding(binding: Any, model: Any, prompt: list[int]) -> list[float]:
-    context = _context(binding, model, embeddings=True)
-    try:
+    with _context(binding, model, embeddings=True) as context:
         _decode(binding, context, prompt, 0, every=True)
         values = binding.llama_get_embeddings_seq(context, 0)
         if not values:
             raise RuntimeError("the library gives no embedding")
         vector = [float(values[index]) for index in range(binding.llama_model_n_embd_out(model))]
-    finally:
-        binding.llama_free(context)
     length = sum(value * value for value in vector) ** 0.5
     return [round(value / length, 5) for value in vector] if length else vector
 

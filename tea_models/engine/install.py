@@ -71,17 +71,12 @@ class Installation:
 
 
 def install(
-    wanted: Wanted,
-    caller: Caller,
-    *,
-    catalog: Catalog | None = None,
-    host: Host | None = None,
-    model: SelfTestModel = lambda: None,
+    wanted: Wanted, caller: Caller, *, catalog: Catalog | None = None, model: SelfTestModel = lambda: None
 ) -> Installation:
     """Install an engine; what can't be used leaves the environment as it was. `model` brings that of the self-test."""
     began = time.monotonic()
     with Store(caller.settings.store_dir).alone(f"engine-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:16]}"):
-        installer = _Installer(wanted, caller, catalog or load_catalog(), host or Host.here(), model)
+        installer = _Installer(wanted, caller, catalog or load_catalog(), model)
         verdict = installer.usable()
         status: Literal["installed", "present"] = "present" if verdict is not None else "installed"
         if verdict is None:
@@ -97,11 +92,11 @@ def install(
 
 
 class _Installer:
-    def __init__(self, wanted: Wanted, caller: Caller, catalog: Catalog, host: Host, model: SelfTestModel) -> None:
+    def __init__(self, wanted: Wanted, caller: Caller, catalog: Catalog, model: SelfTestModel) -> None:
         self._wanted = wanted
         self._caller = caller
         self._catalog = catalog
-        self._host = host
+        self._host = Host.here()
         self._model = model
         self._environ = caller.settings.environ or None
         self._cache = WheelCache(caller)

@@ -96,7 +96,10 @@ def describe(tree: Path, binding: Archive, engine: Prebuilt, **more: Any) -> Non
 
 def write_wheel(tree: Path, folder: Path, binding: Archive, engine: Prebuilt) -> Path:
     """Pack a tree of `lay_out` into a wheel in a folder."""
-    platforms, name = _platform(engine), _distribution(binding)
+    name, glibc = _distribution(binding), engine.target.glibc
+    platforms = engine.filename.removesuffix(".whl").rpartition("-")[2]
+    if glibc is not None:
+        platforms = f"manylinux_{glibc.replace('.', '_')}_{engine.target.machine}"
     about = tree / f"{name}.dist-info"
     lines = ["Wheel-Version: 1.0", "Generator: tea-models", "Root-Is-Purelib: false"]
     lines += [f"Tag: py3-none-{platform}" for platform in platforms.split(".")]
@@ -123,13 +126,6 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def _distribution(binding: Archive) -> str:
     return f"{binding.package.replace('-', '_')}-{binding.version}"
-
-
-def _platform(engine: Prebuilt) -> str:
-    target = engine.target
-    if target.glibc is not None:
-        return f"manylinux_{target.glibc.replace('.', '_')}_{target.machine}"
-    return engine.filename.removesuffix(".whl").rpartition("-")[2]
 
 
 def _matches(name: str, pattern: str) -> bool:

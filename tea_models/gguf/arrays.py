@@ -28,9 +28,6 @@ class ArrayValue:
         self._marks = _step_over(window, self.item_type, self.count, what, at=at)
         self.end = window.position
 
-    def __len__(self) -> int:
-        return self.count
-
     def __iter__(self) -> Iterator[Any]:
         """Its items; bad bytes in strings are shown as escapes, inner arrays are `ArrayValue`s."""
         if self.item_type is ValueType.STRING:

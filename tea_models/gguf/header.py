@@ -18,7 +18,7 @@ from typing import Literal
 from tea_models.errors import MalformedGGUFError, TeaModelsError
 from tea_models.gguf.arrays import ArrayValue, read_value_type
 from tea_models.gguf.bytes_source import ByteSource
-from tea_models.gguf.magic import MAGIC, explain_foreign
+from tea_models.gguf.magic import MAGIC, foreign
 from tea_models.gguf.types import GGML_TYPES, REMOVED_GGML_TYPES, SCALARS, GgmlType, ValueType
 from tea_models.gguf.window import CUT_SHORT, Window
 
@@ -123,8 +123,7 @@ def _read_version(source: ByteSource) -> tuple[int, str]:
         problem = f"expected the magic 'GGUF' and a version (8 bytes), the file ends at byte {len(head)}"
         raise MalformedGGUFError(source.name, offset=len(head) // 4 * 4, problem=problem, hint=CUT_SHORT)
     if not head.startswith(MAGIC):
-        found, hint = explain_foreign(head)
-        raise MalformedGGUFError(source.name, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)
+        raise foreign(head, source.name)
     # A version is a small number: with the lower half empty it was written in the other byte order.
     byte_order: Literal["little", "big"] = "big" if head[4:6] == b"\0\0" and any(head[6:8]) else "little"
     version = int.from_bytes(head[4:8], byte_order)

@@ -128,7 +128,8 @@ class _Hyperparameters:
         """A number, the largest of one for each block, or 0."""
         value = self.values.get(name, 0)
         if isinstance(value, ArrayValue):
-            return max((item for item in value if isinstance(item, int)), default=0) if len(value) <= _MAX_LAYERS else 0
+            items = value if value.count <= _MAX_LAYERS else ()
+            return max((item for item in items if isinstance(item, int)), default=0)
         return value if isinstance(value, int) else 0
 
     def _experts(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tea_models.errors import MalformedGGUFError
+
 MAGIC = b"GGUF"
 
 _OLD = "get the model as GGUF; llama.cpp no longer reads this one"
@@ -28,8 +30,14 @@ _TEXTS: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
 )
 
 
-def explain_foreign(head: bytes) -> tuple[str, str]:
-    """What a file without the GGUF magic seems to be by its first 512 bytes, and what to do (or "")."""
+def foreign(head: bytes, what: str) -> MalformedGGUFError:
+    """The error for a file without the GGUF magic, by its first 512 bytes."""
+    found, hint = _explained(head)
+    return MalformedGGUFError(what, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)
+
+
+def _explained(head: bytes) -> tuple[str, str]:
+    """What it seems to be, and what to do (or "")."""
     if not head:
         return "the file is empty", "download it again"
     if not head.strip(b"\0"):

@@ -23,7 +23,8 @@ from tea_models.disk.atomic import replacing_document
 from tea_models.disk.regular import open_regular
 from tea_models.engine.archives import Archives
 from tea_models.errors import ChecksumMismatchError, LockError, MissingFileError, TeaModelsError, UsageError
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.lock.pins import make_lock
 from tea_models.lock.unbundle import LICENSES, LOCK, Bundle, BundledFile, record_of
 from tea_models.lockfile import Lock, LockedModel, format_lock, read_lock
@@ -31,7 +32,7 @@ from tea_models.progress import Progress
 from tea_models.registry.engines import Catalog
 from tea_models.store import Store
 
-_BROKEN = "the file in the store is broken: tea-models verify --repair"
+BROKEN = "the file in the store is broken: tea-models verify --repair"
 
 
 def bundle(
@@ -92,7 +93,7 @@ def located(store: Store, model: LockedModel) -> Iterator[BundledFile]:
         if path is None:
             for item in store.installed():
                 if item.state == "changed" and item.record.means(file):
-                    raise store.mismatch(item.record, _BROKEN)
+                    raise store.mismatch(item.record, BROKEN)
             what = f"{model.reference}: {file.filename}"
             raise MissingFileError(f"{what} is not in the store ({store.root})", hint="tea-models sync")
         yield BundledFile(record_of(model, file, path.stat().st_size), path, "bundled")
@@ -106,16 +107,12 @@ def _licenses(files: list[BundledFile]) -> str:
             f"  licence  {file.record.license or 'unknown'}",
             f"  source   {file.record.source}",
         ]
-        lines += [f"  {key}  {value}" for key, value in _license_metadata(file.path)]
+        with contextlib.suppress(TeaModelsError), FileSource(file.path) as source:
+            for key, value in read_header(source).metadata.items():
+                if key.startswith("general.license") and isinstance(value, str):
+                    lines.append(f"  {key}  {' '.join(value.split())}")
         lines.append("")
     return "\n".join(lines)
-
-
-def _license_metadata(path: Path) -> Iterator[tuple[str, str]]:
-    with contextlib.suppress(TeaModelsError), FileSource(path) as source:
-        for key, value in read_header(source).metadata.items():
-            if key.startswith("general.license") and isinstance(value, str):
-                yield key, " ".join(value.split())
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
@@ -146,4 +143,4 @@ def _add(archive: tarfile.TarFile, name: str, path: Path, expected: str, progres
     with open_regular(path) as reader:
         archive.addfile(_member(name, path.stat().st_size), Hashed())
     if digest.hexdigest() != expected:
-        raise ChecksumMismatchError(str(path), expected=expected, actual=digest.hexdigest(), hint=_BROKEN)
+        raise ChecksumMismatchError(str(path), expected=expected, actual=digest.hexdigest(), hint=BROKEN)

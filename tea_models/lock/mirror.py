@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +19,18 @@ from tea_models.errors import (
     ChecksumMismatchError,
     MissingFileError,
     SourceUnavailableError,
-    TeaModelsError,
     UsageError,
 )
-from tea_models.lock.bundle import located
+from tea_models.lock.bundle import BROKEN, located
 from tea_models.lock.unbundle import BundledFile
 from tea_models.lockfile import Lock, format_lock
 from tea_models.redact import redact
-from tea_models.refs import FileRef
+from tea_models.refs import FsspecRef
 from tea_models.settings import Settings
 from tea_models.sources import kind_of
 from tea_models.sources.http import client_for
 from tea_models.sources.mirror import OciRepository, oci_repository, open_registry, place_in
+from tea_models.sources.remote_fs import explained, open_filesystem
 from tea_models.store import Store
 
 LOCK = "models.lock"
@@ -71,11 +73,18 @@ def push(lock: Lock, target: str, caller: Caller) -> list[Pushed]:
         return _push_files(lock, files, target, caller)
 
 
-def _check(file: BundledFile) -> None:
-    found = sha256_file(file.path)
-    if found != file.record.sha256:
-        hint = "the file in the store is broken: tea-models verify --repair"
-        raise ChecksumMismatchError(file.record.filename, expected=file.record.sha256, actual=found, hint=hint)
+def _brought(file: BundledFile, target: str, caller: Caller, write: Callable[[Iterator[bytes]], None] | None) -> Pushed:
+    """Check and `write` a file that is not there yet (None: it is)."""
+    record = file.record
+    if write is None:
+        caller.progress.advance(record.size)
+    else:
+        found = sha256_file(file.path)
+        if found != record.sha256:
+            raise ChecksumMismatchError(record.filename, expected=record.sha256, actual=found, hint=BROKEN)
+        write(_read(file.path, caller))
+    shown = redact(target)
+    return Pushed(record.model, shown, record.sha256, record.size, "present" if write is None else "uploaded")
 
 
 def _read(path: Path, caller: Caller) -> Iterator[bytes]:
@@ -91,12 +100,9 @@ def read_mirrored_lock(target: str, caller: Caller) -> str:
     if repository is not None:
         return _lock_layer(repository, caller.settings).decode("utf-8", "replace")
     place = place_in(target, LOCK)
-    source = kind_of(place).open_remote(place, caller)
-    try:
+    with closing(kind_of(place).open_remote(place, caller)) as source:
         content: bytes = source.read(0, min(source.size or _MOST, _MOST))
         return content.decode("utf-8", "replace")
-    finally:
-        source.close()
 
 
 def _lock_layer(repository: OciRepository, settings: Settings) -> bytes:
@@ -130,19 +136,12 @@ def _ask(repository: OciRepository, what: str, settings: Settings) -> bytes:
 
 def _push_files(lock: Lock, files: list[BundledFile], target: str, caller: Caller) -> list[Pushed]:
     place = place_in(target, "")
-    there: _Folder | _Bucket = _Folder() if isinstance(place, FileRef) else _Bucket(str(place))
+    there: _Folder | _Bucket = _Bucket(place) if isinstance(place, FsspecRef) else _Folder()
     pushed = []
     for file in files:
-        name = f"blobs/sha256/{file.record.sha256}"
-        blob = place_in(target, name)
-        status: Literal["uploaded", "present"] = "present"
-        if there.size(blob) != file.record.size:
-            _check(file)
-            there.write(blob, _read(file.path, caller))
-            status = "uploaded"
-        else:
-            caller.progress.advance(file.record.size)
-        pushed.append(Pushed(file.record.model, redact(str(blob)), file.record.sha256, file.record.size, status))
+        blob = place_in(target, f"blobs/sha256/{file.record.sha256}")
+        present = there.size(blob) == file.record.size
+        pushed.append(_brought(file, str(blob), caller, None if present else partial(there.write, blob)))
     there.write(place_in(target, LOCK), iter([format_lock(lock).encode()]))
     return pushed
 
@@ -166,38 +165,21 @@ class _Folder:
 class _Bucket:
     """A filesystem that fsspec opens: an object is there whole or not at all."""
 
-    def __init__(self, target: str) -> None:
-        from fsspec.core import url_to_fs
-
-        self._target = redact(target)
-        try:
-            self._filesystem: Any = url_to_fs(target)[0]
-        except (ImportError, ValueError) as error:
-            raise SourceUnavailableError(f"{self._target}: no installed filesystem opens it", hint=str(error)) from None
+    def __init__(self, target: FsspecRef) -> None:
+        self._filesystem, _ = open_filesystem(target)
 
     def size(self, place: Any) -> int | None:
-        try:
+        with explained(place):
             self._filesystem.invalidate_cache()
             return self._filesystem.size(place.url) if self._filesystem.exists(place.url) else None
-        except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-            raise self._explained(error) from None
 
     def write(self, place: Any, blocks: Iterator[bytes]) -> None:
-        try:
+        with explained(place, "written"):
             if place.url.partition(":")[0].lower() not in _OBJECT_STORES:
                 self._filesystem.makedirs(place.url.rpartition("/")[0], exist_ok=True)
             with self._filesystem.open(place.url, "wb") as writer:
                 for block in blocks:
                     writer.write(block)
-        except Exception as error:  # noqa: BLE001 - each filesystem has exceptions of its own
-            raise self._explained(error) from None
-
-    def _explained(self, error: Exception) -> TeaModelsError:
-        if isinstance(error, TeaModelsError):
-            return error
-        if isinstance(error, PermissionError):
-            return AccessDeniedError(f"{self._target}: access denied", hint="check the credentials for it")
-        return SourceUnavailableError(f"{self._target}: can't be written ({type(error).__name__}: {error})")
 
 
 # An OCI registry ------------------------------------------------------------------------------------------------------
@@ -215,14 +197,8 @@ def _push_oci(
         annotations |= {"org.opencontainers.image.revision": record.revision} if record.revision else {}
         annotations |= {"org.opencontainers.image.licenses": record.license} if record.license else {}
         layers.append(layer | {"annotations": annotations})
-        status: Literal["uploaded", "present"] = "present"
-        if upload.has(layer):
-            caller.progress.advance(record.size)
-        else:
-            _check(file)
-            upload.blob(layer, _read(file.path, caller))
-            status = "uploaded"
-        pushed.append(Pushed(record.model, redact(target), record.sha256, record.size, status))
+        present = upload.has(layer)
+        pushed.append(_brought(file, target, caller, None if present else partial(upload.blob, layer)))
     text = format_lock(lock).encode()
     lock_layer = _layer(LOCK_TYPE, hashlib.sha256(text).hexdigest(), len(text)) | {"annotations": {_TITLE: LOCK}}
     config = _layer(_EMPTY_TYPE, hashlib.sha256(_EMPTY).hexdigest(), len(_EMPTY))

@@ -6,8 +6,8 @@ What a project asks for are the references in its `models.yaml` and in its workf
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,6 @@ from tea_models.settings import Settings
 from tea_models.sources import hub, open_source, resolve
 from tea_models.store import Store
 from tea_models.verbs.pull import measured, pull_artifacts
-
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def update_lock(
@@ -161,7 +159,7 @@ def _pin(text: str, caller: Caller, registry: Registry, *, strict: bool) -> Lock
 def _committed(source: Source, caller: Caller) -> Source:
     """A source on the Hub with the commit that its branch or tag is at now."""
     reference = source.parts[0]
-    if not isinstance(reference, HubRef) or len(source.parts) > 1 or _COMMIT.match(reference.revision or ""):
+    if not isinstance(reference, HubRef) or len(source.parts) > 1 or hub.COMMIT.match(reference.revision or ""):
         return source
     try:
         commit, _ = hub.metadata(reference, caller.settings)
@@ -185,11 +183,8 @@ def _template_of(artifact: Artifact, caller: Caller) -> str | None:
 
 def template_sha256(file: ModelFile, path: Path | None, caller: Caller) -> str | None:
     """SHA-256 of the chat template in a model's (first) file, read here or where it is; raises what reading it does."""
-    source = FileSource(path) if path is not None else open_source(file, caller)
-    try:
+    with closing(FileSource(path) if path is not None else open_source(file, caller)) as source:
         template = read_header(source).metadata.get("tokenizer.chat_template")
-    finally:
-        source.close()
     return sha256_text(template) if isinstance(template, str) else None
 
 

@@ -17,16 +17,18 @@ from typing import Any, BinaryIO, Final, Literal
 
 from tea_models.caller import Caller
 from tea_models.disk.atomic import replacing
+from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.regular import open_regular
 from tea_models.disk.space import check_space
 from tea_models.engine.archives import carried
 from tea_models.errors import ChecksumMismatchError, ConfigError, IntegrityError, MissingFileError, StoreError
 from tea_models.files import ModelFile
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.lockfile import Lock, LockedModel, parse_lock
 from tea_models.registry.engines import Catalog, Host
 from tea_models.sources.receiver import receive
-from tea_models.store import Record, Store, key_of, remove_partial, writing
+from tea_models.store import Record, Store, key_of
 
 LOCK: Final = "models.lock"
 LICENSES: Final = "LICENSES.txt"
@@ -224,8 +226,7 @@ class _Unpacking:
         return self._store.folder_for(model.files, folders) / file.filename
 
     def _add(self, record: Record, path: Path) -> Path:
-        status: Literal["repaired", "unpacked"] = "repaired" if record.sha256 in self._broken else "unpacked"
-        self._done.append(BundledFile(record, path, status))
+        self._done.append(BundledFile(record, path, "repaired" if record.sha256 in self._broken else "unpacked"))
         return path
 
     def _damaged(self, problem: str) -> IntegrityError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from typing import Any
 
@@ -13,7 +12,8 @@ _ROUNDS = 5
 
 def memory_bandwidth(threads: int, available: int) -> float | None:
     """Bytes a second that some threads read together, of an eighth of what is available; None if it can't be told."""
-    import ctypes  # slow to import
+    import ctypes  # slow to import, as is the next
+    from concurrent.futures import ThreadPoolExecutor
 
     try:
         search: Any = ctypes.CDLL(None).memchr
@@ -25,17 +25,14 @@ def memory_bandwidth(threads: int, available: int) -> float | None:
         return None
     data = bytearray(b"\x55") * (share * threads)  # written, so that it is there
     start = ctypes.addressof(ctypes.c_char.from_buffer(data))
-    rates: list[list[float]] = [[] for _ in range(threads)]
 
-    def read(index: int) -> None:
+    def read(index: int) -> float:
+        rates = []
         for _ in range(_ROUNDS):
             began = time.thread_time()  # what it computes: other programs change little in it
             search(start + index * share, 0, share)  # never found: it reads all; ctypes lets other threads run
-            rates[index].append(share / max(1e-9, time.thread_time() - began))
+            rates.append(share / max(1e-9, time.thread_time() - began))
+        return statistics.median(rates)
 
-    readers = [threading.Thread(target=read, args=(index,)) for index in range(threads)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    return sum(map(statistics.median, rates))
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(read, range(threads)))

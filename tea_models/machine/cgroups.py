@@ -23,15 +23,8 @@ class MemoryLimit(NamedTuple):
     source: str
 
 
-class Limits(NamedTuple):
-    """The tightest limits: of memory, and of processor time (in processors)."""
-
-    memory: MemoryLimit | None
-    cpu_quota: float | None
-
-
-def read_limits(root: Path) -> Limits:
-    """Read every limit that holds for this process; `root` is where `proc` and `sys` lie."""
+def read_limits(root: Path) -> tuple[MemoryLimit | None, float | None]:
+    """The tightest limits of memory and of processor time (in processors); `root` is where `proc` and `sys` lie."""
     memory: list[MemoryLimit] = []
     quotas: list[float] = []
     for version, controllers, mount, group in _groups(root):
@@ -45,7 +38,7 @@ def read_limits(root: Path) -> Limits:
             if "cpu" in controllers:
                 quotas.extend(_quota_v1(folder))
     memory.extend(_address_space(root))
-    return Limits(min(memory, key=lambda limit: limit.free, default=None), min(quotas, default=None))
+    return min(memory, key=lambda limit: limit.free, default=None), min(quotas, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[int, frozenset[str], Path, PurePosixPath]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tea_models.disk.space import check_space, taken_by
 from tea_models.errors import MalformedGGUFError, SizeMismatchError, SourceUnavailableError
-from tea_models.gguf.magic import MAGIC, explain_foreign
+from tea_models.gguf.magic import MAGIC, foreign
 from tea_models.net.answers import Answer, StaleError, Version
 from tea_models.net.client import Request, chunks, cut
 from tea_models.net.frontier import FrontierHasher
@@ -346,8 +346,9 @@ class Attempt:
                 actual = part.end + count - left
                 raise SizeMismatchError(request.shown, expected=part.end, actual=actual, hint=hint)
             piece, count = piece[:left], left
-        if part.position == 0 and request.size_by_header is not None and request.sha256 is None:
-            _check_magic(piece[:64], request.shown)
+        model = request.size_by_header is not None and request.sha256 is None
+        if model and part.position == 0 and not MAGIC.startswith(piece[:4]):
+            raise foreign(piece[:512], request.shown)
         if part.position + count > self._limit:
             hint = "the server does not say how big the file is, and sends more than its header allows"
             raise SizeMismatchError(request.shown, expected=self._limit, actual=part.position + count, hint=hint)
@@ -363,9 +364,3 @@ class Attempt:
             if self._board.complete:
                 self._changed.notify_all()
             return part.left > 0 and not self._over
-
-
-def _check_magic(start: bytes, shown: str) -> None:
-    if not MAGIC.startswith(start[:4]):
-        found, hint = explain_foreign(start)
-        raise MalformedGGUFError(shown, offset=0, problem=f"expected the magic 'GGUF', {found}", hint=hint)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from tea_models.errors import SourceUnavailableError, UsageError
@@ -35,7 +35,7 @@ _SECRET: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
-class Client:
+class Client(contextlib.AbstractContextManager["Client"]):
     """Sends requests; proxies and certificates come from the environment as usual, credentials from `environ`."""
 
     def __init__(
@@ -44,35 +44,22 @@ class Client:
         self._environ = environ or {}
         self._http = _http_client(connections, read_seconds)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._http.close()
 
-    def stream(self, url: str, headers: Mapping[str, str] | None = None, *, pinned: bool = False) -> httpx2.Response:
-        """Send a GET and follow redirects; the caller closes the response. `pinned`: a SHA-256 protects the bytes."""
-        return self._send("GET", url, headers or {}, pinned=pinned, leave=True)
-
     def ask(
-        self,
-        url: str,
-        headers: Mapping[str, str] | None = None,
-        *,
-        method: str = "GET",
-        most: int = 0,
-        policy: RetryPolicy = QUESTION,
+        self, url: str, headers: Mapping[str, str] | None = None, *, method: str = "GET", most: int = 0
     ) -> tuple[httpx2.Response, bytes]:
         """What a host states (a listing, a manifest): the answer and its body of at `most` so many bytes."""
         shown = redact(url)
-        retries = Retries(policy, shown)
+        retries = Retries(QUESTION, shown)
         while True:
             try:
                 # Redirects only on the same host: what another one says about hashes would not count.
-                with contextlib.closing(self._send(method, url, headers or {}, pinned=False, leave=False)) as response:
+                with contextlib.closing(self.send(method, url, headers or {}, leave=False)) as response:
                     if is_transient(response.status_code):
                         raise refusal(response, shown)
                     body = bytearray()
@@ -85,7 +72,13 @@ class Client:
                 retries.count(trouble)
                 time.sleep(retries.wait(trouble))
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str], *, pinned: bool, leave: bool) -> httpx2.Response:
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], *, pinned: bool = False, leave: bool = True
+    ) -> httpx2.Response:
+        """Send a request and follow redirects, to another host too if it may `leave`; the caller closes the response.
+
+        `pinned`: a SHA-256 protects the bytes.
+        """
         carried = {name.lower(): value for name, value in headers.items()}
         here, given = split_credentials(url)
         check_scheme(here, pinned=pinned, credentials=bool(given) or not _SECRET.isdisjoint(carried))
@@ -139,7 +132,7 @@ class Request:
             headers["range"] = f"bytes={start}-" + ("" if end is None else str(end - 1))
             if if_range:
                 headers["if-range"] = if_range
-        response = self.client.stream(self.url, headers, pinned=self.sha256 is not None)
+        response = self.client.send("GET", self.url, headers, pinned=self.sha256 is not None)
         try:
             return response, read_answer(response, self.shown, start=start, asked_range=ranged)
         except BaseException:
@@ -198,7 +191,7 @@ def _http_client(connections: int, read_seconds: float) -> httpx2.Client:
     logging.getLogger("httpx2").addFilter(redact_record)
     try:
         return httpx2.Client(
-            # Redirects are followed by `Client._send`, which decides about each of them.
+            # Redirects are followed by `Client.send`, which decides about each of them.
             follow_redirects=False,
             timeout=httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS, pool=None),
             limits=httpx2.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),

@@ -12,7 +12,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
 from tea_models.disk.atomic import write_atomically
 from tea_models.disk.hashing import sha256_text
@@ -21,7 +21,6 @@ from tea_models.disk.regular import open_own, read_own
 from tea_models.disk.space import free_bytes, taken_by
 from tea_models.net.ranges import ENDLESS, Ranges
 
-SCHEMA: Final = "tea.partial/1"
 _MAX_STATE: Final = 1 << 20
 _UNKNOWN_RESERVE: Final = 256 << 20  # left free by a file whose size nobody says
 
@@ -35,11 +34,7 @@ class State:
     last_modified: str
     ranges: tuple[tuple[int, int], ...]  # which bytes are there
     checked: tuple[int, str]  # how many bytes at the beginning were hashed, and their SHA-256
-
-
-def state_path(partial: Path) -> Path:
-    """The file beside a partial that remembers how far it is."""
-    return partial.with_name(f"{partial.name}.state")
+    schema: Literal["tea.partial/1"] = "tea.partial/1"
 
 
 def fingerprint(url: str) -> str:
@@ -52,6 +47,7 @@ class PartialFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.state_path = path.with_name(f"{path.name}.state")  # remembers how far it is
         self.descriptor = open_own(path)
         self._room = ENDLESS
 
@@ -82,8 +78,17 @@ class PartialFile:
 
     def load(self) -> State | None:
         """The state beside the partial, clipped to the bytes that are really there; None if it can't be used."""
-        state = _read_state(state_path(self.path))
-        if state is None:
+        kept = read_own(self.state_path, _MAX_STATE)
+        if not kept:
+            return None
+        from pydantic import TypeAdapter
+
+        try:
+            state = TypeAdapter(State).validate_json(kept, strict=True)
+        except ValueError:
+            return None
+        numbers = [state.checked[0], state.total or 0, *itertools.chain(*state.ranges)]
+        if not all(0 <= number < 1 << 60 for number in numbers):
             return None
         ranges = tuple(Ranges(state.ranges).clipped(self.size()))
         hashed = ranges and ranges[0][0] == 0 and ranges[0][1] >= state.checked[0]
@@ -91,11 +96,11 @@ class PartialFile:
 
     def save(self, state: State) -> None:
         with writing(self.path.parent):
-            write_atomically(state_path(self.path), json.dumps({"schema": SCHEMA} | asdict(state)), durable=False)
+            write_atomically(self.state_path, json.dumps(asdict(state)), durable=False)
 
     def forget(self) -> None:
         """Throw everything away and begin anew with an empty file."""
-        state_path(self.path).unlink(missing_ok=True)
+        self.state_path.unlink(missing_ok=True)
         self.truncate(0)
 
 
@@ -113,20 +118,3 @@ class Beginning:
 
     def close(self) -> None:
         """The partial stays open."""
-
-
-def _read_state(path: Path) -> State | None:
-    try:
-        data: Any = json.loads(read_own(path, _MAX_STATE) or b"")
-        ranges = tuple((start, end) for start, end in data["ranges"])
-        length, digest = data["checked"]
-        state = State(
-            **{name: data[name] for name in State.__slots__} | {"ranges": ranges, "checked": (length, digest)}
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    numbers = [*itertools.chain(*ranges), length, state.total or 0]
-    texts = [state.source, state.sha256 or "", state.etag, state.last_modified, digest]
-    sound = all(type(number) is int and 0 <= number < 1 << 60 for number in numbers)
-    sound = sound and all(isinstance(text, str) for text in texts) and all(start < end for start, end in ranges)
-    return state if sound and data.get("schema") == SCHEMA else None

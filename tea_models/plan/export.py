@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tea_models.engine.engine_settings import EngineSettings
 from tea_models.errors import MissingFileError, UsageError
 from tea_models.files import base_name
 from tea_models.plan.planner import plan_profile
@@ -32,10 +31,6 @@ class ExportInput:
     profile: ModelProfile
     path: str
     name: str
-
-    @property
-    def settings(self) -> EngineSettings:
-        return self.plan.settings
 
     @property
     def gpu_layers(self) -> int:
@@ -72,8 +67,6 @@ def plan_for_export(
 
 def export_plan(target: str, what: ExportInput) -> Export:
     """Write a plan for a server; a UsageError where a value can't be written in its format."""
-    if target not in TARGETS:
-        raise UsageError(f"--to {target!r}: expected one of {', '.join(TARGETS)}")
     for text in (what.path, what.name, *what.profile.chat.stop.value):
         if any(ord(character) < 0x20 and character not in "\n\t" for character in text):
             raise UsageError(f"{text!r}: control characters can't be written into settings")
@@ -88,7 +81,7 @@ def export_plan(target: str, what: ExportInput) -> Export:
 
 def _server_options(what: ExportInput) -> list[tuple[str, str, str]]:
     """Option, variable and value of each setting of `llama-server`; no value where the option is a switch."""
-    s = what.settings
+    s = what.plan.settings
     options = [
         ("--model", "MODEL", what.path),
         ("--alias", "ALIAS", what.name),
@@ -137,7 +130,7 @@ def _env(what: ExportInput) -> tuple[str, list[str]]:
 
 
 def _ollama(what: ExportInput) -> tuple[str, list[str]]:
-    s, path = what.settings, what.path
+    s, path = what.plan.settings, what.path
     left_out = ["swa_full"] if s.swa_full else []
     wanted = [f"OLLAMA_FLASH_ATTENTION={int(bool(s.flash_attn))}", "OLLAMA_NUM_PARALLEL=1"]
     if s.type_k == s.type_v and s.type_k in _KV_TYPES_OF_OLLAMA:
@@ -174,7 +167,7 @@ def _llama_swap(what: ExportInput) -> tuple[str, list[str]]:
 def _localai(what: ExportInput) -> tuple[str, list[str]]:
     import yaml
 
-    s = what.settings
+    s = what.plan.settings
     document: dict[str, Any] = {
         "name": what.name,
         "backend": "llama-cpp",
@@ -198,7 +191,7 @@ def _localai(what: ExportInput) -> tuple[str, list[str]]:
 
 
 def _lmstudio(what: ExportInput) -> tuple[str, list[str]]:
-    s = what.settings
+    s = what.plan.settings
     ratio: float | str = {0: "off", -1: "max"}.get(s.n_gpu_layers, "")
     ratio = ratio or round(min(1.0, s.n_gpu_layers / max(1, len(what.profile.weights.blocks))), 2)
     load = ["lms", "load", what.name, "--context-length", str(s.n_ctx), "--gpu", str(ratio), "--identifier", what.name]
@@ -213,7 +206,7 @@ def _lmstudio(what: ExportInput) -> tuple[str, list[str]]:
 
 def _python(what: ExportInput) -> tuple[str, list[str]]:
     arguments = {"model_path": what.path, **what.plan.llama_kwargs(), "verbose": False}
-    notes = {"type_k": f"  # {what.settings.type_k}", "type_v": f"  # {what.settings.type_v}"}
+    notes = {"type_k": f"  # {what.plan.settings.type_k}", "type_v": f"  # {what.plan.settings.type_v}"}
     lines = ["from llama_cpp import Llama", "", "llm = Llama("]
     lines += [f"    {name}={value!r},{notes.get(name, '')}" for name, value in arguments.items()]
     return "\n".join([*lines, ")"]) + "\n", []

@@ -78,14 +78,8 @@ class Inspection:
         document: dict[str, Any] = {
             "path": self.path,
             "size": self.size,
-            "gguf": {
-                "version": header.version,
-                "byte_order": header.byte_order,
-                "alignment": header.alignment,
-                "kv_count": len(header.metadata),
-                "tensor_count": len(self.tensors),
-                "header_size": header.header_size,
-            },
+            "gguf": {name: getattr(header, name) for name in ("version", "byte_order", "alignment", "header_size")}
+            | {"kv_count": len(header.metadata), "tensor_count": len(self.tensors)},
             **{name: getattr(profile, name).value for name in _FACTS},
             "architecture": profile.architecture.value or None,
             "tokenizer": values_of(profile.tokenizer),

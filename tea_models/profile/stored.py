@@ -16,7 +16,7 @@ from tea_models.errors import TeaModelsError
 from tea_models.profile.document import load_profile, to_json
 from tea_models.profile.facts import ModelProfile, ProfileFile
 from tea_models.profile.header_facts import resolve_profile
-from tea_models.registry.entries import builtin_text
+from tea_models.registry import packaged_text
 from tea_models.settings import Settings
 from tea_models.store import Store
 
@@ -69,4 +69,4 @@ def _registries(settings: Settings) -> str:
 @functools.cache
 def _release() -> bytes:
     """What this release corrects; read once, before a process gives up the right to read it."""
-    return (version("tea-models") + builtin_text()).encode()
+    return (version("tea-models") + packaged_text("registry.yaml")).encode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.version import Version
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from tea_models.errors import NotAvailableError
 from tea_models.registry import packaged_text
-from tea_models.yamlfile import load_yaml, nearest, read_yaml, validate
+from tea_models.yamlfile import load_yaml, nearest, validate
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Accelerator = Literal["cpu", "cuda", "vulkan", "metal"]
@@ -111,8 +110,6 @@ class Host:
         return None
 
 
-def load_catalog(path: Path | None = None) -> Catalog:
-    """Read the catalogue that comes with this distribution, or another file."""
-    builtin = "engines.yaml"
-    document = read_yaml(path) if path is not None else load_yaml(packaged_text(builtin), f"{builtin} (built-in)")
-    return validate(Catalog, document)
+def load_catalog() -> Catalog:
+    """Read the catalogue that comes with this distribution."""
+    return validate(Catalog, load_yaml(packaged_text("engines.yaml"), "engines.yaml (built-in)"))

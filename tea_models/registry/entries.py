@@ -133,14 +133,9 @@ class Registry:
         return None
 
 
-def builtin_text() -> str:
-    """The text of the registry that comes with this distribution."""
-    return packaged_text("registry.yaml")
-
-
 def _builtin_entries(kept: Path) -> list[Entry]:
     """The built-in registry, which the tests check, from its kept data: parsing YAML is slower than `list`."""
-    text = builtin_text()
+    text = packaged_text("registry.yaml")
     digest = hashlib.sha256(text.encode()).hexdigest()
     found = read_kept(kept)
     if not isinstance(found, dict) or found.get("sha256") != digest:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tea_models.errors import UsageError
-from tea_models.files import SHA256, is_plain_name
-from tea_models.refs import NameRef, parse_reference
+from tea_models.files import Source, is_plain_name
+from tea_models.refs import SHA256
 
 
 def _sha256(value: Any) -> Any:
@@ -23,17 +23,11 @@ def _sha256(value: Any) -> Any:
 Sha256 = Annotated[str, BeforeValidator(_sha256)]
 
 
-def _reference(text: str) -> str:
+def _place(text: str) -> str:
     try:
-        parse_reference(text)
+        Source.parse([text])
     except UsageError as error:
         raise ValueError(error.message) from None
-    return text
-
-
-def _place(text: str) -> str:
-    if isinstance(parse_reference(_reference(text)), NameRef):
-        raise ValueError(f"{text!r} is a name; expected hf:…, https:…, pypi:… or a path")  # noqa: TRY004
     return text
 
 
@@ -48,13 +42,12 @@ class Parts(Strict):
     parts: list[_Place] = Field(min_length=1)
 
 
-class PinnedFile(Strict):
-    """A file with its sources, as a registry and a lock write it."""
-
+class _FileModel(Strict):
     filename: str
     size: int | None = Field(default=None, gt=0, lt=1 << 50)
     sha256: Sha256 | None = None
     sources: list[_Place | Parts] = Field(min_length=1)
+    seen: list[str] = []  # where size and hash were read; for people who review the entry
 
     @field_validator("filename")
     @classmethod
@@ -62,10 +55,6 @@ class PinnedFile(Strict):
         if not is_plain_name(value):
             raise ValueError("expected a plain file name, without folders")
         return value
-
-
-class _FileModel(PinnedFile):
-    seen: list[str] = []  # where size and hash were read; for people who review the entry
 
 
 class _VariantModel(Strict):

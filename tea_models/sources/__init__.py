@@ -32,8 +32,6 @@ from tea_models.registry.entries import Registry
 from tea_models.sources.mirror import is_mirror, logged_in, mirrored
 from tea_models.sources.receiver import blocks, receive
 
-__all__ = ["Fetched", "fetch", "kind_of", "open_source", "resolve"]
-
 _MODULES: dict[type, str] = {
     HubRef: "hub",
     UrlRef: "http",
@@ -102,8 +100,6 @@ def _from_first(file: ModelFile, caller: Caller, bring: Callable[[Source], _Brou
         except (NotAvailableError, IntegrityError) as error:
             failures.append((source, error))
     errors = [error for _, error in failures]
-    if not errors:
-        raise SourceUnavailableError(f"{file.filename}: the registry names no source")
     if len(errors) == 1 or all(isinstance(error, OfflineError) for error in errors):
         raise errors[0]
     if wrong := [error for error in errors if isinstance(error, IntegrityError)]:

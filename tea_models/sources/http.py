@@ -9,9 +9,11 @@ from urllib.parse import urlsplit, urlunsplit
 from tea_models.caller import Caller
 from tea_models.errors import AccessDeniedError, NotAvailableError, OfflineError, UsageError
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, public, shard_names
-from tea_models.gguf import size_by_header
 from tea_models.gguf.bytes_source import ByteSource
-from tea_models.net import Client, HttpSource, Request, download
+from tea_models.gguf.header import size_by_header
+from tea_models.net.client import Client, Request
+from tea_models.net.download import download
+from tea_models.net.http_source import HttpSource
 from tea_models.net.retry import QUESTION
 from tea_models.refs import Reference, UrlRef
 from tea_models.settings import Settings

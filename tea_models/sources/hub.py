@@ -22,7 +22,7 @@ from tea_models.errors import AccessDeniedError, MissingFileError, SourceUnavail
 from tea_models.files import Artifact, Fetched, ModelFile, Source, base_name, shard_names
 from tea_models.gguf.bytes_source import ByteSource
 from tea_models.net.answers import byte_count, refusal
-from tea_models.refs import HubRef, quantization_of
+from tea_models.refs import SHA256, HubRef, quantization_of
 from tea_models.settings import DEFAULT_HF_ENDPOINT, Settings
 from tea_models.sizes import human_bytes
 from tea_models.sources.http import client_for, download_file, open_address, refuse_offline
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
 
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _MAX_LISTING = 64 << 20
 
 
@@ -103,7 +102,7 @@ def fetch(reference: HubRef, destination: Path, *, file: ModelFile, caller: Call
     """Download a file at its commit; through `huggingface_hub` only where its storage can't be read otherwise."""
     settings = caller.settings
     commit = reference.revision
-    if commit is None or not _COMMIT.match(commit):
+    if commit is None or not COMMIT.match(commit):
         commit, found = metadata(reference, settings)
         size = found.size if file.size is None else file.size
         file = replace(file, size=size, sha256=file.sha256 or found.sha256)
@@ -174,7 +173,7 @@ def listing(reference: HubRef, settings: Settings) -> tuple[str, dict[str, Model
 def _file(repo: str, path: str, commit: str, size: object, sha256: str) -> ModelFile:
     source = Source((HubRef(repo, path, revision=commit),), commit)
     known = size if isinstance(size, int) and size >= 0 else None
-    return ModelFile(base_name(path), known, sha256 if _SHA256.match(sha256) else None, (source,))
+    return ModelFile(base_name(path), known, sha256 if SHA256.match(sha256) else None, (source,))
 
 
 def _ask(reference: HubRef, url: str, settings: Settings, *, method: str) -> tuple[httpx2.Response, bytes]:

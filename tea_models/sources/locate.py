@@ -43,7 +43,7 @@ class Located:
         return open_source(self.artifact.files[index], self.caller)
 
 
-def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry | None = None) -> Located:
+def locate(text: str, caller: Caller, *, remote: bool = True) -> Located:
     """Find what a reference means.
 
     A path is taken as it is. Anything else means what the nearest `models.lock` says, else what the registry or the
@@ -57,13 +57,14 @@ def locate(text: str, caller: Caller, *, remote: bool = True, registry: Registry
     lock = caller.settings.lock_file if artifact is not None else None
     if artifact is None and isinstance(reference, NameRef):
         try:
-            entry, variant = (registry or Registry.load(caller.settings)).find(reference)
+            entry, variant = Registry.load(caller.settings).find(reference)
         except UnknownModelError:
             if reference.variant is None and Path(text).is_file():  # a file without a suffix
                 return _file(text, Path(text), caller)
             raise
         artifact = entry.artifact(variant, text)
-    artifact = artifact or _resolved(text, reference, caller, remote=remote)
+    here = caller.settings.offline or not remote or _is_fixed(reference)
+    artifact = artifact or resolved(text, caller, recorded_first=here)
     store = Store.of(caller.settings)
     paths = store.paths_of(artifact.files)
     if paths is not None:
@@ -100,17 +101,19 @@ def _read(path: Path | None) -> Lock | None:
     return read_lock(path)
 
 
-def _resolved(text: str, reference: Reference, caller: Caller, *, remote: bool) -> Artifact:
-    """What a reference to a host means: by what the store has of it where that is certain or all there is."""
-    recorded = recorded_artifact(text, caller.settings)
-    if recorded is not None and (caller.settings.offline or not remote or _is_fixed(reference)):
+def resolved(text: str, caller: Caller, registry: Registry | None = None, *, recorded_first: bool) -> Artifact:
+    """What a reference means, or meant when it was pulled: that first, or only where its host can't be asked."""
+    recorded = recorded_artifact(text, caller.settings) if recorded_first else None
+    if recorded is not None:
         return recorded
     try:
-        return resolve(text, caller)
-    except SourceUnavailableError:
+        return resolve(text, caller, registry)
+    except SourceUnavailableError as error:
+        recorded = recorded_artifact(text, caller.settings)
         if recorded is None:
             raise
-        return recorded  # the host can't be asked, but what it answered before is here
+        caller.note(f"{error.message}; taking what was pulled before")
+        return recorded
 
 
 def recorded_artifact(text: str, settings: Settings) -> Artifact | None:

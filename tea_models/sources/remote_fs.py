@@ -29,21 +29,21 @@ def resolve(reference: FsspecRef, caller: Caller) -> Artifact:
     name = base_name(urlsplit(reference.url).path or urlsplit(reference.url).netloc)
     if not name or name.endswith("/"):
         raise UsageError(f"{reference.url}: the address ends in no file name")
-    filesystem, path = _open_filesystem(reference)
+    filesystem, path = open_filesystem(reference)
     size = _size(reference, filesystem, path)
     return Artifact(str(reference), str(reference), None, (ModelFile(name, size, None, (Source((reference,)),)),))
 
 
 def fetch(reference: FsspecRef, destination: Path, *, file: ModelFile, caller: Caller) -> Fetched:
     """Copy the bytes, hashing them on the way. A pinned file is continued where an earlier attempt stopped."""
-    filesystem, path = _open_filesystem(reference)
+    filesystem, path = open_filesystem(reference)
     size = _size(reference, filesystem, path)
     if file.size is not None and size is not None and size != file.size:
         raise SizeMismatchError(file.filename, expected=file.size, actual=size)
     there = destination.stat().st_size if file.sha256 is not None and destination.is_file() else 0
 
     def chunks(start: int) -> Iterator[bytes]:
-        with _explained(reference), filesystem.open(path, "rb") as reader:
+        with explained(reference), filesystem.open(path, "rb") as reader:
             reader.seek(start)
             yield from blocks(reader)
 
@@ -65,13 +65,13 @@ class _FsspecSource:
     def __init__(self, reference: FsspecRef) -> None:
         self.name = public(reference)
         self._reference = reference
-        filesystem, path = _open_filesystem(reference)
+        filesystem, path = open_filesystem(reference)
         self.size = _size(reference, filesystem, path)
-        with _explained(reference):
+        with explained(reference):
             self._file: Any = filesystem.open(path, "rb")
 
     def read(self, offset: int, length: int) -> bytes:
-        with _explained(self._reference):
+        with explained(self._reference):
             self._file.seek(offset)
             return bytes(self._file.read(length))
 
@@ -79,10 +79,10 @@ class _FsspecSource:
         self._file.close()
 
 
-def _open_filesystem(reference: FsspecRef) -> tuple[Any, str]:
+def open_filesystem(reference: FsspecRef) -> tuple[Any, str]:
     import fsspec
 
-    with _explained(reference):
+    with explained(reference):
         try:
             filesystem, path = fsspec.core.url_to_fs(reference.url)
         except ImportError as error:
@@ -95,7 +95,7 @@ def _open_filesystem(reference: FsspecRef) -> tuple[Any, str]:
 
 
 def _size(reference: FsspecRef, filesystem: Any, path: str) -> int | None:
-    with _explained(reference):
+    with explained(reference):
         info = filesystem.info(path)
     if info.get("type") == "directory":
         raise MissingFileError(f"{reference}: not a file but a folder")
@@ -104,15 +104,17 @@ def _size(reference: FsspecRef, filesystem: Any, path: str) -> int | None:
 
 
 @contextmanager
-def _explained(reference: FsspecRef) -> Iterator[None]:
+def explained(reference: FsspecRef, done: str = "read") -> Iterator[None]:
     """Each filesystem has exceptions of its own."""
     try:
         yield
     except TeaModelsError:
         raise
-    except FileNotFoundError:
-        raise MissingFileError(f"{reference}: no such file") from None
+    except FileNotFoundError as error:
+        told = "no such file" if done == "read" else f"can't be {done}: {error}"
+        raise MissingFileError(f"{reference}: {told}") from None
     except PermissionError:
         raise AccessDeniedError(f"{reference}: access denied", hint="check the credentials for it") from None
     except Exception as error:  # noqa: BLE001
-        raise SourceUnavailableError(f"{reference}: can't be read ({type(error).__name__})") from None
+        told = type(error).__name__ + ("" if done == "read" else f": {error}")
+        raise SourceUnavailableError(f"{reference}: can't be {done} ({told})") from None

@@ -14,8 +14,6 @@ A file gets its final name by a hard link of the checked partial, which fails if
 overwritten, also when several processes work without locks.
 """
 
-from tea_models.disk.operations import remove_partial as remove_partial
-from tea_models.disk.operations import writing as writing
 from tea_models.store.names import check_name, key_of
 from tea_models.store.record import HIDDEN, Installed, Record, stamp_of
 from tea_models.store.store import NameTakenError, Store

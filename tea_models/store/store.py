@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -232,8 +232,8 @@ class Store:
         return target
 
     def write_stamped(self, record: Record, path: Path) -> Record:
-        values = asdict(record) | {"file": path.relative_to(self.root).as_posix()}
-        stamped = Record(**values).stamped(stamp_of(path.stat()))
+        named = replace(record, file=path.relative_to(self.root).as_posix())
+        stamped = named.stamped(stamp_of(path.stat()))
         self.write_record(stamped)
         return stamped
 

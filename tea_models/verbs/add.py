@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -24,14 +24,6 @@ _KINDS = {"chat", "text", "embedding", "reranker", "projector", "adapter"}
 _NEW_FILE = f"schema: {SCHEMA}\nmodels: {{}}\n"
 
 
-class AddedEntry(NamedTuple):
-    """The one variant of an entry that was written, its text as it stands in the file, and what it pins."""
-
-    variant: str
-    text: str
-    files: tuple[ModelFile, ...]
-
-
 def add_entry(
     name: str,
     reference: str,
@@ -40,8 +32,11 @@ def add_entry(
     caller: Caller,
     replace_existing: bool = False,
     license_: str | None = None,
-) -> AddedEntry:
-    """Pin what a reference means now under a name of a registry file; a model whose hash nobody states is pulled."""
+) -> tuple[str, str, tuple[ModelFile, ...]]:
+    """Pin what a reference means now under a name of a registry file; a model whose hash nobody states is pulled.
+
+    Gives the one variant of the entry, its text as it stands in the file, and what it pins.
+    """
     if not NAME.match(name):
         raise UsageError(f"{name!r} can't be a name: expected lower-case letters, digits, '.', '_' and '-'")
     before = _read(file)
@@ -63,7 +58,7 @@ def add_entry(
     }:
         raise ConfigError("the entry can't be put in without changing others", file=str(file), hint="add it by hand")
     write_document(file, after)
-    return AddedEntry(variant, text, artifact.files)
+    return variant, text, artifact.files
 
 
 def _document(artifact: Artifact, file: Path, settings: Settings, license_: str | None) -> tuple[str, dict[str, Any]]:

@@ -22,13 +22,15 @@ from tea_models.errors import (
     UsageError,
 )
 from tea_models.files import ModelFile, shard_names
-from tea_models.gguf import FileSource, read_header
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
 from tea_models.gguf.quantization import file_type_name
 from tea_models.profile.stored import write_profile
 from tea_models.progress import Progress
 from tea_models.refs import NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
+from tea_models.sources.local import shards
 from tea_models.store import Record, Store, stamp_of
 from tea_models.store.other_tools import Found, find_all, find_by_sha256, named_by
 from tea_models.verbs.pull import PullResult
@@ -75,12 +77,12 @@ def adopt(names: Sequence[str], caller: Caller) -> list[PullResult]:
     broken: list[IntegrityError] = []
     for name in names:
         try:
-            shards = _take(name, _chosen(name, caller.settings, registry), caller, registry)
+            taken = _take(name, _chosen(name, caller.settings, registry), caller, registry)
         except IntegrityError as error:
             broken.append(error)
             continue
-        write_profile(shards[0].path, caller)
-        results += shards
+        write_profile(taken[0].path, caller)
+        results += taken
     if broken:
         for text in [f"{result.name}: {result.status}" for result in results] + [e.message for e in broken[1:]]:
             caller.note(text)
@@ -143,7 +145,7 @@ def _chosen(name: str, settings: Settings, registry: Registry) -> list[Found]:
     """The files that a name means; those of the registry have its hash."""
     path = Path(name.removeprefix("file:"))
     if path.is_file():
-        return [_beside(path, shard) for shard in shard_names(path.name)]
+        return [_plain(shard) for shard in shards(path)]
     if path.exists() and "/" in name:
         raise MissingFileError(f"{name} is {'a folder' if path.is_dir() else 'no plain file'}")
     every = find_all(settings.environ)
@@ -161,12 +163,9 @@ def _chosen(name: str, settings: Settings, registry: Registry) -> list[Found]:
     raise MissingFileError(f"no other tool on this machine has {name!r}", hint="`tea-models adopt` shows what there is")
 
 
-def _beside(path: Path, shard: str) -> Found:
-    part = path.with_name(shard)
-    if not part.is_file():
-        raise MissingFileError(f"{part}: this shard of {path.name} is missing")
-    real = part.resolve()
-    return Found("folder", f"file:{part.absolute()}", part.name, real, real.stat().st_size, None)
+def _plain(path: Path) -> Found:
+    real = path.resolve()
+    return Found("folder", f"file:{path.absolute()}", path.name, real, real.stat().st_size, None)
 
 
 def _pinned(name: str, file: ModelFile, every: list[Found], settings: Settings) -> Found:
@@ -179,20 +178,20 @@ def _pinned(name: str, file: ModelFile, every: list[Found], settings: Settings) 
         hint = f"tea-models pull {name}"
         raise MissingFileError(f"{name}: no other tool on this machine has {file.filename}", hint=hint)
     real = match[0].resolve()
-    owner = next((found for found in every if found.path == real), None) or _beside(real, real.name)
+    owner = next((found for found in every if found.path == real), None) or _plain(real)
     return replace(owner, filename=file.filename, sha256=sha256)
 
 
 def _all_shards(found: Found, every: list[Found]) -> list[Found]:
     """All files of the model that a file is a part of, in order."""
     by_name = {other.name: other for other in every if other.tool == found.tool}
-    shards = []
+    files = []
     for part in shard_names(found.filename):
         name = found.name.replace(found.filename, part)
         if name not in by_name:
             raise MissingFileError(f"{found.tool} has no {part}, which {found.filename} needs", hint="pull the model")
-        shards.append(by_name[name])
-    return shards
+        files.append(by_name[name])
+    return files
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

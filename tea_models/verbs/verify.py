@@ -14,8 +14,9 @@ from tea_models.engine.dry_load import DryLoader
 from tea_models.engine.gate import why_no_answer
 from tea_models.errors import MalformedGGUFError, MissingFileError, UsageError
 from tea_models.files import Artifact, ModelFile, base_name, public, shard_names
-from tea_models.gguf import FileSource, check_loadable, read_header
-from tea_models.gguf.loadable import is_loaded
+from tea_models.gguf.bytes_source import FileSource
+from tea_models.gguf.header import read_header
+from tea_models.gguf.loadable import check_loadable, is_loaded
 from tea_models.refs import FileRef, NameRef, parse_reference
 from tea_models.registry.entries import Registry
 from tea_models.sources import resolve

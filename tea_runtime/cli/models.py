@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tea_models.cli.frame import App
+from tea_models.cli.frame import App, together
 from tea_models.errors import MissingFileError, OfflineError, TeaModelsError
 from tea_models.sizes import human_bytes
 from tea_runtime.cli.screen import environment, logged, only_json
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from tea_runtime.backend import LlmBackend
     from tea_runtime.llm_settings import LlmSettings
 
-_MODEL_OPTIONS = (
-    click.option("--pull", "auto_pull", is_flag=True, help="Download the model if it is not here yet."),
-    click.option("--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU; -1 is all.  [default: plan]"),
-    click.option("--n-threads", type=click.IntRange(min=1), help="CPU threads.  [default: plan]"),
+#: The options that decide how a model is loaded.
+model_options = together(
     click.option("--n-ctx", metavar="N|max", help="Tokens of context.  [default: plan]"),
+    click.option("--n-threads", type=click.IntRange(min=1), help="CPU threads.  [default: plan]"),
+    click.option("--n-gpu-layers", type=click.IntRange(min=-1), help="Layers on the GPU; -1 is all.  [default: plan]"),
+    click.option("--pull", "auto_pull", is_flag=True, help="Download the model if it is not here yet."),
 )
-
-
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that decide how a model is loaded."""
-    for option in _MODEL_OPTIONS:
-        function = option(function)
-    return function
 
 
 def opener(

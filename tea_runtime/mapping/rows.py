@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, Self
 
@@ -232,12 +232,9 @@ def _parquet(path: Path) -> Iterator[Row]:
     except ImportError:
         raise MissingExtraError("reading Parquet", package="pyarrow", extra="ray") from None
     try:
-        index = 0
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for values in batch.to_pylist():
-                    yield Row(index, values)
-                    index += 1
+            every = (values for batch in file.iter_batches(batch_size=256) for values in batch.to_pylist())
+            yield from starmap(Row, enumerate(every))
     except (ArrowException, OSError) as error:
         raise UsageError(f"{path}: not a Parquet file: {error}") from None
 

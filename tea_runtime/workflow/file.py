@@ -214,11 +214,10 @@ def _parse_llm(block: Any, document: Document, names: Mapping[str, Any]) -> LlmS
     if isinstance(block, dict):
         filled = {}
         for key, value in block.items():
-            try:
+            if names or not templating.is_template(value):
                 # Before a run there are no names: what is a template is looked at when there are.
-                filled[key] = templating.render(value, names) if names or not templating.is_template(value) else None
-            except UsageError as error:
-                raise document.error(error.message, ("settings", "llm", key)) from None
+                place = ("settings", "llm", key)
+                filled[key] = document.parsed(place, lambda text: templating.render(text, names), value)
         block = filled
     return LlmSettings.parse(block, document=document)
 
@@ -251,10 +250,7 @@ def _node(spec: NodeSpec, index: int, document: Document) -> Node:
 def _check_templates(document: Document, node: Node) -> None:
     for key, values in ((node.params_key, node.params), (node.outputs_key, node.outputs)):
         for name, value in values.items():
-            try:
-                templating.check(value)
-            except UsageError as error:
-                raise document.error(error.message, node.path(key, name)) from None
+            document.parsed(node.path(key, name), templating.check, value)
 
 
 def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -> dict[str, list[Route]]:
@@ -280,10 +276,7 @@ def _routes(spec: WorkflowSpec, nodes: Mapping[str, Node], document: Document) -
         for way in ways:
             place = way.path if way.path[-1] == "goto" else (*way.path, "to")
             _check_target(way.target, [*names, END], document, place)
-            try:
-                templating.check_condition(way.condition)
-            except UsageError as error:
-                raise document.error(error.message, way.path, hint=error.hint) from None
+            document.parsed(way.path, templating.check_condition, way.condition)
         ways.sort(key=lambda way: way.condition is True)  # the way that is always open is what is left
         if [way.condition for way in ways[-2:]] == [True, True]:
             problem = "a second edge without a condition leaves the same node"

@@ -132,7 +132,7 @@ class LoadedWorkflow(AbstractContextManager["LoadedWorkflow"]):
             if hasattr(registry.get(node.action), LLM_ACTION) and not any(map(templating.is_template, asked.values())):
                 with suppress(TeaModelsError):  # the node says what is wrong when it runs
                     blocks.append((node.name, actions.settings_for(asked)[0]))
-        self._pool.share_memory([(name, block) for name, block in blocks if block.backend != "api"])
+        self._pool.nodes = [(name, block) for name, block in blocks if block.backend != "api"]
 
     def run(
         self,
