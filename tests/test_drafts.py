@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from tea_runtime.engine import drafts
-from tea_runtime.engine.drafts import Drafter
+from tea_runtime.engine.drafts import Drafter, StepCost
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
@@ -58,20 +58,33 @@ def guess(drafter: Drafter, most: int, tokens: list[int], **more: Any) -> list[i
 
 def test_what_followed_the_last_tokens_before_is_guessed() -> None:
     text = list(range(20))
-    assert guess(Drafter(), 3, [*text, 90, *text[:8]]) == [8, 9, 10]
-    assert guess(Drafter(), 3, [*text, 90, *text[:8]], possible=2) == [8, 9]
-    assert guess(Drafter(), 0, [*text, 90, *text[:8]]) == []
-    assert guess(Drafter(), 8, [*text, 90, 91, 92]) == []
+    assert guess(Drafter(StepCost()), 3, [*text, 90, *text[:8]]) == [8, 9, 10]
+    assert guess(Drafter(StepCost()), 3, [*text, 90, *text[:8]], possible=2) == [8, 9]
+    assert guess(Drafter(StepCost()), 0, [*text, 90, *text[:8]]) == []
+    assert guess(Drafter(StepCost()), 8, [*text, 90, 91, 92]) == []
 
 
 def test_what_is_forced_is_guessed_where_it_is_long_enough() -> None:
-    assert guess(Drafter(), 99, [1, 2], forced=[5, 6, 7]) == [5, 6, 7]
-    assert guess(Drafter(), 99, [1, 2], forced=[5, 6]) == []
-    assert guess(Drafter(), 2, [1, 2], forced=[5, 6, 7]) == []
+    assert guess(Drafter(StepCost()), 99, [1, 2], forced=[5, 6, 7]) == [5, 6, 7]
+    assert guess(Drafter(StepCost()), 99, [1, 2], forced=[5, 6]) == []
+    assert guess(Drafter(StepCost()), 2, [1, 2], forced=[5, 6, 7]) == []
+
+
+def test_guesses_are_as_long_as_their_measured_cost_allows() -> None:
+    cheap, dear = StepCost(), StepCost()
+    for _ in range(60):
+        for cost, seconds in ((cheap, 1.5), (dear, 10.0)):
+            cost.measured(0, 1.0)
+            cost.measured(10, seconds)
+    assert cheap.share == pytest.approx(0.05, abs=0.01)
+    assert dear.share == pytest.approx(0.9, abs=0.01)
+    forced = list(range(40, 60))
+    assert len(guess(Drafter(cheap), 99, [1, 2], forced=forced)) == 15
+    assert guess(Drafter(dear), 99, [1, 2], forced=forced) == []
 
 
 def test_after_a_wrong_guess_what_is_forced_is_only_watched_until_it_comes_as_expected() -> None:
-    drafter, forced = Drafter(), [5, 6, 7]
+    drafter, forced = Drafter(StepCost()), [5, 6, 7]
     drafter.judge(len(guess(drafter, 99, [1], forced=forced)), 1)
     assert guess(drafter, 99, [1, 5], forced=[60, 61, 62]) == []
     assert guess(drafter, 99, [1, 5, 60], forced=[61, 62, 63]) == []
@@ -81,7 +94,7 @@ def test_after_a_wrong_guess_what_is_forced_is_only_watched_until_it_comes_as_ex
 
 def test_right_guesses_get_longer_and_wrong_ones_stop() -> None:
     text = [*range(20), 90, *range(8)]
-    good, bad = Drafter(), Drafter()
+    good, bad = Drafter(StepCost()), Drafter(StepCost())
     lengths = []
     for _ in range(6):
         lengths.append(len(guess(good, 99, text)))
@@ -95,7 +108,7 @@ def test_right_guesses_get_longer_and_wrong_ones_stop() -> None:
 @pytest.mark.parametrize("forced", [(), (70, 71, 72, 73)])
 def test_guesses_that_are_never_right_cost_a_bounded_share_of_the_steps(forced: Sequence[int]) -> None:
     rng = random.Random(0)
-    drafter, tokens, guessed = Drafter(), list(range(30)), 0
+    drafter, tokens, guessed = Drafter(StepCost()), list(range(30)), 0
     for _ in range(2000):  # always the same few tokens, so that there always is something to guess
         tokens.append(rng.randrange(2))
         drafted = guess(drafter, 99, tokens, forced=forced)
@@ -153,9 +166,9 @@ PERSON = {
 LISTED = "Anna Keller found it good. As JSON with family_name, quality_of_service, married_for_the_second_time:\n"
 
 
-def asked(temperature: float) -> LlmCallParams:
+def asked(temperature: float, seed: int | None = None) -> LlmCallParams:
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    return LlmCallParams(LISTED, 80, temperature, seed=3, response_format=wanted)
+    return LlmCallParams(LISTED, 80, temperature, seed=seed, response_format=wanted)
 
 
 @pytest.mark.real
@@ -177,13 +190,15 @@ def test_keys_of_a_schema_cost_no_steps_of_their_own_and_the_answer_is_the_same(
 
 
 @pytest.mark.real
-def test_a_seed_repeats_an_answer_whose_keys_were_guessed(real_model: Path) -> None:
+def test_random_answers_are_guessed_and_those_that_a_seed_repeats_are_not(real_model: Path) -> None:
     with LocalLlmBackend(real_model) as backend:
-        first, again = (backend.call(asked(0.7)) for _ in range(2))
-    assert first.content == again.content
-    assert [*json.loads(first.content)] == PERSON["required"]
-    assert first.timings is not None
-    assert first.timings["draft_n_accepted"] > 8
+        guessed, seeded = backend.call(asked(0.7)), backend.call(asked(0.7, seed=3))
+    for result in (guessed, seeded):
+        assert [*json.loads(result.content)] == PERSON["required"]
+    assert guessed.timings is not None
+    assert guessed.timings["draft_n"] > 0
+    assert seeded.timings is not None
+    assert "draft_n" not in seeded.timings
 
 
 @pytest.mark.real

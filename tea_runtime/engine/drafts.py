@@ -20,14 +20,31 @@ _SHORTEST = 3
 _SAME = 6
 #: Steps that a request may lose at first.
 FIRST_CREDIT = 2.0
-# Steps: what a token of a guess costs, and what may be lost for each token that is chosen.
-_COST, _ALLOWED = 0.5, 0.02
+# Steps that may be lost for each token that is chosen.
+_ALLOWED = 0.02
+
+
+class StepCost:
+    """What a token of a guess costs, as a share of a step of one token: measured, for processors differ."""
+
+    def __init__(self) -> None:
+        self.share = 0.5
+        self._alone = 0.0
+
+    def measured(self, drafted: int, seconds: float) -> None:
+        """Take note of a step with one token of an answer and `drafted` further ones."""
+        if drafted and self._alone:
+            share = (seconds / self._alone - 1) / drafted
+            self.share += 0.1 * (min(max(share, 0.05), 1.0) - self.share)
+        elif not drafted:
+            self._alone += (0.1 if self._alone else 1.0) * (seconds - self._alone)
 
 
 class Drafter:
     """The guesses of one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
         self._places: dict[tuple[int, ...], int] = {}  # some tokens → where what followed them begins
         self._read = _SAME
         self._credit = FIRST_CREDIT
@@ -47,7 +64,7 @@ class Drafter:
             self._places[tuple(tokens[end - _SAME : end])] = end
         self._read = max(self._read, len(tokens))
         self._credit += _ALLOWED
-        most = min(most, LONGEST, int(self._credit / _COST))
+        most = min(most, LONGEST, int(self._credit / self._cost.share))
         if self.paused or most <= 0:
             self.paused = False
             return []
@@ -55,7 +72,7 @@ class Drafter:
         waiting = len(said) < len(self._expected)
         if self._expected and not waiting:
             self._trusted, self._expected = said == self._expected, []
-        forced = [] if waiting else generation.forced()
+        forced = generation.forced() if not waiting and most >= _SHORTEST else []
         self._forced = self._trusted and min(len(forced), most) >= _SHORTEST
         if self._forced:
             return forced[:most]
@@ -67,4 +84,4 @@ class Drafter:
     def judge(self, drafted: int, right: int) -> None:
         """Take note of how many tokens of a guess were right."""
         self._trusted = self._trusted and (right == drafted or not self._forced)
-        self._credit = min(self._credit + right - drafted * _COST, _COST * LONGEST)
+        self._credit = min(self._credit + right - drafted * self._cost.share, LONGEST / 2)

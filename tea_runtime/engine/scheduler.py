@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tea_runtime.engine.drafts import CLOSE, Drafter
+from tea_runtime.engine.drafts import CLOSE, Drafter, StepCost
 from tea_runtime.engine.growing_context import SHORTEST_PREFIX, GrowingContext, ModelSpec
 from tea_runtime.engine.sequences import HeldSequence, SequencePool, common_prefix
 from tea_runtime.engine.thread import EngineThread, Request
@@ -41,7 +41,7 @@ class TextRequest(Request["Generation"]):
         self.held: HeldSequence | None = None
         #: Tokens that are not in memory yet.
         self.pending: list[int] = []
-        self.drafter = Drafter() if generation.greedy or generation.bound else None
+        self.drafter: Drafter | None = None
         #: What the step guesses to follow the pending token.
         self.drafted: list[int] = []
 
@@ -69,6 +69,7 @@ class Scheduler:
         self.waiting: deque[TextRequest] = deque()
         self.running: list[TextRequest] = []
         self._cells = 0  # as of the last step
+        self._cost = StepCost()
 
     @property
     def size(self) -> int:
@@ -98,8 +99,10 @@ class Scheduler:
         """Take a request in; it is let into the batch as soon as there is room."""
         if request.generation.finish_reason is not None:
             self._finish(request)
-        else:
-            self.waiting.append(request)
+            return
+        if request.generation.guessable and not self._weights.recurrent and not self._weights.n_swa:
+            request.drafter = Drafter(self._cost)
+        self.waiting.append(request)
 
     def step(self) -> None:
         """Let requests in and out, and evaluate one batch."""
@@ -114,18 +117,9 @@ class Scheduler:
             return
         outputs = self._compose(context)
         members = [request for request, _, _ in outputs]
-        self._engine.set_step(members)
-        try:
-            context.evaluate()
-        except AbortedError:  # all of them have gone
-            for request in members:
-                self._lose(request)
+        drafted, started = len(members[0].drafted), time.perf_counter()
+        if not self._evaluate(context, members):
             return
-        except NoRoomError as error:
-            self._make_room_by_force(error)
-            return
-        finally:
-            self._engine.set_step()
         for request, count, index in outputs:
             request.generation.alone &= len(members) == 1
             assert request.held is not None
@@ -135,9 +129,27 @@ class Scheduler:
                 self._check_draft(context, request, index or 0)
             elif index is not None:
                 self._choose(context, request, index)
+        if [count for _, count, _ in outputs] == [1]:
+            self._cost.measured(drafted, time.perf_counter() - started)
         self._cells = self._pool.cells
         if self._recorder is not None:
             self._recorder.used(context)
+
+    def _evaluate(self, context: Context, members: list[TextRequest]) -> bool:
+        """Evaluate the batch of some requests; False if nothing came of it."""
+        self._engine.set_step(members)
+        try:
+            context.evaluate()
+        except AbortedError:  # all of them have gone
+            for request in members:
+                self._lose(request)
+            return False
+        except NoRoomError as error:
+            self._make_room_by_force(error)
+            return False
+        finally:
+            self._engine.set_step()
+        return True
 
     def _compose(self, context: Context) -> list[tuple[TextRequest, int, int | None]]:
         """Fill the batch: for each request how many of its tokens are in, and where its logits will be."""
@@ -174,9 +186,9 @@ class Scheduler:
         return context.batch.add(held.id, tokens, len(held.tokens), output=whole, every=drafted)
 
     def _draft(self, context: Context, request: TextRequest) -> list[int]:
-        """What probably follows the pending token of a request that is alone, where wrong guesses can be cut off."""
+        """What probably follows the pending token of a request that is alone."""
         drafter, generation = request.drafter, request.generation
-        if drafter is None or self._weights.recurrent or self._weights.n_swa:
+        if drafter is None:
             return []
         remaining = generation.remaining
         # A context has room for the logits of as many tokens as it has sequences.

@@ -117,9 +117,9 @@ class Generation:
         return self._sampler.greedy
 
     @property
-    def bound(self) -> bool:
-        """Whether a grammar binds the answer."""
-        return self._sampler.grammar is not None
+    def guessable(self) -> bool:
+        """Whether tokens may be guessed; not where a seed asks for the same answer: that takes the same steps."""
+        return self.greedy or (self._sampler.grammar is not None and self.params.temperature > 0 and self.params.random)
 
     def forced(self) -> list[int]:
         """Tokens that the grammar leaves no choice about, probably: a text can be cut into tokens in several ways."""

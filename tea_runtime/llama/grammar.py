@@ -29,6 +29,8 @@ _SIZE = 4 * 1024 * 1024
 _BELOW = (0.0, 2.0, 5.0, 9.0, 14.0, 20.0, math.inf)
 # Tokens that are looked at first.
 _SOME = 8
+# Characters of a grammar that is too large to look ahead.
+_LARGE = 8192
 # Characters of text that are looked ahead.
 _LOOK_AHEAD = 48
 
@@ -62,8 +64,9 @@ class Candidates:
 class Grammar:
     """The grammar of one request, and how far its text has come."""
 
-    def __init__(self, sampler: Any) -> None:
+    def __init__(self, sampler: Any, *, large: bool = False) -> None:
         self._engine = llama()
+        self._large = large  # llama.cpp copies it slowly
         #: llama.cpp's sampler.
         self.sampler = sampler
         self._free = weakref.finalize(self, self._engine.llama_sampler_free, sampler)
@@ -85,13 +88,17 @@ class Grammar:
 
     def most_likely(self, logits: Any) -> int:
         """The token with the largest logit of those that may come next, the first of several."""
-        largest = logits.max()
+        largest, asked = logits.max(), math.inf
         for below in _BELOW:  # asking for some tokens is much cheaper than for a whole vocabulary
-            tokens = (logits >= largest - below).nonzero()[0]
+            tokens = ((logits >= largest - below) & (logits < asked)).nonzero()[0]
             tokens = tokens[self.allowed(tokens)]
             if len(tokens):
                 return int(tokens[logits[tokens].argmax()])
-        raise GenerationError("the grammar allows no token at this point", hint="check the grammar or the schema")
+            asked = largest - below
+        raise self.dead_end()
+
+    def dead_end(self) -> GenerationError:
+        return GenerationError("the grammar allows no token at this point", hint="check the grammar or the schema")
 
     def forced(self, characters: Mapping[int, str], before: str) -> str:
         """The text that comes next, as far as there is one way to go on: keys, brackets, quotes.
@@ -102,7 +109,7 @@ class Grammar:
             characters: Tokens of one character each, and what they stand for; "" for the end of the answer.
             before: The text up to here; the last character is enough.
         """
-        if self.allowed(list(characters)[:_SOME]).sum() > _SOME / 2:  # within a text
+        if self._large or self.allowed(list(characters)[:_SOME]).sum() > _SOME / 2:  # within a text
             return ""
         token, text = self._only(characters, before), ""
         if token is None:
@@ -125,8 +132,8 @@ class Grammar:
 
     def obeyed(self, tokens: Sequence[int]) -> int:
         """How many of some tokens may come next, one after the other."""
-        if not tokens:
-            return 0
+        if self._large or not tokens:
+            return len(tokens)
         with self._copied() as ahead:
             for count, token in enumerate(tokens):
                 if not ahead.allowed([token])[0]:
@@ -158,7 +165,7 @@ def parse_grammar(weights: Weights, text: str) -> Grammar:
         parsed = re.sub(r" at\s*$", " at its end", found[1]) if found else ""
         reason = parsed or explanation(lines) or "llama.cpp can't read it"
         raise UsageError(f"grammar: {reason}", hint="a GBNF grammar begins with: root ::= …")
-    return Grammar(sampler)
+    return Grammar(sampler, large=len(text) > _LARGE)
 
 
 def _with_stderr(work: Callable[[], Any]) -> tuple[Any, str]:

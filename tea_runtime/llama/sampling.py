@@ -40,7 +40,7 @@ class Sampler:
         # down. Penalties may change any logit.
         least = 0.0 if _penalises(params) else _min_p(params)
         self._near = -math.log(least) if least else math.inf
-        self._far = max(self._near, 12.0)
+        self._far = max(self._near, 12.0 if params.top_k is None or params.top_k > 0 else 20.0)
         for token in prompt[-LAST_N:]:  # for the penalties, as llama.cpp's own programs do it
             engine.llama_sampler_accept(chain, token)
 
@@ -70,12 +70,14 @@ class Sampler:
         token = self._by_chain(logits, (logits >= logits.max() - self._far).nonzero()[0])
         if grammar.allowed([token])[0]:
             return token
-        best = grammar.most_likely(logits)
-        for below in (self._near, self._far):
+        best = grammar.most_likely(logits) if self._far < math.inf else logits.argmin()
+        for below in dict.fromkeys((self._near, self._far)):
             tokens = (logits >= logits[best] - below).nonzero()[0]
             tokens = tokens[grammar.allowed(tokens)]
             if len(tokens) == 1:
-                return best
+                return int(tokens[0])
+        if not len(tokens):
+            raise grammar.dead_end()
         return self._by_chain(logits, tokens)
 
     def _by_chain(self, logits: Any, tokens: Any) -> int:
