@@ -147,8 +147,8 @@ def bare_loop(backend: LocalLlmBackend, count: int, tokens: int, flash: Any, uni
         batch.n_tokens, index = index, 0
         assert engine.llama_decode(context, batch) == 0
 
-    for sequence in range(count):
-        prompt = vocabulary.prompt(f"{sequence} {PROMPT}")
+    for sequence, one in enumerate(prompts(count, tokens)):
+        prompt = vocabulary.prompt(one.prompt)
         for token in prompt:
             put(sequence, token, token is prompt[-1])
         last = index - 1

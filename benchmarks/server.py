@@ -27,7 +27,10 @@ from tea_runtime import run_workflow
 BATCH = """
 name: batch
 nodes:
-  - {name: batch, uses: llm.batch, with: {prompts: "{{ state.prompts }}", max_tokens: %d, temperature: 0}}
+  - name: batch
+    uses: llm.batch
+    with: {prompts: "{{ state.prompts }}", max_tokens: %d, temperature: 0}
+    output: answers
 edges: [{from: __start__, to: batch}, {from: batch, to: __end__}]
 settings: {llm: {backend: local, model: "%s", n_threads: %d}}
 """
@@ -77,7 +80,7 @@ def measure(client: openai.OpenAI, options: argparse.Namespace) -> None:
     def batch() -> int:
         text = BATCH % (options.tokens, options.model, options.threads)
         state = run_workflow(yaml.safe_load(text), {"prompts": [one.prompt for one in prompts(8, 1)]})
-        return int(state["batch"]["usage"]["completion_tokens"])
+        return int(state["answers"]["usage"]["completion_tokens"])
 
     with backend_of(options) as backend:
         ways = {

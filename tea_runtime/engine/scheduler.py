@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Up to this size a context also grows to keep finished conversations in memory; beyond it only for running ones.
 KEEP = 8192
 #: Requests that are decoded side by side at most.
-MOST_TOGETHER = 16
+MOST_TOGETHER = 24
 # So many requests at once are many: what others left in memory slows each step.
 MANY = 4
 # Room for an answer that is asked for before it is known how long it gets.
