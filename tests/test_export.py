@@ -186,6 +186,11 @@ def test_line_breaks_and_control_characters_are_refused(target: str, path: str) 
         export_plan(target, given(path))
 
 
+def test_an_unknown_target_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="llama-server"):
+        export_plan("vllm", given())
+
+
 def test_a_relative_path_in_a_modelfile_is_not_a_model_name() -> None:
     assert "FROM ./smol.gguf" in export_plan("ollama", given("smol.gguf")).text
 

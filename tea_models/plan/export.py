@@ -67,6 +67,8 @@ def plan_for_export(
 
 def export_plan(target: str, what: ExportInput) -> Export:
     """Write a plan for a server; a UsageError where a value can't be written in its format."""
+    if target not in TARGETS:
+        raise UsageError(f"--to {target!r}: expected one of {', '.join(TARGETS)}")
     for text in (what.path, what.name, *what.profile.chat.stop.value):
         if any(ord(character) < 0x20 and character not in "\n\t" for character in text):
             raise UsageError(f"{text!r}: control characters can't be written into settings")
