@@ -16,7 +16,7 @@ from tea_runtime.engine.drafts import Drafter, StepCost
 from tests.scripted_model import build_scripted
 
 pytest.importorskip("llama_cpp")
-from tea_runtime import LlmCallParams, LocalLlmBackend
+from tea_runtime import LlmCallParams, LlmCallResult, LocalLlmBackend
 
 if TYPE_CHECKING:
     from tea_runtime.llama.generation import Generation
@@ -153,6 +153,16 @@ def test_random_answers_and_answers_in_company_are_not_guessed(looping: Path) ->
         assert "draft_n" not in result.timings
 
 
+def test_a_seed_asks_for_the_same_guesses_whatever_their_cost_was_meanwhile(looping: Path) -> None:
+    with LocalLlmBackend(looping, n_threads=1) as backend:
+        found = []
+        for seed in (None, 1):
+            backend.call(LlmCallParams("\n", 200, 0, seed=seed))
+            backend._model.texts._cost.share = 100.0
+            found.append("draft_n" in (backend.call(LlmCallParams("\n", 200, 0, seed=seed)).timings or {}))
+    assert found == [False, True]
+
+
 PERSON = {
     "type": "object",
     "properties": {
@@ -171,16 +181,22 @@ def asked(temperature: float, seed: int | None = None) -> LlmCallParams:
     return LlmCallParams(LISTED, 80, temperature, seed=seed, response_format=wanted)
 
 
+def with_and_without_guesses(
+    model: Path, params: LlmCallParams, monkeypatch: pytest.MonkeyPatch
+) -> tuple[LlmCallResult, LlmCallResult]:
+    answers = []
+    for first in (drafts.FIRST_CREDIT, -1e9):
+        monkeypatch.setattr(drafts, "FIRST_CREDIT", first)
+        with LocalLlmBackend(model) as backend:
+            answers.append(backend.call(params))
+    return answers[0], answers[1]
+
+
 @pytest.mark.real
 def test_keys_of_a_schema_cost_no_steps_of_their_own_and_the_answer_is_the_same(
     real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = []
-    for first in (drafts.FIRST_CREDIT, -1e9):
-        monkeypatch.setattr(drafts, "FIRST_CREDIT", first)
-        with LocalLlmBackend(real_model) as backend:
-            answers.append(backend.call(asked(0)))
-    guessed, plain = answers
+    guessed, plain = with_and_without_guesses(real_model, asked(0), monkeypatch)
     assert guessed.content == plain.content
     assert [*json.loads(guessed.content)] == PERSON["required"]
     assert guessed.timings is not None
@@ -205,12 +221,9 @@ def test_random_answers_are_guessed_and_those_that_a_seed_repeats_are_not(real_m
 def test_a_text_that_is_copied_is_the_same_with_and_without_guesses(
     real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = []
-    for first in (drafts.FIRST_CREDIT, -1e9):
-        monkeypatch.setattr(drafts, "FIRST_CREDIT", first)
-        with LocalLlmBackend(real_model) as backend:
-            answers.append(backend.call(LlmCallParams(f"{NOTICE}\n\n{NOTICE[:60]}", 40, 0)))
-    guessed, plain = answers
+    guessed, plain = with_and_without_guesses(
+        real_model, LlmCallParams(f"{NOTICE}\n\n{NOTICE[:60]}", 40, 0), monkeypatch
+    )
     assert guessed.content == plain.content
     assert guessed.content in NOTICE + "\n\n"
     assert guessed.timings is not None

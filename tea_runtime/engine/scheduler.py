@@ -101,7 +101,8 @@ class Scheduler:
             self._finish(request)
             return
         if request.generation.guessable and not self._weights.recurrent and not self._weights.n_swa:
-            request.drafter = Drafter(self._cost)
+            # A seed asks for the same steps again, whatever was measured meanwhile.
+            request.drafter = Drafter(self._cost if request.generation.params.random else StepCost())
         self.waiting.append(request)
 
     def step(self) -> None:
